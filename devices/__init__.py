@@ -1,0 +1,1 @@
+"""Device kinds, one file each, behind one set of contracts."""

@@ -1,0 +1,1 @@
+"""The op table and the kernels of each device kind."""

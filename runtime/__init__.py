@@ -1,0 +1,1 @@
+"""Graphs, loaders, plans, execution and the command line."""
