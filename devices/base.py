@@ -1,0 +1,337 @@
+"""The contracts every device kind fulfils: DeviceInfo, Device, Buffer, Queue, Event, Point.
+
+A device has *queues* (``compute``, and ``upload``/``download`` where transfers have their own).
+Driver work is asynchronous: a queue call returns an ``Event`` (or None when it already finished).
+Host-side order between queues of different drivers is kept by ``Point``s of a ``Timeline``: a
+point may be waited on before its work is submitted; a failure is permanent, carries its first
+cause to every waiter, and nobody hangs.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from crossdock.devices.program import Step
+from crossdock.runtime.errors import DeviceError, Error, Timeout
+from crossdock.runtime.tensor import Array, TensorSpec
+
+
+class Cap(enum.StrEnum):
+    """What a device can do; capability is data, never a type test."""
+
+    GRID = "grid"  # runs GridLaunch steps
+    ARRAY = "array"  # runs ArrayCall steps
+    NATIVE = "native"  # runs NativeCall steps
+    HOST_MEMORY = "host_memory"  # its buffers are host memory (Buffer.array works)
+    MAP = "map"  # buffers can be mapped into host memory without a copy
+    EVENTS = "events"  # asynchronous, ordered by driver events
+    PROFILING = "profiling"  # events carry device time stamps
+    COPY_QUEUES = "copy_queues"  # transfers have queues of their own
+    FLOAT16 = "float16"  # arithmetic in float16
+    FLOAT64 = "float64"  # arithmetic in float64
+    VIRTUAL_TIME = "virtual_time"  # simulated: times are on a virtual clock
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """Identity, limits and capabilities of a device.
+
+    ``physical_id`` is the same for one card or processor seen through two drivers (PCI address or
+    UUID where there is one); ``resource_group`` is the same for devices that share compute, such
+    as a CPU and a CPU-backed OpenCL platform. ``fingerprint`` keys measurements: model, driver,
+    clock and thread count, never a host name. Sizes in bytes.
+    """
+
+    id: str
+    kind: str
+    name: str
+    vendor: str
+    driver: str
+    physical_id: str
+    resource_group: str
+    compute_units: int
+    memory_bytes: int
+    caps: frozenset[Cap]
+    fingerprint: str
+    max_allocation: int = 0
+    local_memory: int = 0
+    max_work_group: int = 0
+    alignment: int = 64
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What looking for a device kind found: devices, or why there are none and what to install."""
+
+    kind: str
+    devices: tuple[DeviceInfo, ...] = ()
+    reason: str = ""
+    fix: str = ""
+
+
+class Event(ABC):
+    """Completion of driver work."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Block until the work is done; raises DeviceError if it failed."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """True when the work is done or failed; never blocks."""
+
+    def span(self) -> tuple[float, float] | None:
+        """Start and end on the device's clock in seconds, where it is profiled and done."""
+        return None
+
+
+class Buffer(ABC):
+    """Device memory of ``nbytes`` bytes; freed with the last reference or by ``release``."""
+
+    device: Device
+    nbytes: int
+
+    @abstractmethod
+    def view(self, offset: int, nbytes: int) -> Buffer:
+        """A window into this buffer; ``offset`` is a multiple of ``DeviceInfo.alignment``."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give the memory back now; later use is an error."""
+
+    def array(self, spec: TensorSpec) -> Array:
+        """The memory as a host array without a copy (only with Cap.HOST_MEMORY)."""
+        raise DeviceError(f"{self.device.info.id} has no host memory to view as {spec}")
+
+
+class Executable(ABC):
+    """A step compiled for a device; independent of buffers."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An executable with a buffer for each slot it names."""
+
+    executable: Executable
+    buffers: Mapping[Any, Buffer]  # Slot -> Buffer
+    label: str = ""
+    seconds: float = 0.0  # predicted; simulated devices take it as the duration
+
+
+class CommandBuffer(ABC):
+    """A sequence of bound steps that a queue replays, without Python between steps if possible."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+
+@dataclass
+class Span:
+    """Measured time of one bound step: seconds on the clock of ``time.perf_counter``."""
+
+    label: str
+    start: float
+    end: float
+
+
+class Queue(ABC):
+    """An in-order queue of a device. Calls are made by one thread at a time (the queue's worker).
+
+    ``waits`` are events of the same driver, waited for on the device without blocking the caller.
+    """
+
+    device: Device
+    role: str
+
+    @abstractmethod
+    def execute(
+        self,
+        commands: CommandBuffer,
+        waits: Sequence[Event] = (),
+        spans: list[Span] | None = None,
+    ) -> Event | None:
+        """Run a command buffer. With ``spans``, time each step (may synchronise after each)."""
+
+    @abstractmethod
+    def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> Event | None:
+        """Copy a C-contiguous host array into a buffer; ``source`` must live until the event."""
+
+    @abstractmethod
+    def read(self, source: Buffer, target: Array, waits: Sequence[Event] = ()) -> Event | None:
+        """Copy a buffer into a C-contiguous host array."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Block until everything submitted is done."""
+
+    def flush(self) -> None:
+        """Hand what was submitted to the device now, so that others may wait for its events."""
+
+
+class Device(ABC):
+    """An opened device."""
+
+    info: DeviceInfo
+    queues: Mapping[str, Queue]  # "compute", "upload", "download"; may be the same object
+
+    @abstractmethod
+    def allocate(self, nbytes: int, label: str = "") -> Buffer:
+        """Allocate; raises OutOfMemory naming the bytes wanted and free."""
+
+    @abstractmethod
+    def compile(self, step: Step) -> Executable:
+        """Compile a step; raises CompileError with the compiler's log. Results are cached."""
+
+    @abstractmethod
+    def record(self, bound: Sequence[Bound]) -> CommandBuffer:
+        """Make a command buffer from bound steps."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Wait for the queues and release everything."""
+
+    def worker(self, role: str) -> Worker:
+        """The thread that feeds the queue of this role (one a distinct queue), started at need."""
+        queue = self.queues[role]
+        with _WORKERS_LOCK:
+            found = getattr(queue, "_worker", None)
+            if not isinstance(found, Worker):
+                found = Worker(f"crossdock {self.info.id} {role}")
+                queue._worker = found  # type: ignore[attr-defined]
+            return found
+
+
+_WORKERS_LOCK = threading.Lock()
+
+
+class Timeline:
+    """A monotonic timeline: values are reached in order, or it fails once and for good."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._reached = 0
+        self._next = 0
+        self._events: dict[int, Event] = {}
+        self._error: BaseException | None = None
+
+    def record(self) -> Point:
+        """A new point after all earlier ones; its work need not be submitted yet."""
+        with self._changed:
+            self._next += 1
+            return Point(self, self._next)
+
+    def advance(self, value: int, event: Event | None = None) -> None:
+        """All points up to ``value`` are submitted, done when ``event`` is (None: done now)."""
+        with self._changed:
+            if self._error is None and value > self._reached:
+                if event is not None:
+                    self._events[value] = event
+                self._reached = value
+                self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Fail every point not reached yet; the first error stays."""
+        with self._changed:
+            if self._error is None:
+                self._error = error
+                self._changed.notify_all()
+
+    @property
+    def error(self) -> BaseException | None:
+        """The first failure, or None."""
+        return self._error
+
+    def _submitted(self, value: int, timeout: float | None) -> Event | None:
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: self._reached >= value or self._error is not None, timeout
+            ):
+                raise Timeout(f"waited {timeout} s for step {value} to be submitted")
+            if self._reached < value:
+                raise _carried(self._error)
+            later = [v for v in self._events if v >= value]
+            return self._events[min(later)] if later else None
+
+
+def _carried(error: BaseException | None) -> Error:
+    """The error a waiter gets: same type where it is ours, with the first failure as cause."""
+    if isinstance(error, Error):
+        copy = DeviceError(str(error)) if type(error).__init__ is not Exception.__init__ else (
+            type(error)(*error.args)
+        )
+    else:
+        copy = DeviceError(f"a step failed: {type(error).__name__}: {error}")
+    copy.__cause__ = error
+    return copy
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A value on a timeline."""
+
+    timeline: Timeline
+    value: int
+
+    def event(self, timeout: float | None = None) -> Event | None:
+        """Block until submitted; return the driver event, or None where the work is done."""
+        return self.timeline._submitted(self.value, timeout)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until reached; raises the first failure (as ``__cause__``) or Timeout."""
+        event = self.event(timeout)
+        if event is None:
+            return
+        if timeout is None:
+            event.wait()
+            return
+        deadline = time.monotonic() + timeout
+        while not event.done():
+            if time.monotonic() > deadline:
+                raise Timeout(f"waited {timeout} s for step {self.value} to finish")
+            time.sleep(0.0002)
+        event.wait()
+
+    def signal(self, event: Event | None = None) -> None:
+        """Mark this point as submitted, done when ``event`` is."""
+        self.timeline.advance(self.value, event)
+
+
+class Worker:
+    """A daemon thread that runs what is posted, in order."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._stop = False
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
+
+    def post(self, job: Callable[[], None]) -> None:
+        """Append a job; it must not raise (jobs hand their errors to their own timeline)."""
+        with self._wake:
+            self._jobs.append(job)
+            self._wake.notify()
+
+    def stop(self) -> None:
+        """End the thread after the jobs already posted."""
+        with self._wake:
+            self._stop = True
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._jobs:
+                    if self._stop:
+                        return
+                    self._wake.wait()
+                job = self._jobs.popleft()
+            job()

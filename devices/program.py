@@ -1,0 +1,159 @@
+"""What a device is asked to run: steps, as kernels lower to them. Data only.
+
+Three kinds of step, each understood by the device kinds that can run it:
+
+* ``GridLaunch``: a kernel text in the shared C dialect, run over a grid (opencl, cuda);
+* ``ArrayCall``: a Python function over arrays of the device's namespace (cpu, sim, cuda);
+* ``NativeCall``: a compiled function with the uniform pointer ABI (cpu).
+
+A step names its buffers by slot: ``In(i)`` the op's i-th operand, ``Out(i)`` its i-th result,
+``Scratch(i)`` the i-th scratch buffer, ``Packed(i)`` the i-th packed constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from crossdock.runtime.tensor import Array, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class In:
+    """Operand ``index`` of the op (an index into its ``inputs``, absent ones counted)."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """Result ``index`` of the op."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Scratch buffer ``index``, live during the op only."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Packed constant ``index``: made once a session by ``Pack.make``, resident on the device."""
+
+    index: int
+
+
+Slot = In | Out | Scratch | Packed
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A scalar kernel argument; ``value`` is a numpy scalar, whose dtype is the C type's."""
+
+    value: Any
+
+
+Argument = Slot | Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Arithmetic and traffic of a step or op: floating (or integer) operations and bytes."""
+
+    flops: float = 0.0
+    bytes_read: float = 0.0
+    bytes_written: float = 0.0
+
+    @property
+    def bytes(self) -> float:
+        """Bytes moved in both directions."""
+        return self.bytes_read + self.bytes_written
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.flops + other.flops,
+            self.bytes_read + other.bytes_read,
+            self.bytes_written + other.bytes_written,
+        )
+
+
+@dataclass(frozen=True)
+class GridLaunch:
+    """One kernel launch over a grid.
+
+    ``source`` is dialect text *without* the header of macros; the device kind puts its own header
+    (``OPENCL_HEADER``/``CUDA_HEADER`` in ``devices.dialect``) before it. ``defines`` become
+    ``#define`` lines before the text. ``grid`` is in work items (OpenCL's global size), a multiple
+    of ``block`` (work-group / thread block) in each of at most three dimensions.
+    """
+
+    source: str
+    entry: str
+    args: tuple[Argument, ...]
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    defines: tuple[tuple[str, str], ...] = ()
+
+
+ArrayFn = Callable[[Any, list[Any], list[Any]], None]
+"""``fn(xp, ins, outs)``: read the arrays ``ins`` (None where absent), write into ``outs``."""
+
+
+@dataclass(frozen=True)
+class ArrayCall:
+    """A function over arrays of the device's namespace (numpy, cupy).
+
+    The device passes views of its buffers shaped by ``in_specs``/``out_specs`` for the slots in
+    ``ins``/``outs``. ``fn`` must write every element of every output.
+    """
+
+    fn: ArrayFn
+    ins: tuple[Slot | None, ...]
+    outs: tuple[Slot, ...]
+    in_specs: tuple[TensorSpec | None, ...]
+    out_specs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class NativeCall:
+    """A compiled function ``void f(const int64_t *args, int64_t begin, int64_t end)``.
+
+    ``args`` become 64-bit words: a slot its address, a scalar its integer value, or the bits of a
+    float64. ``extent`` independent items can be split over threads by [begin, end). ``address``
+    makes the function (compiling it if need be) and returns its address; ``keep`` lives as long.
+    """
+
+    name: str
+    address: Callable[[], int]
+    args: tuple[Argument, ...]
+    extent: int
+    grain: int = 1
+
+
+Step = GridLaunch | ArrayCall | NativeCall
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A constant made from an op's constant operands, once a session, uploaded once."""
+
+    make: Callable[[], Array]
+    spec: TensorSpec
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """An op on a device: steps in order, scratch sizes in bytes, packed constants.
+
+    ``unused`` lists operands that the steps never read (they were packed), so that they need no
+    copy on the device.
+    """
+
+    steps: tuple[Step, ...]
+    scratch: tuple[int, ...] = ()
+    packs: tuple[Pack, ...] = ()
+    unused: frozenset[int] = field(default_factory=frozenset)

@@ -1,0 +1,123 @@
+"""The op table and the kernel candidates.
+
+Op entries register with ``define`` when their family's module is imported; kernels with
+``kernel``. ``load`` imports all of them once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.program import Lowered
+from crossdock.kernels.spec import Kernel, OpCall, OpSpec, When
+from crossdock.runtime.errors import UnsupportedOp
+
+_OPS: dict[str, OpSpec] = {}
+_KERNELS: dict[str, list[Kernel]] = {}
+_LOCK = threading.RLock()
+_STATE = {"loaded": False}
+
+FAMILIES = (
+    "ops_elementwise",
+    "ops_compare",
+    "ops_activation",
+    "ops_shape",
+    "ops_gather",
+    "ops_reduce",
+    "ops_matmul",
+    "ops_conv",
+    "ops_pool",
+    "ops_normalization",
+    "ops_recurrent",
+    "ops_extension",
+    "fused",
+    "array_kernels",
+    "cpu_kernels",
+    "grid_kernels",
+)
+"""Modules of this package that register entries, in order."""
+
+
+def load() -> None:
+    """Import every family once; cheap afterwards."""
+    if _STATE["loaded"]:
+        return
+    with _LOCK:
+        if not _STATE["loaded"]:
+            for name in FAMILIES:
+                importlib.import_module(f"crossdock.kernels.{name}")
+            _STATE["loaded"] = True
+
+
+def define(spec: OpSpec) -> OpSpec:
+    """Register an op entry; a second one of the same name is a bug."""
+    assert spec.name not in _OPS, spec.name
+    _OPS[spec.name] = spec
+    return spec
+
+
+def op(name: str) -> OpSpec:
+    """Return an op's entry; raises UnsupportedOp naming it."""
+    load()
+    found = _OPS.get(name)
+    if found is None:
+        raise UnsupportedOp(f"no operator {name!r}; `crossdock ops` lists the operators there are")
+    return found
+
+
+def ops() -> dict[str, OpSpec]:
+    """All op entries by name."""
+    load()
+    return dict(_OPS)
+
+
+def kernel(
+    name: str, op: str, kinds: Iterable[str], *, when: When, rank: int = 50, native: bool = True
+) -> Callable[[Callable[[OpCall, DeviceInfo], Lowered]], Callable[[OpCall, DeviceInfo], Lowered]]:
+    """Decorator: register the function as the ``lower`` of a kernel candidate for ``op``.
+
+    ``op`` "*" makes a candidate for every op.
+    """
+
+    def register(
+        lower: Callable[[OpCall, DeviceInfo], Lowered],
+    ) -> Callable[[OpCall, DeviceInfo], Lowered]:
+        _KERNELS.setdefault(op, []).append(
+            Kernel(name, op, frozenset(kinds), when, lower, rank, native)
+        )
+        return lower
+
+    return register
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Kernels that fit an op instance on a device, best rank first, and why others do not."""
+
+    fitting: tuple[Kernel, ...]
+    rejected: tuple[tuple[str, str], ...]
+
+    def reason(self) -> str:
+        """Why nothing fits, in one line."""
+        return "; ".join(f"{name}: {why}" for name, why in self.rejected) or "no kernel is known"
+
+
+def candidates(call: OpCall, device: DeviceInfo) -> Candidates:
+    """Find the kernels for an op instance on a device."""
+    load()
+    fitting: list[Kernel] = []
+    rejected: list[tuple[str, str]] = []
+    for entry in (*_KERNELS.get(call.op, ()), *_KERNELS.get("*", ())):
+        if device.kind not in entry.kinds:
+            continue
+        why = entry.when(call, device)
+        if why is None:
+            fitting.append(entry)
+        else:
+            rejected.append((entry.name, why))
+    fitting.sort(key=lambda k: k.rank)
+    return Candidates(tuple(fitting), tuple(rejected))

@@ -1,0 +1,120 @@
+"""Every exception crossdock raises on purpose, one tree.
+
+    Error
+    |-- LoadError          a model or tensor file could not become a graph
+    |   |-- MalformedModel     the bytes or the graph they describe are broken
+    |   |-- UnsupportedModel   legal, but it needs something crossdock lacks
+    |   `-- UnsafeModel        it reaches outside its folder or its budget
+    |-- GraphError         a graph breaks a rule of the operator set
+    |   |-- ShapeError         shape, rank or type rule
+    |   `-- UnsupportedOp      no such operator, or not for these types
+    |-- PlanError          no acceptable placement
+    |   |-- NoPlacement        an op has no device that may run it
+    |   |-- MemoryBudget       the tensors do not fit
+    |   `-- StalePlan          the plan was made for something else
+    |-- DeviceError        a device is missing or failed
+    |   |-- Unavailable        it cannot be opened; says what to install
+    |   |-- OutOfMemory        an allocation failed or passed the budget
+    |   |-- CompileError       a kernel did not build; `log` has the compiler's text
+    |   `-- DeviceLost         it failed for good
+    `-- ExecutionError     a run did not end well
+        |-- FeedError          the inputs do not fit the graph
+        |-- Timeout            the deadline passed
+        `-- Cancelled          the caller gave up
+
+A message is one line: what, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """Root of every exception raised on purpose."""
+
+
+class LoadError(Error):
+    """A model or tensor file could not be loaded."""
+
+
+class MalformedModel(LoadError):
+    """The bytes, or the graph they describe, are broken."""
+
+
+class UnsupportedModel(LoadError):
+    """The model is legal but needs something crossdock does not have."""
+
+
+class UnsafeModel(LoadError):
+    """The model reaches outside its own folder or beyond a budget."""
+
+
+class GraphError(Error, ValueError):
+    """A graph breaks a rule of the operator set."""
+
+
+class ShapeError(GraphError):
+    """A shape, rank or type rule is broken."""
+
+
+class UnsupportedOp(GraphError):
+    """No such operator, or not for these types."""
+
+
+class PlanError(Error):
+    """There is no acceptable plan."""
+
+
+class NoPlacement(PlanError):
+    """An op has no device that may run it."""
+
+
+class MemoryBudget(PlanError):
+    """The tensors do not fit a device's memory budget."""
+
+
+class StalePlan(PlanError):
+    """The plan was made for another graph, device or cost model."""
+
+
+class DeviceError(Error):
+    """A device is missing or failed."""
+
+
+class Unavailable(DeviceError):
+    """A device cannot be opened; the message says what to install."""
+
+
+class OutOfMemory(DeviceError):
+    """An allocation failed or passed the device's budget."""
+
+
+class CompileError(DeviceError):
+    """A kernel did not build.
+
+    ``log`` holds the compiler's text, ``source`` the kernel's.
+    """
+
+    def __init__(self, message: str, *, log: str = "", source: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+        self.source = source
+
+
+class DeviceLost(DeviceError):
+    """A device failed for good and is not used again."""
+
+
+class ExecutionError(Error):
+    """A run did not end with a result."""
+
+
+class FeedError(ExecutionError, ValueError):
+    """The given inputs do not fit the graph's."""
+
+
+class Timeout(ExecutionError, TimeoutError):
+    """The deadline passed before the run ended."""
+
+
+class Cancelled(ExecutionError):
+    """The run was cancelled before it ended."""
