@@ -1,0 +1,170 @@
+"""JSON form of a Problem: devices, links (both directions), tasks, edges.
+
+Beyond the plain form, these optional keys carry what it has no room for: ``resource_group`` of a
+device, ``directed`` on a one-way link, ``scratch_bytes`` of a task, a fourth edge item (the tensor
+number) where a producer has several tensors, and ``group_capacity`` at the top.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from crossdock.runtime.errors import GraphError
+from crossdock.scheduler.problem import DeviceSpec, EdgeSpec, LinkSpec, Problem, TaskSpec
+from crossdock.scheduler.problem_build import assemble
+
+
+def from_json(instance: Mapping[str, Any]) -> Problem:
+    """Read a problem; null or infinite costs mean "cannot run there".
+
+    Raises:
+        GraphError: a missing or malformed field, named.
+        NoPlacement: a task that no device can run.
+    """
+    try:
+        raw_devices, raw_tasks = instance["devices"], instance["tasks"]
+        device_at = {d["id"]: i for i, d in enumerate(raw_devices)}
+        task_at = {t["id"]: i for i, t in enumerate(raw_tasks)}
+        devices = [
+            DeviceSpec(
+                id=name,
+                mem_bytes=_number(d.get("mem_bytes"), math.inf),
+                resource_group=d.get("resource_group"),
+                kind=str(d.get("kind", "")),
+            )
+            for name, d in zip(_names(raw_devices), raw_devices, strict=True)
+        ]
+        tasks = [
+            TaskSpec(
+                name=name,
+                cost=[_number(c, math.inf) for c in t["cost"]],
+                out_bytes=t.get("out_bytes"),
+                param_bytes=_number(t.get("param_bytes"), 0.0),
+                scratch_bytes=_number(t.get("scratch_bytes"), 0.0),
+                reasons=dict(t.get("reasons", {})),
+            )
+            for name, t in zip(_names(raw_tasks), raw_tasks, strict=True)
+        ]
+        edges = [
+            EdgeSpec(task_at[e[0]], task_at[e[1]], _number(e[2], 0.0), _tensor(e))
+            for e in instance["edges"]
+        ]
+        links = [
+            LinkSpec(
+                device_at[x["a"]],
+                device_at[x["b"]],
+                _number(x["lat"], 0.0),
+                _number(x["bw"], math.inf),
+                both=not x.get("directed", False),
+            )
+            for x in instance.get("links", [])
+        ]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise GraphError(f"scheduling instance: bad or missing field {error}") from error
+    return assemble(
+        Problem,
+        tasks,
+        edges,
+        devices,
+        links,
+        host=None,
+        group_capacity=instance.get("group_capacity", {}),
+        pins={},
+        forbids={},
+        task_ids=list(task_at),
+        device_keys=list(device_at),
+    )
+
+
+def to_json(problem: Problem) -> dict[str, Any]:
+    """Write a problem; ``from_json`` of the result is the same problem."""
+    result: dict[str, Any] = {
+        "devices": [_device(problem, d) for d in range(problem.m)],
+        "links": _links(problem),
+        "tasks": [_task(problem, t) for t in range(problem.n)],
+        "edges": _edges(problem),
+    }
+    if problem.group_capacity:
+        result["group_capacity"] = dict(problem.group_capacity)
+    return result
+
+
+def _number(value: Any, default: float) -> float:
+    return default if value is None else float(value)
+
+
+def _tensor(edge: Sequence[Any]) -> str | None:
+    return str(edge[3]) if len(edge) > 3 else None
+
+
+def _names(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names where they are given and unique, else the ids."""
+    names = [str(x.get("name") or x["id"]) for x in items]
+    return names if len(set(names)) == len(names) else [str(x["id"]) for x in items]
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _device(p: Problem, d: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "id": p.device_keys[d],
+        "name": p.device_ids[d],
+        "kind": p.device_kinds[d],
+        "mem_bytes": _finite(p.mem_bytes[d]),
+    }
+    if p.groups[d] != p.device_ids[d]:
+        entry["resource_group"] = p.groups[d]
+    return entry
+
+
+def _task(p: Problem, t: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "id": p.task_ids[t],
+        "name": p.task_names[t],
+        "cost": [_finite(c) for c in p.cost[t]],
+        "out_bytes": float(p.out_bytes[t]),
+        "param_bytes": float(p.param_bytes[t]),
+    }
+    if p.scratch_bytes[t]:
+        entry["scratch_bytes"] = float(p.scratch_bytes[t])
+    reasons = {p.device_ids[d]: p.reasons[t, d] for d in range(p.m) if (t, d) in p.reasons}
+    if reasons:
+        entry["reasons"] = reasons
+    return entry
+
+
+def _edges(p: Problem) -> list[list[Any]]:
+    tensors: dict[int, set[int]] = {}
+    for a, x in zip(p.edge_src.tolist(), p.edge_tensor.tolist(), strict=True):
+        tensors.setdefault(a, set()).add(x)
+    rows: list[list[Any]] = []
+    for a, b, size, x in zip(
+        p.edge_src.tolist(),
+        p.edge_dst.tolist(),
+        p.edge_bytes.tolist(),
+        p.edge_tensor.tolist(),
+        strict=True,
+    ):
+        row = [p.task_ids[a], p.task_ids[b], size]
+        rows.append([*row, x] if len(tensors[a]) > 1 else row)
+    return rows
+
+
+def _links(p: Problem) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for a in range(p.m):
+        for b in range(p.m):
+            if a == b or math.isinf(p.latency[a, b]):
+                continue
+            same = p.latency[a, b] == p.latency[b, a] and p.inv_bw[a, b] == p.inv_bw[b, a]
+            if same and b < a:
+                continue
+            bw = 1.0 / p.inv_bw[a, b] if p.inv_bw[a, b] else math.inf
+            row = {"a": p.device_keys[a], "b": p.device_keys[b], "lat": float(p.latency[a, b])}
+            row["bw"] = _finite(bw)
+            rows.append(row if same else {**row, "directed": True})
+    return rows
