@@ -1,0 +1,90 @@
+"""Fuse chains of elementwise ops into one ``fused`` op.
+
+A producer joins its consumer where the consumer is its only reader, both have the same shape, and
+the body stays small. The joined node takes the consumer's name and place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from crossdock.kernels import table
+from crossdock.kernels.fused import FusedBody, FusedStep
+from crossdock.runtime.graph import Graph, Node
+
+MAX_STEPS = 24
+MAX_INPUTS = 8
+
+
+@dataclass
+class _Group:
+    """Nodes fused so far, in order; the last one gives the result."""
+
+    nodes: list[Node] = field(default_factory=list)
+
+    def inputs(self) -> list[str]:
+        made = {n.outputs[0] for n in self.nodes}
+        reads = [v for n in self.nodes for v in n.operands if v not in made]
+        return list(dict.fromkeys(reads))
+
+
+def fuse_elementwise(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
+    """Return the graph with elementwise chains fused; nodes named in ``keep`` stay alone."""
+    readers = graph.consumers()
+    outputs = set(graph.outputs.values())
+    groups: dict[str, _Group] = {}  # by the value the group makes
+    absorbed: set[str] = set()
+    for node in graph.nodes:
+        if node.name in keep or not _fusible(graph, node):
+            continue
+        group = _Group([node])
+        for value in dict.fromkeys(node.operands):
+            producer = groups.get(value)
+            if producer is None or value in outputs or len(readers[value]) > 1:
+                continue
+            if graph.specs[value].shape != graph.specs[node.outputs[0]].shape:
+                continue
+            joined = _Group(producer.nodes + group.nodes)
+            if len(joined.nodes) <= MAX_STEPS and len(joined.inputs()) <= MAX_INPUTS:
+                group = joined
+                absorbed.add(value)
+        groups[node.outputs[0]] = group
+    nodes = []
+    for node in graph.nodes:
+        value = node.outputs[0]
+        if value in absorbed:
+            continue
+        found = groups.get(value)
+        alone = found is None or len(found.nodes) == 1
+        nodes.append(node if alone or found is None else _fused(graph, found))
+    return replace(graph, nodes=tuple(nodes))
+
+
+def _fusible(graph: Graph, node: Node) -> bool:
+    entry = table.op(node.op)
+    return (
+        len(node.outputs) == 1
+        and len(node.operands) == len(node.inputs)
+        and not entry.alias
+        and entry.expression(node.attrs) is not None
+        and graph.specs[node.outputs[0]].size > 0
+    )
+
+
+def _fused(graph: Graph, group: _Group) -> Node:
+    inputs = group.inputs()
+    index = {value: i for i, value in enumerate(inputs)}
+    steps = []
+    for k, node in enumerate(group.nodes):
+        steps.append(
+            FusedStep(
+                node.op,
+                node.attrs,
+                tuple(index[v] for v in node.operands),
+                graph.specs[node.outputs[0]].dtype,
+                tuple(graph.specs[v].dtype for v in node.operands),
+            )
+        )
+        index[node.outputs[0]] = -1 - k
+    last = group.nodes[-1]
+    return Node(last.name, "fused", tuple(inputs), last.outputs, {"body": FusedBody(tuple(steps))})
