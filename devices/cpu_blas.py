@@ -1,0 +1,93 @@
+"""The BLAS library that numpy brought along: its threads, and its routines' addresses.
+
+Only OpenBLAS is looked for, under the names that numpy's wheels and distributions give it. Where
+there is none (Accelerate, MKL), ``blas()`` is None and callers go through numpy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+# Prefix and suffix of the symbols, and whether integers have 64 bits.
+_NAMES = (("scipy_", "64_", True), ("", "64_", True), ("scipy_", "", False), ("", "", False))
+
+
+@dataclass(frozen=True)
+class Blas:
+    """OpenBLAS: ``sgemm``/``dgemm`` are addresses of the C routines ``cblas_?gemm``.
+
+    ``wide`` tells whether their integers have 64 bits, else 32.
+    """
+
+    sgemm: int
+    dgemm: int
+    wide: bool
+    get_threads: Callable[[], int]
+    set_threads: Callable[[int], None]
+
+    @contextmanager
+    def threads(self, count: int) -> Iterator[None]:
+        """Limit the library to ``count`` threads for a while; cheap where it already is."""
+        before = self.get_threads()
+        if before == count:
+            yield
+            return
+        self.set_threads(count)
+        try:
+            yield
+        finally:
+            self.set_threads(before)
+
+
+@functools.cache
+def blas() -> Blas | None:
+    """Find numpy's OpenBLAS in this process."""
+    for path in _libraries():
+        try:
+            library = ctypes.CDLL(path)
+        except OSError:
+            continue
+        for prefix, suffix, wide in _NAMES:
+            found = _bind(library, prefix, suffix, wide)
+            if found is not None:
+                return found
+    return None
+
+
+def _libraries() -> Iterator[str]:
+    np.dot(np.ones((1, 1), np.float32), np.ones((1, 1), np.float32))
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        lines = []
+    mapped = {line.split(None, 5)[-1] for line in lines if "blas" in line}
+    package = Path(np.__file__).parent
+    for folder in (package.parent / "numpy.libs", package / ".dylibs"):
+        mapped |= {str(p) for p in folder.glob("*openblas*")}
+    yield from sorted(mapped, key=lambda p: ("numpy" not in p, p))
+
+
+def _bind(library: ctypes.CDLL, prefix: str, suffix: str, wide: bool) -> Blas | None:
+    try:
+        sgemm = getattr(library, f"{prefix}cblas_sgemm{suffix}")
+        dgemm = getattr(library, f"{prefix}cblas_dgemm{suffix}")
+        get = getattr(library, f"{prefix}openblas_get_num_threads{suffix}")
+        put = getattr(library, f"{prefix}openblas_set_num_threads{suffix}")
+    except AttributeError:
+        return None
+    get.restype, get.argtypes = ctypes.c_int, []
+    put.restype, put.argtypes = None, [ctypes.c_int]
+    return Blas(_address(sgemm), _address(dgemm), wide, get, put)
+
+
+def _address(function: object) -> int:
+    value = ctypes.cast(function, ctypes.c_void_p).value  # type: ignore[arg-type]
+    assert value
+    return value

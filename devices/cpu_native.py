@@ -1,0 +1,379 @@
+"""Compiled code in host memory: the LLVM engine, and the loop that runs native steps.
+
+``compile_ir`` turns LLVM IR into machine code for this processor. ``NativeProgram`` is a table of
+native steps run by one compiled loop that holds no interpreter lock. With helper threads, a step
+of several chunks is shared: every thread claims chunks with an atomic counter, and the leading
+thread goes on to the next step when all chunks of this one are complete. A helper that wakes late
+only leaves more chunks to the others, so nobody waits for a sleeping thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from crossdock.runtime.errors import CompileError
+
+_LOCK = threading.Lock()
+_KEPT: list[Any] = []  # engines own the machine code, which lives as long as the process
+CHUNKS_PER_THREAD = 4
+
+
+@functools.cache
+def _target() -> tuple[Any, Any]:
+    """The LLVM binding and the machine description of this processor."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()
+    features = llvm.get_host_cpu_features().flatten()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=features, opt=3, reloc="default", jit=True
+    )
+    return llvm, machine
+
+
+def compile_ir(text: str, names: Sequence[str], *, optimise: bool = True) -> list[int]:
+    """Compile LLVM IR and return the addresses of the functions ``names``.
+
+    The code lives until the process ends. Safe to call from any thread.
+
+    Raises:
+        CompileError: the IR is refused; ``log`` has LLVM's text and ``source`` the IR.
+    """
+    with _LOCK:
+        llvm, machine = _target()
+        try:
+            module = llvm.parse_assembly(text)
+            module.triple = machine.triple
+            module.data_layout = str(machine.target_data)
+            module.verify()
+        except RuntimeError as error:
+            raise CompileError(
+                f"cpu: LLVM refuses the code of {', '.join(names)}", log=str(error), source=text
+            ) from error
+        if optimise:
+            options = llvm.create_pipeline_tuning_options(speed_level=3)
+            options.loop_vectorization = True
+            options.slp_vectorization = False
+            builder = llvm.create_pass_builder(machine, options)
+            builder.getModulePassManager().run(module, builder)
+        engine = llvm.create_mcjit_compiler(module, machine)
+        engine.finalize_object()
+        _KEPT.append(engine)
+        return [int(engine.get_function_address(name)) for name in names]
+
+
+@dataclass(frozen=True)
+class NativeRow:
+    """One native step: machine code, its argument words, and how many items it has.
+
+    ``keep`` holds what the words point to.
+    """
+
+    address: int
+    words: tuple[int, ...]
+    extent: int
+    grain: int
+    keep: object = None
+
+
+_ROW = 5  # words in a table row: function, arguments, extent, items a chunk, chunks
+_LINE = 8  # words in a cache line
+
+_DRIVER = """
+%kernel = type void (i64*, i64, i64)
+
+declare i32 @sched_yield()
+
+define void @xd_serial(i64* noalias %table, i64 %n) {
+entry:
+  %none = icmp sle i64 %n, 0
+  br i1 %none, label %done, label %loop
+loop:
+  %i = phi i64 [0, %entry], [%next, %loop]
+  %row = mul i64 %i, 5
+  %p0 = getelementptr i64, i64* %table, i64 %row
+  %p1 = getelementptr i64, i64* %p0, i64 1
+  %p2 = getelementptr i64, i64* %p0, i64 2
+  %w0 = load i64, i64* %p0
+  %w1 = load i64, i64* %p1
+  %extent = load i64, i64* %p2
+  %fn = inttoptr i64 %w0 to %kernel*
+  %args = inttoptr i64 %w1 to i64*
+  call void %fn(i64* %args, i64 0, i64 %extent)
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, %n
+  br i1 %more, label %loop, label %done
+done:
+  ret void
+}
+
+define internal void @relax(i64 %spins) {
+entry:
+  %often = and i64 %spins, 127
+  %give = icmp eq i64 %often, 127
+  br i1 %give, label %yield, label %pause
+yield:
+  %ignored = call i32 @sched_yield()
+  ret void
+pause:
+  call void asm sideeffect "PAUSE", "~{memory}"()
+  ret void
+}
+
+; Claim chunks of step %i until there are none left. Counters: claimed, complete.
+define internal void @share(i64* %table, i64* %counters, i64 %i) {
+entry:
+  %row = mul i64 %i, 5
+  %p0 = getelementptr i64, i64* %table, i64 %row
+  %p1 = getelementptr i64, i64* %p0, i64 1
+  %p2 = getelementptr i64, i64* %p0, i64 2
+  %p3 = getelementptr i64, i64* %p0, i64 3
+  %p4 = getelementptr i64, i64* %p0, i64 4
+  %w0 = load i64, i64* %p0
+  %w1 = load i64, i64* %p1
+  %extent = load i64, i64* %p2
+  %size = load i64, i64* %p3
+  %chunks = load i64, i64* %p4
+  %fn = inttoptr i64 %w0 to %kernel*
+  %args = inttoptr i64 %w1 to i64*
+  %pair = mul i64 %i, 2
+  %claimed = getelementptr i64, i64* %counters, i64 %pair
+  %complete = getelementptr i64, i64* %claimed, i64 1
+  br label %claim
+claim:
+  %c = atomicrmw add i64* %claimed, i64 1 acq_rel
+  %mine = icmp slt i64 %c, %chunks
+  br i1 %mine, label %run, label %done
+run:
+  %begin = mul i64 %c, %size
+  %far = add i64 %begin, %size
+  %over = icmp sgt i64 %far, %extent
+  %end = select i1 %over, i64 %extent, i64 %far
+  call void %fn(i64* %args, i64 %begin, i64 %end)
+  %old = atomicrmw add i64* %complete, i64 1 acq_rel
+  br label %claim
+done:
+  ret void
+}
+
+; State: word 0 the current step, word 8 the helpers inside, words 16... two counters a step.
+define void @xd_lead(i64* %table, i64 %n, i64* %state) {
+entry:
+  %inside = getelementptr i64, i64* %state, i64 8
+  %counters = getelementptr i64, i64* %state, i64 16
+  br label %clear
+clear:
+  %k = phi i64 [0, %entry], [%knext, %clearing]
+  %unclear = icmp slt i64 %k, %n
+  br i1 %unclear, label %clearing, label %open
+clearing:
+  %two = mul i64 %k, 2
+  %q0 = getelementptr i64, i64* %counters, i64 %two
+  %q1 = getelementptr i64, i64* %q0, i64 1
+  store atomic i64 0, i64* %q0 monotonic, align 8
+  store atomic i64 0, i64* %q1 monotonic, align 8
+  %knext = add i64 %k, 1
+  br label %clear
+open:
+  store atomic i64 0, i64* %state release, align 8
+  br label %step
+step:
+  %i = phi i64 [0, %open], [%next, %advance]
+  %more = icmp slt i64 %i, %n
+  br i1 %more, label %look, label %close
+look:
+  %row = mul i64 %i, 5
+  %p0 = getelementptr i64, i64* %table, i64 %row
+  %p1 = getelementptr i64, i64* %p0, i64 1
+  %p2 = getelementptr i64, i64* %p0, i64 2
+  %p4 = getelementptr i64, i64* %p0, i64 4
+  %chunks = load i64, i64* %p4
+  %single = icmp sle i64 %chunks, 1
+  br i1 %single, label %alone, label %shared
+alone:
+  %w0 = load i64, i64* %p0
+  %w1 = load i64, i64* %p1
+  %extent = load i64, i64* %p2
+  %fn = inttoptr i64 %w0 to %kernel*
+  %args = inttoptr i64 %w1 to i64*
+  call void %fn(i64* %args, i64 0, i64 %extent)
+  br label %advance
+shared:
+  call void @share(i64* %table, i64* %counters, i64 %i)
+  %pair = mul i64 %i, 2
+  %pair1 = add i64 %pair, 1
+  %complete = getelementptr i64, i64* %counters, i64 %pair1
+  br label %wait
+wait:
+  %spins = phi i64 [0, %shared], [%spins1, %idle]
+  %got = load atomic i64, i64* %complete acquire, align 8
+  %all = icmp sge i64 %got, %chunks
+  br i1 %all, label %advance, label %idle
+idle:
+  call void @relax(i64 %spins)
+  %spins1 = add i64 %spins, 1
+  br label %wait
+advance:
+  %next = add i64 %i, 1
+  store atomic i64 %next, i64* %state release, align 8
+  br label %step
+close:
+  store atomic i64 %n, i64* %state seq_cst, align 8
+  br label %leave
+leave:
+  %spins2 = phi i64 [0, %close], [%spins3, %idle2]
+  %left = load atomic i64, i64* %inside seq_cst, align 8
+  %empty = icmp eq i64 %left, 0
+  br i1 %empty, label %done, label %idle2
+idle2:
+  call void @relax(i64 %spins2)
+  %spins3 = add i64 %spins2, 1
+  br label %leave
+done:
+  ret void
+}
+
+define void @xd_help(i64* %table, i64 %n, i64* %state) {
+entry:
+  %inside = getelementptr i64, i64* %state, i64 8
+  %counters = getelementptr i64, i64* %state, i64 16
+  %before = atomicrmw add i64* %inside, i64 1 seq_cst
+  br label %look
+look:
+  %spins = phi i64 [0, %entry], [0, %shared], [%spins1, %idle]
+  %last = phi i64 [-1, %entry], [%i, %shared], [%last, %idle]
+  %i = load atomic i64, i64* %state seq_cst, align 8
+  %open = icmp slt i64 %i, %n
+  br i1 %open, label %step, label %done
+step:
+  %row = mul i64 %i, 5
+  %row4 = add i64 %row, 4
+  %p4 = getelementptr i64, i64* %table, i64 %row4
+  %chunks = load i64, i64* %p4
+  %several = icmp sgt i64 %chunks, 1
+  %fresh = icmp ne i64 %i, %last
+  %join = and i1 %several, %fresh
+  br i1 %join, label %shared, label %idle
+shared:
+  call void @share(i64* %table, i64* %counters, i64 %i)
+  br label %look
+idle:
+  call void @relax(i64 %spins)
+  %spins1 = add i64 %spins, 1
+  br label %look
+done:
+  %after = atomicrmw sub i64* %inside, i64 1 seq_cst
+  ret void
+}
+"""
+
+_PAUSE = {"x86_64": "pause", "amd64": "pause", "aarch64": "yield", "arm64": "yield"}
+
+
+@functools.cache
+def _driver() -> tuple[Any, Any, Any]:
+    """The compiled loops: serial, leading, helping."""
+    pause = _PAUSE.get(platform.machine().lower(), "nop")
+    text = _DRIVER.replace("PAUSE", pause)
+    serial, lead, help_ = compile_ir(text, ("xd_serial", "xd_lead", "xd_help"))
+    two = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+    three = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+    return two(serial), three(lead), three(help_)
+
+
+def _chunks(row: NativeRow, threads: int) -> tuple[int, int]:
+    """Items a chunk and number of chunks: none smaller than the grain, a few a thread."""
+    most = threads * CHUNKS_PER_THREAD
+    chunks = min(most, row.extent // max(row.grain, 1)) if threads > 1 else 1
+    if chunks <= 1:
+        return row.extent, 1
+    size = -(-row.extent // chunks)
+    return size, -(-row.extent // size)
+
+
+class NativeProgram:
+    """A table of native steps; ``run`` executes them in order in the calling thread."""
+
+    def __init__(self, rows: Sequence[NativeRow], pool: HelperPool | None = None) -> None:
+        threads = 1 + (pool.helpers if pool else 0)
+        self._keep = [row.keep for row in rows]
+        self._words = np.array([w for row in rows for w in row.words] or [0], np.int64)
+        self._table = np.zeros((len(rows), _ROW), np.int64)
+        base, at, shared = int(self._words.ctypes.data), 0, False
+        for i, row in enumerate(rows):
+            size, chunks = _chunks(row, threads)
+            shared = shared or chunks > 1
+            self._table[i] = (row.address, base + 8 * at, row.extent, size, chunks)
+            at += len(row.words)
+        self._state = np.zeros(2 * _LINE + 2 * len(rows), np.int64)
+        self._state[0] = len(rows)
+        self._pool = pool if shared else None
+        self._serial, self._lead, self._help = _driver()
+        self._at = ctypes.c_void_p(int(self._table.ctypes.data))
+        self._n = ctypes.c_int64(len(rows))
+        self._state_at = ctypes.c_void_p(int(self._state.ctypes.data))
+
+    def run(self) -> None:
+        """Execute all steps."""
+        if self._pool is None:
+            self._serial(self._at, self._n)
+        else:
+            self._pool.wake(self)
+            self._lead(self._at, self._n, self._state_at)
+
+    def help(self) -> None:
+        """Take part in a run that another thread leads; returns at once when none is on."""
+        self._help(self._at, self._n, self._state_at)
+
+
+class HelperPool:
+    """Threads that sleep until a program is run and then take part in it."""
+
+    def __init__(self, helpers: int, name: str) -> None:
+        self.helpers = helpers
+        self._wake = threading.Condition()
+        self._program: NativeProgram | None = None
+        self._turn = 0
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name} helper {i}", daemon=True)
+            for i in range(helpers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self, program: NativeProgram) -> None:
+        """Call the helpers to a program that is about to run."""
+        with self._wake:
+            self._program = program
+            self._turn += 1
+            self._wake.notify_all()
+
+    def close(self) -> None:
+        """End the threads."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        seen = 0
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._closed or self._turn != seen)  # noqa: B023
+                if self._closed:
+                    return
+                seen, program = self._turn, self._program
+            assert program is not None
+            program.help()

@@ -1,0 +1,72 @@
+"""Every op as array code: the candidate for any op on any device kind that runs array calls.
+
+The op entry's ``run(xp, ...)`` is its meaning; what it returns is copied into the result's
+memory, or written there at once where the op is one ufunc.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from crossdock.devices.base import Cap, DeviceInfo
+from crossdock.devices.program import ArrayCall, ArrayFn, In, Lowered, Out
+from crossdock.kernels import table
+from crossdock.kernels.spec import OpCall, OpSpec
+from crossdock.kernels.table import kernel
+
+KINDS = ("cpu", "sim", "cuda")
+
+UFUNCS = {
+    "add": "add", "sub": "subtract", "mul": "multiply", "abs": "absolute", "neg": "negative",
+    "exp": "exp", "log": "log", "sqrt": "sqrt", "sin": "sin", "cos": "cos", "tan": "tan",
+    "tanh": "tanh", "floor": "floor", "ceil": "ceil", "round_even": "rint", "max": "maximum",
+    "min": "minimum", "matmul": "matmul",
+}  # fmt: skip
+"""Ops that are one function with an ``out`` argument, where operands and result share a type."""
+
+
+def _fits(call: OpCall, device: DeviceInfo) -> str | None:
+    if Cap.ARRAY not in device.caps:
+        return f"{device.id} runs no array calls"
+    if table.op(call.op).host and device.kind not in ("cpu", "sim"):
+        return f"{call.op} runs where Python runs"
+    return None
+
+
+@kernel("array", "*", KINDS, when=_fits, rank=90)
+def lower_array(call: OpCall, _device: DeviceInfo) -> Lowered:
+    """Lower an op to one array call over all of its operands."""
+    return Lowered((array_call(call, array_function(table.op(call.op), call)),))
+
+
+def array_call(call: OpCall, fn: ArrayFn) -> ArrayCall:
+    """An array call over the op's operands and results."""
+    return ArrayCall(
+        fn,
+        tuple(None if s is None else In(i) for i, s in enumerate(call.inputs)),
+        tuple(Out(i) for i in range(len(call.outputs))),
+        call.inputs,
+        call.outputs,
+    )
+
+
+def array_function(spec: OpSpec, call: OpCall) -> ArrayFn:
+    """The op as ``fn(xp, ins, outs)``."""
+    ufunc = UFUNCS.get(call.op)
+    types = {s.dtype for s in (*call.inputs, *call.outputs) if s is not None}
+    if ufunc is not None and len(types) == 1 and "bool" not in types:
+        return lambda xp, ins, outs: _write(getattr(xp, ufunc), ins, outs[0])
+    run, attrs = spec.run, dict(call.attrs)
+
+    def fn(xp: Any, ins: list[Any], outs: list[Any]) -> None:
+        results = run(xp, *ins, **attrs)
+        if not isinstance(results, tuple | list):
+            results = (results,)
+        for out, result in zip(outs, results, strict=True):
+            out[...] = result
+
+    return fn
+
+
+def _write(ufunc: Any, ins: list[Any], out: Any) -> None:
+    ufunc(*ins, out=out)
