@@ -168,8 +168,10 @@ def _match(graph: Graph, name: str, shape: Sequence[int], known: dict[str, int])
     want: tuple[Dim, ...] = spec.shape
     fits = len(shape) == len(want)
     for have, dim in zip(shape, want, strict=False):
-        fits = fits and known.setdefault(dim, have) == have if isinstance(dim, str) else (
-            fits and dim == have
+        fits = (
+            fits and known.setdefault(dim, have) == have
+            if isinstance(dim, str)
+            else (fits and dim == have)
         )
     if not fits:
         raise FeedError(f"input {name!r} wants {spec}, got shape {list(shape)}")

@@ -1,0 +1,156 @@
+"""Costs of a graph's ops on devices: which kernels fit, what each is predicted to take.
+
+The cost of an op on a device is that of its cheapest fitting kernel; the others and the reasons of
+those that do not fit are kept for the explanation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.program import Work
+from crossdock.kernels import table
+from crossdock.kernels.spec import Kernel, OpCall
+from crossdock.runtime.errors import PlanError
+from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.settings import cache_dir
+from crossdock.scheduler import CostModel, Estimate
+from crossdock.scheduler import Work as CostWork
+
+UNKNOWN_SECONDS = 1e-3
+"""Stands in for an op of unknown cost where no device has a known one."""
+
+OP_CLASSES = {"matmul": "gemm", "gemm": "gemm", "conv2d": "gemm", "conv_transpose2d": "gemm"}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A kernel that fits an op on a device, with its predicted cost."""
+
+    device: str
+    kernel: Kernel
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class Offers:
+    """What the devices offer for one op; ``reasons`` says why a device has nothing."""
+
+    call: OpCall
+    best: Mapping[str, Offer]
+    reasons: Mapping[str, str]
+
+
+def op_calls(graph: Graph) -> dict[str, OpCall]:
+    """The ops of a static graph as kernels see them, by node name."""
+    calls = {}
+    for node in graph.nodes:
+        known = {
+            i: graph.constants[v] for i, v in enumerate(node.inputs) if v in graph.constants and v
+        }
+        calls[node.name] = OpCall(
+            op=node.op,
+            attrs=node.attrs,
+            inputs=tuple(None if v is None else graph.specs[v] for v in node.inputs),
+            outputs=tuple(graph.specs[v] for v in node.outputs),
+            constants=known,
+            name=node.name,
+        )
+    return calls
+
+
+def op_work(call: OpCall) -> Work:
+    """Operations and bytes of an op instance."""
+    return table.op(call.op).work(call.inputs, call.outputs, call.attrs)
+
+
+def cost_work(call: OpCall) -> CostWork:
+    """The same for the cost model, with the op class and dtype that pick the roofline."""
+    work = op_work(call)
+    dtype = next((s.dtype for s in call.inputs if s is not None), call.outputs[0].dtype)
+    kind = OP_CLASSES.get(call.op, "elementwise")
+    return CostWork(work.flops, work.bytes_read, work.bytes_written, kind, dtype)
+
+
+def offers(call: OpCall, devices: Sequence[DeviceInfo], model: CostModel) -> Offers:
+    """Find and cost the kernels for an op on each device."""
+    best: dict[str, Offer] = {}
+    reasons: dict[str, str] = {}
+    key, work = call.key(), cost_work(call)
+    for info in devices:
+        found = table.candidates(call, info)
+        if not found.fitting:
+            reasons[info.id] = found.reason()
+            continue
+        made = [
+            Offer(info.id, k, model.estimate(info.fingerprint, k.name, key, work))
+            for k in found.fitting
+        ]
+        known = [o for o in made if o.estimate.seconds is not None]
+        best[info.id] = min(known, key=lambda o: o.estimate.seconds or 0.0) if known else made[0]
+    return Offers(call, best, reasons)
+
+
+def is_alias(node: Node) -> bool:
+    """True where the node's result is its first operand's bytes."""
+    return table.op(node.op).alias
+
+
+def alias_roots(graph: Graph) -> dict[str, str]:
+    """The value whose bytes each value is, following alias ops."""
+    roots = {value: value for value in (*graph.inputs, *graph.constants)}
+    for node in graph.nodes:
+        for value in node.outputs:
+            first = node.inputs[0] if node.inputs else None
+            roots[value] = roots[first] if is_alias(node) and first is not None else value
+    return roots
+
+
+class CostStore:
+    """The measured costs of this machine, kept in the cache directory.
+
+    A damaged or unwritable file means measuring again, never a failure.
+    """
+
+    FILE = "costs.json"
+
+    def __init__(self) -> None:
+        self.model = CostModel()
+        folder = cache_dir()
+        self.path = None if folder is None else folder / self.FILE
+        if self.path is not None and self.path.is_file():
+            try:
+                self.model = CostModel.from_json(json.loads(self.path.read_bytes()))
+            except (OSError, ValueError, PlanError):
+                self.model = CostModel()
+
+    def save(self) -> None:
+        """Write the costs atomically; what another process wrote meanwhile is merged first."""
+        if self.path is None:
+            return
+        try:
+            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".costs-")
+            with os.fdopen(handle, "w") as file:
+                json.dump(self.model.to_json(), file)
+            os.replace(name, self.path)
+        except OSError:
+            return
+
+
+@lru_cache(maxsize=1)
+def store() -> CostStore:
+    """The process's cost store."""
+    return CostStore()
+
+
+def interval(estimate: Estimate) -> tuple[float, float, float]:
+    """(seconds, low, high) that can be added up; an unknown cost becomes a wide stand-in."""
+    if estimate.seconds is None or estimate.low is None or estimate.high is None:
+        return UNKNOWN_SECONDS, UNKNOWN_SECONDS / 10, UNKNOWN_SECONDS * 10
+    return estimate.seconds, estimate.low, estimate.high

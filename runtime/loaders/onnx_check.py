@@ -1,0 +1,239 @@
+"""Structure of an ONNX model: every value defined once and before use, nothing cyclic, nothing
+recursive, everything supported; nodes come out in topological order (Kahn 1962).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from crossdock.runtime.errors import MalformedModel, UnsafeModel, UnsupportedModel
+from crossdock.runtime.loaders.onnx_model import (
+    FunctionKey,
+    OnnxFunction,
+    OnnxGraph,
+    OnnxModel,
+    OnnxNode,
+    OnnxValue,
+    Opaque,
+)
+
+MAX_NODES = 1_000_000
+"""Nodes that a model may have once its functions are written out."""
+
+Supports = Callable[[OnnxNode, int | None], str | None]
+"""None where a node's op is supported at an opset (None: not imported), else the reason."""
+
+
+def sort_model(model: OnnxModel) -> OnnxModel:
+    """Verify the structure; return the model with every graph's nodes in topological order.
+
+    Raises:
+        MalformedModel: naming the node and value.
+        UnsafeModel: its functions unfold to more than ``MAX_NODES`` nodes.
+    """
+    if not model.graph.outputs:
+        raise MalformedModel(f"{model.label}: the graph has no outputs")
+    graph = _Sorter(model.label).graph(model.graph, frozenset())
+    functions = {key: _sort_function(model.label, f) for key, f in model.functions.items()}
+    sound = replace(model, graph=graph, functions=functions)
+    _check_unfolding(sound)
+    return sound
+
+
+def _sort_function(label: str, function: OnnxFunction) -> OnnxFunction:
+    sorter = _Sorter(f"{label}: function {function.name!r}")
+    graph = OnnxGraph(
+        function.name,
+        tuple(OnnxValue(name, None, None) for name in function.inputs),
+        tuple(OnnxValue(name, None, None) for name in function.outputs),
+        function.nodes,
+        {},
+    )
+    return replace(function, nodes=sorter.graph(graph, frozenset()).nodes)
+
+
+class _Sorter:
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    def graph(self, graph: OnnxGraph, outer: frozenset[str]) -> OnnxGraph:
+        """Check a graph whose enclosing graphs define ``outer``."""
+        given = self.given(graph, outer)
+        makers = self.makers(graph, given | outer)
+        known = given | outer | makers.keys()
+        inner = [self.inside(node, known) for node in graph.nodes]
+        nodes = tuple(inner[i] for i in self.order(inner, given | outer, makers))
+        seen: set[str] = set()
+        for value in graph.outputs:
+            if value.name not in known or value.name in seen:
+                what = "twice" if value.name in seen else "but nothing makes it"
+                raise self.fail(f"graph {graph.name!r} gives output {value.name!r} {what}")
+            seen.add(value.name)
+        return replace(graph, nodes=nodes)
+
+    def fail(self, what: str) -> MalformedModel:
+        return MalformedModel(f"{self.label}: {what}")
+
+    def given(self, graph: OnnxGraph, outer: frozenset[str]) -> frozenset[str]:
+        names: set[str] = set()
+        for value in graph.inputs:
+            if not value.name or value.name in names:
+                raise self.fail(f"input {value.name!r} has no name or stands there twice")
+            names.add(value.name)
+        for name in (*names, *graph.constants):
+            if name in outer:
+                raise self.fail(f"graph {graph.name!r} defines {name!r} again")
+        return frozenset(names | graph.constants.keys())
+
+    def makers(self, graph: OnnxGraph, taken: frozenset[str]) -> dict[str, int]:
+        """The index of the node that makes each value."""
+        makers: dict[str, int] = {}
+        for index, node in enumerate(graph.nodes):
+            for name in node.outputs:
+                if name and (name in makers or name in taken):
+                    raise self.fail(f"{node} makes {name!r}, which is defined already")
+                if name:
+                    makers[name] = index
+        return makers
+
+    def inside(self, node: OnnxNode, known: frozenset[str]) -> OnnxNode:
+        """The node with its subgraphs sorted."""
+        if not any(True for _ in node.subgraphs()):
+            return node
+        own = known - set(node.outputs)
+        attrs = {
+            name: self.graph(value, own) if isinstance(value, OnnxGraph) else value
+            for name, value in node.attrs.items()
+        }
+        return replace(node, attrs=attrs)
+
+    def order(
+        self, nodes: list[OnnxNode], given: frozenset[str], makers: Mapping[str, int]
+    ) -> list[int]:
+        """Indices in topological order, the file's order where that is free."""
+        waiting: dict[int, int] = {}
+        users: dict[int, list[int]] = {}
+        for index, node in enumerate(nodes):
+            sources = set()
+            for name in reads(node):
+                if name in makers:
+                    sources.add(makers[name])
+                elif name not in given:
+                    raise self.fail(f"{node} reads {name!r}, which nothing makes")
+            waiting[index] = len(sources)
+            for source in sources:
+                users.setdefault(source, []).append(index)
+        ready = [index for index, count in waiting.items() if not count]
+        done: list[int] = []
+        while ready:
+            index = heapq.heappop(ready)
+            done.append(index)
+            for user in users.get(index, ()):
+                waiting[user] -= 1
+                if not waiting[user]:
+                    heapq.heappush(ready, user)
+        if len(done) < len(nodes):
+            stuck = min(set(waiting) - set(done))
+            raise self.fail(f"{nodes[stuck]} is part of a cycle, or behind one")
+        return done
+
+
+def reads(node: OnnxNode) -> list[str]:
+    """Names a node reads: its inputs, and what its subgraphs take from outside."""
+    names = dict.fromkeys(name for name in node.inputs if name)
+    for graph in node.subgraphs():
+        names.update(dict.fromkeys(free_names(graph)))
+    return list(names)
+
+
+def free_names(graph: OnnxGraph) -> list[str]:
+    """Names that a subgraph takes from the graphs around it, in order of use."""
+    own = {v.name for v in graph.inputs} | set(graph.constants)
+    own.update(name for node in graph.nodes for name in node.outputs)
+    free: dict[str, None] = {}
+    for node in graph.nodes:
+        free.update((name, None) for name in reads(node) if name not in own)
+    free.update((v.name, None) for v in graph.outputs if v.name not in own)
+    return list(free)
+
+
+def _check_unfolding(model: OnnxModel) -> None:
+    """Refuse recursive functions, and those that unfold to too many nodes."""
+    counts: dict[FunctionKey, int] = {}
+    open_calls: set[FunctionKey] = set()
+
+    def count(nodes: Iterable[OnnxNode]) -> int:
+        total = 0
+        for node in nodes:
+            total += 1 + sum(count(g.nodes) for g in node.subgraphs())
+            key = (node.domain, node.op, node.overload)
+            if key in model.functions:
+                total += unfold(key)
+            if total > MAX_NODES:
+                raise UnsafeModel(f"{model.label}: unfolds to more than {MAX_NODES:,} nodes")
+        return total
+
+    def unfold(key: FunctionKey) -> int:
+        if key in open_calls or len(open_calls) > 64:
+            raise MalformedModel(f"{model.label}: function {key[1]!r} calls itself, or too deep")
+        if key not in counts:
+            open_calls.add(key)
+            counts[key] = count(model.functions[key].nodes)
+            open_calls.discard(key)
+        return counts[key]
+
+    count(model.graph.nodes)
+
+
+def check_support(model: OnnxModel, supports: Supports) -> None:
+    """Raise one UnsupportedModel naming every op that has no converter, and every odd tensor."""
+    problems: dict[str, list[str]] = {}
+    pending = [(model.graph.nodes, model.opsets)]
+    seen: set[FunctionKey] = set()
+    while pending:
+        nodes, opsets = pending.pop()
+        for node in nodes:
+            pending.extend((g.nodes, opsets) for g in node.subgraphs())
+            key = (node.domain, node.op, node.overload)
+            if key in model.functions:
+                if key not in seen:
+                    seen.add(key)
+                    function = model.functions[key]
+                    pending.append((function.nodes, function.opsets))
+                continue
+            reason = supports(node, opsets.get(node.domain))
+            if reason:
+                problems.setdefault(reason, []).append(node.label)
+    for name, what in _opaque(model):
+        problems.setdefault(f"tensors of type {what}", []).append(name)
+    if problems:
+        raise UnsupportedModel(f"{model.label}: not supported: {_listing(problems)}")
+
+
+def _opaque(model: OnnxModel) -> list[tuple[str, str]]:
+    """Constants of types the IR lacks that some node reads."""
+    found: list[tuple[str, str]] = []
+    pending = [model.graph]
+    while pending:
+        graph = pending.pop()
+        used = {name for node in graph.nodes for name in reads(node)}
+        used.update(v.name for v in graph.outputs)
+        for name, value in graph.constants.items():
+            if isinstance(value, Opaque) and name in used:
+                found.append((name, value.what))
+        for node in graph.nodes:
+            pending.extend(node.subgraphs())
+            values = (v for v in node.attrs.values() if isinstance(v, Opaque))
+            found.extend((node.label, v.what) for v in values)
+    return found
+
+
+def _listing(problems: Mapping[str, list[str]], most: int = 4) -> str:
+    lines = []
+    for reason, names in problems.items():
+        shown = ", ".join(repr(n) for n in names[:most])
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        lines.append(f"{reason} at {shown}{more}")
+    return "; ".join(lines)

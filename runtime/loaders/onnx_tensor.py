@@ -1,0 +1,179 @@
+"""ONNX tensors into arrays: every way a TensorProto may hold its data.
+
+External data is read only from regular files under the model's own folder (or, where the model is
+a link into a hub's cache, under the folder of the real file): ONNX IR.md, External Tensor Data.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from crossdock.runtime.errors import LoadError, MalformedModel, UnsafeModel
+from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, Opaque, dtype_name
+from crossdock.runtime.loaders.source import Source, open_regular
+from crossdock.runtime.tensor import Array, to_numpy
+
+MAX_RANK = 32
+MAX_DENSE = 1 << 31
+"""Bytes that a sparse tensor or a filled constant may take once it is dense."""
+
+# The typed field that holds each element type, and how it is stored there.
+_FIELDS: dict[str, tuple[str, str]] = {
+    "float32": ("float_data", "float32"),
+    "float64": ("double_data", "float64"),
+    "int64": ("int64_data", "int64"),
+    "uint32": ("uint64_data", "uint64"),
+    "uint64": ("uint64_data", "uint64"),
+    **{
+        name: ("int32_data", "int32")
+        for name in ("int32", "int16", "int8", "uint16", "uint8", "bool", "float16", "bfloat16")
+    },
+}
+_DATA_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+
+
+def decode(proto: Any, source: Source, where: str) -> Array | Opaque:
+    """Return a TensorProto's array (read-only), or Opaque for a type the IR lacks.
+
+    Raises:
+        MalformedModel: shape and data do not fit each other.
+        UnsafeModel: external data outside the model's folder.
+    """
+    name = ONNX_DTYPES.get(proto.data_type)
+    if name is None:
+        return Opaque(dtype_name(proto.data_type))
+    if proto.HasField("segment"):
+        raise MalformedModel(f"{where}: tensors in segments were never part of a release")
+    shape = checked_shape(proto.dims, where)
+    dtype = to_numpy(name)
+    want = math.prod(shape) * dtype.itemsize
+    if proto.data_location == 1:
+        array = _external(proto, source, want, where).view(dtype.newbyteorder("<"))
+    elif proto.HasField("raw_data"):
+        _only(proto, None, where)
+        if len(proto.raw_data) != want:
+            raise MalformedModel(
+                f"{where}: {name}{list(shape)} takes {want} bytes, its data has "
+                f"{len(proto.raw_data)}"
+            )
+        array = np.frombuffer(proto.raw_data, dtype=dtype.newbyteorder("<"))
+    else:
+        array = _typed(proto, name, math.prod(shape), where)
+    if name == "bool":
+        array = array.view(np.uint8) != 0
+    array = array.astype(dtype, copy=False).reshape(shape)
+    array.flags.writeable = False
+    return array
+
+
+def checked_shape(dims: Any, where: str) -> tuple[int, ...]:
+    """A TensorProto's dims as a shape; raises MalformedModel where it is none."""
+    shape = tuple(int(d) for d in dims)
+    if len(shape) > MAX_RANK or any(d < 0 for d in shape) or math.prod(shape) >= 1 << 60:
+        raise MalformedModel(f"{where}: {list(shape)[:MAX_RANK]} is no shape of a tensor")
+    return shape
+
+
+def _only(proto: Any, field: str | None, where: str) -> None:
+    others = [f for f in _DATA_FIELDS if f != field and len(getattr(proto, f))]
+    if others:
+        raise MalformedModel(f"{where}: has data in more than one field ({others[0]})")
+
+
+def _typed(proto: Any, name: str, count: int, where: str) -> Array:
+    field, stored = _FIELDS[name]
+    _only(proto, field, where)
+    values = getattr(proto, field)
+    if len(values) != count:
+        raise MalformedModel(f"{where}: {count} values are due in {field}, it has {len(values)}")
+    flat: Array = np.array(values, dtype=stored)
+    if name in ("float16", "bfloat16"):
+        return flat.astype(np.uint16).view(to_numpy(name))
+    return flat.astype(to_numpy(name))
+
+
+def decode_sparse(proto: Any, source: Source, where: str) -> Array | Opaque:
+    """Return a SparseTensorProto's dense array (read-only)."""
+    values = decode(proto.values, source, where)
+    indices = decode(proto.indices, source, where)
+    if isinstance(values, Opaque) or isinstance(indices, Opaque):
+        return Opaque("sparse tensor")
+    shape = checked_shape(proto.dims, where)
+    if math.prod(shape) * values.dtype.itemsize > MAX_DENSE:
+        raise UnsafeModel(f"{where}: sparse {list(shape)} is too large to be made dense")
+    dense: Array = np.zeros(shape, dtype=values.dtype)
+    try:
+        flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
+        dense.reshape(-1)[flat] = values
+    except (IndexError, ValueError, TypeError) as error:
+        raise MalformedModel(f"{where}: its sparse indices do not fit {list(shape)}") from error
+    dense.flags.writeable = False
+    return dense
+
+
+def _external(proto: Any, source: Source, want: int, where: str) -> Array:
+    entries = {entry.key: entry.value for entry in proto.external_data}
+    path = resolve(entries.get("location", ""), source, where)
+    try:
+        offset, length = int(entries.get("offset") or 0), int(entries.get("length") or want)
+    except ValueError as error:
+        raise MalformedModel(f"{where}: offset or length of its external data is no number") from (
+            error
+        )
+    if length != want or offset < 0:
+        raise MalformedModel(
+            f"{where}: external data of {length} bytes at {offset}, where {want} are due"
+        )
+    return _read_span(path, offset, want, where)
+
+
+def _read_span(path: Path, offset: int, want: int, where: str) -> Array:
+    try:
+        fd = open_regular(path, f"{where}: external data {path.name!r}", follow=False)
+    except UnsafeModel:
+        raise
+    except LoadError as error:
+        raise MalformedModel(str(error)) from error
+    with os.fdopen(fd, "rb") as file:
+        have = os.fstat(fd).st_size
+        if offset + want > have:
+            raise MalformedModel(
+                f"{where}: external data {path.name!r} has {have} bytes, {offset + want} are due; "
+                "truncated?"
+            )
+        file.seek(offset)
+        data: Array = np.fromfile(file, dtype=np.uint8, count=want)
+    if data.size != want:
+        raise MalformedModel(f"{where}: external data {path.name!r} could not be read to its end")
+    return data
+
+
+def resolve(location: str, source: Source, where: str) -> Path:
+    """The real path of external data; raises UnsafeModel where it is not the model's to read."""
+    if source.folder is None:
+        raise LoadError(
+            f"{where}: its data is in another file ({location!r}); load the model by its path"
+        )
+    if not location or "\0" in location:
+        raise MalformedModel(f"{where}: external data without a location")
+    parts = PurePosixPath(location), PureWindowsPath(location)
+    if any(p.is_absolute() or p.drive or p.root or ".." in p.parts for p in parts):
+        raise UnsafeModel(
+            f"{where}: external data {location!r} is outside the model's folder; put it beside "
+            "the model"
+        )
+    try:
+        path = (source.folder / location).resolve()
+    except (OSError, RuntimeError) as error:
+        raise UnsafeModel(f"{where}: external data {location!r} is a link to itself") from error
+    if not any(path.is_relative_to(root) for root in source.roots):
+        raise UnsafeModel(
+            f"{where}: external data {location!r} is a link to {str(path)!r}, outside the "
+            "model's folder; put the file itself beside the model"
+        )
+    return path

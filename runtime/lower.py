@@ -1,0 +1,215 @@
+"""From a plan to a program: compiled ops, resident weights, and segments of each queue.
+
+A segment is what a queue does between two waits on other queues: one command buffer, or one copy.
+An *instance* is one set of arenas with everything bound to it; a run takes one for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device
+from crossdock.kernels import table
+from crossdock.runtime import costing
+from crossdock.runtime.binding import CompiledOp, bind_op, compile_op, resident
+from crossdock.runtime.errors import StalePlan
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.plan import HOST, Plan, Step
+from crossdock.runtime.tensor import Array
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Steps of one queue without a foreign wait in between; ``waits`` are segment indices."""
+
+    index: int
+    device: str
+    role: str
+    steps: tuple[int, ...]
+    waits: tuple[int, ...]
+    signals: bool
+
+
+@dataclass(frozen=True)
+class Program:
+    """A plan made ready on opened devices; shared by all runs."""
+
+    graph: Graph
+    plan: Plan
+    devices: Mapping[str, Device]
+    roots: Mapping[str, str]
+    ops: Mapping[int, CompiledOp]
+    residents: Mapping[tuple[str, str], Buffer]
+    segments: tuple[Segment, ...]
+
+    @property
+    def host_only(self) -> bool:
+        """True where nothing leaves the host's compute queue."""
+        return all(s.device == HOST for s in self.segments)
+
+
+@dataclass
+class Instance:
+    """Arenas and what is bound to them: one run at a time."""
+
+    arenas: dict[str, Buffer]
+    commands: dict[int, CommandBuffer]
+    copies: dict[int, tuple[Buffer, Array]]  # segment -> device buffer, host array
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    scratch: list[Buffer] = field(default_factory=list)
+
+
+def lower(
+    graph: Graph, plan: Plan, devices: Mapping[str, Device], progress: Progress | None = None
+) -> Program:
+    """Compile the ops of a plan and upload its weights.
+
+    Raises:
+        CompileError: a kernel does not build.
+        StalePlan: the plan names a kernel that is not here.
+    """
+    calls = costing.op_calls(graph)
+    roots = costing.alias_roots(graph)
+    ops: dict[int, CompiledOp] = {}
+    residents: dict[tuple[str, str], Buffer] = {}
+    launches = plan.launches()
+    for i, step in enumerate(launches):
+        if progress is not None:
+            progress(f"preparing {step.op} on {step.device}", i, len(launches))
+        device = devices[step.device]
+        call = calls[step.name]
+        fitting = table.candidates(call, device.info).fitting
+        kernel = next((k for k in fitting if k.name == step.kernel), None)
+        if kernel is None:
+            raise StalePlan(
+                f"op {step.name!r} was planned with kernel {step.kernel!r}, which is not here "
+                f"for {step.device}; plan again"
+            )
+        op = ops[step.index] = compile_op(device, kernel, call)
+        for at, value in enumerate(step.inputs):
+            root = None if value is None else roots[value]
+            if root is None or root not in graph.constants or at in op.lowered.unused:
+                continue
+            if (root, step.device) not in residents:
+                array = graph.constants[root]
+                residents[root, step.device] = resident(device, array, root)
+    return Program(graph, plan, dict(devices), roots, ops, residents, segment(plan.steps))
+
+
+def segment(steps: Sequence[Step]) -> tuple[Segment, ...]:
+    """Cut each queue's steps where a wait or a signal to another queue stands."""
+    awaited = {w for step in steps for w in step.waits}
+    runs: list[list[Step]] = []
+    open_run: dict[str, list[Step]] = {}
+    for step in steps:
+        run = open_run.get(step.queue)
+        if run is None or step.waits or step.kind == "copy":
+            run = open_run[step.queue] = []
+            runs.append(run)
+        run.append(step)
+        if step.index in awaited or step.kind == "copy":
+            del open_run[step.queue]
+    home = {step.index: i for i, run in enumerate(runs) for step in run}
+    made = []
+    for i, run in enumerate(runs):
+        device, role = run[0].queue.split("/")
+        made.append(
+            Segment(
+                index=i,
+                device=device,
+                role=role,
+                steps=tuple(s.index for s in run),
+                waits=tuple(dict.fromkeys(home[w] for w in run[0].waits)),
+                signals=run[-1].index in awaited,
+            )
+        )
+    return tuple(made)
+
+
+def instantiate(program: Program) -> Instance:
+    """Allocate arenas and bind everything to them; raises OutOfMemory."""
+    return _Binder(program).instance
+
+
+class _Binder:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.parts = {d.id: d for d in program.plan.devices}
+        arenas = {
+            d.id: program.devices[d.id].allocate(d.arena_bytes, "arena")
+            for d in program.plan.devices
+            if d.arena_bytes
+        }
+        self.instance = Instance(arenas, {}, {}, {}, {})
+        self._scratch = self._allocate_scratch()
+        graph = program.graph
+        for name, spec in graph.inputs.items():
+            self.instance.inputs[name] = self._at(name, HOST).array(spec)
+        for name, value in graph.outputs.items():
+            self.instance.outputs[name] = self._output(value)
+        for part in program.segments:
+            self._bind(part)
+
+    def _allocate_scratch(self) -> dict[str, list[Buffer]]:
+        """Scratch of one op at a time on each device: as large as the largest needs."""
+        sizes: dict[str, list[int]] = {}
+        for index, op in self.program.ops.items():
+            want = sizes.setdefault(self.program.plan.steps[index].device, [])
+            for i, n in enumerate(op.lowered.scratch):
+                if i == len(want):
+                    want.append(1)
+                want[i] = max(want[i], n)
+        made = {
+            device: [self.program.devices[device].allocate(n, "scratch") for n in wanted]
+            for device, wanted in sizes.items()
+        }
+        self.instance.scratch = [b for buffers in made.values() for b in buffers]
+        return made
+
+    def _at(self, value: str, device: str) -> Buffer:
+        program = self.program
+        root = program.roots[value]
+        if root in program.graph.constants:
+            return program.residents[root, device]
+        nbytes = max(1, program.graph.specs[root].nbytes)
+        return self.instance.arenas[device].view(self.parts[device].offsets[root], nbytes)
+
+    def _output(self, value: str) -> Array:
+        graph = self.program.graph
+        root = self.program.roots[value]
+        spec = graph.specs[value]
+        if root in graph.constants:
+            return graph.constants[root].reshape(spec.dims)
+        return self._at(value, HOST).array(spec)
+
+    def _bind(self, part: Segment) -> None:
+        program = self.program
+        step = program.plan.steps[part.steps[0]]
+        if step.kind == "copy":
+            spec = program.graph.specs[step.name]
+            host = self._at(step.name, HOST).array(spec)
+            self.instance.copies[part.index] = (
+                self._at(step.name, part.device),
+                host.reshape(-1).view(np.uint8),
+            )
+            return
+        bound: list[Bound] = []
+        for index in part.steps:
+            bound += self._bind_launch(program.plan.steps[index])
+        self.instance.commands[part.index] = program.devices[part.device].record(bound)
+
+    def _bind_launch(self, step: Step) -> list[Bound]:
+        op = self.program.ops[step.index]
+        inputs = [
+            None if v is None or i in op.lowered.unused else self._at(v, step.device)
+            for i, v in enumerate(step.inputs)
+        ]
+        outputs = [self._at(v, step.device) for v in step.outputs]
+        scratch = self._scratch.get(step.device, [])[: len(op.lowered.scratch)]
+        return bind_op(op, inputs, outputs, scratch, step.name, step.seconds)

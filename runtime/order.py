@@ -1,0 +1,121 @@
+"""Happens-before among a plan's steps: which waits are needed, and who may share memory.
+
+Queues run in order and a wait orders across queues; a vector clock a step says, for each queue, how
+many of its steps are surely done when the step starts (Fidge 1988, Mattern 1989).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.memory import Arena, Tenant, plan_arena
+from crossdock.runtime.plan import HOST, Step
+
+
+def with_waits(steps: Sequence[Step]) -> list[Step]:
+    """Keep only the waits that queue order and earlier waits do not already imply.
+
+    A vector clock a step: for each queue, how many of its steps are surely done before this one.
+    """
+    clocks = step_clocks(steps)
+    position = positions(steps)
+    result: list[Step] = []
+    known: dict[str, dict[str, int]] = {}
+    for step in steps:
+        have = dict(known.get(step.queue, {}))
+        keep: list[int] = []
+        for w in sorted(step.waits, reverse=True):
+            other = steps[w].queue
+            if other == step.queue or have.get(other, 0) > position[w]:
+                continue
+            keep.append(w)
+            for queue, n in clocks[w].items():
+                have[queue] = max(have.get(queue, 0), n)
+            have[other] = max(have.get(other, 0), position[w] + 1)
+        known[step.queue] = have
+        result.append(replace(step, waits=tuple(sorted(keep))))
+    return result
+
+
+def positions(steps: Sequence[Step]) -> list[int]:
+    """Each step's position in its queue."""
+    count: dict[str, int] = {}
+    result = []
+    for step in steps:
+        result.append(count.get(step.queue, 0))
+        count[step.queue] = result[-1] + 1
+    return result
+
+
+def step_clocks(steps: Sequence[Step]) -> list[dict[str, int]]:
+    """For each step and queue, the number of that queue's steps surely done when it starts."""
+    position = positions(steps)
+    last: dict[str, dict[str, int]] = {}
+    clocks: list[dict[str, int]] = []
+    for i, step in enumerate(steps):
+        clock = dict(last.get(step.queue, {}))
+        for w in step.waits:
+            for queue, n in clocks[w].items():
+                clock[queue] = max(clock.get(queue, 0), n)
+            clock[steps[w].queue] = max(clock.get(steps[w].queue, 0), position[w] + 1)
+        clock[step.queue] = position[i]
+        clocks.append(clock)
+        last[step.queue] = clock
+    return clocks
+
+
+class _Lives:
+    """When each value on each device is first written and last touched."""
+
+    def __init__(self, graph: Graph, steps: Sequence[Step], roots: Mapping[str, str]) -> None:
+        self.graph, self.roots = graph, roots
+        self.queues = sorted({s.queue for s in steps})
+        self.clocks, self.position = step_clocks(steps), positions(steps)
+        self.born: dict[tuple[str, str], tuple[float, ...]] = {}
+        self.last: dict[tuple[str, str], list[float]] = {}
+        for name in graph.inputs:
+            self.born[name, HOST] = (0.0,) * len(self.queues)
+            self.last[name, HOST] = [0.0] * len(self.queues)
+        for step in steps:
+            reads, writes = (
+                (step.src, step.dst) if step.kind == "copy" else (step.device, step.device)
+            )
+            for value in step.inputs:
+                if value is not None:
+                    self._touch(value, reads, step, write=False)
+            for value in step.outputs:
+                self._touch(value, writes, step, write=True)
+        for value in graph.outputs.values():
+            if (roots[value], HOST) in self.last:
+                self.last[roots[value], HOST] = [math.inf] * len(self.queues)
+
+    def _touch(self, value: str, device: str, step: Step, *, write: bool) -> None:
+        root = self.roots[value]
+        if root in self.graph.constants:
+            return
+        key, i = (root, device), step.index
+        if write and key not in self.born:
+            self.born[key] = tuple(float(self.clocks[i].get(q, 0)) for q in self.queues)
+        ends = self.last.setdefault(key, [0.0] * len(self.queues))
+        at = self.queues.index(step.queue)
+        ends[at] = max(ends[at], float(self.position[i] + 1))
+
+
+def plan_arenas(
+    graph: Graph, steps: Sequence[Step], devices: Sequence[DeviceInfo], roots: Mapping[str, str]
+) -> dict[str, Arena]:
+    """One arena a device over the values that live there (aliases through ``roots``)."""
+    lives = _Lives(graph, steps, roots)
+    result = {}
+    for info in devices:
+        tenants = [
+            Tenant(value, graph.specs[value].nbytes, born, tuple(lives.last[value, device]))
+            for (value, device), born in lives.born.items()
+            if device == info.id
+        ]
+        result[info.id] = plan_arena(tenants, max(64, info.alignment))
+    return result

@@ -1,0 +1,250 @@
+"""A plan: what runs where, in which order, after which waits, at which predicted times. Data only.
+
+A plan is immutable, serialisable and not executable code. It names the graph it was made for by
+digest and the devices by fingerprint, and says why it is stale when it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from crossdock.runtime.errors import PlanError, StalePlan
+
+SCHEMA = "crossdock-plan/1"
+HOST = "cpu:0"
+"""The device whose memory is the host's: graph inputs and outputs live there."""
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What a placement must respect.
+
+    Attributes:
+        pin: device id by node name, op name or shell-style pattern of node names.
+        forbid: device ids that a node, op or pattern must not run on.
+        memory: bytes that tensors and weights may take, by device id.
+    """
+
+    pin: Mapping[str, str] = field(default_factory=dict)
+    forbid: Mapping[str, tuple[str, ...] | list[str] | str] = field(default_factory=dict)
+    memory: Mapping[str, int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One device's offer for an op: its best kernel there and cost, or why it has none.
+
+    Seconds; ``finish`` is when the op would have ended there given all placements before it.
+    """
+
+    device: str
+    kernel: str
+    seconds: float | None
+    low: float | None
+    high: float | None
+    source: str
+    finish: float | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.seconds is None:
+            return f"{self.device} no: {self.reason}"
+        return f"{self.device} {self.seconds * 1e3:.3f} ms ({self.source})"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a queue.
+
+    ``kind`` is "launch" (an op on a device's compute queue) or "copy" (one value between a device
+    and the host, on a transfer queue). ``waits`` are indices of steps on other queues that must be
+    done first; steps of one queue run in order. Times in seconds from the start of the run.
+    """
+
+    index: int
+    kind: str
+    device: str
+    queue: str
+    name: str
+    inputs: tuple[str | None, ...]
+    outputs: tuple[str, ...]
+    waits: tuple[int, ...]
+    start: float
+    seconds: float
+    low: float
+    high: float
+    source: str
+    op: str = ""
+    kernel: str = ""
+    src: str = ""
+    dst: str = ""
+    nbytes: int = 0
+    detail: str = ""
+    reason: str = ""
+    choices: tuple[Choice, ...] = ()
+
+    @property
+    def finish(self) -> float:
+        """Predicted end in seconds from the start of the run."""
+        return self.start + self.seconds
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """A device's part: identity, arena and resident bytes, and predicted time were it alone."""
+
+    id: str
+    name: str
+    physical_id: str
+    fingerprint: str
+    resource_group: str
+    arena_bytes: int
+    resident_bytes: int
+    offsets: Mapping[str, int]
+    single_seconds: float | None
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes the plan takes on the device: arena and weights."""
+        return self.arena_bytes + self.resident_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole plan; ``predicted`` seconds with an 80 % interval."""
+
+    graph: str
+    graph_name: str
+    policy: str
+    devices: tuple[DevicePlan, ...]
+    steps: tuple[Step, ...]
+    predicted: float
+    low: float
+    high: float
+    lower_bound: float
+    expected_runs: int
+    cost_model: str
+    schema: str = SCHEMA
+
+    def device(self, id: str) -> DevicePlan:
+        """A device's part; raises PlanError for a device the plan does not have."""
+        for part in self.devices:
+            if part.id == id:
+                return part
+        raise PlanError(f"the plan has no device {id!r}; it has {self.device_ids()}")
+
+    def device_ids(self) -> tuple[str, ...]:
+        """Ids of the devices considered."""
+        return tuple(d.id for d in self.devices)
+
+    def launches(self) -> tuple[Step, ...]:
+        """The ops, in order."""
+        return tuple(s for s in self.steps if s.kind == "launch")
+
+    def copies(self) -> tuple[Step, ...]:
+        """The transfers, in order."""
+        return tuple(s for s in self.steps if s.kind == "copy")
+
+    def shares(self) -> dict[str, float]:
+        """Share of the ops on each device."""
+        launches = self.launches()
+        counts = {d.id: sum(s.device == d.id for s in launches) for d in self.devices}
+        return {id: n / max(1, len(launches)) for id, n in counts.items()}
+
+    def explain(self) -> str:
+        """The plan as text, one line a step, with a head and a foot."""
+        head = [
+            f"plan of {self.graph_name!r} by policy {self.policy!r}: predicted "
+            f"{self.predicted * 1e3:.3f} ms ({self.low * 1e3:.3f} to {self.high * 1e3:.3f}), "
+            f"lower bound {self.lower_bound * 1e3:.3f} ms"
+        ]
+        for part in self.devices:
+            alone = part.single_seconds
+            said = "cannot run it alone" if alone is None else f"alone {alone * 1e3:.3f} ms"
+            head.append(
+                f"  {part.id} {part.name}: {self.shares()[part.id]:.0%} of the ops, {said}, "
+                f"arena {part.arena_bytes} B, weights {part.resident_bytes} B"
+            )
+        return "\n".join([*head, *(step_line(step) for step in self.steps)])
+
+    def explain_op(self, name: str) -> str:
+        """All that was considered for one op; raises PlanError for an unknown name."""
+        for step in self.launches():
+            if step.name == name or name in step.outputs:
+                lines = [step_line(step)]
+                for choice in step.choices:
+                    mark = "->" if choice.device == step.device else "  "
+                    at = (
+                        "" if choice.finish is None else f", would end {choice.finish * 1e3:.3f} ms"
+                    )
+                    lines.append(f" {mark} {choice} {choice.kernel}{at}")
+                return "\n".join(lines)
+        close = [s.name for s in self.launches() if name.lower() in s.name.lower()][:5]
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise PlanError(f"no op {name!r} in the plan of {self.graph_name!r}{hint}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; equal plans give equal data."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Read what ``to_json`` gave; raises PlanError naming what is wrong."""
+        try:
+            if data["schema"] != SCHEMA:
+                raise PlanError(f"plan schema {data['schema']!r} is not {SCHEMA!r}; plan again")
+            fields = dict(data)
+            fields["devices"] = tuple(DevicePlan(**d) for d in data["devices"])
+            fields["steps"] = tuple(_step(s) for s in data["steps"])
+            return cls(**fields)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"the plan is damaged ({error!r}); plan again") from error
+
+    def digest(self) -> str:
+        """SHA-256 of the plan's data."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def check_fresh(self, graph: str, fingerprints: Mapping[str, str]) -> None:
+        """Raise StalePlan naming what changed since the plan was made.
+
+        Args:
+            graph: digest of the graph to run.
+            fingerprints: of the devices that are here, by id.
+        """
+        if graph != self.graph:
+            raise StalePlan(f"the plan of {self.graph_name!r} is for another graph; plan again")
+        for part in self.devices:
+            here = fingerprints.get(part.id)
+            if here is None:
+                raise StalePlan(f"the plan needs {part.id} ({part.name}), which is not here")
+            if here != part.fingerprint:
+                raise StalePlan(
+                    f"{part.id} is not the device the plan was made for ({part.name}); plan again"
+                )
+
+
+def _step(data: Mapping[str, Any]) -> Step:
+    fields = dict(data)
+    for key in ("inputs", "outputs", "waits"):
+        fields[key] = tuple(fields[key])
+    fields["choices"] = tuple(Choice(**c) for c in fields["choices"])
+    return Step(**fields)
+
+
+def step_line(step: Step) -> str:
+    """One line: number, queue, what, waits, prediction, reason."""
+    waits = f" wait {','.join(f'#{w}' for w in step.waits)}" if step.waits else ""
+    if step.kind == "copy":
+        what = f"copy {step.name} {step.src}->{step.dst} {step.nbytes} B"
+    else:
+        what = f"{step.op} {step.name} [{step.kernel}]"
+    reason = f" | {step.reason}" if step.reason else ""
+    return (
+        f"#{step.index} {step.queue} {what}{waits} pred {step.seconds * 1e3:.4f} ms "
+        f"({step.source}){reason}"
+    )

@@ -1,0 +1,260 @@
+"""From a schedule to a plan's steps: order, transfers, waits, clocks and arenas."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.kernels.fused import FusedBody
+from crossdock.runtime import costing
+from crossdock.runtime.costing import Offers
+from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.order import plan_arenas, with_waits
+from crossdock.runtime.plan import HOST, Choice, DevicePlan, Plan, Step
+from crossdock.scheduler import Schedule, Transfer
+
+
+def input_task(name: str) -> str:
+    """Task name of a graph input (no node name can be equal: a NUL leads)."""
+    return f"\0in:{name}"
+
+
+def output_task(name: str) -> str:
+    """Task name of a graph output."""
+    return f"\0out:{name}"
+
+
+def queue_of(kind: str, src: str, dst: str) -> str:
+    """Queue that runs a copy: the upload or download queue of the device that is not the host."""
+    return f"{dst}/upload" if kind == "up" else f"{src}/download"
+
+
+@dataclass
+class _Draft:
+    """A step before it has an index."""
+
+    step: Step
+    needs: list[int] = field(default_factory=list)  # drafts that make its inputs
+
+
+def build(
+    graph: Graph,
+    placed: Sequence[Node],
+    offered: Mapping[str, Offers],
+    made: Schedule,
+    tensors: Mapping[int, str],
+    devices: Sequence[DeviceInfo],
+    expected_runs: int,
+) -> Plan:
+    """Turn a schedule into a plan; ``tensors`` names the value of each of its tensor numbers."""
+    roots = costing.alias_roots(graph)
+    drafts = _Drafts(graph, placed, offered, made, roots, tensors)
+    ordered = _order(drafts.drafts)
+    waited = with_waits(ordered)
+    arenas = plan_arenas(graph, waited, devices, roots)
+    parts = tuple(
+        DevicePlan(
+            id=d.id,
+            name=d.name,
+            physical_id=d.physical_id,
+            fingerprint=d.fingerprint,
+            resource_group=d.resource_group,
+            arena_bytes=arenas[d.id].nbytes,
+            resident_bytes=_resident(graph, waited, d.id, roots),
+            offsets=dict(arenas[d.id].offsets),
+            single_seconds=_finite(made.single.get(d.id)),
+        )
+        for d in devices
+    )
+    spread = math.sqrt(sum(((s.high - s.low) / 2) ** 2 for s in waited))
+    return Plan(
+        graph=graph.digest(),
+        graph_name=graph.name,
+        policy=made.policy,
+        devices=parts,
+        steps=tuple(waited),
+        predicted=made.makespan,
+        low=max(0.0, made.makespan - spread),
+        high=made.makespan + spread,
+        lower_bound=made.lower_bound,
+        expected_runs=expected_runs,
+        cost_model="",
+    )
+
+
+def _finite(x: float | None) -> float | None:
+    return x if x is not None and math.isfinite(x) else None
+
+
+class _Drafts:
+    """All steps of a schedule, unordered."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        placed: Sequence[Node],
+        offered: Mapping[str, Offers],
+        made: Schedule,
+        roots: Mapping[str, str],
+        tensors: Mapping[int, str],
+    ) -> None:
+        self.graph, self.made, self.roots = graph, made, roots
+        self.drafts: list[_Draft] = []
+        self.at: dict[tuple[str, str], int] = {}  # (root value, device) -> draft that puts it there
+        ids = made.problem.device_ids
+        for node in placed:
+            task = made.problem.index(node.name)
+            device = ids[int(made.device[task])]
+            self.drafts.append(_Draft(self._launch(node, offered[node.name], task, device)))
+            for value in node.outputs:
+                self.at[value, device] = len(self.drafts) - 1
+        for transfer in made.transfers:
+            value = tensors[transfer.tensor]
+            self._transfer(value, ids[transfer.src], ids[transfer.dst], transfer)
+        for draft in self.drafts:
+            self._link(draft)
+
+    def _launch(self, node: Node, offers: Offers, task: int, device: str) -> Step:
+        offer = offers.best[device]
+        seconds, low, high = costing.interval(offer.estimate)
+        body = node.attrs.get("body")
+        return Step(
+            index=-1,
+            kind="launch",
+            device=device,
+            queue=f"{device}/compute",
+            name=node.name,
+            inputs=tuple(None if v is None else v for v in node.inputs),
+            outputs=node.outputs,
+            waits=(),
+            start=float(self.made.start[task]),
+            seconds=seconds,
+            low=low,
+            high=high,
+            source=offer.estimate.source.value,
+            op=node.op,
+            kernel=offer.kernel.name,
+            detail=str(body) if isinstance(body, FusedBody) else "",
+            **self._why(offers, task, device),  # type: ignore[arg-type]
+        )
+
+    def _why(self, offers: Offers, task: int, device: str) -> dict[str, object]:
+        decision = self.made.decision(task)
+        ids = self.made.problem.device_ids
+        choices = []
+        for candidate in decision.candidates:
+            id = ids[candidate.device]
+            offer = offers.best.get(id)
+            reason = candidate.reason or offers.reasons.get(id, "")
+            if offer is None or (candidate.exec_s is None or math.isinf(candidate.exec_s)):
+                choices.append(Choice(id, "", None, None, None, "unknown", None, reason))
+                continue
+            seconds, low, high = costing.interval(offer.estimate)
+            choices.append(
+                Choice(
+                    id,
+                    offer.kernel.name,
+                    seconds,
+                    low,
+                    high,
+                    offer.estimate.source.value,
+                    candidate.finish,
+                    reason,
+                )  # fmt: skip
+            )
+        return {"choices": tuple(choices), "reason": _reason(choices, device, decision.margin)}
+
+    def _transfer(self, value: str, src: str, dst: str, transfer: Transfer) -> None:
+        hops = [(src, dst)] if HOST in (src, dst) else [(src, HOST), (HOST, dst)]
+        each = (transfer.finish - transfer.start) / len(hops)
+        for i, (a, b) in enumerate(hops):
+            if (value, b) in self.at or (b == HOST and value in self.graph.inputs):
+                continue
+            seconds = each
+            step = Step(
+                index=-1,
+                kind="copy",
+                device=b if a == HOST else a,
+                queue=queue_of("up" if a == HOST else "down", a, b),
+                name=value,
+                inputs=(value,),
+                outputs=(value,),
+                waits=(),
+                start=transfer.start + i * each,
+                seconds=seconds,
+                low=seconds * 0.7,
+                high=seconds * 1.5,
+                source="measured",
+                src=a,
+                dst=b,
+                nbytes=self.graph.specs[value].nbytes,
+            )
+            self.drafts.append(_Draft(step))
+            self.at[value, b] = len(self.drafts) - 1
+
+    def _link(self, draft: _Draft) -> None:
+        step = draft.step
+        device = step.src if step.kind == "copy" else step.device
+        for value in step.inputs:
+            if value is None or self.roots[value] in self.graph.constants:
+                continue
+            found = self.at.get((self.roots[value], device))
+            if found is not None:
+                draft.needs.append(found)
+            else:
+                assert self.roots[value] in self.graph.inputs, (step.name, value, device)
+                assert device == HOST, (step.name, value, device)
+
+
+def _reason(choices: Sequence[Choice], device: str, margin: float | None) -> str:
+    others = [c for c in choices if c.device != device]
+    if not others:
+        return "only device"
+    if all(c.seconds is None for c in others):
+        return "; ".join(f"{c.device} {c.reason}" for c in others)
+    known = "; ".join(str(c) for c in others)
+    if margin is None:
+        return known
+    if margin >= 0:
+        return f"earliest finish by {margin * 1e3:.3f} ms; {known}"
+    return f"earlier end of the whole; {known}"
+
+
+def _order(drafts: Sequence[_Draft]) -> list[Step]:
+    """Topological order by predicted start; every dependency becomes a wait."""
+    readers: list[list[int]] = [[] for _ in drafts]
+    missing = [0] * len(drafts)
+    for i, draft in enumerate(drafts):
+        for need in set(draft.needs):
+            readers[need].append(i)
+            missing[i] += 1
+    ready = [(d.step.start, i) for i, d in enumerate(drafts) if missing[i] == 0]
+    heapq.heapify(ready)
+    index: dict[int, int] = {}
+    steps: list[Step] = []
+    while ready:
+        _, i = heapq.heappop(ready)
+        index[i] = len(steps)
+        needs = tuple(sorted({index[n] for n in drafts[i].needs}))
+        steps.append(replace(drafts[i].step, index=len(steps), waits=needs))
+        for r in readers[i]:
+            missing[r] -= 1
+            if missing[r] == 0:
+                heapq.heappush(ready, (drafts[r].step.start, r))
+    assert len(steps) == len(drafts), "cycle among steps"
+    return steps
+
+
+def _resident(graph: Graph, steps: Sequence[Step], device: str, roots: Mapping[str, str]) -> int:
+    """Bytes of the constants that the device's ops read."""
+    used = {
+        roots[v]
+        for s in steps
+        if s.kind == "launch" and s.device == device
+        for v in s.inputs
+        if v is not None and roots[v] in graph.constants
+    }
+    return sum(graph.specs[v].nbytes for v in used)
