@@ -1,3 +1,79 @@
-"""Run each op of a model on the device where it finishes first."""
+"""crossdock: measure the devices, place every op where it finishes first, say why, and run it.
+
+Everything here is imported when first used: ``import crossdock`` itself needs numpy alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from crossdock.runtime.errors import Error
+
+if TYPE_CHECKING:
+    from crossdock import scheduler
+    from crossdock.devices.base import DeviceInfo
+    from crossdock.devices.machine import Machine
+    from crossdock.devices.probe import probe
+    from crossdock.devices.registry import devices
+    from crossdock.runtime.builder import GraphBuilder, Operand
+    from crossdock.runtime.graph import Graph
+    from crossdock.runtime.loaders import load, load_tensors
+    from crossdock.runtime.plan import Constraints, Plan
+    from crossdock.runtime.receipt import Receipt
+    from crossdock.runtime.session import Estimate, Session, compile  # noqa: A004
 
 __version__ = "0.1.0.dev0"
+
+_WHERE = {
+    "Constraints": "crossdock.runtime.plan",
+    "DeviceInfo": "crossdock.devices.base",
+    "Estimate": "crossdock.runtime.session",
+    "Graph": "crossdock.runtime.graph",
+    "GraphBuilder": "crossdock.runtime.builder",
+    "Machine": "crossdock.devices.machine",
+    "Operand": "crossdock.runtime.builder",
+    "Plan": "crossdock.runtime.plan",
+    "Receipt": "crossdock.runtime.receipt",
+    "Session": "crossdock.runtime.session",
+    "compile": "crossdock.runtime.session",
+    "load": "crossdock.runtime.loaders",
+    "load_tensors": "crossdock.runtime.loaders",
+    "probe": "crossdock.devices.probe",
+}
+
+__all__ = [
+    "Constraints",
+    "DeviceInfo",
+    "Error",
+    "Estimate",
+    "Graph",
+    "GraphBuilder",
+    "Machine",
+    "Operand",
+    "Plan",
+    "Receipt",
+    "Session",
+    "compile",
+    "devices",
+    "load",
+    "load_tensors",
+    "probe",
+    "scheduler",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use."""
+    if name in ("devices", "scheduler"):
+        return importlib.import_module(f"crossdock.{name}")
+    where = _WHERE.get(name)
+    if where is None:
+        raise AttributeError(f"module 'crossdock' has no attribute {name!r}")
+    value = getattr(importlib.import_module(where), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
