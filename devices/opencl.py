@@ -1,0 +1,405 @@
+"""OpenCL devices through pyopencl: every device of every platform, or one part of a processor.
+
+Each device has a context of its own, an in-order compute queue, and an in-order transfer queue
+(on GPUs one a direction), all profiled, so that copies and kernels overlap. PoCL makes its machine
+code at a kernel's first launch with a work-group size: time the second one.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from crossdock.devices.base import (
+    Bound,
+    Buffer,
+    CommandBuffer,
+    Device,
+    DeviceInfo,
+    Event,
+    Executable,
+    Probe,
+    Queue,
+    Span,
+    Worker,
+)
+from crossdock.devices.opencl_memory import ClBuffer, ClEvent
+from crossdock.devices.opencl_platforms import KIND, found_devices, load
+from crossdock.devices.opencl_programs import Programs
+from crossdock.devices.program import GridLaunch, Scalar, Step
+from crossdock.runtime.errors import (
+    CompileError,
+    DeviceError,
+    DeviceLost,
+    OutOfMemory,
+    Unavailable,
+)
+from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
+
+FIX = "pip install 'crossdock[opencl]'"
+
+
+def probe() -> Probe:
+    """Every OpenCL device there is, or why there is none."""
+    try:
+        cl = load()
+    except ImportError as error:
+        return Probe(KIND, (), f"pyopencl cannot be imported ({error})", FIX)
+    try:
+        found = found_devices()
+    except cl.Error as error:
+        return Probe(KIND, (), f"no OpenCL driver answers ({error})", FIX)
+    if not found:
+        fix = f"{FIX}; PoCL also needs a cache folder that can be written (POCL_CACHE_DIR)"
+        return Probe(KIND, (), "OpenCL drivers are installed but show no device", fix)
+    return Probe(KIND, tuple(_sized(f.info, f.info.compute_units) for f in found))
+
+
+def open_device(
+    device_id: str, *, threads: int | None = None, limit: int | None = None
+) -> OpenCLDevice:
+    """Open a device.
+
+    ``threads`` confines a processor to that many compute units (device fission); other devices
+    are not cut. ``limit`` is a budget in bytes for all buffers together.
+    """
+    cl = load()
+    found = next((f for f in found_devices() if f.info.id == device_id), None)
+    if found is None:
+        raise Unavailable(
+            f"there is no device {device_id!r}; `crossdock probe` lists those there are"
+        )
+    info, handle = found.info, found.handle
+    units = info.compute_units
+    try:
+        if threads is not None and threads < units and info.details["type"] == "cpu":
+            units = max(1, threads)
+            handle = handle.create_sub_devices([cl.device_partition_property.EQUALLY, units])[0]
+        return OpenCLDevice(cl, _sized(info, units), handle, limit)
+    except cl.Error as error:
+        raise Unavailable(f"{device_id} cannot be opened with {units} units: {error}") from error
+
+
+def _sized(info: DeviceInfo, units: int) -> DeviceInfo:
+    fingerprint = f"{info.fingerprint}|{units} compute units"
+    return replace(info, compute_units=units, fingerprint=fingerprint)
+
+
+@dataclass
+class ClExecutable(Executable):
+    """A built kernel; ``spare`` holds kernel objects that no command buffer uses."""
+
+    step: GridLaunch
+    program: Any
+    spare: list[Any] = field(default_factory=list)
+
+
+class ClCommands(CommandBuffer):
+    """Kernels with their arguments set, in order; it keeps their memory alive."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, tuple[int, ...], tuple[int, ...]]] = []
+        self.labels: list[str] = []
+        self.roots: set[ClBuffer] = set()
+        self._keep: list[Any] = []
+        self._lent: list[tuple[ClExecutable, Any]] = []
+        self._steps = 0
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def add(self, item: Bound, kernel: Any) -> None:
+        """Append a bound step whose kernel belongs to this command buffer from now on."""
+        executable = item.executable
+        assert isinstance(executable, ClExecutable)
+        self._lent.append((executable, kernel))
+        self._steps += 1
+        for i, arg in enumerate(executable.step.args):
+            if isinstance(arg, Scalar):
+                kernel.set_arg(i, arg.value)
+                continue
+            buffer = item.buffers[arg]
+            assert isinstance(buffer, ClBuffer)
+            memory = buffer.memory
+            kernel.set_arg(i, memory)
+            self._keep.append(memory)
+            self.roots.add(buffer.root)
+        if all(executable.step.grid):
+            self.launches.append((kernel, executable.step.grid, executable.step.block))
+            self.labels.append(item.label)
+
+    def __del__(self) -> None:
+        for executable, kernel in self._lent:
+            executable.spare.append(kernel)
+
+
+class ClQueue(Queue):
+    """An in-order, profiled command queue."""
+
+    def __init__(self, device: OpenCLDevice, role: str) -> None:
+        cl = device.cl
+        self.device: OpenCLDevice = device
+        self.role = role
+        self.handle = cl.CommandQueue(
+            device.context, properties=cl.command_queue_properties.PROFILING_ENABLE
+        )
+
+    def execute(
+        self,
+        commands: CommandBuffer,
+        waits: Sequence[Event] = (),
+        spans: list[Span] | None = None,
+    ) -> ClEvent:
+        """Enqueue every launch; with ``spans``, wait and read the device's time stamps."""
+        assert isinstance(commands, ClCommands)
+        if any(root.released for root in commands.roots):
+            raise DeviceError(f"{self.device.info.id}: a buffer of this run has been released")
+        events = self._enqueue(commands, waits, spans is not None)
+        event = ClEvent(self.device, events[-1], commands)
+        if spans is not None and commands.launches:
+            event.wait()
+            offset = self._clock_offset()
+            for label, done in zip(commands.labels, events, strict=True):
+                start, end = done.profile.start * 1e-9, done.profile.end * 1e-9
+                spans.append(Span(label, start + offset, end + offset))
+        return event
+
+    def _enqueue(self, commands: ClCommands, waits: Sequence[Event], every: bool) -> list[Any]:
+        enqueue, queue = self.device.cl.enqueue_nd_range_kernel, self.handle
+        wait_for = self._wait_for(waits)
+        events: list[Any] = []
+        event = None
+        try:
+            for kernel, grid, block in commands.launches:
+                event = enqueue(queue, kernel, grid, block, None, wait_for)
+                wait_for = None
+                if every:
+                    events.append(event)
+            if event is None:
+                event = self.device.cl.enqueue_marker(queue, wait_for)
+            queue.flush()
+        except self.device.cl.Error as error:
+            raise self.device.failure(error) from error
+        return events or [event]
+
+    def _wait_for(self, waits: Sequence[Event]) -> list[Any] | None:
+        """Events of this context go to the driver; for others the caller waits."""
+        events = []
+        for event in waits:
+            if isinstance(event, ClEvent) and event.device is self.device:
+                events.append(event.event)
+            else:
+                event.wait()
+        return events or None
+
+    def _clock_offset(self) -> float:
+        """Seconds to add to the device's clock for ``time.perf_counter``: best of three markers."""
+        best, offset = math.inf, 0.0
+        for _ in range(3):
+            before = time.perf_counter()
+            marker = self.device.cl.enqueue_marker(self.handle)
+            marker.wait()
+            after = time.perf_counter()
+            if after - before < best:
+                best, offset = after - before, (before + after) / 2 - marker.profile.end * 1e-9
+        return offset
+
+    def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> ClEvent:
+        """Copy a C-contiguous host array into a buffer."""
+        assert isinstance(target, ClBuffer)
+        return self._copy(target, source, waits, upload=True)
+
+    def read(self, source: Buffer, target: Array, waits: Sequence[Event] = ()) -> ClEvent:
+        """Copy a buffer into a C-contiguous host array."""
+        assert isinstance(source, ClBuffer)
+        return self._copy(source, target, waits, upload=False)
+
+    def _copy(
+        self, buffer: ClBuffer, array: Array, waits: Sequence[Event], *, upload: bool
+    ) -> ClEvent:
+        cl = self.device.cl
+        if array.nbytes > buffer.nbytes or not array.flags.c_contiguous:
+            raise DeviceError(
+                f"{self.device.info.id}: cannot copy {array.nbytes} bytes in C order between the "
+                f"host and a buffer of {buffer.nbytes}"
+            )
+        wait_for = self._wait_for(waits)
+        try:
+            if array.nbytes == 0:
+                event = cl.enqueue_marker(self.handle, wait_for)
+            else:
+                flat, memory = array.reshape(-1).view(np.uint8), buffer.memory
+                ends = (memory, flat) if upload else (flat, memory)
+                event = cl.enqueue_copy(self.handle, *ends, is_blocking=False, wait_for=wait_for)
+            self.handle.flush()
+        except cl.Error as error:
+            raise self.device.failure(error) from error
+        return ClEvent(self.device, event, (array, buffer))
+
+    def finish(self) -> None:
+        """Block until everything submitted is done."""
+        try:
+            self.handle.finish()
+        except self.device.cl.Error as error:
+            raise self.device.failure(error) from error
+
+    def flush(self) -> None:
+        """Hand what was submitted to the device."""
+        self.handle.flush()
+
+
+class OpenCLDevice(Device):
+    """One OpenCL device, or one part of it, with a context of its own."""
+
+    def __init__(self, cl: Any, info: DeviceInfo, handle: Any, limit: int | None = None) -> None:
+        self.cl = cl
+        self.info = info
+        self.context = cl.Context([handle])
+        self.budget = info.memory_bytes if limit is None else min(limit, info.memory_bytes)
+        self._handle = handle
+        self._programs = Programs(cl, self.context, handle, info.id)
+        self._lock = threading.Lock()
+        self._used = 0
+        upload = ClQueue(self, "upload")
+        download = upload if info.details["type"] == "cpu" else ClQueue(self, "download")
+        self.queues = {
+            "compute": ClQueue(self, "compute"),
+            "upload": upload,
+            "download": download,
+        }
+
+    def failure(self, error: Any) -> DeviceError:
+        """The error of ours for one of pyopencl's."""
+        code, where = self.cl.status_code, self.info.id
+        memory = (
+            code.MEM_OBJECT_ALLOCATION_FAILURE,
+            code.OUT_OF_HOST_MEMORY,
+            code.INVALID_BUFFER_SIZE,
+        )
+        if error.code in memory:
+            return OutOfMemory(f"{where}: {error}; use smaller inputs, or another device")
+        if error.code in (code.DEVICE_NOT_AVAILABLE, code.INVALID_COMMAND_QUEUE):
+            return DeviceLost(f"{where}: {error}")
+        return DeviceError(f"{where}: {error}")
+
+    def account(self, nbytes: int) -> None:
+        """Count memory in use."""
+        with self._lock:
+            self._used += nbytes
+
+    def allocate(self, nbytes: int, label: str = "") -> ClBuffer:
+        """Allocate device memory within the budget."""
+        free = self.budget - self._used
+        what = f"{nbytes} bytes wanted{f' for {label}' if label else ''}"
+        if nbytes > free:
+            raise OutOfMemory(
+                f"{self.info.id}: {what}, {free} of {self.budget} free; "
+                "use smaller inputs, or move ops to another device"
+            )
+        try:
+            memory = self.cl.Buffer(self.context, self.cl.mem_flags.READ_WRITE, max(nbytes, 1))
+        except self.cl.Error as error:
+            limit = self.info.max_allocation
+            raise OutOfMemory(
+                f"{self.info.id}: {what}; one buffer may have {limit}: {error}"
+            ) from error
+        self.account(nbytes)
+        return ClBuffer(self, memory, nbytes)
+
+    def compile(self, step: Step) -> ClExecutable:
+        """Build a kernel and check it against the launch."""
+        where = self.info.id
+        if not isinstance(step, GridLaunch):
+            raise CompileError(f"{where}: runs grid kernels only, not {type(step).__name__}")
+        executable = ClExecutable(step, self._programs.get(step))
+        kernel = self._kernel(executable)
+        if kernel.num_args != len(step.args):
+            raise CompileError(
+                f"{where}: kernel {step.entry} takes {kernel.num_args} arguments, not "
+                f"{len(step.args)}",
+                source=step.source,
+            )
+        self._check_block(step, kernel)
+        executable.spare.append(kernel)
+        return executable
+
+    def _check_block(self, step: GridLaunch, kernel: Any) -> None:
+        ask = self.cl.kernel_work_group_info
+        most = kernel.get_work_group_info(ask.WORK_GROUP_SIZE, self._handle)
+        fixed = tuple(kernel.get_work_group_info(ask.COMPILE_WORK_GROUP_SIZE, self._handle))
+        block = (*step.block, 1, 1)[:3]
+        why = ""
+        if len(step.grid) != len(step.block) or any(
+            g % b for g, b in zip(step.grid, step.block, strict=False)
+        ):
+            why = f"grid {step.grid} is no multiple of block {step.block}"
+        elif any(fixed) and fixed != block:
+            why = f"block {block} is not the {fixed} that its text says"
+        elif math.prod(block) > most:
+            why = f"block {block} is over the limit of {most} work items"
+        if why:
+            raise CompileError(f"{self.info.id}: kernel {step.entry}: {why}", source=step.source)
+
+    def _kernel(self, executable: ClExecutable) -> Any:
+        try:
+            return executable.spare.pop()
+        except IndexError:
+            pass
+        entry = executable.step.entry
+        try:
+            return self.cl.Kernel(executable.program, entry)
+        except self.cl.Error as error:
+            raise CompileError(
+                f"{self.info.id}: the text has no kernel {entry}", source=executable.step.source
+            ) from error
+
+    def record(self, bound: Sequence[Bound]) -> ClCommands:
+        """Give each step a kernel object of its own, with its arguments set."""
+        commands = ClCommands()
+        for item in bound:
+            assert isinstance(item.executable, ClExecutable)
+            try:
+                commands.add(item, self._kernel(item.executable))
+            except self.cl.Error as error:
+                raise self.failure(error) from error
+        return commands
+
+    def map(self, buffer: Buffer, spec: TensorSpec) -> Array:
+        """The buffer as a host array, for reading and writing (no copy with Cap.MAP).
+
+        Blocks until the transfer queue is idle; kernels must not use the buffer until ``unmap``.
+        """
+        assert isinstance(buffer, ClBuffer)
+        flags = self.cl.map_flags.READ | self.cl.map_flags.WRITE
+        queue = self.queues["upload"]
+        assert isinstance(queue, ClQueue)
+        try:
+            array, _ = self.cl.enqueue_map_buffer(
+                queue.handle, buffer.memory, flags, 0, spec.dims, to_numpy(spec.dtype)
+            )
+        except self.cl.Error as error:
+            raise self.failure(error) from error
+        mapped: Array = array
+        return mapped
+
+    def unmap(self, array: Array) -> ClEvent:
+        """End a mapping; the device sees what was written once the event is done."""
+        queue = self.queues["upload"]
+        assert isinstance(queue, ClQueue)
+        base: Any = array.base
+        return ClEvent(self, base.release(queue.handle))
+
+    def close(self) -> None:
+        """Wait for the queues, end their threads, and forget programs."""
+        for queue in {id(q): q for q in self.queues.values()}.values():
+            queue.finish()
+            worker = getattr(queue, "_worker", None)
+            if isinstance(worker, Worker):
+                worker.stop()
+        self._programs.clear()

@@ -1,0 +1,118 @@
+"""pyopencl itself, and what each device of each platform is."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossdock.devices import topology
+from crossdock.devices.base import Cap, DeviceInfo
+from crossdock.runtime import settings
+
+KIND = "opencl"
+
+
+@functools.cache
+def load() -> Any:
+    """pyopencl, with its own disk caches off: it reads them with pickle."""
+    switch = "PYOPENCL_NO_CACHE"
+    mine = switch not in os.environ
+    if mine:
+        os.environ[switch] = "1"
+    _give_pocl_a_cache()
+    try:
+        import pyopencl
+
+        return pyopencl
+    finally:
+        if mine:
+            del os.environ[switch]
+
+
+def _give_pocl_a_cache() -> None:
+    """PoCL shows no device at all where it cannot write its cache: give it a folder in ours."""
+    if "POCL_CACHE_DIR" in os.environ:
+        return
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    while not base.exists() and base != base.parent:
+        base = base.parent
+    if not os.access(base, os.W_OK) and (ours := settings.cache_dir()) is not None:
+        os.environ["POCL_CACHE_DIR"] = str(ours / "pocl")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A device and pyopencl's handle of it."""
+
+    info: DeviceInfo
+    handle: Any
+
+
+@functools.cache
+def found_devices() -> tuple[Found, ...]:
+    """All devices, platforms by name; the numbers stay as long as the drivers do."""
+    cl = load()
+    platforms = sorted(cl.get_platforms(), key=lambda p: (p.name, p.version))
+    handles = [d for p in platforms for d in _handles(p) if d.available and d.compiler_available]
+    return tuple(Found(_describe(cl, f"{KIND}:{i}", d), d) for i, d in enumerate(handles))
+
+
+def _handles(platform: Any) -> list[Any]:
+    try:
+        return list(platform.get_devices())
+    except load().Error:  # a platform without devices says so with an error
+        return []
+
+
+def _physical(cl: Any, handle: Any) -> str:
+    if handle.type & cl.device_type.CPU:
+        return topology.HOST_CPU
+    names = f"{KIND} {handle.platform.name} {handle.name.strip()}"
+    extensions = handle.extensions.split()
+    if "cl_nv_device_attribute_query" in extensions:
+        slot = handle.pci_slot_id_nv
+        pci = f"{handle.pci_domain_id_nv:x}:{handle.pci_bus_id_nv:x}:{slot >> 3:x}.{slot & 7}"
+    elif "cl_amd_device_attribute_query" in extensions:
+        at = handle.topology_amd
+        pci = f"{at.bus & 255:x}:{at.device & 255:x}.{at.function & 7}"
+    else:
+        pci = ""
+    return topology.physical_id(pci, otherwise=names)
+
+
+def _describe(cl: Any, device_id: str, handle: Any) -> DeviceInfo:
+    on_cpu = bool(handle.type & cl.device_type.CPU)
+    physical = _physical(cl, handle)
+    extensions = frozenset(handle.extensions.split())
+    caps = {Cap.GRID, Cap.EVENTS, Cap.PROFILING, Cap.COPY_QUEUES}
+    caps |= {Cap.MAP} if handle.host_unified_memory else set()
+    caps |= {Cap.FLOAT16} if "cl_khr_fp16" in extensions else set()
+    caps |= {Cap.FLOAT64} if "cl_khr_fp64" in extensions else set()
+    name = handle.name.strip()
+    driver = f"{handle.platform.name} {handle.driver_version}"
+    model = f"{name}|{topology.cpu_model()}" if on_cpu else name
+    return DeviceInfo(
+        id=device_id,
+        kind=KIND,
+        name=name,
+        vendor=handle.vendor,
+        driver=driver,
+        physical_id=physical,
+        resource_group=physical,
+        compute_units=handle.max_compute_units,
+        memory_bytes=handle.global_mem_size,
+        caps=frozenset(caps),
+        fingerprint=f"{model}|{driver}|{handle.max_clock_frequency} MHz",
+        max_allocation=handle.max_mem_alloc_size,
+        local_memory=handle.local_mem_size,
+        max_work_group=handle.max_work_group_size,
+        alignment=max(64, handle.mem_base_addr_align // 8),
+        details={
+            "platform": handle.platform.name,
+            "version": handle.version,
+            "type": "cpu" if on_cpu else "gpu" if handle.type & cl.device_type.GPU else "other",
+        },
+    )

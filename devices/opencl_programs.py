@@ -1,0 +1,123 @@
+"""Building OpenCL programs: once a text in memory, and on disk where the driver keeps nothing.
+
+A cached binary is a file named by the hash of everything that it depends on. The file begins with
+the hash of the rest: a damaged one is dropped and built again. Files appear whole (written aside,
+then renamed), so that many processes can share the folder without locks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+from crossdock.devices.dialect import OPENCL_HEADER, assemble
+from crossdock.devices.program import GridLaunch
+from crossdock.runtime import settings
+from crossdock.runtime.errors import CompileError
+
+OPTIONS = ("-cl-std=CL1.2",)
+
+_BUILDING = threading.Lock()
+"""Held while a program builds: warnings are silenced meanwhile, and their filters are global."""
+
+_DRIVER_CACHES = ("Portable Computing Language", "NVIDIA CUDA")
+"""Platforms that keep what they built on disk themselves."""
+
+
+class Programs:
+    """The programs of one device. A failure is kept too, and raised again."""
+
+    def __init__(self, cl: Any, context: Any, handle: Any, where: str) -> None:
+        self._cl = cl
+        self._context = context
+        self._handle = handle
+        self._where = where
+        self._lock = threading.Lock()
+        self._built: dict[tuple[object, ...], Any] = {}
+
+    def get(self, step: GridLaunch) -> Any:
+        """The built program of a step's text; raises CompileError with the compiler's log."""
+        key = (step.source, step.defines)
+        with self._lock:
+            found = self._built.get(key)
+            if found is None:
+                found = self._build(step)
+                self._built[key] = found
+        if isinstance(found, CompileError):
+            raise CompileError(str(found), log=found.log, source=found.source)
+        return found
+
+    def clear(self) -> None:
+        """Forget every program."""
+        with self._lock:
+            self._built.clear()
+
+    def _build(self, step: GridLaunch) -> Any:
+        cl = self._cl
+        text = assemble(OPENCL_HEADER, step.defines, step.source)
+        path = None
+        if self._handle.platform.name not in _DRIVER_CACHES:
+            path = _path(text, self._handle)
+        with _BUILDING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if path is not None and (binary := load(path)) is not None:
+                try:
+                    return cl.Program(self._context, [self._handle], [binary]).build()
+                except cl.Error:
+                    path.unlink(missing_ok=True)
+            try:
+                program = cl.Program(self._context, text).build(list(OPTIONS))
+            except cl.Error as error:
+                log = str(error)
+                return CompileError(
+                    f"{self._where}: kernel {step.entry} does not build: {_first_error(log)}",
+                    log=log,
+                    source=text,
+                )
+        if path is not None:
+            store(path, bytes(program.get_info(cl.program_info.BINARIES)[0]))
+        return program
+
+
+def _first_error(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return next((line for line in lines if re.search(r"\berror\b:", line)), lines[0])
+
+
+def _path(text: str, handle: Any) -> Path | None:
+    folder = settings.cache_dir()
+    if folder is None:
+        return None
+    about = (handle.platform.name, handle.platform.version, handle.name, handle.driver_version)
+    parts = "\0".join((*about, str(handle.max_compute_units), *OPTIONS, text))
+    return folder / "opencl" / f"{hashlib.sha256(parts.encode()).hexdigest()}.bin"
+
+
+def load(path: Path) -> bytes | None:
+    """A cached binary, or None where there is none that is whole."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    if len(data) > 32 and hashlib.sha256(data[32:]).digest() == data[:32]:
+        return data[32:]
+    path.unlink(missing_ok=True)
+    return None
+
+
+def store(path: Path, binary: bytes) -> None:
+    """Keep a binary; a full disk or a folder that cannot be written only costs the next build."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(hashlib.sha256(binary).digest() + binary)
+        Path(name).replace(path)
+    except OSError:
+        return

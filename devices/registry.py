@@ -1,0 +1,143 @@
+"""The device kinds there are, and the devices that have been opened.
+
+A *kind* is a module or object that fulfils ``DeviceKind``. Four are built in and imported only
+when they are asked for; others come in through the entry-point group ``crossdock.devices``, whose
+entry names are kind names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import threading
+from collections.abc import Iterable
+from typing import Any, Protocol, cast
+
+from crossdock.devices.base import Device, DeviceInfo, Probe
+from crossdock.runtime import settings
+from crossdock.runtime.errors import Error, Unavailable
+
+GROUP = "crossdock.devices"
+"""Entry-point group of third-party device kinds."""
+
+BUILT_IN = ("cpu", "cuda", "opencl", "sim")
+
+
+class DeviceKind(Protocol):
+    """What a device kind offers, as a module or an object.
+
+    ``probe`` lists the kind's devices, or says why there are none and what to install; it is cheap
+    when called again. ``open_device`` takes an id that ``probe`` listed, and may take more options
+    than ``threads``; it raises Unavailable.
+    """
+
+    KIND: str
+
+    def probe(self) -> Probe:
+        """List the devices of this kind."""
+        ...
+
+    def open_device(self, device_id: str, /, *, threads: int | None = None) -> Device:
+        """Open a device."""
+        ...
+
+
+_LOCK = threading.RLock()
+_OPEN: dict[tuple[str, int | None, int | None], Device] = {}
+
+
+def kind_names() -> list[str]:
+    """Names of all kinds: the processor's first, built-in ones, then third parties' by name."""
+    return [*BUILT_IN, *sorted(_entry_points().keys() - set(BUILT_IN))]
+
+
+def probe_all(kinds: Iterable[str] | None = None) -> list[Probe]:
+    """Probe every kind, or the given ones. Never raises: a kind that fails says why.
+
+    ``CROSSDOCK_DEVICES`` limits what is looked for; the processor is always there.
+    """
+    wanted = settings.wanted_devices()
+    return [_probe(kind, wanted) for kind in (kind_names() if kinds is None else kinds)]
+
+
+def devices() -> list[DeviceInfo]:
+    """Every device that can be opened, the processor first."""
+    return [info for probe in probe_all() for info in probe.devices]
+
+
+def open_device(device_id: str, threads: int | None = None, limit: int | None = None) -> Device:
+    """Open a device, or return the one already open with these options.
+
+    ``threads`` confines a processor to so many cores; ``limit`` is a budget in bytes. Raises
+    Unavailable with the reason and the fix that the kind's probe gave.
+    """
+    key = (device_id, threads, limit)
+    with _LOCK:
+        found = _OPEN.get(key)
+        if found is None:
+            found = _open(device_id, {"threads": threads, "limit": limit})
+            _OPEN[key] = found
+        return found
+
+
+def close_all() -> None:
+    """Close every open device; they can be opened again."""
+    with _LOCK:
+        opened = list(_OPEN.values())
+        _OPEN.clear()
+    for device in opened:
+        device.close()
+
+
+def _open(device_id: str, options: dict[str, int | None]) -> Device:
+    kind = device_id.partition(":")[0]
+    probe = _probe(kind, None)
+    if device_id not in {info.id for info in probe.devices}:
+        raise Unavailable(_why_not(device_id, probe))
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return cast(Any, _kind(kind)).open_device(device_id, **given)  # type: ignore[no-any-return]
+    except Error:
+        raise
+    except Exception as error:  # drivers and third parties raise anything
+        raise Unavailable(f"{device_id} cannot be opened: {_said(error)}") from error
+
+
+def _why_not(device_id: str, probe: Probe) -> str:
+    there = ", ".join(info.id for info in devices()) or "none"
+    why = f": {probe.reason}" if probe.reason else ""
+    fix = f"; {probe.fix}" if probe.fix else ""
+    return f"no device {device_id!r}{why}{fix} (devices here: {there})"
+
+
+def _probe(kind: str, wanted: frozenset[str] | None) -> Probe:
+    named = None if wanted is None else {name.partition(":")[0] for name in wanted}
+    if named is not None and kind not in named | {"cpu"}:
+        return Probe(kind, (), "left out by CROSSDOCK_DEVICES", "add it there, or unset it")
+    try:
+        found = _kind(kind).probe()
+    except Error as error:
+        return Probe(kind, (), str(error))
+    except Exception as error:  # noqa: BLE001 - drivers and third parties raise anything
+        return Probe(kind, (), f"its probe failed: {_said(error)}")
+    if wanted is None or kind == "cpu" or kind in wanted:
+        return found
+    kept = tuple(info for info in found.devices if info.id in wanted)
+    return Probe(kind, kept, found.reason, found.fix)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+
+
+def _kind(name: str) -> DeviceKind:
+    if name in BUILT_IN:
+        return cast(DeviceKind, importlib.import_module(f"crossdock.devices.{name}"))
+    entry = _entry_points().get(name)
+    if entry is None:
+        raise Unavailable(f"there is no device kind {name!r}: there are {', '.join(kind_names())}")
+    return cast(DeviceKind, entry.load())
+
+
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
