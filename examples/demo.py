@@ -52,10 +52,13 @@ def show_devices() -> None:
     machine = xd.probe(quick=True)
     table = Table("device", "name", "status", "GFLOP/s (float32)", "memory GB/s")
     for part in machine.devices:
-        flops = max((r.value for k, r in part.flops.items() if k.endswith("float32")), default=0.0)
-        rate = max((p.rate.value for p in part.bandwidth), default=0.0)
-        reason = f"{part.status} {part.reason} {part.fix}".strip()
-        table.add_row(part.info.id, part.info.name, reason, f"{flops / 1e9:.0f}", f"{rate / 1e9:.1f}")
+        said = f"{part.status} {part.reason} {part.fix}".strip()
+        flops = {} if part.rates is None else part.rates.flops_by_class()
+        best = max((v for k, v in flops.items() if k.endswith("float32")), default=0.0)
+        sizes = () if part.rates is None else part.rates.bandwidth
+        rate = sizes[-1].bytes_per_s.median if sizes else 0.0
+        name = part.kind if part.info is None else part.info.name
+        table.add_row(part.id, name, said, f"{best / 1e9:.0f}", f"{rate / 1e9:.1f}")
     OUT.print(table)
 
 

@@ -43,6 +43,8 @@ class Arena:
 
 def conflicts(tenants: Sequence[Tenant]) -> Array:
     """Boolean matrix: True where two tenants may be alive at the same time."""
+    if not tenants:
+        return np.zeros((0, 0), dtype=bool)
     born = np.array([t.born for t in tenants], dtype=float).reshape(len(tenants), -1)
     last = np.array([t.last for t in tenants], dtype=float).reshape(len(tenants), -1)
     before = np.ones((len(tenants), len(tenants)), dtype=bool)

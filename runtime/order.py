@@ -68,18 +68,22 @@ def step_clocks(steps: Sequence[Step]) -> list[dict[str, int]]:
     return clocks
 
 
+_FED = 0.5
+"""Before every step, yet after all tensors are born that no step waits for: inputs are fed then."""
+
+
 class _Lives:
     """When each value on each device is first written and last touched."""
 
     def __init__(self, graph: Graph, steps: Sequence[Step], roots: Mapping[str, str]) -> None:
         self.graph, self.roots = graph, roots
-        self.queues = sorted({s.queue for s in steps})
+        self.queues = sorted({s.queue for s in steps}) or [f"{HOST}/compute"]
         self.clocks, self.position = step_clocks(steps), positions(steps)
         self.born: dict[tuple[str, str], tuple[float, ...]] = {}
         self.last: dict[tuple[str, str], list[float]] = {}
         for name in graph.inputs:
             self.born[name, HOST] = (0.0,) * len(self.queues)
-            self.last[name, HOST] = [0.0] * len(self.queues)
+            self.last[name, HOST] = [_FED] * len(self.queues)
         for step in steps:
             reads, writes = (
                 (step.src, step.dst) if step.kind == "copy" else (step.device, step.device)

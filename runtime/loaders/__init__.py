@@ -42,9 +42,7 @@ def _is_onnx(head: bytes) -> bool:
 # metadata 14).
 _MODEL_KEYS = frozenset({1 << 3, 5 << 3} | {n << 3 | 2 for n in (2, 3, 4, 6, 7, 8, 14)})
 
-FORMATS: tuple[Format, ...] = (
-    Format("ONNX", _is_onnx, "crossdock.runtime.loaders.onnx"),
-)
+FORMATS: tuple[Format, ...] = (Format("ONNX", _is_onnx, "crossdock.runtime.loaders.onnx"),)
 """Formats in the order they are tried."""
 
 

@@ -1,5 +1,7 @@
-"""Structure of an ONNX model: every value defined once and before use, nothing cyclic, nothing
-recursive, everything supported; nodes come out in topological order (Kahn 1962).
+"""Structure of an ONNX model, checked without the package's own checker.
+
+Every value is defined once and before use, nothing is cyclic or recursive, everything is supported;
+nodes come out in topological order (Kahn 1962).
 """
 
 from __future__ import annotations

@@ -80,9 +80,7 @@ class OnnxValue:
 
     def dims(self) -> tuple[Dim, ...]:
         """The shape with a symbol of its own, "name.axis", for each anonymous dimension."""
-        return tuple(
-            f"{self.name}.{i}" if d is None else d for i, d in enumerate(self.shape or ())
-        )
+        return tuple(f"{self.name}.{i}" if d is None else d for i, d in enumerate(self.shape or ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +105,15 @@ class OnnxNode:
             return value
         raise MalformedModel(f"{self}: attribute {name!r} is no {what}")
 
-    def int(self, name: str, default: int = 0) -> int:
+    def get_int(self, name: str, default: int = 0) -> int:
         """An integer attribute."""
         return int(self._typed(name, default, int, "integer"))
 
-    def float(self, name: str, default: float = 0.0) -> float:
+    def get_float(self, name: str, default: float = 0.0) -> float:
         """A float attribute."""
         return float(self._typed(name, default, float, "float"))
 
-    def str(self, name: str, default: str = "") -> str:
+    def get_str(self, name: str, default: str = "") -> str:
         """A string attribute."""
         return str(self._typed(name, default, str, "string"))
 
@@ -127,15 +125,15 @@ class OnnxNode:
             raise MalformedModel(f"{self}: attribute {name!r} is no list of {what}s")
         return value
 
-    def ints(self, name: str) -> tuple[int, ...] | None:
+    def get_ints(self, name: str) -> tuple[int, ...] | None:
         """A list of integers, or None where it is absent."""
         return self._list(name, int, "integer")
 
-    def floats(self, name: str) -> tuple[float, ...] | None:
+    def get_floats(self, name: str) -> tuple[float, ...] | None:
         """A list of floats, or None where it is absent."""
         return self._list(name, float, "float")
 
-    def strings(self, name: str) -> tuple[str, ...] | None:
+    def get_strs(self, name: str) -> tuple[str, ...] | None:
         """A list of strings, or None where it is absent."""
         return self._list(name, str, "string")
 

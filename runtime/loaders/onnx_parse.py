@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -64,12 +65,11 @@ def domain_name(domain: str) -> str:
 def parse(source: Source) -> OnnxModel:
     """Parse a serialised ModelProto."""
     package = onnx_package()
-    from google.protobuf.message import DecodeError
-
+    broken = importlib.import_module("google.protobuf.message").DecodeError
     proto = package.ModelProto()
     try:
         proto.ParseFromString(source.data)
-    except (DecodeError, RecursionError) as error:
+    except (broken, RecursionError) as error:
         raise MalformedModel(
             f"{source.label}: no ONNX model, or a damaged one (truncated?): the protobuf cannot "
             "be decoded"

@@ -91,7 +91,7 @@ def read_safetensors(data: bytearray, label: str) -> dict[str, Array]:
             )
         spans.append((begin, end, name))
         flat = np.frombuffer(payload[begin:end], dtype=dtype)
-        arrays[name] = np.require(flat.reshape(shape), requirements="AW")
+        arrays[name] = np.require(flat.reshape(shape), requirements=["A", "W"])
     _check_cover(spans, len(payload), label)
     return arrays
 
@@ -128,20 +128,27 @@ def _entry(name: str, entry: Any, label: str) -> tuple[np.dtype[Any], tuple[int,
     dtype = SAFETENSORS_DTYPES.get(str(entry.get("dtype")))
     if dtype is None:
         raise UnsupportedModel(f"{where}: element type {entry.get('dtype')!r} is not supported")
-    shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    if not _sizes(shape) or len(shape) > MAX_RANK:
-        raise MalformedModel(f"{where}: shape {shape!r} is no list of sizes")
-    if not _sizes(offsets) or len(offsets) != 2:
-        raise MalformedModel(f"{where}: data_offsets {offsets!r} are no pair of byte offsets")
+    shape = _sizes(entry.get("shape"), where)
+    offsets = _sizes(entry.get("data_offsets"), where)
+    if len(offsets) != 2:
+        raise MalformedModel(f"{where}: data_offsets {list(offsets)} are no pair of byte offsets")
     begin, end = offsets
     want = math.prod(shape) * to_numpy(dtype).itemsize
     if end - begin != want:
-        raise MalformedModel(f"{where}: {dtype}{shape} takes {want} bytes, its span {end - begin}")
-    return to_numpy(dtype).newbyteorder("<"), tuple(shape), begin, end
+        raise MalformedModel(
+            f"{where}: {dtype}{list(shape)} takes {want} bytes, its span {end - begin}"
+        )
+    return to_numpy(dtype).newbyteorder("<"), shape, begin, end
 
 
-def _sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+def _sizes(value: Any, where: str) -> tuple[int, ...]:
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) > MAX_RANK
+        or any(type(v) is not int or v < 0 for v in value)
+    ):
+        raise MalformedModel(f"{where}: {value!r} is no list of sizes")
+    return tuple(value)
 
 
 def _check_cover(spans: list[tuple[int, int, str]], size: int, label: str) -> None:
@@ -169,7 +176,7 @@ def read_npy(data: bytes | bytearray, label: str) -> Array:
     flat = np.frombuffer(data, dtype=dtype, count=count, offset=start)
     array = flat.reshape(shape, order="F" if fortran else "C")
     native: Array = array.astype(dtype.newbyteorder("="), copy=False)
-    return np.require(native, requirements="AW")
+    return np.require(native, requirements=["A", "W"])
 
 
 def _npy_header(
@@ -190,9 +197,7 @@ def _npy_header(
         raise MalformedModel(f"{label}: the npy header is broken") from error
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
         raise MalformedModel(f"{label}: the npy header lacks descr, fortran_order or shape")
-    shape = header["shape"]
-    if not isinstance(shape, tuple) or not _sizes(list(shape)) or len(shape) > MAX_RANK:
-        raise MalformedModel(f"{label}: shape {shape!r} is no tuple of sizes")
+    shape = _sizes(header["shape"], label)
     return _npy_dtype(header["descr"], label), bool(header["fortran_order"]), shape, start
 
 
