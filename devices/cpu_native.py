@@ -22,35 +22,48 @@ import numpy as np
 from crossdock.runtime.errors import CompileError
 
 _LOCK = threading.Lock()
-_KEPT: list[Any] = []  # engines own the machine code, which lives as long as the process
 CHUNKS_PER_THREAD = 4
 
 
 @functools.cache
-def _target() -> tuple[Any, Any]:
-    """The LLVM binding and the machine description of this processor."""
+def _target() -> tuple[Any, Any, Any]:
+    """The LLVM binding, the machine description of this processor, and the engine."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     llvm.initialize_native_asmparser()
-    features = llvm.get_host_cpu_features().flatten()
     machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=features, opt=3, reloc="default", jit=True
+        cpu=llvm.get_host_cpu_name(), features=_features(), opt=3, jit=True
     )
-    return llvm, machine
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    return llvm, machine, engine
 
 
-def compile_ir(text: str, names: Sequence[str], *, optimise: bool = True) -> list[int]:
+@functools.cache
+def _features() -> str:
+    import llvmlite.binding as llvm
+
+    return str(llvm.get_host_cpu_features().flatten())
+
+
+@functools.cache
+def host_features() -> frozenset[str]:
+    """The processor's instruction sets by LLVM's names (``avx2``, ``fma``, ``f16c`` ...)."""
+    return frozenset(f[1:] for f in _features().split(",") if f.startswith("+"))
+
+
+def compile_ir(text: str, names: Sequence[str]) -> list[int]:
     """Compile LLVM IR and return the addresses of the functions ``names``.
 
-    The code lives until the process ends. Safe to call from any thread.
+    Names must not have been used before in this process; the code lives until it ends. Loops are
+    not vectorised: kernels are written with vector types. Safe to call from any thread.
 
     Raises:
         CompileError: the IR is refused; ``log`` has LLVM's text and ``source`` the IR.
     """
     with _LOCK:
-        llvm, machine = _target()
+        llvm, machine, engine = _target()
         try:
             module = llvm.parse_assembly(text)
             module.triple = machine.triple
@@ -60,15 +73,12 @@ def compile_ir(text: str, names: Sequence[str], *, optimise: bool = True) -> lis
             raise CompileError(
                 f"cpu: LLVM refuses the code of {', '.join(names)}", log=str(error), source=text
             ) from error
-        if optimise:
-            options = llvm.create_pipeline_tuning_options(speed_level=3)
-            options.loop_vectorization = True
-            options.slp_vectorization = False
-            builder = llvm.create_pass_builder(machine, options)
-            builder.getModulePassManager().run(module, builder)
-        engine = llvm.create_mcjit_compiler(module, machine)
+        options = llvm.create_pipeline_tuning_options(speed_level=1)
+        builder = llvm.create_pass_builder(machine, options)
+        passes = builder.getModulePassManager()
+        passes.run(module, builder)
+        engine.add_module(module)
         engine.finalize_object()
-        _KEPT.append(engine)
         return [int(engine.get_function_address(name)) for name in names]
 
 
@@ -90,26 +100,26 @@ _ROW = 5  # words in a table row: function, arguments, extent, items a chunk, ch
 _LINE = 8  # words in a cache line
 
 _DRIVER = """
-%kernel = type void (i64*, i64, i64)
+
 
 declare i32 @sched_yield()
 
-define void @xd_serial(i64* noalias %table, i64 %n) {
+define void @xd_serial(ptr noalias %table, i64 %n) {
 entry:
   %none = icmp sle i64 %n, 0
   br i1 %none, label %done, label %loop
 loop:
   %i = phi i64 [0, %entry], [%next, %loop]
   %row = mul i64 %i, 5
-  %p0 = getelementptr i64, i64* %table, i64 %row
-  %p1 = getelementptr i64, i64* %p0, i64 1
-  %p2 = getelementptr i64, i64* %p0, i64 2
-  %w0 = load i64, i64* %p0
-  %w1 = load i64, i64* %p1
-  %extent = load i64, i64* %p2
-  %fn = inttoptr i64 %w0 to %kernel*
-  %args = inttoptr i64 %w1 to i64*
-  call void %fn(i64* %args, i64 0, i64 %extent)
+  %p0 = getelementptr i64, ptr %table, i64 %row
+  %p1 = getelementptr i64, ptr %p0, i64 1
+  %p2 = getelementptr i64, ptr %p0, i64 2
+  %w0 = load i64, ptr %p0
+  %w1 = load i64, ptr %p1
+  %extent = load i64, ptr %p2
+  %fn = inttoptr i64 %w0 to ptr
+  %args = inttoptr i64 %w1 to ptr
+  call void %fn(ptr %args, i64 0, i64 %extent)
   %next = add i64 %i, 1
   %more = icmp slt i64 %next, %n
   br i1 %more, label %loop, label %done
@@ -131,27 +141,27 @@ pause:
 }
 
 ; Claim chunks of step %i until there are none left. Counters: claimed, complete.
-define internal void @share(i64* %table, i64* %counters, i64 %i) {
+define internal void @share(ptr %table, ptr %counters, i64 %i) {
 entry:
   %row = mul i64 %i, 5
-  %p0 = getelementptr i64, i64* %table, i64 %row
-  %p1 = getelementptr i64, i64* %p0, i64 1
-  %p2 = getelementptr i64, i64* %p0, i64 2
-  %p3 = getelementptr i64, i64* %p0, i64 3
-  %p4 = getelementptr i64, i64* %p0, i64 4
-  %w0 = load i64, i64* %p0
-  %w1 = load i64, i64* %p1
-  %extent = load i64, i64* %p2
-  %size = load i64, i64* %p3
-  %chunks = load i64, i64* %p4
-  %fn = inttoptr i64 %w0 to %kernel*
-  %args = inttoptr i64 %w1 to i64*
+  %p0 = getelementptr i64, ptr %table, i64 %row
+  %p1 = getelementptr i64, ptr %p0, i64 1
+  %p2 = getelementptr i64, ptr %p0, i64 2
+  %p3 = getelementptr i64, ptr %p0, i64 3
+  %p4 = getelementptr i64, ptr %p0, i64 4
+  %w0 = load i64, ptr %p0
+  %w1 = load i64, ptr %p1
+  %extent = load i64, ptr %p2
+  %size = load i64, ptr %p3
+  %chunks = load i64, ptr %p4
+  %fn = inttoptr i64 %w0 to ptr
+  %args = inttoptr i64 %w1 to ptr
   %pair = mul i64 %i, 2
-  %claimed = getelementptr i64, i64* %counters, i64 %pair
-  %complete = getelementptr i64, i64* %claimed, i64 1
+  %claimed = getelementptr i64, ptr %counters, i64 %pair
+  %complete = getelementptr i64, ptr %claimed, i64 1
   br label %claim
 claim:
-  %c = atomicrmw add i64* %claimed, i64 1 acq_rel
+  %c = atomicrmw add ptr %claimed, i64 1 acq_rel
   %mine = icmp slt i64 %c, %chunks
   br i1 %mine, label %run, label %done
 run:
@@ -159,18 +169,18 @@ run:
   %far = add i64 %begin, %size
   %over = icmp sgt i64 %far, %extent
   %end = select i1 %over, i64 %extent, i64 %far
-  call void %fn(i64* %args, i64 %begin, i64 %end)
-  %old = atomicrmw add i64* %complete, i64 1 acq_rel
+  call void %fn(ptr %args, i64 %begin, i64 %end)
+  %old = atomicrmw add ptr %complete, i64 1 acq_rel
   br label %claim
 done:
   ret void
 }
 
 ; State: word 0 the current step, word 8 the helpers inside, words 16... two counters a step.
-define void @xd_lead(i64* %table, i64 %n, i64* %state) {
+define void @xd_lead(ptr %table, i64 %n, ptr %state) {
 entry:
-  %inside = getelementptr i64, i64* %state, i64 8
-  %counters = getelementptr i64, i64* %state, i64 16
+  %inside = getelementptr i64, ptr %state, i64 8
+  %counters = getelementptr i64, ptr %state, i64 16
   br label %clear
 clear:
   %k = phi i64 [0, %entry], [%knext, %clearing]
@@ -178,14 +188,14 @@ clear:
   br i1 %unclear, label %clearing, label %open
 clearing:
   %two = mul i64 %k, 2
-  %q0 = getelementptr i64, i64* %counters, i64 %two
-  %q1 = getelementptr i64, i64* %q0, i64 1
-  store atomic i64 0, i64* %q0 monotonic, align 8
-  store atomic i64 0, i64* %q1 monotonic, align 8
+  %q0 = getelementptr i64, ptr %counters, i64 %two
+  %q1 = getelementptr i64, ptr %q0, i64 1
+  store atomic i64 0, ptr %q0 monotonic, align 8
+  store atomic i64 0, ptr %q1 monotonic, align 8
   %knext = add i64 %k, 1
   br label %clear
 open:
-  store atomic i64 0, i64* %state release, align 8
+  store atomic i64 0, ptr %state release, align 8
   br label %step
 step:
   %i = phi i64 [0, %open], [%next, %advance]
@@ -193,30 +203,30 @@ step:
   br i1 %more, label %look, label %close
 look:
   %row = mul i64 %i, 5
-  %p0 = getelementptr i64, i64* %table, i64 %row
-  %p1 = getelementptr i64, i64* %p0, i64 1
-  %p2 = getelementptr i64, i64* %p0, i64 2
-  %p4 = getelementptr i64, i64* %p0, i64 4
-  %chunks = load i64, i64* %p4
+  %p0 = getelementptr i64, ptr %table, i64 %row
+  %p1 = getelementptr i64, ptr %p0, i64 1
+  %p2 = getelementptr i64, ptr %p0, i64 2
+  %p4 = getelementptr i64, ptr %p0, i64 4
+  %chunks = load i64, ptr %p4
   %single = icmp sle i64 %chunks, 1
   br i1 %single, label %alone, label %shared
 alone:
-  %w0 = load i64, i64* %p0
-  %w1 = load i64, i64* %p1
-  %extent = load i64, i64* %p2
-  %fn = inttoptr i64 %w0 to %kernel*
-  %args = inttoptr i64 %w1 to i64*
-  call void %fn(i64* %args, i64 0, i64 %extent)
+  %w0 = load i64, ptr %p0
+  %w1 = load i64, ptr %p1
+  %extent = load i64, ptr %p2
+  %fn = inttoptr i64 %w0 to ptr
+  %args = inttoptr i64 %w1 to ptr
+  call void %fn(ptr %args, i64 0, i64 %extent)
   br label %advance
 shared:
-  call void @share(i64* %table, i64* %counters, i64 %i)
+  call void @share(ptr %table, ptr %counters, i64 %i)
   %pair = mul i64 %i, 2
   %pair1 = add i64 %pair, 1
-  %complete = getelementptr i64, i64* %counters, i64 %pair1
+  %complete = getelementptr i64, ptr %counters, i64 %pair1
   br label %wait
 wait:
   %spins = phi i64 [0, %shared], [%spins1, %idle]
-  %got = load atomic i64, i64* %complete acquire, align 8
+  %got = load atomic i64, ptr %complete acquire, align 8
   %all = icmp sge i64 %got, %chunks
   br i1 %all, label %advance, label %idle
 idle:
@@ -225,14 +235,14 @@ idle:
   br label %wait
 advance:
   %next = add i64 %i, 1
-  store atomic i64 %next, i64* %state release, align 8
+  store atomic i64 %next, ptr %state release, align 8
   br label %step
 close:
-  store atomic i64 %n, i64* %state seq_cst, align 8
+  store atomic i64 %n, ptr %state seq_cst, align 8
   br label %leave
 leave:
   %spins2 = phi i64 [0, %close], [%spins3, %idle2]
-  %left = load atomic i64, i64* %inside seq_cst, align 8
+  %left = load atomic i64, ptr %inside seq_cst, align 8
   %empty = icmp eq i64 %left, 0
   br i1 %empty, label %done, label %idle2
 idle2:
@@ -243,36 +253,36 @@ done:
   ret void
 }
 
-define void @xd_help(i64* %table, i64 %n, i64* %state) {
+define void @xd_help(ptr %table, i64 %n, ptr %state) {
 entry:
-  %inside = getelementptr i64, i64* %state, i64 8
-  %counters = getelementptr i64, i64* %state, i64 16
-  %before = atomicrmw add i64* %inside, i64 1 seq_cst
+  %inside = getelementptr i64, ptr %state, i64 8
+  %counters = getelementptr i64, ptr %state, i64 16
+  %before = atomicrmw add ptr %inside, i64 1 seq_cst
   br label %look
 look:
   %spins = phi i64 [0, %entry], [0, %shared], [%spins1, %idle]
   %last = phi i64 [-1, %entry], [%i, %shared], [%last, %idle]
-  %i = load atomic i64, i64* %state seq_cst, align 8
+  %i = load atomic i64, ptr %state seq_cst, align 8
   %open = icmp slt i64 %i, %n
   br i1 %open, label %step, label %done
 step:
   %row = mul i64 %i, 5
   %row4 = add i64 %row, 4
-  %p4 = getelementptr i64, i64* %table, i64 %row4
-  %chunks = load i64, i64* %p4
+  %p4 = getelementptr i64, ptr %table, i64 %row4
+  %chunks = load i64, ptr %p4
   %several = icmp sgt i64 %chunks, 1
   %fresh = icmp ne i64 %i, %last
   %join = and i1 %several, %fresh
   br i1 %join, label %shared, label %idle
 shared:
-  call void @share(i64* %table, i64* %counters, i64 %i)
+  call void @share(ptr %table, ptr %counters, i64 %i)
   br label %look
 idle:
   call void @relax(i64 %spins)
   %spins1 = add i64 %spins, 1
   br label %look
 done:
-  %after = atomicrmw sub i64* %inside, i64 1 seq_cst
+  %after = atomicrmw sub ptr %inside, i64 1 seq_cst
   ret void
 }
 """

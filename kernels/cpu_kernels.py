@@ -1,3 +1,7 @@
 """Kernel candidates for the host processor; importing this module registers them."""
 
 from __future__ import annotations
+
+from crossdock.kernels import cpu_elementwise
+
+__all__ = ["cpu_elementwise"]
