@@ -315,19 +315,20 @@ def _target(config: Config, devices: Mapping[str, Device], asked: frozenset[str]
     return planner.Target(infos, asked, model, group_capacity(infos))
 
 
-def group_capacity(infos: Sequence[DeviceInfo]) -> dict[str, int]:
+def group_capacity(infos: Sequence[DeviceInfo], cores: int | None = None) -> dict[str, int]:
     """How many devices of each shared resource group may compute at once.
 
-    Devices of one processor run side by side as long as their threads fit its cores.
+    Devices of one processor run side by side as long as their threads fit its ``cores`` (None:
+    those of this machine).
     """
     result: dict[str, int] = {}
     for group in {d.resource_group for d in infos}:
         members = sorted(d.compute_units for d in infos if d.resource_group == group)
-        cores = topology.cpu_count() if group == "host-cpu" else members[-1]
+        room = members[-1] if group != "host-cpu" else cores or topology.cpu_count()
         fit, used = 0, 0
         for units in members:
             used += units
-            fit += used <= cores
+            fit += used <= room
         result[group] = max(1, fit)
     return result
 
