@@ -56,8 +56,9 @@ def host_features() -> frozenset[str]:
 def compile_ir(text: str, names: Sequence[str]) -> list[int]:
     """Compile LLVM IR and return the addresses of the functions ``names``.
 
-    Names must not have been used before in this process; the code lives until it ends. Loops are
-    not vectorised: kernels are written with vector types. Safe to call from any thread.
+    Names must not have been used before in this process; the code lives until it ends. Only
+    cheap passes are run: kernels are written with vector types and with their invariants outside
+    of loops. Safe to call from any thread.
 
     Raises:
         CompileError: the IR is refused; ``log`` has LLVM's text and ``source`` the IR.
@@ -73,9 +74,10 @@ def compile_ir(text: str, names: Sequence[str]) -> list[int]:
             raise CompileError(
                 f"cpu: LLVM refuses the code of {', '.join(names)}", log=str(error), source=text
             ) from error
-        options = llvm.create_pipeline_tuning_options(speed_level=1)
-        builder = llvm.create_pass_builder(machine, options)
-        passes = builder.getModulePassManager()
+        builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(1))
+        passes = llvm.create_new_module_pass_manager()
+        passes.add_instruction_combine_pass()
+        passes.add_simplify_cfg_pass()
         passes.run(module, builder)
         engine.add_module(module)
         engine.finalize_object()

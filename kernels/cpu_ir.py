@@ -33,6 +33,7 @@ class Code:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        self._stack: list[str] = []
         self._names = 0
         self._declared: dict[str, str] = {}
         self._block = "entry"
@@ -69,6 +70,20 @@ class Code:
     def at(self, pointer: str, kind: str, index: Index) -> str:
         """Address of element ``index`` of an array of LLVM type ``kind``."""
         return self.let(f"getelementptr {kind}, ptr {pointer}, i64 {index}")
+
+    def stack(self, kind: str, count: int) -> str:
+        """Memory for ``count`` elements on the calling thread's stack, aligned to a cache line."""
+        name = f"%s{len(self._stack)}"
+        self._stack.append(f"  {name} = alloca {kind}, i64 {count}, align 64")
+        return name
+
+    def load(self, kind: str, address: str) -> str:
+        """Load one element."""
+        return self.let(f"load {kind}, ptr {address}")
+
+    def store(self, kind: str, value: Index, address: str) -> None:
+        """Store one element."""
+        self.do(f"store {kind} {value}, ptr {address}")
 
     def add(self, a: Index, b: Index) -> str:
         """``a + b`` on i64."""
@@ -150,6 +165,18 @@ class Code:
             )
         self.label(done)
 
+    def equal(self, a: Index, b: Index) -> str:
+        """``a == b`` on i64."""
+        return self.let(f"icmp eq i64 {a}, {b}")
+
+    def both(self, a: str, b: str) -> str:
+        """``a && b`` on i1."""
+        return self.let(f"and i1 {a}, {b}")
+
+    def negate(self, a: str) -> str:
+        """``!a`` on i1."""
+        return self.let(f"xor i1 {a}, true")
+
     @contextmanager
     def when(self, cond: str) -> Iterator[None]:
         """A block that runs where ``cond`` (i1) holds; it yields no values."""
@@ -167,6 +194,7 @@ class Code:
                 *self._declared.values(),
                 f"define void @{name}(ptr nocapture readonly %args, i64 %begin, i64 %end) {{",
                 "entry:",
+                *self._stack,
                 *self._lines,
                 "  ret void",
                 "}",

@@ -1,0 +1,180 @@
+"""Convolution of ``nchw`` float32 images on the host, as an implicit matrix product.
+
+The result of one image is a product of the filter (output channels by taps) and the image's
+patches (taps by pixels). Patches are never stored: for a few vectors of pixels at a time the rows
+of one block of taps are packed into a panel that stays in the first-level cache, and a register
+tile of ``ROWS`` channels by ``VECTORS`` vectors runs over the panel, once for each tile of the
+filter. The filter is packed once a session, in the order in which the tiles read it. After K. Goto
+and R. van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008); the packing of
+patches on the way is that of cuDNN's implicit product (Chetlur et al. 2014, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.program import (
+    Argument,
+    ArrayCall,
+    In,
+    Lowered,
+    NativeCall,
+    Out,
+    Pack,
+    Packed,
+    Scratch,
+    Slot,
+    Step,
+)
+from crossdock.kernels.cpu_conv_panel import ROWS, SHARE, TAPS, VECTORS, WORDS, PanelWriter
+from crossdock.kernels.cpu_ir import compiled
+from crossdock.kernels.cpu_rows import register_lanes, words
+from crossdock.kernels.spec import OpCall
+from crossdock.kernels.table import kernel
+from crossdock.runtime.tensor import Array, TensorSpec
+
+L2_BYTES = 512 << 10
+GRAIN_FLOPS = 2e6
+"""Work that is worth handing to another thread."""
+
+
+def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a candidate's guard
+    attrs = call.attrs
+    if call.outputs[0].dtype != "float32":
+        return f"{call.outputs[0].dtype}, not float32"
+    if attrs["input_layout"] != "nchw" or attrs["filter_layout"] != "oihw":
+        return f"layouts {attrs['input_layout']} and {attrs['filter_layout']}, not nchw and oihw"
+    return None
+
+
+@kernel("cpu.conv2d.panel", "conv2d", ("cpu",), when=_fits, rank=20)
+def lower_conv2d(call: OpCall, device: DeviceInfo) -> Lowered:
+    """Lower a convolution to one native call over panels of pixels."""
+    shape = geometry(call, device.compute_units)
+    spec = TensorSpec("float32", (shape["groups"] * packed_size(shape),))
+    filters = call.constants.get(1)
+    steps: list[Step] = []
+    if filters is None:
+        slot: Slot = Scratch(0)
+        weights = call.inputs[1]
+        steps.append(
+            ArrayCall(
+                lambda xp, ins, outs: _write_packed(xp, ins[0], outs[0], shape),
+                (In(1),),
+                (slot,),
+                (weights,),
+                (spec,),
+            )
+        )
+        packs: tuple[Pack, ...] = ()
+        scratch: tuple[int, ...] = (spec.nbytes,)
+    else:
+        slot, scratch = Packed(0), ()
+        packs = (Pack(lambda: pack_filter(filters, shape), spec),)
+    steps.append(_native(call, shape, slot))
+    return Lowered(
+        tuple(steps), scratch, packs, frozenset({1}) if filters is not None else frozenset()
+    )
+
+
+def packed_size(shape: Mapping[str, int]) -> int:
+    """Elements of one group's packed filter."""
+    return -(-shape["outputs"] // ROWS) * ROWS * shape["taps"] * shape["channels"]
+
+
+def pack_filter(filters: Array, shape: Mapping[str, int]) -> Array:
+    """Pack an ``oihw`` filter: by group, block of taps, tile of ROWS outputs, tap, output."""
+    packed = np.empty(shape["groups"] * packed_size(shape), np.float32)
+    _write_packed(np, filters, packed, shape)
+    return packed
+
+
+def _write_packed(xp: Any, filters: Any, out: Any, shape: Mapping[str, int]) -> None:
+    _, channels, kh, kw = filters.shape
+    groups, outputs, block = shape["groups"], shape["outputs"], shape["block"]
+    tiles, taps = -(-outputs // ROWS), channels * kh * kw
+    padded = xp.zeros((groups, tiles * ROWS, channels, kh, kw), "float32")
+    padded[:, :outputs] = filters.reshape(groups, outputs, channels, kh, kw)
+    tiled = padded.transpose(0, 1, 3, 4, 2).reshape(groups, tiles, ROWS, taps)
+    whole = out.reshape(groups, tiles * ROWS * taps)
+    for start in range(0, taps, block):
+        stop = min(start + block, taps)
+        part = whole[:, start * tiles * ROWS : stop * tiles * ROWS]
+        part.reshape(groups, tiles, stop - start, ROWS)[...] = tiled[:, :, :, start:stop].transpose(
+            0, 1, 3, 2
+        )
+
+
+def geometry(call: OpCall, threads: int) -> dict[str, int]:
+    """The numbers among the kernel's words, and ``items``: how many there are to share."""
+    image, filters, result = call.inputs[0], call.inputs[1], call.outputs[0]
+    assert image is not None
+    assert filters is not None
+    batch, channels, height, width = image.dims
+    outputs, _, kh, kw = filters.dims
+    _, _, out_height, out_width = result.dims
+    groups = call.attrs["groups"]
+    (sh, sw), (dh, dw) = call.attrs["strides"], call.attrs["dilations"]
+    top, _, left, _ = call.attrs["padding"]
+    plane_out = out_height * out_width
+    if (kh, kw, sh, sw) == (1, 1, 1, 1) and not any(call.attrs["padding"]):
+        height, width, out_height, out_width = 1, height * width, 1, plane_out
+    lanes = register_lanes()
+    row_vectors = -(-out_width // lanes)
+    vectors = out_height * row_vectors
+    panels = -(-vectors // VECTORS)
+    tiles = -(-(outputs // groups) // ROWS)
+    taps = kh * kw * channels // groups
+    blocks = -(-taps // TAPS)
+    share = share_of(panels, outputs // groups, -(-taps // blocks))
+    shares = -(-panels // share)
+    parts = parts_of(tiles, batch * groups * shares, threads)
+    return {
+        "channels": channels // groups, "height": height, "width": width,
+        "out_width": out_width, "plane_out": plane_out, "kw": kw, "taps": kh * kw,
+        "sh": sh, "sw": sw, "dh": dh, "dw": dw, "top": top, "left": left,
+        "outputs": outputs // groups, "groups": groups, "row_vectors": row_vectors,
+        "vectors": vectors, "panels": panels,
+        "shares": shares, "share": share, "parts": parts,
+        "part_rows": -(-tiles // parts) * ROWS, "block": -(-taps // blocks), "blocks": blocks,
+        "items": batch * groups * shares * parts,
+    }  # fmt: skip
+
+
+def share_of(panels: int, outputs: int, block: int) -> int:
+    """Panels that one item works on: several where a block of the filter leaves the L2 cache."""
+    if 4 * outputs * block <= L2_BYTES // 2:
+        return 1
+    count = -(-panels // SHARE)
+    return -(-panels // count)
+
+
+def parts_of(tiles: int, items: int, threads: int) -> int:
+    """Parts of the output channels that are items of their own: enough for all threads."""
+    if threads == 1 or items >= 4 * threads:
+        return 1
+    return max(1, min(tiles // 8, -(-4 * threads // items)))
+
+
+def _native(call: OpCall, shape: dict[str, int], filters: Slot) -> NativeCall:
+    bias = len(call.inputs) > 2 and call.inputs[2] is not None
+    stride = shape["sw"] if shape["sw"] in (1, 2) else 0
+    lanes = register_lanes()
+    slots: dict[str, Argument] = {
+        "out": Out(0), "in": In(0), "filter": filters, "bias": In(2) if bias else In(0),
+    }  # fmt: skip
+    flops = 2.0 * call.outputs[0].size * shape["taps"] * shape["channels"]
+    return NativeCall(
+        name="conv2d",
+        address=compiled(
+            f"conv2d {lanes} {stride} {bias}",
+            lambda code: PanelWriter(code, lanes, stride, bias).write(),
+        ),
+        args=words(WORDS, slots, shape),
+        extent=shape["items"],
+        grain=max(1, int(GRAIN_FLOPS * shape["items"] / max(flops, 1.0))),
+    )
