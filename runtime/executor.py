@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from crossdock.devices.base import Event, Point, Span, Timeline
+from crossdock.devices.base import Event, Point, Queue, Span, Timeline
 from crossdock.runtime.errors import Cancelled, Error, ExecutionError, Timeout
 from crossdock.runtime.lower import Instance, Program, Segment
 from crossdock.runtime.tensor import Array
@@ -105,21 +105,24 @@ class Run:
         return Outcome(outputs, time.perf_counter() - began, self.spans or {}, began)
 
     def _post(self) -> None:
-        queues: dict[tuple[str, str], list[Segment]] = {}
+        queues: dict[int, list[Segment]] = {}  # roles may share a queue: one job, in plan order
         for part in self.program.segments:
-            queues.setdefault((part.device, part.role), []).append(part)
+            queues.setdefault(id(self._queue(part)), []).append(part)
         self._timelines = {key: Timeline() for key in queues}
         self._points: dict[int, Point] = {}
         for part in self.program.segments:
             if part.signals:
-                self._points[part.index] = self._timelines[part.device, part.role].record()
+                self._points[part.index] = self._timelines[id(self._queue(part))].record()
         self._left = len(queues)
         if not queues:
             self._ended.set()
         with _POST:
-            for (device, role), parts in queues.items():
-                job = _Job(self, parts)
-                self.program.devices[device].worker(role).post(job)
+            for parts in queues.values():
+                worker = self.program.devices[parts[0].device].worker(parts[0].role)
+                worker.post(_Job(self, parts))
+
+    def _queue(self, part: Segment) -> Queue:
+        return self.program.devices[part.device].queues[part.role]
 
     def drive(self, parts: list[Segment]) -> None:
         """Walk one queue's segments (on its worker); never raises."""
@@ -131,10 +134,10 @@ class Run:
                 last = self._do(part, self._waits(part))
                 point = self._points.get(part.index)
                 if point is not None:
-                    self.program.devices[part.device].queues[part.role].flush()
+                    self._queue(part).flush()
                     point.signal(last)
             if last is not None:
-                self.program.devices[parts[-1].device].queues[parts[-1].role].flush()
+                self._queue(parts[-1]).flush()
                 last.wait()
         except BaseException as error:
             self._fail(error, parts[0])
@@ -159,7 +162,7 @@ class Run:
         return native
 
     def _do(self, part: Segment, waits: list[Event] | tuple[()]) -> Event | None:
-        queue = self.program.devices[part.device].queues[part.role]
+        queue = self._queue(part)
         commands = self.instance.commands.get(part.index)
         spans = None
         if self.spans is not None:
@@ -187,7 +190,7 @@ class Run:
         for timeline in self._timelines.values():
             timeline.fail(error)
         try:
-            self.program.devices[part.device].queues[part.role].finish()
+            self._queue(part).finish()
         except Error:
             return  # the device is gone; the first failure is what the caller sees
 

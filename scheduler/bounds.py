@@ -86,8 +86,9 @@ def lower_bound(problem: Problem) -> float:
 def _loaded_window(problem: Problem, head: Floats, tail: Floats) -> float:
     """Load of the tasks that start late and end early, plus the least lead-in and lead-out."""
     cost = np.where(np.isfinite(tail) & np.isfinite(head), problem.cost, np.inf)
-    ready = np.where(np.isfinite(head), head - problem.cost, np.inf).min(axis=1)
-    after = np.where(np.isfinite(tail), tail - problem.cost, np.inf).min(axis=1)
+    with np.errstate(invalid="ignore"):
+        ready = np.where(np.isfinite(head), head - problem.cost, np.inf).min(axis=1)
+        after = np.where(np.isfinite(tail), tail - problem.cost, np.inf).min(axis=1)
     best = load_bound(cost, problem.resource)
     for lead in _steps(ready):
         for trail in _steps(after):
