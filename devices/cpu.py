@@ -9,19 +9,15 @@ compiled loop walks without the interpreter lock.
 from __future__ import annotations
 
 import functools
-import os
-import platform
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
+from crossdock.devices import topology
 from crossdock.devices.base import (
     Bound,
     Buffer,
@@ -37,60 +33,32 @@ from crossdock.devices.base import (
 )
 from crossdock.devices.cpu_blas import blas
 from crossdock.devices.cpu_native import HelperPool, NativeProgram, NativeRow
+from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes
 from crossdock.devices.program import ArrayCall, NativeCall, Scalar, Slot, Step
-from crossdock.runtime.errors import CompileError, DeviceError, OutOfMemory, Unavailable
-from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
+from crossdock.runtime.errors import CompileError, Unavailable
+from crossdock.runtime.tensor import Array, TensorSpec
 
 KIND = "cpu"
-ALIGNMENT = 64
 
 
 def probe() -> Probe:
     """Describe the host processor; it is always there."""
-    return Probe(KIND, (_info(f"{KIND}:0", cpu_count()),))
+    return Probe(KIND, (_info(f"{KIND}:0", topology.cpu_count()),))
 
 
-def open_device(id: str, *, threads: int | None = None) -> Device:  # noqa: A002 - the contract's name
-    """Open the host processor with ``threads`` threads (None: one a core this process may use)."""
-    if id != f"{KIND}:0":
-        raise Unavailable(f"there is no device {id!r}: the host processor is cpu:0")
+def open_device(
+    device_id: str, *, threads: int | None = None, limit: int | None = None
+) -> CpuDevice:
+    """Open the host processor.
+
+    ``threads`` is how many threads compute (None: one a core this process may use); ``limit`` is
+    a budget in bytes for all buffers together.
+    """
+    if device_id != f"{KIND}:0":
+        raise Unavailable(f"there is no device {device_id!r}: the host processor is cpu:0")
     if threads is not None and threads < 1:
-        raise Unavailable(f"{id}: threads={threads}, at least one is needed")
-    return CpuDevice(_info(id, threads or cpu_count()))
-
-
-def cpu_count() -> int:
-    """Processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@functools.cache
-def cpu_model() -> str:
-    """The processor's model name, or its architecture where the system does not tell."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "cpu"
-
-
-@functools.cache
-def host_memory() -> int:
-    """Bytes of main memory that this process may use: the machine's, or its cgroup's limit."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        total = 4 << 30
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(path).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            total = min(total, int(text))
-    return total
+        raise Unavailable(f"{device_id}: threads={threads}; at least one is needed")
+    return CpuDevice(_info(device_id, threads or topology.cpu_count()), limit)
 
 
 @functools.cache
@@ -100,68 +68,32 @@ def _blas() -> str:
     return f"{blas.get('name', 'blas')} {blas.get('version', '')}".strip()
 
 
-def _info(id: str, threads: int) -> DeviceInfo:  # noqa: A002 - as above
-    model = cpu_model()
+def _info(device_id: str, threads: int) -> DeviceInfo:
+    model, memory = topology.cpu_model(), topology.memory_bytes()
     return DeviceInfo(
-        id=id,
+        id=device_id,
         kind=KIND,
         name=model,
         vendor=model.split()[0],
         driver=f"numpy {np.__version__}, {_blas()}",
-        physical_id=f"cpu {model}",
-        resource_group="host-cpu",
+        physical_id=topology.HOST_CPU,
+        resource_group=topology.HOST_CPU,
         compute_units=threads,
-        memory_bytes=host_memory(),
+        memory_bytes=memory,
         caps=frozenset({Cap.ARRAY, Cap.NATIVE, Cap.HOST_MEMORY, Cap.MAP, Cap.FLOAT16, Cap.FLOAT64}),
         fingerprint=f"{model}|threads {threads}|numpy {np.__version__}|{_blas()}",
-        max_allocation=host_memory(),
+        max_allocation=memory,
         alignment=ALIGNMENT,
         details={"threads": str(threads), "blas": _blas()},
     )
 
 
-class HostBuffer(Buffer):
-    """A window of host memory; ``release`` gives up this window's hold on it."""
-
-    def __init__(self, device: CpuDevice, memory: Array, nbytes: int) -> None:
-        self.device = device
-        self.nbytes = nbytes
-        self._memory: Array | None = memory
-
-    def bytes(self) -> Array:
-        """The memory as uint8[nbytes]."""
-        if self._memory is None:
-            raise DeviceError(f"{self.device.info.id}: a buffer is used after its release")
-        return self._memory
-
-    def address(self) -> int:
-        """Where the memory begins."""
-        return int(self.bytes().ctypes.data)
-
-    def view(self, offset: int, nbytes: int) -> HostBuffer:
-        """A window into this buffer, which keeps the memory alive."""
-        if offset % ALIGNMENT or offset < 0 or offset + nbytes > self.nbytes:
-            raise DeviceError(
-                f"{self.device.info.id}: no view of {nbytes} bytes at {offset} in a buffer of "
-                f"{self.nbytes}; offsets are multiples of {ALIGNMENT}"
-            )
-        assert isinstance(self.device, CpuDevice)
-        return HostBuffer(self.device, self.bytes()[offset : offset + nbytes], nbytes)
-
-    def release(self) -> None:
-        """Drop the memory; it is freed when no view or command buffer holds it."""
-        self._memory = None
+class CpuBuffer(HostBuffer):
+    """A window of host memory."""
 
     def array(self, spec: TensorSpec) -> Array:
         """The memory as an array of ``spec``, without a copy."""
-        return np.ndarray(spec.dims, to_numpy(spec.dtype), self.bytes()[: spec.nbytes])
-
-
-def aligned(nbytes: int) -> Array:
-    """Uninitialised uint8[nbytes] that begins on a cache line."""
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -int(raw.ctypes.data) % ALIGNMENT
-    return raw[start : start + nbytes]
+        return self.shaped(spec)
 
 
 @dataclass(frozen=True)
@@ -221,19 +153,17 @@ class CpuQueue(Queue):
 
     def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> None:
         """Copy a C-contiguous array into a buffer."""
-        assert isinstance(target, HostBuffer)
+        assert isinstance(target, CpuBuffer)
         for event in waits:
             event.wait()
-        data = source.reshape(-1).view(np.uint8)
-        np.copyto(target.bytes()[: data.size], data)
+        copy_bytes(target.bytes(), source)
 
     def read(self, source: Buffer, target: Array, waits: Sequence[Event] = ()) -> None:
         """Copy a buffer into a C-contiguous array."""
-        assert isinstance(source, HostBuffer)
+        assert isinstance(source, CpuBuffer)
         for event in waits:
             event.wait()
-        data = target.reshape(-1).view(np.uint8)
-        np.copyto(data, source.bytes()[: data.size])
+        copy_bytes(target, source.bytes()[: target.nbytes])
 
     def finish(self) -> None:
         """Nothing is ever pending."""
@@ -242,40 +172,22 @@ class CpuQueue(Queue):
 class CpuDevice(Device):
     """The host processor."""
 
-    def __init__(self, info: DeviceInfo) -> None:
+    def __init__(self, info: DeviceInfo, limit: int | None = None) -> None:
         self.info = info
         self.threads = info.compute_units
         queue = CpuQueue(self)
         self.queues = {"compute": queue, "upload": queue, "download": queue}
+        self._budget = Budget(info.id, limit or info.memory_bytes)
         self._pool: HelperPool | None = None
-        self._lock = threading.Lock()
-        self._in_use = 0
 
     def blas_threads(self) -> AbstractContextManager[None]:
-        """Hold BLAS to this device's threads during array calls."""
+        """Keep BLAS to one thread: native steps bring their own."""
         library = blas()
-        return nullcontext() if library is None else library.threads(self.threads)
+        return nullcontext() if library is None else library.threads(1)
 
-    def allocate(self, nbytes: int, label: str = "") -> HostBuffer:
-        """Allocate host memory; it is the system that commits pages, on first use."""
-        free = self.info.memory_bytes - self._in_use
-        try:
-            if nbytes > free:
-                raise MemoryError
-            memory = aligned(nbytes)
-        except MemoryError:
-            raise OutOfMemory(
-                f"{self.info.id}: {nbytes} bytes wanted{f' for {label}' if label else ''}, {free} "
-                "free; use smaller inputs, or move ops to another device"
-            ) from None
-        self._account(nbytes)
-        owner = memory.base
-        weakref.finalize(owner, self._account, -nbytes).atexit = False
-        return HostBuffer(self, memory, nbytes)
-
-    def _account(self, nbytes: int) -> None:
-        with self._lock:
-            self._in_use += nbytes
+    def allocate(self, nbytes: int, label: str = "") -> CpuBuffer:
+        """Allocate host memory."""
+        return CpuBuffer(self, self._budget.take(nbytes, label))
 
     def compile(self, step: Step) -> Executable:
         """Make a step executable; native code is compiled here."""
@@ -321,9 +233,9 @@ class CpuDevice(Device):
             self._pool = None
 
 
-def _host(item: Bound, slot: Slot) -> HostBuffer:
+def _host(item: Bound, slot: Slot) -> CpuBuffer:
     buffer = item.buffers[slot]
-    assert isinstance(buffer, HostBuffer)
+    assert isinstance(buffer, CpuBuffer)
     return buffer
 
 

@@ -105,6 +105,7 @@ class PanelWriter:
         return low, code.div(code.mul(code.add(panel, 1), w["vectors"]), w["panels"])
 
     def panel_at(self, panel: str, first: str) -> Panel:
+        """The memory of a panel, of the item whose first panel is ``first``."""
         code = self.code
         number = code.sub(panel, first)
         size = code.mul(number, VECTORS)
@@ -115,6 +116,7 @@ class PanelWriter:
         )
 
     def pack_panel(self, image: str, panel: str, first: str, start: str, stop: str) -> None:
+        """Pack every vector of a panel over one block of taps."""
         low, high = self.span(panel)
         place = self.panel_at(panel, first)
         with self.code.loop(low, high) as numbers:
@@ -174,6 +176,7 @@ class PanelWriter:
             self.pack_rows(row, count, target, lambda _: zero)
 
     def pack_rows(self, row: str, count: str, target: str, load: Any) -> None:
+        """Load a vector from each of ``count`` planes and store it in the panel."""
         code = self.code
         with code.loop(0, count, carried=[("ptr", row), ("ptr", target)]) as loop:
             source, to = loop.values
@@ -181,6 +184,7 @@ class PanelWriter:
             loop.next = [code.at(source, "float", self.plane), code.at(to, "float", self.wide)]
 
     def slot(self, array: str, j: str | int) -> str:
+        """Address of an entry of ``places`` or ``counts``."""
         return self.code.at(array, "i64", j)
 
     # --- the register tile ---
@@ -252,12 +256,14 @@ class PanelWriter:
                 self.store_part(bias, result, channel, tile.panel, column.index, value, first)
 
     def offset_of(self, bias: str, row: str) -> Value:
+        """The bias of an output channel in every lane."""
         if not self.bias:
             return self.vector.const("float32", 0.0)
         one = self.code.load("float", self.code.at(bias, "float", row))
         return self.vector.splat(Value(one, "float32"))
 
     def store_full(self, bias: str, result: str, tile: Tile, sums: tuple[str, ...]) -> None:
+        """A whole tile of whole vectors, in the first block of taps."""
         code, n = self.code, tile.n
         places = [code.load("i64", self.slot(tile.panel.places, j)) for j in range(n)]
         for r in range(ROWS):
@@ -292,10 +298,12 @@ class PanelWriter:
                 store_first(code, self.vector.arith("+", value, held), at, count, self.lanes)
 
     def reader_of_result(self, at: str, count: str) -> Value:
+        """What the result holds, in the first ``count`` lanes."""
         reader = RowReader(self.code, self.vector, count, 1, "1")
         return reader.load_masked(at, 0, reader.mask(0))
 
     def put(self, value: Value, at: str, count: str, whole: str) -> None:
+        """Store a vector, or its first ``count`` lanes."""
         with self.code.when(whole):
             self.vector.store(value, at, "float32")
         with self.code.when(self.code.negate(whole)):

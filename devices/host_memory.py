@@ -1,0 +1,100 @@
+"""Host memory for the device kinds whose buffers lie in it: aligned blocks under a budget."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+import numpy as np
+
+from crossdock.devices.base import Buffer, Device
+from crossdock.runtime.errors import DeviceError, OutOfMemory
+from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
+
+ALIGNMENT = 64
+"""Buffers begin on a cache line, and so do views."""
+
+
+class Budget:
+    """How many bytes a device may hold and holds; safe for threads."""
+
+    def __init__(self, device_id: str, limit: int) -> None:
+        self.device_id = device_id
+        self.limit = limit
+        self._used = 0
+        self._lock = threading.RLock()  # a finalizer may run inside of `take`
+
+    @property
+    def free(self) -> int:
+        """Bytes that may still be taken."""
+        return self.limit - self._used
+
+    def take(self, nbytes: int, label: str) -> Array:
+        """Return uint8[nbytes] on a cache line, given back when the memory is freed.
+
+        The system commits pages on first use. Raises OutOfMemory.
+        """
+        with self._lock:
+            if nbytes > self.free:
+                raise self._refusal(nbytes, label)
+            try:
+                raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+            except MemoryError:
+                raise self._refusal(nbytes, label) from None
+            self._used += nbytes
+        weakref.finalize(raw, self._give, nbytes).atexit = False
+        start = -int(raw.ctypes.data) % ALIGNMENT
+        return raw[start : start + nbytes]
+
+    def _give(self, nbytes: int) -> None:
+        with self._lock:
+            self._used -= nbytes
+
+    def _refusal(self, nbytes: int, label: str) -> OutOfMemory:
+        what = f" for {label}" if label else ""
+        return OutOfMemory(
+            f"{self.device_id}: {nbytes} bytes wanted{what}, {self.free} free of {self.limit}; "
+            "use smaller inputs, or let other devices take part"
+        )
+
+
+class HostBuffer(Buffer):
+    """A window of host memory, which it keeps alive until ``release``."""
+
+    def __init__(self, device: Device, memory: Array) -> None:
+        self.device = device
+        self.nbytes = memory.size
+        self._memory: Array | None = memory
+
+    def bytes(self) -> Array:
+        """The memory as uint8[nbytes]."""
+        if self._memory is None:
+            raise DeviceError(f"{self.device.info.id}: a buffer is used after its release")
+        return self._memory
+
+    def address(self) -> int:
+        """Where the memory begins."""
+        return int(self.bytes().ctypes.data)
+
+    def view(self, offset: int, nbytes: int) -> HostBuffer:
+        """A window into this buffer, which keeps the memory alive."""
+        if offset % ALIGNMENT or offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
+            raise DeviceError(
+                f"{self.device.info.id}: no view of {nbytes} bytes at {offset} in a buffer of "
+                f"{self.nbytes}; offsets are multiples of {ALIGNMENT}"
+            )
+        return type(self)(self.device, self.bytes()[offset : offset + nbytes])
+
+    def release(self) -> None:
+        """Drop the memory; it is freed when no view or command buffer holds it."""
+        self._memory = None
+
+    def shaped(self, spec: TensorSpec) -> Array:
+        """The memory as an array of ``spec``, for the device's own use."""
+        return np.ndarray(spec.dims, to_numpy(spec.dtype), self.bytes()[: spec.nbytes])
+
+
+def copy_bytes(target: Array, source: Array) -> None:
+    """Copy a C-contiguous array into another of at least as many bytes, whatever their types."""
+    data = source.reshape(-1).view(np.uint8)
+    np.copyto(target.reshape(-1).view(np.uint8)[: data.size], data)
