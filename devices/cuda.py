@@ -169,6 +169,7 @@ class CudaQueue(Queue):
         self.stream = device.cp.cuda.Stream(non_blocking=True)
         self._staging = Staging(device.cp, self.stream)
         self._pending: deque[CudaEvent] = deque()
+        self._last: CudaEvent | None = None
 
     def _wait_for(self, waits: Sequence[Event]) -> None:
         for event in waits:
@@ -185,11 +186,13 @@ class CudaQueue(Queue):
         while self._pending and self._pending[0].done():
             self._pending.popleft()
         self._pending.append(event)
+        self._last = event
         return event
 
     def busy(self) -> bool:
         """True while submitted work is not done."""
-        return any(not event.done() for event in tuple(self._pending))
+        last = self._last
+        return last is not None and not last.done()
 
     def execute(
         self,
@@ -281,6 +284,7 @@ class CudaDevice(Device):
         self.budget = info.memory_bytes if limit is None else min(limit, info.memory_bytes)
         self.lost = ""
         self.pool = cp.cuda.MemoryPool()
+        self.dropped: deque[Any] = deque()
         self._modules: dict[tuple[object, ...], Any] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -290,16 +294,21 @@ class CudaDevice(Device):
                 role: CudaQueue(self, role) for role in ("compute", "upload", "download")
             }
 
-    def busy(self) -> bool:
-        """True while a queue has work that is not done."""
-        return not self.lost and any(queue.busy() for queue in self._streams())
-
     def drain(self) -> None:
         """Wait for every stream, so that memory can change hands; does nothing on a lost card."""
         if not self.lost and not self._closed:
             with translated(self):
                 for queue in self._streams():
                     queue.stream.synchronize()
+
+    def _reclaim(self, wanted: int) -> int:
+        """Free what was dropped, waiting for it only where memory is short; returns bytes free."""
+        free = self.budget - int(self.pool.used_bytes())
+        if self.dropped and (wanted > free or not any(q.busy() for q in self._streams())):
+            self.drain()
+            self.dropped.clear()
+            free = self.budget - int(self.pool.used_bytes())
+        return free
 
     def _streams(self) -> list[CudaQueue]:
         return [queue for queue in self.queues.values() if isinstance(queue, CudaQueue)]
@@ -313,13 +322,13 @@ class CudaDevice(Device):
 
     def allocate(self, nbytes: int, label: str = "") -> CudaBuffer:
         """Allocate from the pool, within the budget."""
-        free = self.budget - self.pool.used_bytes()
-        if nbytes > free:
-            raise OutOfMemory(
-                f"{self.info.id}: {nbytes} bytes wanted{f' for {label}' if label else ''}, {free} "
-                f"of {self.budget} free; use smaller inputs, or move ops to another device"
-            )
         with translated(self):
+            free = self._reclaim(nbytes)
+            if nbytes > free:
+                raise OutOfMemory(
+                    f"{self.info.id}: {nbytes} bytes wanted{f' for {label}' if label else ''}, "
+                    f"{free} of {self.budget} free; use smaller inputs, or move ops elsewhere"
+                )
             return CudaBuffer(self, self.pool.malloc(max(nbytes, 1)), nbytes)
 
     def compile(self, step: Step) -> CudaExecutable:
@@ -397,6 +406,7 @@ class CudaDevice(Device):
                 worker.stop()
         self._closed = True
         self._modules.clear()
+        self.dropped.clear()
         if not self.lost:
             self.pool.free_all_blocks()
 

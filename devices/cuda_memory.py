@@ -117,8 +117,9 @@ class CudaBuffer(Buffer):
         self._pointer = None
 
     def __del__(self) -> None:
-        if self._pointer is not None and self._root is None and self.device.busy():
-            self.device.drain()
+        # A stream may still be using it, and a collector is no place to wait: the device frees it.
+        if self._pointer is not None and self._root is None:
+            self.device.dropped.append(self._pointer)
 
 
 @dataclass
@@ -185,6 +186,8 @@ class Staging:
 def is_pinned(cp: Any, array: Array) -> bool:
     """True where an array lies in memory that cupy has pinned."""
     base: Any = array
-    while isinstance(base, np.ndarray | memoryview):
-        base = base.obj if isinstance(base, memoryview) else base.base
-    return isinstance(base, cp.cuda.PinnedMemoryPointer)
+    while base is not None:
+        if isinstance(base, cp.cuda.PinnedMemoryPointer):
+            return True
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    return False

@@ -1,0 +1,260 @@
+"""A pretended machine with CUDA cards that checks how it is used.
+
+Work is done at once, in the order of submission, but the machine knows what a real one would be
+free to do: every stream and the host have vector clocks, every access to memory is noted with its
+stream, and two accesses that nothing orders are an error, as are freed memory, foreign devices and
+host memory that is read before its copy has been waited for (it holds rubbish until then).
+
+The host counts as one thread: what one thread has waited for, all have.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Clock = dict[int, int]
+ALIGN = 256
+QUARANTINE = 64 << 20
+
+
+class UsageError(Exception):
+    """What a real machine would answer with a wrong result, or a crash, now and then."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Bytes [start, end) that step ``seq`` of a stream reads or writes."""
+
+    stream: int
+    seq: int
+    start: int
+    end: int
+    writes: bool
+    what: str
+
+
+@dataclass(eq=False)
+class Allocation:
+    """Memory of a device, or pinned memory of the host (device None)."""
+
+    memory: np.ndarray
+    device: int | None
+    freed: bool = False
+    accesses: list[Access] = field(default_factory=list)
+
+    @property
+    def address(self) -> int:
+        return int(self.memory.ctypes.data)
+
+    @property
+    def end(self) -> int:
+        return self.address + self.memory.size
+
+
+@dataclass
+class Range:
+    """Bytes that a piece of work touches."""
+
+    address: int
+    nbytes: int
+
+
+def _aligned(nbytes: int) -> np.ndarray:
+    raw = np.empty(max(nbytes, 1) + ALIGN, np.uint8)
+    at = -int(raw.ctypes.data) % ALIGN
+    return raw[at : at + max(nbytes, 1)]
+
+
+class Machine:
+    """Cards, streams and memory."""
+
+    def __init__(self, devices: int = 2, memory: int = 256 << 20) -> None:
+        self.devices = devices
+        self.memory = memory
+        self.errors: list[str] = []
+        self.sticky = 0
+        self._lock = threading.RLock()
+        self._local = threading.local()
+        self._allocations: list[Allocation] = []
+        self._quarantine: deque[Allocation] = deque()
+        self._streams: dict[int, tuple[int, Clock]] = {}
+        self._host: Clock = {}
+        self._deliveries: list[tuple[int, int, Callable[[], None]]] = []
+
+    def problem(self, text: str) -> UsageError:
+        """An error that is kept, too: one raised while memory is freed never reaches a test."""
+        self.errors.append(text)
+        return UsageError(text)
+
+    # --- devices and streams ---------------------------------------------------------------------
+
+    @property
+    def device(self) -> int:
+        """The calling thread's current device."""
+        return getattr(self._local, "device", 0)
+
+    @device.setter
+    def device(self, index: int) -> None:
+        self._local.device = index
+
+    def new_stream(self) -> int:
+        with self._lock:
+            number = len(self._streams) + 1
+            self._streams[number] = (self.device, {number: 0})
+            return number
+
+    def clock(self, stream: int) -> Clock:
+        """What is ordered before the stream's next work."""
+        with self._lock:
+            return {**self._host, **self._later(self._host, self._streams[stream][1])}
+
+    def wait(self, stream: int, clock: Clock) -> None:
+        """The stream's later work comes after everything in ``clock``."""
+        with self._lock:
+            device, own = self._streams[stream]
+            self._streams[stream] = (device, self._later(own, clock))
+
+    def passed(self, clock: Clock) -> bool:
+        """True when the host has waited for everything in ``clock``."""
+        return all(self._host.get(stream, 0) >= seq for stream, seq in clock.items())
+
+    def synchronize(self, clock: Clock) -> None:
+        """The host waits for everything in ``clock``; copies to the host arrive."""
+        with self._lock:
+            self._host = self._later(self._host, clock)
+            due = [d for d in self._deliveries if self._host.get(d[0], 0) >= d[1]]
+            self._deliveries = [d for d in self._deliveries if d not in due]
+            for _, _, deliver in due:
+                deliver()
+
+    @staticmethod
+    def _later(a: Clock, b: Clock) -> Clock:
+        return {key: max(a.get(key, 0), b.get(key, 0)) for key in {*a, *b}}
+
+    # --- memory ----------------------------------------------------------------------------------
+
+    def allocate(self, nbytes: int, pinned: bool = False) -> Allocation:
+        memory = _aligned(nbytes)
+        memory[:] = 0xCD
+        made = Allocation(memory, None if pinned else self.device)
+        with self._lock:
+            self._allocations.append(made)
+            self._allocations.sort(key=lambda a: a.address)
+        return made
+
+    def free(self, allocation: Allocation) -> None:
+        """Free memory: an error while a stream may still be using it."""
+        with self._lock:
+            if allocation.freed:
+                raise self.problem("memory is freed twice")
+            allocation.freed = True
+            self._allocations.remove(allocation)
+            late = [a for a in allocation.accesses if self._host.get(a.stream, 0) < a.seq]
+            if late:
+                raise self.problem(
+                    f"memory is freed while stream {late[0].stream} may be using it "
+                    f"({late[0].what}): synchronise first"
+                )
+            allocation.memory[:] = 0xDD
+            self._quarantine.append(allocation)
+            while sum(a.memory.size for a in self._quarantine) > QUARANTINE:
+                self._quarantine.popleft()
+
+    def used(self, device: int) -> int:
+        return sum(a.memory.size for a in self._allocations if a.device == device)
+
+    def find(self, span: Range) -> Allocation | None:
+        """The allocation that holds these bytes; None where the address is nobody's."""
+        with self._lock:
+            at = bisect_right([a.address for a in self._allocations], span.address) - 1
+            found = self._allocations[at] if at >= 0 else None
+        if found is not None and span.address < found.end:
+            if span.address + span.nbytes > found.end:
+                raise self.problem(
+                    f"{span.nbytes} bytes at offset {span.address - found.address} are outside an "
+                    f"allocation of {found.memory.size}"
+                )
+            return found
+        if any(a.address <= span.address < a.end for a in self._quarantine):
+            raise self.problem("memory is used after it was freed")
+        return None
+
+    def need(self, span: Range, what: str) -> Allocation:
+        found = self.find(span)
+        if found is None:
+            raise self.problem(f"{what}: the address is no device or pinned memory")
+        return found
+
+    # --- work ------------------------------------------------------------------------------------
+
+    def submit(
+        self, stream: int, reads: Iterable[Range], writes: Iterable[Range], what: str
+    ) -> int:
+        """Check and note a piece of work; the caller then does it. Returns its step number."""
+        with self._lock:
+            device, _ = self._streams[stream]
+            if self.device != device:
+                raise self.problem(
+                    f"{what}: stream {stream} belongs to device {device}, device {self.device} "
+                    "is current"
+                )
+            clock = self.clock(stream)
+            seq = clock.get(stream, 0) + 1
+            for spans, writing in ((reads, False), (writes, True)):
+                for span in spans:
+                    if span.nbytes:
+                        self._touch(stream, seq, clock, span, writing, what)
+            self._streams[stream] = (device, {**clock, stream: seq})
+            return seq
+
+    def _touch(
+        self, stream: int, seq: int, clock: Clock, span: Range, writing: bool, what: str
+    ) -> None:
+        found = self.need(span, what)
+        home = self._streams[stream][0]
+        if found.device not in (None, home):
+            raise self.problem(f"{what}: memory of device {found.device} on device {home}")
+        start, end = span.address, span.address + span.nbytes
+        for other in found.accesses:
+            apart = other.end <= start or end <= other.start
+            harmless = not (writing or other.writes)
+            ordered = other.stream == stream or clock.get(other.stream, 0) >= other.seq
+            if not (apart or harmless or ordered):
+                verb = "writes" if writing else "reads"
+                raise self.problem(
+                    f"{what} on stream {stream} {verb} memory that {other.what} on stream "
+                    f"{other.stream} uses, without waiting for its event"
+                )
+        found.accesses = [a for a in found.accesses if self._host.get(a.stream, 0) < a.seq]
+        found.accesses.append(Access(stream, seq, start, end, writing, what))
+
+    def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
+        """An asynchronous copy. Host memory has to be pinned, unchanged, and waited for."""
+        to, of = Range(target, nbytes), Range(source, nbytes)
+        what = "a copy"
+        seq = self.submit(stream, [of], [to], what)
+        a, b = self.need(to, what), self.need(of, what)
+        into = a.memory[target - a.address :][:nbytes]
+        out = b.memory[source - b.address :][:nbytes]
+        data = out.copy()
+        if a.device is None:
+            into[:] = 0xA5
+            self._deliver(stream, seq, lambda: np.copyto(into, data))
+        else:
+            into[:] = data
+        if b.device is None:
+            self._deliver(stream, seq, lambda: self._unchanged(out, data))
+
+    def _deliver(self, stream: int, seq: int, action: Callable[[], None]) -> None:
+        with self._lock:
+            self._deliveries.append((stream, seq, action))
+
+    def _unchanged(self, memory: np.ndarray, data: np.ndarray) -> None:
+        if not np.array_equal(memory, data):
+            raise self.problem("host memory was changed while a copy was reading it")

@@ -1,0 +1,326 @@
+"""A fake cupy: the part that ``crossdock.devices.cuda`` uses, on a machine that checks usage.
+
+``install`` puts it in the place of cupy; whatever the machine found wrong is in
+``cupy.machine.errors``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import local
+from types import ModuleType
+from typing import Any, Self
+
+import numpy as np
+import pytest
+
+from tests.fakes.cuda_machine import Allocation, Clock, Machine
+from tests.fakes.cupy_arrays import Context, ndarray, numpy_name
+from tests.fakes.cupy_kernels import RawModule
+
+STATUS = {1: "cudaErrorInvalidValue", 2: "cudaErrorMemoryAllocation", 400: "invalid handle",
+          500: "CUDA_ERROR_NOT_FOUND", 700: "cudaErrorIllegalAddress"}  # fmt: skip
+
+
+class CUDARuntimeError(RuntimeError):
+    def __init__(self, status: int) -> None:
+        self.status = status
+        super().__init__(STATUS.get(status, f"error {status}"))
+
+
+class CUDADriverError(CUDARuntimeError):
+    pass
+
+
+class OutOfMemoryError(MemoryError):
+    def __init__(self, size: int, total: int, limit: int = 0) -> None:
+        super().__init__(
+            f"Out of memory allocating {size} bytes (allocated so far: {total} bytes, "
+            f"limit set to: {limit} bytes)."
+        )
+
+
+class CompileException(Exception):
+    def get_message(self) -> str:
+        return str(self.args[0])
+
+
+class PinnedMemoryPointer(np.ndarray):
+    """Pinned host memory. It is an array only because cupy's has the buffer protocol."""
+
+    @classmethod
+    def make(cls, machine: Machine, nbytes: int) -> PinnedMemoryPointer:
+        allocation = machine.allocate(nbytes, pinned=True)
+        # Through ctypes: numpy lets arrays that are views of arrays forget those in between.
+        size = allocation.memory.size
+        data = (ctypes.c_ubyte * size).from_buffer(allocation.memory)
+        made = np.ndarray.__new__(cls, (size,), np.uint8, data)
+        weakref.finalize(made, machine.free, allocation).atexit = False
+        return made
+
+
+class Memory:
+    """Device memory that frees itself."""
+
+    def __init__(self, machine: Machine, nbytes: int) -> None:
+        self._machine = machine
+        self.allocation: Allocation = machine.allocate(nbytes)
+
+    def __del__(self) -> None:
+        self._machine.free(self.allocation)
+
+
+class MemoryPointer:
+    def __init__(self, mem: Memory, offset: int) -> None:
+        self.mem = mem
+        self._offset = offset
+        self.ptr = mem.allocation.address + offset
+
+    def __add__(self, offset: int) -> MemoryPointer:
+        return MemoryPointer(self.mem, self._offset + offset)
+
+    def array(self, shape: Any, dtype: Any) -> np.ndarray:
+        return np.ndarray(shape, dtype, self.mem.allocation.memory, self._offset)
+
+
+class FakeCuda(ModuleType):
+    """``cupy.cuda`` of a machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__("cupy.cuda")
+        self.machine = machine
+        self._local = local()
+        self.runtime = _Runtime(machine)
+        self.driver = _namespace("cupy.cuda.driver", CUDADriverError=CUDADriverError)
+        self.compiler = _namespace("cupy.cuda.compiler", CompileException=CompileException)
+        self.memory = _namespace("cupy.cuda.memory", OutOfMemoryError=OutOfMemoryError)
+        self.PinnedMemoryPointer = PinnedMemoryPointer
+        self.Device = self._own(Device)
+        self.Stream = self._own(Stream)
+        self.Event = self._own(Event)
+        self.MemoryPool = self._own(MemoryPool)
+
+    def _own(self, kind: type) -> Any:
+        return type(kind.__name__, (kind,), {"cuda": self})
+
+    def streams(self) -> list[Any]:
+        """The calling thread's stack of current streams."""
+        if not hasattr(self._local, "streams"):
+            self._local.streams = []
+        found: list[Any] = self._local.streams
+        return found
+
+    def alloc_pinned_memory(self, nbytes: int) -> Any:
+        return PinnedMemoryPointer.make(self.machine, nbytes)
+
+    @contextmanager
+    def using_allocator(self, allocator: Any = None) -> Iterator[None]:
+        assert callable(allocator)
+        yield
+
+    def get_elapsed_time(self, start: Any, end: Any) -> float:
+        if start.seconds is None or end.seconds is None:
+            raise CUDARuntimeError(400)
+        return float((end.seconds - start.seconds) * 1e3)
+
+
+def _namespace(name: str, **members: Any) -> Any:
+    module = ModuleType(name)
+    vars(module).update(members)
+    return module
+
+
+class _Runtime(ModuleType):
+    """``cupy.cuda.runtime``."""
+
+    CUDARuntimeError = CUDARuntimeError
+    memcpyHostToDevice = 1  # noqa: N815 - cupy's name
+    memcpyDeviceToHost = 2  # noqa: N815 - cupy's name
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__("cupy.cuda.runtime")
+        self._machine = machine
+        self.events: dict[int, Any] = {}
+
+    def check(self) -> None:
+        if self._machine.sticky:
+            raise CUDARuntimeError(self._machine.sticky)
+
+    def getDeviceCount(self) -> int:  # noqa: N802 - cupy's names, here and below
+        return self._machine.devices
+
+    def getDeviceProperties(self, index: int) -> dict[str, Any]:  # noqa: N802
+        return {
+            "name": b"Fake GPU", "totalGlobalMem": self._machine.memory, "clockRate": 1000000,
+            "multiProcessorCount": 4, "sharedMemPerBlock": 49152, "maxThreadsPerBlock": 1024,
+            "major": 8, "minor": 0,
+        }  # fmt: skip
+
+    def memGetInfo(self) -> tuple[int, int]:  # noqa: N802
+        total = self._machine.memory
+        return total - self._machine.used(self._machine.device), total
+
+    def driverGetVersion(self) -> int:  # noqa: N802
+        return 12040
+
+    def runtimeGetVersion(self) -> int:  # noqa: N802
+        return 12040
+
+    def memcpyAsync(self, dst: int, src: int, size: int, kind: int, stream: int) -> None:  # noqa: N802
+        self.check()
+        self._machine.copy(dst, src, size, stream)
+
+    def eventQuery(self, event: int) -> int:  # noqa: N802
+        return int(self.events[event].query())
+
+
+class Device:
+    """``cupy.cuda.Device``."""
+
+    cuda: FakeCuda
+
+    def __init__(self, index: int = 0) -> None:
+        self.id = index
+
+    def __enter__(self) -> Self:
+        self._before, self.cuda.machine.device = self.cuda.machine.device, self.id
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cuda.machine.device = self._before
+
+    @property
+    def pci_bus_id(self) -> str:
+        return f"0000:{self.id + 1:02x}:00.0"
+
+
+class Event:
+    """``cupy.cuda.Event``."""
+
+    cuda: FakeCuda
+
+    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
+        self.cuda.runtime.check()
+        self.ptr = id(self)
+        self.clock: Clock = {}
+        self.timed = not disable_timing
+        self.seconds: float | None = None
+        self._queries = 0
+        self.cuda.runtime.events[self.ptr] = self
+
+    def __del__(self) -> None:
+        self.cuda.runtime.events.pop(self.ptr, None)
+
+    def query(self) -> int:
+        """Status: an error, not ready the first time, then done, which is a wait."""
+        if self.cuda.machine.sticky:
+            return self.cuda.machine.sticky
+        self._queries += 1
+        if self._queries < 2 and not self.cuda.machine.passed(self.clock):
+            return 600
+        self.cuda.machine.synchronize(self.clock)
+        return 0
+
+    @property
+    def done(self) -> bool:
+        return self.query() == 0
+
+    def synchronize(self) -> None:
+        self.cuda.runtime.check()
+        self.cuda.machine.synchronize(self.clock)
+
+
+class Stream:
+    """``cupy.cuda.Stream``."""
+
+    cuda: FakeCuda
+
+    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        if null or not non_blocking:
+            raise self.cuda.machine.problem("a stream that the default stream waits for")
+        self.ptr = self.cuda.machine.new_stream()
+        self.device_id = self.cuda.machine.device
+
+    def __enter__(self) -> Self:
+        if self.cuda.machine.device != self.device_id:
+            raise RuntimeError("the stream is of another device than the current one")
+        self.cuda.streams().append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cuda.streams().pop()
+
+    def record(self, event: Any = None) -> Any:
+        self.cuda.runtime.check()
+        event = event or self.cuda.Event()
+        event.clock = self.cuda.machine.clock(self.ptr)
+        event.seconds = time.perf_counter() if event.timed else None
+        return event
+
+    def wait_event(self, event: Any) -> None:
+        self.cuda.machine.wait(self.ptr, event.clock)
+
+    def synchronize(self) -> None:
+        self.cuda.runtime.check()
+        self.cuda.machine.synchronize(self.cuda.machine.clock(self.ptr))
+
+
+class MemoryPool:
+    """``cupy.cuda.MemoryPool``: it keeps nothing, so that use after release shows."""
+
+    cuda: FakeCuda
+
+    def __init__(self) -> None:
+        self._limit = self.cuda.machine.memory
+
+    def set_limit(self, size: int) -> None:
+        self._limit = size
+
+    def used_bytes(self) -> int:
+        return self.cuda.machine.used(self.cuda.machine.device)
+
+    def malloc(self, nbytes: int) -> MemoryPointer:
+        self.cuda.runtime.check()
+        if self.used_bytes() + nbytes > self._limit:
+            raise OutOfMemoryError(nbytes, self.used_bytes(), self._limit)
+        return MemoryPointer(Memory(self.cuda.machine, nbytes), 0)
+
+    def free_all_blocks(self) -> None:
+        pass
+
+
+class FakeCupy(ModuleType):
+    """The module ``cupy``."""
+
+    __version__ = "14.0.0"
+
+    def __init__(self, machine: Machine | None = None) -> None:
+        super().__init__("cupy")
+        self.machine = machine or Machine()
+        self.cuda = FakeCuda(self.machine)
+        context = Context(self.machine, self.current)
+        self.ndarray = type("ndarray", (ndarray,), {"context": context})
+        self.RawModule = type("RawModule", (RawModule,), {"cupy": self})
+
+    def current(self) -> int:
+        """The current stream; the default stream is never used by us."""
+        stack = self.cuda.streams()
+        if not stack:
+            raise self.machine.problem("work on the default stream")
+        return int(stack[-1].ptr)
+
+    def __getattr__(self, name: str) -> Any:
+        return numpy_name(name, self.ndarray)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, machine: Machine | None = None) -> FakeCupy:
+    """Put a fake cupy in the place of the real one."""
+    fake = FakeCupy(machine)
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setitem(sys.modules, "cupy.cuda", fake.cuda)
+    return fake
