@@ -17,7 +17,7 @@ import numpy as np
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.cpu_native import host_features
-from crossdock.devices.program import In, Lowered, NativeCall, Out, Scalar
+from crossdock.devices.program import In, Lowered, NativeCall, Out, Scalar, Slot
 from crossdock.kernels.cpu_expression import calls_library, emit_body, obstacle
 from crossdock.kernels.cpu_ir import Code, compiled
 from crossdock.kernels.cpu_vector import LLVM_TYPES, Value, Vector, bits
@@ -104,9 +104,12 @@ def lower_elementwise(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG
 
 
 def elementwise_call(
-    body: FusedBody, inputs: Sequence[TensorSpec | None], output: TensorSpec
+    body: FusedBody,
+    inputs: Sequence[TensorSpec | None],
+    output: TensorSpec,
+    slots: Sequence[Slot] | None = None,
 ) -> NativeCall:
-    """The native call of a body over operands ``In(i)`` into ``Out(0)``."""
+    """The native call of a body over operands ``slots`` (``In(i)``) into ``Out(0)``."""
     specs = [s for s in inputs if s is not None]
     assert len(specs) == len(inputs)
     space = nest(output.dims, [s.dims for s in specs])
@@ -127,7 +130,7 @@ def elementwise_call(
         address=compiled(key, write),
         args=(
             Out(0),
-            *(In(i) for i in range(len(specs))),
+            *(slots or [In(i) for i in range(len(specs))]),
             *(Scalar(np.int64(w)) for w in words),
         ),
         extent=space.inner if outer == 0 else space.rows,

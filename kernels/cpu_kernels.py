@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from crossdock.kernels import cpu_conv, cpu_elementwise
+from crossdock.kernels import cpu_conv, cpu_elementwise, cpu_matmul
 
-__all__ = ["cpu_conv", "cpu_elementwise"]
+__all__ = ["cpu_conv", "cpu_elementwise", "cpu_matmul"]

@@ -1,0 +1,296 @@
+"""Matrix products on the host: BLAS called from native steps, and small ones without it.
+
+The routine of numpy's OpenBLAS is called by address from compiled code, so that a product costs no
+Python. BLAS itself runs on one thread; large products are cut into blocks of rows or columns for
+the device's own threads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.cpu_blas import Blas, blas
+from crossdock.devices.program import (
+    Argument,
+    ArrayCall,
+    In,
+    Lowered,
+    NativeCall,
+    Out,
+    Scalar,
+    Slot,
+    Step,
+)
+from crossdock.kernels.array_kernels import array_call
+from crossdock.kernels.cpu_elementwise import elementwise_call, nest
+from crossdock.kernels.cpu_ir import Code, compiled
+from crossdock.kernels.cpu_rows import Words, register_lanes, words
+from crossdock.kernels.cpu_vector import LLVM_TYPES, Value, Vector
+from crossdock.kernels.fused import FusedBody, FusedStep
+from crossdock.kernels.spec import OpCall
+from crossdock.kernels.table import kernel
+from crossdock.runtime.tensor import TensorSpec
+
+GRAIN_FLOPS = 2e6
+SMALL = 16 * 16 * 16
+"""Products of at most so many multiply-adds cost less without BLAS."""
+
+ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112
+
+WORDS = (
+    "out", "a", "b", "gemm", "ta", "tb", "m", "n", "k", "lda", "ldb", "ldc", "alpha", "beta",
+    "step_a", "step_b", "step_c", "rows",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Product:
+    """``out = alpha * op(a) @ op(b) + beta * out``, ``batch`` times.
+
+    The strides are in elements from one product to the next.
+    """
+
+    dtype: str
+    m: int
+    n: int
+    k: int
+    a_transposed: bool = False
+    b_transposed: bool = False
+    alpha: float = 1.0
+    beta: float = 0.0
+    batch: int = 1
+    a_stride: int = 0
+    b_stride: int = 0
+
+
+def _blas_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a candidate's guard
+    if call.outputs[0].dtype not in ("float32", "float64"):
+        return f"BLAS has no {call.outputs[0].dtype}"
+    if blas() is None:
+        return "numpy's BLAS is not OpenBLAS"
+    if call.op == "matmul" and _matmul(call) is None:
+        return "the batch broadcasts along more than one stride"
+    return None
+
+
+def _small_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - the same
+    if call.outputs[0].dtype not in ("float32", "float64"):
+        return f"{call.outputs[0].dtype}, not float32 or float64"
+    product = _matmul(call)
+    if product is None:
+        return "the batch broadcasts along more than one stride"
+    if product.m * product.n * product.k > SMALL:
+        return "too large to go without BLAS"
+    return None
+
+
+@kernel("cpu.matmul.blas", "matmul", ("cpu",), when=_blas_fits, rank=20)
+def lower_matmul(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
+    """Lower a product, or a batch of them, to one native call."""
+    product = _matmul(call)
+    assert product is not None
+    return Lowered((gemm_call(product, Out(0), In(0), In(1)),))
+
+
+@kernel("cpu.matmul.small", "matmul", ("cpu",), when=_small_fits, rank=15)
+def lower_small(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
+    """Lower small products to loops over the rows of the result."""
+    product = _matmul(call)
+    assert product is not None
+    numbers = {
+        "m": product.m, "n": product.n, "k": product.k,
+        "step_a": product.a_stride, "step_b": product.b_stride,
+    }  # fmt: skip
+    slots: dict[str, Argument] = {"out": Out(0), "a": In(0), "b": In(1)}
+    lanes = register_lanes() // (2 if product.dtype == "float64" else 1)
+    step = NativeCall(
+        name="matmul small",
+        address=compiled(
+            f"matmul small {product.dtype} {lanes}",
+            lambda code: _write_small(code, product.dtype, lanes),
+        ),
+        args=words(SMALL_WORDS, slots, numbers),
+        extent=product.batch,
+        grain=_grain(product.m * product.n * product.k),
+    )
+    return Lowered((step,))
+
+
+@kernel("cpu.gemm.blas", "gemm", ("cpu",), when=_blas_fits, rank=20)
+def lower_gemm(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
+    """Lower a general product: the addend is spread over the result first, then added to."""
+    attrs, out = call.attrs, call.outputs[0]
+    a = call.inputs[0]
+    assert a is not None
+    m, n = out.dims
+    product = Product(
+        out.dtype, m, n, a.dims[0 if attrs["a_transpose"] else 1],
+        attrs["a_transpose"], attrs["b_transpose"], attrs["alpha"],
+    )  # fmt: skip
+    steps: list[Step] = []
+    addend = call.inputs[2] if len(call.inputs) > 2 else None
+    if addend is not None and attrs["beta"] != 0.0:
+        steps.append(spread(addend, In(2), out))
+        product = replace(product, beta=attrs["beta"])
+    steps.append(gemm_call(product, Out(0), In(0), In(1)))
+    return Lowered(tuple(steps))
+
+
+def _matmul_fits_numpy(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - the same
+    if call.outputs[0].dtype in ("float32", "float64"):
+        return None
+    return f"BLAS has no {call.outputs[0].dtype}"
+
+
+@kernel("cpu.matmul.numpy", "matmul", ("cpu",), when=_matmul_fits_numpy, rank=40)
+def lower_numpy(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
+    """Lower a product to numpy's, which calls whatever BLAS it has."""
+
+    def fn(xp: object, ins: list[object], outs: list[object]) -> None:  # noqa: ARG001 - ArrayFn
+        np.matmul(ins[0], ins[1], out=outs[0])  # type: ignore[call-overload]
+
+    step: ArrayCall = array_call(call, fn)
+    return Lowered((step,))
+
+
+def _matmul(call: OpCall) -> Product | None:
+    """The product of a matmul, or None where its batch has no single stride an operand."""
+    a, b = call.inputs[0], call.inputs[1]
+    assert a is not None
+    assert b is not None
+    out = call.outputs[0]
+    (m, k), n = a.dims[-2:], b.dims[-1]
+    if math.prod(b.dims[:-2]) == 1:  # rows of all matrices are rows of one
+        return Product(out.dtype, math.prod(a.dims[:-1]), n, k)
+    space = nest(out.dims[:-2], [a.dims[:-2], b.dims[:-2]])
+    if len(space.sizes) != 1:
+        return None
+    (a_step,), (b_step,) = space.strides
+    return Product(
+        out.dtype, m, n, k, batch=space.inner, a_stride=a_step * m * k, b_stride=b_step * k * n
+    )
+
+
+def spread(source: TensorSpec, slot: Slot, target: TensorSpec) -> NativeCall:
+    """Broadcast an array over the whole of ``Out(0)``."""
+    copy = FusedStep("cast", {"data_type": target.dtype}, (0,), target.dtype, (source.dtype,))
+    return elementwise_call(FusedBody((copy,)), [source], target, [slot])
+
+
+def gemm_call(product: Product, out: Slot, a: Slot, b: Slot) -> NativeCall:
+    """One native call of BLAS; cut by rows or columns, or by products of a batch."""
+    library = blas()
+    assert library is not None
+    p = product
+    lda, ldb = (p.m if p.a_transposed else p.k), (p.k if p.b_transposed else p.n)
+    split = "batch" if p.batch > 1 else "rows" if p.m >= p.n else "columns"
+    if split == "batch":
+        steps, extent = (p.a_stride, p.b_stride, p.m * p.n), p.batch
+    elif split == "rows":
+        steps, extent = (1 if p.a_transposed else lda, 0, p.n), p.m
+    else:
+        steps, extent = (0, ldb if p.b_transposed else 1, 1), p.n
+    numbers = {
+        "gemm": library.dgemm if p.dtype == "float64" else library.sgemm,
+        "ta": TRANSPOSED if p.a_transposed else PLAIN,
+        "tb": TRANSPOSED if p.b_transposed else PLAIN,
+        "m": p.m, "n": p.n, "k": p.k, "lda": lda, "ldb": ldb, "ldc": p.n,
+        "step_a": steps[0], "step_b": steps[1], "step_c": steps[2], "rows": int(split == "rows"),
+    }  # fmt: skip
+    slots: dict[str, Argument] = {
+        "out": out, "a": a, "b": b,
+        "alpha": Scalar(np.float64(p.alpha)), "beta": Scalar(np.float64(p.beta)),
+    }  # fmt: skip
+    batched = split == "batch"
+    return NativeCall(
+        name="gemm",
+        address=compiled(
+            f"gemm {p.dtype} {library.wide} {batched}",
+            lambda code: _write_gemm(code, p.dtype, library, batched),
+        ),
+        args=words(WORDS, slots, numbers),
+        extent=extent,
+        grain=_grain(p.m * p.n * p.k // (1 if batched else extent)),
+    )
+
+
+def _grain(multiplies: int) -> int:
+    return max(1, int(GRAIN_FLOPS / (2.0 * max(multiplies, 1))))
+
+
+def _write_gemm(code: Code, dtype: str, library: Blas, batched: bool) -> None:
+    w = Words(code, WORDS, 4)
+    kind = LLVM_TYPES[dtype]
+    if batched:
+        with code.loop("%begin", "%end") as items:
+            _call_blas(code, w, library, kind, items.index, w["m"], w["n"])
+        return
+    count = code.sub("%end", "%begin")
+    by_rows = code.equal(w["rows"], 1)
+    m, n = code.select(by_rows, count, w["m"]), code.select(by_rows, w["n"], count)
+    with code.when(code.less(0, count)):
+        _call_blas(code, w, library, kind, "%begin", m, n)
+
+
+def _call_blas(code: Code, w: Words, library: Blas, kind: str, item: str, m: str, n: str) -> None:
+    """Call the routine on the block that begins at ``item``."""
+    at = [
+        code.at(w[name], kind, code.mul(item, w[f"step_{step}"]))
+        for name, step in (("a", "a"), ("b", "b"), ("out", "c"))
+    ]
+    integer = "i64" if library.wide else "i32"
+
+    def whole(name: str) -> str:
+        return f"{integer} {name if library.wide else code.let(f'trunc i64 {name} to i32')}"
+
+    def scale(name: str) -> str:
+        number = code.let(f"bitcast i64 {w[name]} to double")
+        narrow = number if kind == "double" else code.let(f"fptrunc double {number} to {kind}")
+        return f"{kind} {narrow}"
+
+    flags = [f"i32 {code.let(f'trunc i64 {w[t]} to i32')}" for t in ("ta", "tb")]
+    given = [
+        f"i32 {ROW_MAJOR}", *flags, whole(m), whole(n), whole(w["k"]), scale("alpha"),
+        f"ptr {at[0]}", whole(w["lda"]), f"ptr {at[1]}", whole(w["ldb"]), scale("beta"),
+        f"ptr {at[2]}", whole(w["ldc"]),
+    ]  # fmt: skip
+    code.do(f"call void {w['gemm']}({', '.join(given)})")
+
+
+SMALL_WORDS = ("out", "a", "b", "m", "n", "k", "step_a", "step_b")
+
+
+def _write_small(code: Code, dtype: str, lanes: int) -> None:
+    """Each row of the result is a sum of rows of ``b``; several rows of lanes at a time."""
+    w = Words(code, SMALL_WORDS, 3)
+    kind = LLVM_TYPES[dtype]
+    size = code.mul(w["m"], w["n"])
+    with code.loop("%begin", "%end") as items:
+        a0 = code.at(w["a"], kind, code.mul(items.index, w["step_a"]))
+        b0 = code.at(w["b"], kind, code.mul(items.index, w["step_b"]))
+        c0 = code.at(w["out"], kind, code.mul(items.index, size))
+        with code.loop(0, w["m"]) as rows:
+            a = code.at(a0, kind, code.mul(rows.index, w["k"]))
+            c = code.at(c0, kind, code.mul(rows.index, w["n"]))
+            whole = code.let(f"and i64 {w['n']}, -{lanes}")
+            for width, start, stop in ((lanes, "0", whole), (1, whole, w["n"])):
+                with code.loop(start, stop, width) as columns:
+                    _dot(code, dtype, width, (a, b0, c), columns.index, w)
+
+
+def _dot(
+    code: Code, dtype: str, width: int, at: tuple[str, str, str], column: str, w: Words
+) -> None:
+    kind, vector = LLVM_TYPES[dtype], Vector(code, width)
+    a, b, c = at
+    zero = vector.const(dtype, 0.0).name
+    with code.loop(0, w["k"], carried=[(vector.t(dtype), zero)]) as loop:
+        one = Vector(code, 1).load(code.at(a, kind, loop.index), dtype)
+        row = code.at(b, kind, code.add(code.mul(loop.index, w["n"]), column))
+        total = Value(loop.values[0], dtype)
+        loop.next = [vector.fma(vector.splat(one), vector.load(row, dtype), total).name]
+    vector.store(Value(loop.values[0], dtype), code.at(c, kind, column), dtype)
