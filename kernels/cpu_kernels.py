@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from crossdock.kernels import cpu_conv, cpu_elementwise, cpu_matmul
+from crossdock.kernels import cpu_conv, cpu_elementwise, cpu_matmul, cpu_window
 
-__all__ = ["cpu_conv", "cpu_elementwise", "cpu_matmul"]
+__all__ = ["cpu_conv", "cpu_elementwise", "cpu_matmul", "cpu_window"]

@@ -78,13 +78,13 @@ class RowReader:
     def mask(self, first: Index) -> str:
         """The touched pixels that are in the row, as a vector of i1."""
         code, count = self.code, self.reach
-        wide = f"<{count} x i64>"
-        lanes = ", ".join(f"i64 {i}" for i in range(count))
+        wide = f"<{count} x i32>"
+        lanes = ", ".join(f"i32 {i}" for i in range(count))
         steps = f"<{lanes}>"
         if self.stride == 0:
-            steps = code.let(f"mul {wide} {steps}, {self._splat(self.step, count)}")
-        pixels = code.let(f"add {wide} {self._splat(first, count)}, {steps}")
-        return code.let(f"icmp ult {wide} {pixels}, {self._splat(self.width, count)}")
+            steps = code.let(f"mul {wide} {steps}, {self._splat32(self.step, count)}")
+        pixels = code.let(f"add {wide} {self._splat32(first, count)}, {steps}")
+        return code.let(f"icmp ult {wide} {pixels}, {self._splat32(self.width, count)}")
 
     def load(self, row: str, first: Index) -> Value:
         """All pixels; the caller knows that they are in the row."""
@@ -135,6 +135,10 @@ class RowReader:
 
     def _splat(self, scalar: Index, count: int) -> str:
         return Vector(self.code, count).splat(Value(str(scalar), "int64")).name
+
+    def _splat32(self, scalar: Index, count: int) -> str:
+        short = self.code.let(f"trunc i64 {scalar} to i32")
+        return Vector(self.code, count).splat(Value(short, "int32")).name
 
     def _splat_bit(self, count: int) -> str:
         return Vector(self.code, count).const("mask", 1).name
