@@ -1,0 +1,146 @@
+"""What a model is fed: arrays from files, and seeded ones for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from crossdock.runtime.cli.options import Feeding
+from crossdock.runtime.errors import Error, FeedError, GraphError, LoadError
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.loaders import load, load_tensors
+from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
+
+
+@contextmanager
+def about(path: str) -> Iterator[None]:
+    """Name the file in errors of our tree that do not."""
+    try:
+        yield
+    except (GraphError, LoadError, FeedError) as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+
+
+def load_model(path: str) -> Graph:
+    """Load a model; every error names the file."""
+    with about(path):
+        return load(path)
+
+
+def prepare(
+    path: str, graph: Graph, given: Feeding, say: Callable[[str], None]
+) -> tuple[Graph, dict[str, Array]]:
+    """Bind a graph's symbols and make its feeds.
+
+    Args:
+        path: of the model, for messages.
+        graph: as loaded.
+        given: the options.
+        say: told which inputs were generated.
+
+    Returns:
+        The static graph, and an array for each of its inputs.
+
+    Raises:
+        FeedError: no such input, a shape that does not fit, or a symbol without a size; the
+            message names the flag that gives it.
+    """
+    with about(path):
+        files = _read(graph, given)
+        bound = bind(graph, given, files)
+        feeds: dict[str, Array] = {}
+        rng = np.random.default_rng(given.seed)
+        for name, spec in bound.inputs.items():
+            array = files.get(name)
+            if array is None:
+                array = generate(spec, rng)
+                say(f"input {name!r}: {spec} generated (seed {given.seed})")
+            feeds[name] = array
+        return bound, feeds
+
+
+def bind(graph: Graph, given: Feeding, files: Mapping[str, Array] | None = None) -> Graph:
+    """Give every symbol its size: from ``--dim``, ``--shape`` and the files."""
+    unknown = [d for d in given.dims or {} if d not in graph.symbols]
+    if unknown:
+        there = ", ".join(graph.symbols) or "none"
+        raise FeedError(f"--dim {unknown[0]}: no such dimension (open dimensions: {there})")
+    shapes: dict[str, tuple[int, ...]] = dict(given.shapes or {})
+    for name in shapes:
+        _check_name(graph, name, "--shape")
+    shapes.update({name: array.shape for name, array in (files or {}).items()})
+    sizes = dict(given.dims or {})
+    for name, shape in shapes.items():
+        sizes.update(_sizes(graph.inputs[name], shape))
+    for name, spec in graph.inputs.items():
+        missing = [d for d in spec.shape if isinstance(d, str) and d not in sizes]
+        if missing:
+            raise FeedError(
+                f"input {name!r} is {spec} and {missing[0]!r} has no size; give --dim "
+                f"{missing[0]}=N, --shape {name}=..., or --input {name}=FILE.npy"
+            )
+    return graph.bind(dict(given.dims or {}), shapes)
+
+
+def generate(spec: TensorSpec, rng: np.random.Generator) -> Array:
+    """Data for an input: floats in [0, 1), integers and booleans 0 or 1 (valid indices)."""
+    if spec.dtype in FLOATS:
+        return np.asarray(rng.random(spec.dims), to_numpy(spec.dtype))
+    return np.asarray(rng.integers(0, 2, spec.dims), to_numpy(spec.dtype))
+
+
+def _sizes(spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, int]:
+    return {d: n for d, n in zip(spec.shape, shape, strict=False) if isinstance(d, str)}
+
+
+def _read(graph: Graph, given: Feeding) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    for text in given.files:
+        name, path = _split(graph, text)
+        held = _tensors(path)
+        if name is None:
+            for key in held:
+                _check_name(graph, key, f"--input {path}")
+            arrays.update(held)
+        elif name in held:
+            arrays[name] = held[name]
+        elif len(held) == 1:
+            arrays[name] = next(iter(held.values()))
+        else:
+            raise FeedError(f"--input {text}: the file holds {', '.join(held)}, not {name!r}")
+    for name, array in arrays.items():
+        want = graph.inputs[name].dtype
+        if array.dtype != to_numpy(want):
+            raise FeedError(
+                f"--input {name}: the file holds {array.dtype}, the model wants "
+                f"{graph.inputs[name]}; save it with .astype({want!r})"
+            )
+    return arrays
+
+
+def _split(graph: Graph, text: str) -> tuple[str | None, str]:
+    """Name and file of an ``--input``; names and files may hold ``=``, so all places are tried."""
+    for at, character in enumerate(text):
+        if character == "=" and text[:at] in graph.inputs:
+            return text[:at], text[at + 1 :]
+    if "=" in text and not Path(text).exists():
+        _check_name(graph, text.partition("=")[0], "--input")
+    return None, text
+
+
+def _tensors(path: str) -> dict[str, Array]:
+    try:
+        return load_tensors(path)
+    except Error as error:
+        raise FeedError(f"--input {error}") from error
+
+
+def _check_name(graph: Graph, name: str, flag: str) -> None:
+    if name not in graph.inputs:
+        there = ", ".join(f"{n} ({s})" for n, s in graph.inputs.items())
+        raise FeedError(f"{flag}: the model has no input {name!r}; it has {there}")

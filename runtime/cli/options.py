@@ -1,0 +1,221 @@
+"""Options that commands share, and the values written NAME=VALUE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import click
+
+from crossdock.runtime.plan import Constraints
+from crossdock.runtime.session import MEASURE_SECONDS
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+BYTE_SUFFIXES = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", start=1):
+    BYTE_SUFFIXES |= {
+        _letter: 1000**_power,
+        f"{_letter}B": 1000**_power,
+        f"{_letter}I": 1024**_power,
+        f"{_letter}IB": 1024**_power,
+    }
+
+
+def pairs(form: str, read: Callable[[str], Any]) -> dict[str, Any]:
+    """Settings of an option that takes NAME=VALUE any number of times; gives (name, value) pairs.
+
+    A value is split at its last ``=`` (a name may hold one); one that ``read`` refuses with
+    ValueError fails with the form that is wanted.
+    """
+
+    def split(
+        _ctx: click.Context, _param: click.Parameter, given: Sequence[str]
+    ) -> list[tuple[str, Any]]:
+        made = []
+        for text in given:
+            name, sign, value = text.rpartition("=")
+            try:
+                if not sign or not name:
+                    raise ValueError(text)
+                made.append((name, read(value)))
+            except ValueError:
+                raise click.BadParameter(f"{text!r} is not of the form {form}") from None
+        return made
+
+    return {"metavar": form, "multiple": True, "callback": split}
+
+
+def dims(text: str) -> tuple[int, ...]:
+    """``1,3,48,320`` or ``1x3x48x320`` as sizes; an empty text is a scalar's shape."""
+    parts = [p for p in text.replace("x", ",").split(",") if p.strip()]
+    sizes = tuple(int(p) for p in parts)
+    if any(s < 0 for s in sizes):
+        raise ValueError(text)
+    return sizes
+
+
+def count(text: str) -> int:
+    """A size of a dimension."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def nbytes(text: str) -> int:
+    """Bytes: a number, with K, M, G or T (1000), or Ki, Mi, Gi or Ti (1024)."""
+    body = text.strip().upper()
+    digits = body.rstrip("BIKMGT ")
+    factor = BYTE_SUFFIXES.get(body[len(digits) :].strip())
+    amount = float(digits)
+    if factor is None or not 0 <= amount * factor < 1 << 63:
+        raise ValueError(text)
+    return int(amount * factor)
+
+
+def gigabytes_per_second(text: str) -> float:
+    """A bandwidth in GB/s, greater than zero."""
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise ValueError(text)
+    return value
+
+
+@dataclass(frozen=True)
+class Placing:
+    """The options that say where a model may run."""
+
+    devices: tuple[str, ...] = ()
+    policy: str = "auto"
+    pin: Mapping[str, str] | None = None
+    forbid: Mapping[str, tuple[str, ...]] | None = None
+    threads: int | None = None
+    expected_runs: int = 1000
+    measure: float = MEASURE_SECONDS
+
+    def constraints(self, memory: Mapping[str, int] | None = None) -> Constraints:
+        """As the planner takes them."""
+        return Constraints(self.pin or {}, self.forbid or {}, memory or {})
+
+    @property
+    def budget(self) -> bool | float:
+        """The budget for measuring as ``compile`` takes it."""
+        return self.measure if self.measure > 0 else False
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """The options that say what goes into a model."""
+
+    files: tuple[str, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    dims: Mapping[str, int] | None = None
+    seed: int = 0
+
+
+def _grouped(pairs: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    result: dict[str, tuple[str, ...]] = {}
+    for name, value in pairs:
+        result[name] = (*result.get(name, ()), value)
+    return result
+
+
+def placing(command: Command) -> Command:
+    """Add the options of ``Placing``; the command gets them as ``placing``."""
+
+    def gather(*args: Any, **given: Any) -> Any:
+        given["placing"] = Placing(
+            devices=given.pop("device"),
+            policy=given.pop("policy"),
+            pin=dict(given.pop("pin")),
+            forbid=_grouped(given.pop("forbid")),
+            threads=given.pop("threads"),
+            expected_runs=given.pop("expected_runs"),
+            measure=given.pop("measure"),
+        )
+        return command(*args, **given)
+
+    return _with(
+        command,
+        gather,
+        click.option("--device", metavar="ID", multiple=True, help="A device to place ops on; "
+                     "may be given several times (default: every device)."),
+        click.option("--policy", metavar="NAME", default="auto", show_default=True,
+                     help="Placement policy."),
+        click.option("--pin", **pairs("PATTERN=ID", str),
+                     help="Keep an op (node name, op name or pattern) on a device."),
+        click.option("--forbid", **pairs("PATTERN=ID", str),
+                     help="Keep an op off a device."),
+        click.option("--threads", type=click.IntRange(1), metavar="N",
+                     help="Processor threads (default: all)."),
+        click.option("--expected-runs", type=click.IntRange(1), metavar="N", default=1000,
+                     show_default=True, help="Runs over which uploads of weights are spread."),
+        click.option("--measure", type=click.FloatRange(0), metavar="SECONDS",
+                     default=MEASURE_SECONDS, show_default=True,
+                     help="Longest time to take for measuring kernels not measured before; "
+                     "0 for none."),
+    )  # fmt: skip
+
+
+def feeding(command: Command) -> Command:
+    """Add the options of ``Feeding``; the command gets them as ``feeding``."""
+
+    def gather(*args: Any, **given: Any) -> Any:
+        given["feeding"] = Feeding(
+            files=given.pop("input"),
+            shapes=dict(given.pop("shape")),
+            dims=dict(given.pop("dim")),
+            seed=given.pop("seed"),
+        )
+        return command(*args, **given)
+
+    return _with(
+        command,
+        gather,
+        click.option("--input", metavar="NAME=F.npy", multiple=True,
+                     help="An input from a file: npy, or a tensor of its name in npz or "
+                     "safetensors. Others are generated."),
+        click.option("--shape", **pairs("NAME=1,3,224,224", dims),
+                     help="Shape of an input."),
+        click.option("--dim", **pairs("NAME=N", count),
+                     help="Size of a named dimension."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+                     help="Seed of generated inputs."),
+    )  # fmt: skip
+
+
+def json_option(command: Command) -> Command:
+    """Add ``--json``; the command gets it as ``json_to``."""
+    made: Command = click.option(
+        "--json", "json_to", metavar="FILE", help="Write the result as JSON; - for stdout alone."
+    )(command)
+    return made
+
+
+def _with(command: Command, gather: Callable[..., Any], *options: Callable[[Any], Any]) -> Command:
+    # click keeps the options of the decorators below on the function; the wrapper hands them on.
+    gather.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    gather.__doc__, gather.__name__ = command.__doc__, command.__name__
+    for option in reversed(options):
+        gather = option(gather)
+    return cast(Command, gather)
+
+
+def split_link(text: str, known: Collection[str]) -> tuple[str, str, bool]:
+    """Ends of ``A:B`` (both directions) or ``A->B`` (one); device ids hold colons themselves.
+
+    Raises:
+        click.BadParameter: the ends are not two of the known devices.
+    """
+    first, arrow, second = text.partition("->")
+    if arrow and first in known and second in known:
+        return first, second, False
+    for at, character in enumerate(text):
+        if character == ":" and text[:at] in known and text[at + 1 :] in known:
+            return text[:at], text[at + 1 :], True
+    raise click.BadParameter(
+        f"{text!r} is no pair A:B (or A->B) of the devices {', '.join(sorted(known))}",
+        param_hint="'--link'",
+    )

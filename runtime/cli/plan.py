@@ -1,0 +1,61 @@
+"""``crossdock plan``: what would run where, here or on a machine that is not here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from crossdock.runtime.cli import options, tables
+from crossdock.runtime.cli.model import plan_file
+from crossdock.runtime.cli.options import Feeding, Placing
+from crossdock.runtime.cli.output import Output, write_text
+from crossdock.runtime.cli.page import page
+from crossdock.runtime.cli.planning import Changes
+
+
+def target_options(command: Any) -> Any:
+    """Add the options that change what is planned for."""
+    for option in (
+        click.option("--memory", **options.pairs("ID=BYTES", options.nbytes),
+                     help="Memory budget of a device, such as 512Mi or 2G."),
+        click.option("--link", **options.pairs("A:B=GB/s", options.gigabytes_per_second),
+                     help="Plan with this bandwidth between two devices; A->B for one direction."),
+        click.option("--without", metavar="ID", multiple=True, help="Plan without a device."),
+        click.option("--machine", metavar="F.json",
+                     help="Plan for the machine of a profile (probe --json)."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("model")
+@options.feeding
+@options.placing
+@target_options
+@click.option("--html", metavar="FILE", help="Write the plan as a page: timeline and graph.")
+@options.json_option
+def plan(
+    model: str,
+    feeding: Feeding,
+    placing: Placing,
+    machine: str | None,
+    without: tuple[str, ...],
+    link: list[tuple[str, float]],
+    memory: list[tuple[str, int]],
+    html: str | None,
+    json_to: str | None,
+) -> None:
+    """Plan MODEL: where each op runs, when, and why there."""
+    output = Output(json_to)
+    changes = Changes(without, link, dict(memory))
+    made = plan_file(model, placing, feeding, changes, machine, output)
+    output.line(*tables.headline(made.plan))
+    output.line()
+    output.table(tables.devices_table(made.plan))
+    output.table(tables.steps_table(made.plan))
+    if html is not None:
+        write_text(html, page(made.plan, made.graph, made.target.capacity))
+        output.note(f"wrote {html}")
+    output.json(made.plan.to_json())

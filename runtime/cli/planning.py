@@ -1,0 +1,195 @@
+"""Planning for the command line: for the devices here, or for a saved machine profile."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from crossdock.devices import registry
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.machine import LinkProfile, Machine, Rates, Status
+from crossdock.runtime import costing, measure, passes, planner
+from crossdock.runtime.cli.options import Placing, split_link
+from crossdock.runtime.errors import LoadError, PlanError
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.plan import HOST, Constraints, Plan
+from crossdock.runtime.session import group_capacity
+from crossdock.scheduler import CostModel, DeviceRates, LinkModel
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with what it was made from: the graph after the passes, and the target."""
+
+    graph: Graph
+    plan: Plan
+    target: planner.Target
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What to plan with that is not so: devices gone, links (GB/s) and memory of another size."""
+
+    without: Sequence[str] = ()
+    links: Sequence[tuple[str, float]] = ()
+    memory: Mapping[str, int] | None = None
+
+
+def plan_model(
+    graph: Graph,
+    placing: Placing,
+    changes: Changes,
+    machine: Machine | None = None,
+    progress: Progress | None = None,
+) -> Planned:
+    """Plan a static graph; kernels not measured before are measured where the devices are here.
+
+    Raises:
+        PlanError: no plan, or an option names a device that there is not.
+        LoadError: the profile has no processor to feed the devices.
+        DeviceError: a device cannot be opened.
+    """
+    constraints = placing.constraints(changes.memory)
+    graph = simplified(graph, constraints)
+    if machine is None:
+        target = _here(graph, placing, changes.without, progress)
+    else:
+        target = _profiled(graph, machine, placing, changes.without)
+    ids = {d.id for d in target.devices}
+    for name in changes.memory or {}:
+        _known(name, ids, "--memory")
+    target = replace(target, model=_relinked(target, changes.links))
+    options = planner.Options(placing.policy, constraints, placing.expected_runs)
+    return Planned(graph, planner.make_plan(graph, target, options), target)
+
+
+def simplified(graph: Graph, constraints: Constraints) -> Graph:
+    """The graph after the passes, as sessions plan it: nodes that constraints name stay."""
+    patterns = (*constraints.pin, *constraints.forbid)
+    keep = [n.name for n in graph.nodes if any(planner.matches(p, n) for p in patterns)]
+    return passes.run(graph, keep=keep)
+
+
+def _known(name: str, ids: set[str], flag: str) -> None:
+    if name not in ids:
+        raise PlanError(f"{flag} {name}: no such device; there are {', '.join(sorted(ids))}")
+
+
+def _asked(all_ids: Sequence[str], placing: Placing, without: Sequence[str]) -> frozenset[str]:
+    """The devices that ops are placed on."""
+    ids = set(all_ids)
+    for name in without:
+        _known(name, ids, "--without")
+    for name in placing.devices:
+        _known(name, ids, "--device")
+    asked = frozenset(placing.devices or all_ids) - set(without)
+    if not asked:
+        raise PlanError("--without leaves no device to plan for; leave one out of it")
+    return asked
+
+
+def _here(
+    graph: Graph, placing: Placing, without: Sequence[str], progress: Progress | None
+) -> planner.Target:
+    asked = _asked([info.id for info in registry.devices()], placing, without)
+    devices = {
+        name: registry.open_device(name, threads=placing.threads)
+        for name in dict.fromkeys((HOST, *sorted(asked)))
+    }
+    store = costing.store()
+    if placing.measure > 0:
+        before = store.model.version
+        for name, device in devices.items():
+            if name != HOST:
+                measure.measure_link(devices[HOST], device, store.model)
+        measure.measure_ops(
+            costing.op_calls(graph),
+            list(devices.values()),
+            store.model,
+            budget_s=placing.measure,
+            progress=progress,
+        )
+        if store.model.version != before:
+            store.save()
+    infos = tuple(device.info for device in devices.values())
+    return planner.Target(infos, asked, store.model, group_capacity(infos))
+
+
+def _profiled(
+    graph: Graph, machine: Machine, placing: Placing, without: Sequence[str]
+) -> planner.Target:
+    found = {d.id: d.info for d in machine.devices if d.status is Status.PASS and d.info}
+    if HOST not in found:
+        raise LoadError(f"the profile has no working {HOST}, which feeds the other devices")
+    asked = _asked(list(found), placing, without)
+    infos = tuple(found[name] for name in dict.fromkeys((HOST, *found)) if name in asked | {HOST})
+    return planner.Target(
+        infos,
+        asked,
+        profile_costs(machine, _typical_bytes(graph)),
+        group_capacity(infos, machine.cores),
+    )
+
+
+def profile_costs(machine: Machine, nbytes: float) -> CostModel:
+    """What is measured here, with a profile's rates and links laid over it.
+
+    Measurements are keyed by device fingerprint, so they count where the profile is of a device
+    like one here. ``nbytes`` is a typical size of an op's data: bandwidth depends on it.
+    """
+    model = costing.store().model.merge(CostModel())
+    for device in machine.passed:
+        if device.info is not None and device.rates is not None:
+            model.set_rates(device.info.fingerprint, device_rates(device.rates, nbytes))
+    for link in machine.links:
+        ends = [machine.device(name) for name in (link.src, link.dst)]
+        prints = [d.info.fingerprint for d in ends if d is not None and d.info is not None]
+        if len(prints) == 2:
+            model.set_link(prints[0], prints[1], link_model(link))
+    return model
+
+
+def device_rates(rates: Rates, nbytes: float) -> DeviceRates:
+    """A profile's rates as a roofline; dtypes not probed get the elementwise rate of float32."""
+    flops = rates.flops_by_class()
+    fallback = flops.get("elementwise:float32") or max(flops.values(), default=0.0)
+    if fallback > 0:
+        flops.setdefault("*", fallback)
+    return DeviceRates(flops, rates.bandwidth_at(nbytes), rates.launch())
+
+
+def link_model(link: LinkProfile) -> LinkModel:
+    """A profile's link; its rates have the latency in them, the model's have not."""
+    samples = [(0.0, link.latency_s.median)]
+    samples += [(float(n), n / rate) for n, rate in link.pairs()]
+    return LinkModel.fit(samples)
+
+
+def _typical_bytes(graph: Graph) -> float:
+    calls = costing.op_calls(graph)
+    sizes = [costing.op_work(calls[n.name]).bytes for n in graph.nodes if not costing.is_alias(n)]
+    return statistics.median(sizes) if sizes else float(1 << 20)
+
+
+def _relinked(target: planner.Target, links: Sequence[tuple[str, float]]) -> CostModel:
+    """The target's costs with the bandwidth of links replaced; latencies stay."""
+    if not links:
+        return target.model
+    model = target.model.merge(CostModel())
+    ids = {d.id for d in target.devices}
+    for text, bandwidth in links:
+        src, dst, both = split_link(text, ids)
+        for a, b in ((src, dst), (dst, src)) if both else ((src, dst),):
+            if HOST not in (a, b):
+                raise PlanError(
+                    f"--link {text}: transfers pass through {HOST}; give the links {a}:{HOST} and "
+                    f"{HOST}:{b}"
+                )
+            ends: tuple[DeviceInfo, DeviceInfo] = (target.info(a), target.info(b))
+            latency = target.link(*ends).latency_s
+            made = LinkModel(latency, ((1.0, bandwidth * 1e9),))
+            model.set_link(ends[0].fingerprint, ends[1].fingerprint, made)
+    return model

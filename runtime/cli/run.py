@@ -1,0 +1,213 @@
+"""``crossdock run``: run a model, and say what came out, where it ran and how long it took."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from crossdock.runtime import session as sessions
+from crossdock.runtime.cli import options
+from crossdock.runtime.cli.inputs import about, load_model, prepare
+from crossdock.runtime.cli.options import Feeding, Placing
+from crossdock.runtime.cli.output import Output, add_row, finite, make_table, write_text
+from crossdock.runtime.cli.page import page
+from crossdock.runtime.cli.planning import simplified
+from crossdock.runtime.cli.text import clean, millis, percent, short, size
+from crossdock.runtime.cli.trace_view import run_trace
+from crossdock.runtime.errors import LoadError
+from crossdock.runtime.executor import Outcome
+from crossdock.runtime.receipt import Receipt
+from crossdock.runtime.session import Session
+from crossdock.runtime.tensor import Array, TensorSpec
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What the runs gave."""
+
+    outputs: dict[str, Array]
+    runs: list[float]
+    receipt: Receipt
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.runs)
+
+
+@click.command()
+@click.argument("model")
+@options.feeding
+@options.placing
+@click.option(
+    "--repeat",
+    type=click.IntRange(1),
+    metavar="N",
+    default=5,
+    show_default=True,
+    help="Timed runs, after one that is not.",
+)
+@click.option(
+    "--trace",
+    metavar="F.json",
+    help="Write a trace of one more run, every step timed, for ui.perfetto.dev.",
+)
+@click.option("--html", metavar="FILE", help="Write the plan as a page, with one more run's times.")
+@click.option("--output", "folder", metavar="DIR", help="Write the outputs as npy files.")
+@options.json_option
+def run(
+    model: str,
+    feeding: Feeding,
+    placing: Placing,
+    repeat: int,
+    trace: str | None,
+    html: str | None,
+    folder: str | None,
+    json_to: str | None,
+) -> None:
+    """Run MODEL on the devices of this machine."""
+    output = Output(json_to)
+    graph, feeds = prepare(model, load_model(model), feeding, output.note)
+    with output.progress("compiling") as tick, about(model):
+        session = sessions.compile(
+            graph,
+            devices=placing.devices or "auto",
+            policy=placing.policy,
+            constraints=placing.constraints(),
+            expected_runs=placing.expected_runs,
+            threads=placing.threads,
+            measure=placing.budget,
+            progress=tick,
+        )
+    with session:
+        result = _runs(session, feeds, repeat)
+        _report(session, result, output)
+        if folder is not None:
+            output.note(f"wrote {', '.join(save(result.outputs, folder))}")
+        if trace is not None or html is not None:
+            session.profile(feeds)
+            outcome = session.profile(feeds)
+            if trace is not None:
+                _write_trace(trace, model, session, outcome, output)
+            if html is not None:
+                known = simplified(graph, placing.constraints())
+                write_text(html, page(session.plan, known, outcome=outcome))
+                output.note(f"wrote {html}")
+        output.json(_json(model, session, result))
+
+
+def _runs(session: Session, feeds: Mapping[str, Array], repeat: int) -> _Result:
+    outputs = session.run(feeds)
+    runs = []
+    for _ in range(repeat):
+        begin = time.perf_counter()
+        outputs = session.run(feeds)
+        runs.append(time.perf_counter() - begin)
+    return _Result(outputs, runs, session.receipt)
+
+
+def _report(session: Session, result: _Result, output: Output) -> None:
+    table = make_table("Outputs", ("output", "type", ">min", ">mean", ">max", "note"))
+    for name, array in result.outputs.items():
+        row = describe(array)
+        cells = [f"{row[k]:.6g}" if row[k] is not None else "-" for k in ("min", "mean", "max")]
+        add_row(table, ((short(name, 60), "bold"), TensorSpec.of(array), *cells, row["note"]))
+    output.table(table)
+    plan = session.plan
+    table = make_table("Placement", ("device", "name", ">ops", ">peak memory"))
+    for part in plan.devices:
+        share = plan.shares()[part.id]
+        add_row(
+            table, ((part.id, "bold"), short(part.name, 48), percent(share), size(part.peak_bytes))
+        )
+    output.table(table)
+    for link, moved in result.receipt.links.items():
+        output.line(f"moved {size(moved)} {link}")
+    output.line(
+        "predicted ", (millis(plan.predicted), "bold"),
+        f" ({millis(plan.low)} to {millis(plan.high)}), measured ",
+        (millis(result.median), "bold"),
+        f" (median of {len(result.runs)}, fastest {millis(min(result.runs))})",
+    )  # fmt: skip
+    for note in result.receipt.notes:
+        output.line(("note: ", "yellow"), note)
+
+
+def describe(array: Array) -> dict[str, Any]:
+    """Least, mean and greatest element, NaN left out and counted in the note."""
+    if array.size == 0:
+        return {"min": None, "mean": None, "max": None, "note": "empty"}
+    values = np.asarray(array, np.float64)
+    bad = int(np.isnan(values).sum())
+    note = f"{bad} of {values.size} are NaN" if bad else ""
+    if bad == values.size:
+        return {"min": None, "mean": None, "max": None, "note": note}
+    kept = values[~np.isnan(values)]
+    return {
+        "min": float(kept.min()),
+        "mean": float(kept.mean()),
+        "max": float(kept.max()),
+        "note": note,
+    }
+
+
+def save(outputs: Mapping[str, Array], folder: str) -> list[str]:
+    """Write each output as an npy file; returns the paths.
+
+    A name comes from the model, so only its harmless characters go into the file's name.
+    """
+    written: list[str] = []
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, array in outputs.items():
+            stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")[:120] or "output"
+            path = Path(folder) / f"{stem}.npy"
+            number = 2
+            while str(path) in written:
+                path = Path(folder) / f"{stem}_{number}.npy"
+                number += 1
+            np.save(path, array, allow_pickle=False)
+            written.append(str(path))
+    except OSError as error:
+        raise LoadError(
+            f"--output {folder}: cannot be written: {error.strerror or error}; name another folder"
+        ) from error
+    return written
+
+
+def _write_trace(path: str, model: str, session: Session, outcome: Outcome, output: Output) -> None:
+    data = run_trace(session.plan, outcome.spans, outcome.began, {"model": clean(model)})
+    write_text(path, json.dumps(finite(data)))
+    output.note(f"wrote {path}; open it in ui.perfetto.dev")
+
+
+def _json(model: str, session: Session, result: _Result) -> dict[str, Any]:
+    plan = session.plan
+    return {
+        "schema": "crossdock-run/1",
+        "model": model,
+        "outputs": [
+            {
+                "name": name,
+                "dtype": TensorSpec.of(array).dtype,
+                "shape": list(array.shape),
+                **describe(array),
+            }
+            for name, array in result.outputs.items()
+        ],
+        "placement": plan.shares(),
+        "predicted_s": plan.predicted,
+        "low_s": plan.low,
+        "high_s": plan.high,
+        "measured_s": result.median,
+        "runs_s": result.runs,
+        "receipt": result.receipt.to_json(),
+    }
