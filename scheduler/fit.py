@@ -63,7 +63,7 @@ class Fit:
 
     def predict(self, work: Work) -> tuple[float, float, float]:
         """(seconds, low, high) of an 80 % interval."""
-        base = float(_columns([work]) @ self.affine)
+        base = float((_columns([work]) @ self.affine)[0])
         here = _log_work([work])
         near = self.signal * _kernel(here, self.points, self.length)[0]
         shift = float(near @ self.weights)
