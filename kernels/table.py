@@ -32,6 +32,7 @@ FAMILIES = (
     "ops_conv",
     "ops_pool",
     "ops_normalization",
+    "ops_quantize",
     "ops_recurrent",
     "ops_extension",
     "fused",

@@ -1,365 +1,495 @@
-"""GraphBuilder: the W3C WebNN operators in snake_case, with shapes inferred at every call.
+"""GraphBuilder: graphs from calls, checked and inferred at each call.
 
-Methods come from the op table: operands are positional in the table's order, then the operator's
-positional arguments; options, optional operands among them, are keywords. A rule that is broken
-raises at the call, naming op, operand and rule.
+    b = GraphBuilder()
+    x = b.input("x", (1, 3, 224, 224))
+    y = b.relu(b.conv2d(x, b.constant(weights), padding=[1, 1, 1, 1]))
+    graph = b.build({"y": y})
+
+There is a method for every op of the table: operands first, in the table's order, then the
+positional attributes; options are keywords. Dimensions may be symbols (strings), which go through
+ops that need no arithmetic on them; the built graph is then bound by replaying the calls.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossdock.kernels import table
-from crossdock.kernels.reference import run_op
+from crossdock.kernels import reference, table
+from crossdock.kernels.ops_rules import MANY, bare, integer
 from crossdock.kernels.spec import REQUIRED, OpSpec
 from crossdock.runtime.errors import GraphError, ShapeError, UnsupportedOp
 from crossdock.runtime.graph import Graph, Node
-from crossdock.runtime.tensor import Array, Dim, TensorSpec, to_numpy
+from crossdock.runtime.operand import Operand
+from crossdock.runtime.tensor import DTYPES, FLOATS, Array, Dim, TensorSpec, to_numpy
 
-TUPLES = frozenset({"split", "gru", "lstm", "lstm_cell", "if_"})
-"""Operators that give a tuple however many results there are."""
+if TYPE_CHECKING:
+    from crossdock.runtime.operators import Operators
+else:
+    Operators = object
 
-FOLD_LIMIT = 256 << 20
+__all__ = ["GraphBuilder", "Operand", "UnknownOperator"]
 
-
-@dataclass(frozen=True, eq=False)
-class Operand:
-    """A value of one builder: its spec, and the array where it is a constant."""
-
-    builder: GraphBuilder
-    name: str
-    spec: TensorSpec
-
-    @property
-    def dtype(self) -> str:
-        """Element type."""
-        return self.spec.dtype
-
-    @property
-    def shape(self) -> tuple[Dim, ...]:
-        """Shape; may hold symbols."""
-        return self.spec.shape
-
-    @property
-    def value(self) -> Array | None:
-        """The array where the operand is a constant, else None."""
-        return self.builder.value(self)
-
-    def __repr__(self) -> str:
-        return f"Operand({self.name!r}, {self.spec})"
+FOLD_LIMIT = 256 * 2**20
 
 
-@dataclass(frozen=True)
+class UnknownOperator(UnsupportedOp, AttributeError):
+    """No such operator; an AttributeError too, so that ``hasattr`` works on a builder."""
+
+
+@dataclass
 class _Call:
-    """An operator call as it was made, for replaying it with other shapes."""
+    """One op call: what was given (for replay), and what it became."""
 
-    entry: OpSpec
-    inputs: tuple[str | None, ...]
+    op: str
+    name: str
+    given: dict[str, Any]
     attrs: Mapping[str, Any]
-    label: str
+    operands: tuple[Operand | None, ...]
+    results: tuple[Operand, ...]
 
 
-class GraphBuilder:
+@dataclass
+class _Names:
+    """Names in use, and the next number for each stem."""
+
+    used: dict[str, Operand | None] = field(default_factory=dict)
+    count: dict[str, int] = field(default_factory=dict)
+
+    def fresh(self, stem: str, *, plain: bool = False) -> str:
+        """A name not in use: the stem itself if ``plain``, else the stem with a number."""
+        if plain and stem not in self.used:
+            return stem
+        while True:
+            number = self.count.get(stem, 1 if plain else 0)
+            self.count[stem] = number + 1
+            if (name := f"{stem}_{number}") not in self.used:
+                return name
+
+
+class GraphBuilder(Operators):
     """Builds one graph.
 
     Args:
         name: the graph's name.
-        fold: compute operators on constants at once, where the result has at most ``fold_limit``
-            bytes; outputs may then be inputs or constants too (model loaders need both).
+        fold: compute ops whose operands are all constants at once, as model loaders want it.
+        fold_limit: largest result, in bytes, that folding may make.
+        strict: hold to WebNN where formats do not: no empty tensors, no output that is an input
+            or a constant. Default: unless folding.
 
-    Raises:
-        ShapeError: a shape, rank or type rule is broken, at the call that breaks it.
-        UnsupportedOp: no operator of that name.
+    Not thread-safe; an operand belongs to its builder.
     """
 
     def __init__(
-        self, name: str = "graph", *, fold: bool = False, fold_limit: int = FOLD_LIMIT
+        self,
+        name: str = "graph",
+        *,
+        fold: bool = False,
+        fold_limit: int = FOLD_LIMIT,
+        strict: bool | None = None,
     ) -> None:
         self.name = name
         self._fold = fold
         self._fold_limit = fold_limit
-        self._inputs: dict[str, TensorSpec] = {}
-        self._constants: dict[str, Array] = {}
-        self._specs: dict[str, TensorSpec] = {}
-        self._nodes: list[Node] = []
-        self._calls: dict[str, _Call] = {}  # by node name
-        self._labels: set[str] = set()
-        self._count = 0
+        self._strict = not fold if strict is None else strict
+        self._inputs: dict[str, Operand] = {}
+        self._calls: list[_Call] = []
+        self._values = _Names()
+        self._nodes = _Names()
         self._built = False
 
+    # --- leaves ---
+
     def input(self, name: str, shape: Sequence[Dim], dtype: str = "float32") -> Operand:
-        """Declare an input; a dimension may be a symbol, bound when the graph is compiled."""
-        self._open()
-        if not name or name in self._specs:
-            raise GraphError(f"input {name!r}: the name is empty or taken; choose another")
-        to_numpy(dtype)
-        for dim in shape:
-            if not isinstance(dim, str) and int(dim) <= 0:
-                raise ShapeError(f"input {name!r}: dimension {dim!r} is no positive size or symbol")
-        spec = TensorSpec(dtype, tuple(d if isinstance(d, str) else int(d) for d in shape))
-        self._inputs[name] = self._specs[name] = spec
-        return Operand(self, name, spec)
+        """Declare an input.
 
-    def constant(self, value: Any, dtype: str | None = None) -> Operand:
-        """A constant from an array, or from a number and an element type (a scalar)."""
-        self._open()
-        if dtype is None and not isinstance(value, np.ndarray | np.generic):
-            raise GraphError(
-                f"constant: {type(value).__name__} has no element type; give an array, or "
-                "constant(value, dtype)"
-            )
-        array = np.asarray(value, None if dtype is None else to_numpy(dtype))
-        if array.flags.writeable:
-            array = array.copy()
-            array.flags.writeable = False
-        return self._constant(array)
-
-    def value(self, operand: Operand) -> Array | None:
-        """The array of a constant operand, else None."""
-        return self._constants.get(operand.name)
-
-    def __getattr__(self, op: str) -> Callable[..., Any]:
-        """The method of an operator of the table."""
-        if op.startswith("_"):
-            raise AttributeError(op)
-        known = table.ops()
-        if op not in known:
-            close = difflib.get_close_matches(op, known, 4)
-            hint = f"; did you mean {', '.join(close)}?" if close else ""
-            raise UnsupportedOp(f"no operator {op!r}{hint}")
-        entry = known[op]
-
-        def method(*args: Any, **options: Any) -> Any:
-            return self._apply(entry, args, options)
-
-        method.__name__ = op
-        method.__doc__ = f"{op}({', '.join((*entry.operands, *entry.params))})"
-        return method
-
-    def __dir__(self) -> Iterable[str]:
-        return [*super().__dir__(), *table.ops()]
-
-    def build(self, outputs: Mapping[str, Operand]) -> Graph:
-        """Make the graph of the given outputs; a builder builds once.
-
-        Raises:
-            GraphError: no outputs, an output that is an input or constant, or a second build.
+        Args:
+            name: unique among the inputs.
+            shape: sizes, or symbols as strings.
+            dtype: element type.
         """
         self._open()
-        if not outputs:
-            raise GraphError(f"graph {self.name!r}: no outputs given")
-        ends: dict[str, str] = {}
-        for name, operand in outputs.items():
-            self._own("build", name, operand)
-            made = operand
-            if operand.name in self._inputs or operand.name in self._constants:
-                if not self._fold:
-                    kind = "input" if operand.name in self._inputs else "constant"
-                    raise GraphError(
-                        f"output {name!r} is the {kind} {operand.name!r}; use identity on it"
-                    )
-                made = self._node(table.op("identity"), (operand,), {}, f"{name}/identity")[0]
-            ends[name] = made.name
-        self._built = True
-        nodes = self._live(set(ends.values()))
-        used = {v for n in nodes for v in n.operands} | set(ends.values())
-        constants = {n: a for n, a in self._constants.items() if n in used}
-        keep = {*self._inputs, *constants, *(v for n in nodes for v in n.outputs)}
-        return Graph(
-            inputs=dict(self._inputs),
-            outputs=ends,
-            nodes=nodes,
-            specs={n: s for n, s in self._specs.items() if n in keep},
-            constants=constants,
-            name=self.name,
-            rebuild=self._rebuilder(nodes, constants, ends),
-        ).check()
+        if not isinstance(name, str) or not name:
+            raise GraphError(f"input: the name must be a string that is not empty; it is {name!r}")
+        if name in self._inputs:
+            raise GraphError(f"input: there already is an input {name!r}")
+        spec = TensorSpec(_dtype("input", dtype), _shape("input", name, shape))
+        self._check_size("input", spec)
+        holder = self._values.used.get(name)
+        if holder is not None:
+            holder.name = self._values.fresh(name)
+            self._values.used[holder.name] = holder
+        return self._inputs.setdefault(name, self._operand(name, spec))
 
-    def _live(self, wanted: set[str]) -> tuple[Node, ...]:
-        kept = []
-        for node in reversed(self._nodes):
-            if wanted.intersection(node.outputs):
-                kept.append(node)
-                wanted.update(node.operands)
-        return tuple(reversed(kept))
+    def constant(self, value: Any, dtype: str | None = None) -> Operand:
+        """Make a constant from an array, or from a number or nested lists with a ``dtype``.
 
-    def _rebuilder(
-        self, nodes: Sequence[Node], constants: Mapping[str, Array], ends: Mapping[str, str]
-    ) -> Callable[[dict[str, TensorSpec]], Graph] | None:
-        if all(spec.is_static for spec in self._inputs.values()):
-            return None
-        calls = [(node, self._calls[node.name]) for node in nodes]
-        declared = dict(self._inputs)
-
-        def rebuild(specs: dict[str, TensorSpec]) -> Graph:
-            bound: dict[str, int] = {}
-            for name, spec in specs.items():
-                pairs = zip(declared[name].shape, spec.dims, strict=True)
-                bound.update((d, n) for d, n in pairs if isinstance(d, str))
-            b = GraphBuilder(self.name, fold=self._fold, fold_limit=self._fold_limit)
-            values = {n: b.input(n, s.shape, s.dtype) for n, s in specs.items()}
-            values.update((n, b._constant(a, n)) for n, a in constants.items())
-            for node, call in calls:
-                operands = [None if i is None else values[i] for i in call.inputs]
-                attrs = {k: _substituted(v, bound) for k, v in call.attrs.items()}
-                made = b._node(call.entry, operands, attrs, call.label, node.outputs)
-                values.update(zip(node.outputs, made, strict=True))
-            return b.build({name: values[value] for name, value in ends.items()})
-
-        return rebuild
-
-    def _apply(self, entry: OpSpec, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        A writable array is copied; a read-only one is taken as it is.
+        """
         self._open()
-        label = str(options.pop("label", "") or "")
-        args = self._named_operands(entry, args, options)
-        operands, rest = self._operands(entry, list(args), options)
-        attrs = _attributes(entry, rest, options)
-        made = self._node(entry, operands, attrs, label)
-        return tuple(made) if entry.name in TUPLES or len(made) > 1 else made[0]
+        array = _array(value, dtype)
+        spec = TensorSpec.of(array)
+        self._check_size("constant", spec)
+        return self._operand(self._values.fresh("constant"), spec, array)
 
-    def _named_operands(
-        self, entry: OpSpec, args: tuple[Any, ...], options: dict[str, Any]
-    ) -> tuple[Any, ...]:
-        """Let required operands be given by name too."""
-        needed = [o.rstrip("*") for o in entry.operands if not o.endswith("?")]
-        missing = needed[len(args) :]
-        return (*args, *(options.pop(name) for name in missing if name in options))
+    def value(self, operand: Operand) -> Array | None:
+        """The array of an operand that is a constant, else None."""
+        return self._own("value", "operand", operand).value
 
-    def _operands(
-        self, entry: OpSpec, args: list[Any], options: dict[str, Any]
-    ) -> tuple[list[Operand | None], list[Any]]:
-        """Split the arguments into operands (in table order) and positional attributes."""
-        found: list[Operand | None] = []
-        for name in entry.operands:
-            bare = name.rstrip("?*")
-            if name.endswith("?"):
-                given = options.pop(bare, None)
-                found.append(None if given is None else self._own(entry.name, bare, given))
-                continue
-            if not args:
-                raise GraphError(f"{entry.name}: operand {bare!r} is missing")
-            given = args.pop(0)
-            if name.endswith("*"):
-                if isinstance(given, Operand) or not isinstance(given, Sequence):
-                    raise GraphError(f"{entry.name}: {bare!r} is a list of operands")
-                found.extend(self._own(entry.name, f"{bare}[{i}]", x) for i, x in enumerate(given))
-            else:
-                found.append(self._own(entry.name, bare, given))
-        return found, args
+    # --- ops ---
 
-    def _own(self, op: str, name: str, given: Any) -> Operand:
-        if not isinstance(given, Operand):
-            raise GraphError(
-                f"{op}: {name!r} must be an operand, not {type(given).__name__}; use constant()"
-            )
-        if given.builder is not self:
-            raise GraphError(f"{op}: {name!r} is an operand of another builder")
-        return given
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__") or name not in table.ops():
+            close = difflib.get_close_matches(name, table.ops(), n=3, cutoff=0.5)
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise UnknownOperator(f"no operator {name!r}{hint}")
+        spec = table.op(name)
 
-    def _node(
+        def method(*args: Any, **options: Any) -> Any:
+            return self._apply(spec, args, options)
+
+        method.__name__ = method.__qualname__ = name
+        return method
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *(n for n in table.ops() if n != "fused")})
+
+    def _apply(self, spec: OpSpec, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        self._open()
+        label = options.pop("label", "")
+        if not isinstance(label, str):
+            raise GraphError(f"{spec.name}: label must be a string; it is {label!r}")
+        try:
+            operands, given = self._arguments(spec, args, options)
+            specs = [None if o is None else o.spec for o in operands]
+            attrs = dict(given)
+            if spec.canon is not None:
+                attrs = spec.canon(specs, attrs)
+            outs = spec.infer(specs, attrs)
+            for out in outs:
+                self._check_size(spec.name, out)
+        except ShapeError as error:
+            if not label:
+                raise
+            raise ShapeError(f"{error} (at {label!r})") from None
+        results = self._folded(spec, operands, attrs, outs, label)
+        if results is None:
+            results = self._record(spec, label, given, attrs, operands, outs)
+        return results if spec.name in MANY else results[0]
+
+    def _record(
         self,
-        entry: OpSpec,
-        operands: Sequence[Operand | None],
-        attrs: dict[str, Any],
+        spec: OpSpec,
         label: str,
-        names: Sequence[str] | None = None,
-    ) -> list[Operand]:
-        specs = [None if o is None else o.spec for o in operands]
-        full: dict[str, Any] = {**entry.attrs, **attrs}
-        if entry.canon is not None:
-            full = entry.canon(specs, full)
-        results = entry.infer(specs, full)
-        folded = self._folded(entry, operands, full, results)
-        if folded is not None:
-            return folded
-        node = Node(
-            name=self._label(label or entry.name),
-            op=entry.name,
-            inputs=tuple(None if o is None else o.name for o in operands),
-            outputs=tuple(names) if names else tuple(self._fresh() for _ in results),
-            attrs=full,
+        given: dict[str, Any],
+        attrs: Mapping[str, Any],
+        operands: tuple[Operand | None, ...],
+        outs: tuple[TensorSpec, ...],
+    ) -> tuple[Operand, ...]:
+        name = self._nodes.fresh(label or spec.name, plain=bool(label))
+        self._nodes.used[name] = None
+        many = len(outs) > 1
+        results = tuple(
+            self._operand(
+                self._values.fresh(f"{name}.{i}" if many else name, plain=True), out
+            )
+            for i, out in enumerate(outs)
         )
-        self._nodes.append(node)
-        self._calls[node.name] = _Call(entry, node.inputs, dict(attrs), label)
-        self._specs.update(zip(node.outputs, results, strict=True))
-        return [Operand(self, v, s) for v, s in zip(node.outputs, results, strict=True)]
+        self._calls.append(_Call(spec.name, name, given, attrs, operands, results))
+        return results
 
     def _folded(
         self,
-        entry: OpSpec,
-        operands: Sequence[Operand | None],
-        attrs: dict[str, Any],
-        results: Sequence[TensorSpec],
-    ) -> list[Operand] | None:
-        if not self._fold or entry.host or not any(operands):
+        spec: OpSpec,
+        operands: tuple[Operand | None, ...],
+        attrs: Mapping[str, Any],
+        outs: tuple[TensorSpec, ...],
+        label: str,
+    ) -> tuple[Operand, ...] | None:
+        """The results as constants, where folding is on and every operand is one."""
+        present = [o for o in operands if o is not None]
+        if not self._fold or spec.host or not present or any(o.value is None for o in present):
             return None
-        arrays = [None if o is None else self._constants.get(o.name) for o in operands]
-        known = all(o is None or a is not None for o, a in zip(operands, arrays, strict=True))
-        if not known or sum(r.nbytes for r in results) > self._fold_limit:
+        if not all(out.is_static for out in outs):
             return None
-        made = []
-        for spec, array in zip(results, run_op(entry.name, attrs, arrays), strict=True):
-            value = np.ascontiguousarray(array, to_numpy(spec.dtype)).reshape(spec.dims)
-            if value.flags.writeable:
-                value.flags.writeable = False
-            made.append(self._constant(value))
-        return made
+        if sum(out.nbytes for out in outs) > self._fold_limit:
+            return None
+        arrays = [None if o is None else o.value for o in operands]
+        results = []
+        for array, out in zip(reference.run_op(spec.name, attrs, arrays), outs, strict=True):
+            folded = np.asarray(array, dtype=to_numpy(out.dtype), order="C")
+            folded.flags.writeable = False
+            stem = self._values.fresh(label or "constant", plain=bool(label))
+            results.append(self._operand(stem, out, folded))
+        return tuple(results)
 
-    def _constant(self, array: Array, name: str | None = None) -> Operand:
-        key = name or self._fresh("c")
-        spec = TensorSpec.of(array)
-        self._constants[key] = array
-        self._specs[key] = spec
-        return Operand(self, key, spec)
+    def _arguments(
+        self, spec: OpSpec, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Operand | None, ...], dict[str, Any]]:
+        """Sort what was given into operands (flat, in table order) and attributes."""
+        given = _named_arguments(spec, args, options)
+        operands: list[Operand | None] = []
+        for mark in spec.operands:
+            name = bare(mark)
+            value = given.pop(name, None)
+            if mark.endswith("*"):
+                operands.extend(self._list(spec.name, name, value))
+            elif value is None:
+                operands.append(None)
+            else:
+                operands.append(self._own(spec.name, name, value))
+        attrs = {**spec.attrs, **given}
+        for name, value in attrs.items():
+            if value is REQUIRED:
+                raise GraphError(f"{spec.name}: {name} is missing; {_usage(spec)}")
+        return tuple(operands), attrs
 
-    def _fresh(self, prefix: str = "v") -> str:
-        while True:
-            self._count += 1
-            name = f"{prefix}{self._count}"
-            if name not in self._specs:
-                return name
+    def _list(self, op: str, name: str, value: Any) -> list[Operand | None]:
+        if not isinstance(value, list | tuple):
+            raise GraphError(f"{op}: {name} must be a list of operands; it is {_short(value)}")
+        return [self._own(op, f"{name}[{i}]", v) for i, v in enumerate(value)]
 
-    def _label(self, wanted: str) -> str:
-        name, n = wanted, 1
-        while name in self._labels:
-            n += 1
-            name = f"{wanted}_{n}"
-        self._labels.add(name)
-        return name
+    def _own(self, op: str, name: str, value: Any) -> Operand:
+        if not isinstance(value, Operand):
+            raise GraphError(
+                f"{op}: {name} must be an operand; it is {_short(value)} "
+                "(make it one with b.constant(value, dtype))"
+            )
+        if value.owner is not self:
+            raise GraphError(f"{op}: {name} {value} belongs to another builder")
+        return value
+
+    # --- build ---
+
+    def build(self, outputs: Mapping[str, Operand]) -> Graph:
+        """Make the graph of everything the outputs need; a builder builds once.
+
+        Raises:
+            GraphError: no outputs, an operand of another builder, a second build, or (strict) an
+                output that is an input or a constant.
+        """
+        self._open()
+        if not isinstance(outputs, Mapping) or not outputs:
+            raise GraphError("build: outputs must map at least one name to an operand")
+        ends = {}
+        for name, operand in outputs.items():
+            if not isinstance(name, str) or not name:
+                raise GraphError(f"build: an output's name must be a string; it is {name!r}")
+            ends[name] = self._end(name, self._own("build", f"output {name!r}", operand))
+        self._built = True
+        calls = self._live(ends.values())
+        return self._graph(ends, calls)
+
+    def _end(self, name: str, operand: Operand) -> Operand:
+        """The operand an output names; without a node of its own it gets an identity."""
+        leaf = operand.value is not None or operand is self._inputs.get(operand.name)
+        if not leaf:
+            return operand
+        if self._strict:
+            what = "a constant" if operand.value is not None else f"input {operand.name!r}"
+            raise GraphError(f"build: output {name!r} is {what}; an output must be an op's result")
+        entry = table.op("identity")
+        return self._record(entry, "", {}, {}, (operand,), (operand.spec,))[0]
+
+    def _live(self, ends: Iterable[Operand]) -> list[_Call]:
+        """The calls whose results are needed, in order."""
+        needed = {id(o) for o in ends}
+        live: list[_Call] = []
+        for call in reversed(self._calls):
+            if any(id(r) in needed for r in call.results):
+                live.append(call)
+                needed.update(id(o) for o in call.operands if o is not None)
+        return live[::-1]
+
+    def _graph(self, ends: Mapping[str, Operand], calls: list[_Call]) -> Graph:
+        used = [*self._inputs.values()]
+        for call in calls:
+            used += [o for o in call.operands if o is not None]
+            used += call.results
+        specs = {o.name: o.spec for o in used}
+        graph = Graph(
+            inputs={name: o.spec for name, o in self._inputs.items()},
+            outputs={name: o.name for name, o in ends.items()},
+            nodes=tuple(_node(call) for call in calls),
+            specs=specs,
+            constants={o.name: o.value for o in used if o.value is not None},
+            name=self.name,
+            rebuild=self._rebuilder(ends, calls),
+        )
+        return graph.check()
+
+    def _rebuilder(
+        self, ends: Mapping[str, Operand], calls: list[_Call]
+    ) -> Callable[[dict[str, TensorSpec]], Graph] | None:
+        inputs = dict(self._inputs)
+        if not any(o.spec.symbols for o in inputs.values()):
+            return None
+
+        def rebuild(bound: dict[str, TensorSpec]) -> Graph:
+            """Replay the calls with the inputs' bound specs."""
+            b = GraphBuilder(
+                self.name, fold=self._fold, fold_limit=self._fold_limit, strict=self._strict
+            )
+            sizes: dict[str, Dim] = {}
+            known: dict[int, Operand] = {}
+            for name, operand in inputs.items():
+                spec = bound[name]
+                pairs = zip(operand.spec.shape, spec.shape, strict=True)
+                sizes.update((old, new) for old, new in pairs if isinstance(old, str))
+                known[id(operand)] = b.input(name, spec.shape, spec.dtype)
+            for call in calls:
+                _replay(b, call, known, sizes)
+            return b.build({name: known[id(o)] for name, o in ends.items()})
+
+        return rebuild
+
+    # --- helpers ---
 
     def _open(self) -> None:
         if self._built:
-            raise GraphError(f"graph {self.name!r} is built already; use a new builder")
+            raise GraphError("this builder has built its graph; make a new GraphBuilder")
+
+    def _operand(self, name: str, spec: TensorSpec, value: Array | None = None) -> Operand:
+        operand = Operand(self, name, spec, value)
+        self._values.used[name] = operand
+        return operand
+
+    def _check_size(self, op: str, spec: TensorSpec) -> None:
+        if self._strict and 0 in spec.shape:
+            raise ShapeError(f"{op}: no dimension may be 0; the shape is {spec}")
 
 
-def _attributes(entry: OpSpec, rest: list[Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Positional and keyword attributes by name; unknown and missing ones are named."""
-    if len(rest) > len(entry.params):
-        raise GraphError(
-            f"{entry.name}: {len(rest) - len(entry.params)} argument(s) too many; options are "
-            "keywords"
-        )
-    attrs = dict(zip(entry.params, rest, strict=False))
-    for key, value in options.items():
-        if key not in entry.attrs and key not in entry.params:
-            known = sorted({*entry.attrs, *(o.rstrip("?*") for o in entry.operands), "label"})
-            raise GraphError(f"{entry.name}: no option {key!r}; there are {', '.join(known)}")
-        if key in attrs:
-            raise GraphError(f"{entry.name}: {key!r} is given twice")
-        attrs[key] = value
-    for key in (*entry.params, *entry.attrs):
-        if entry.attrs.get(key, REQUIRED) is REQUIRED and key not in attrs:
-            raise GraphError(f"{entry.name}: {key!r} is missing")
-    return attrs
+def _node(call: _Call) -> Node:
+    return Node(
+        call.name,
+        call.op,
+        tuple(None if o is None else o.name for o in call.operands),
+        tuple(r.name for r in call.results),
+        dict(call.attrs),
+    )
 
 
-def _substituted(value: Any, bound: Mapping[str, int]) -> Any:
-    """Symbols in a list-valued attribute (a shape, sizes) replaced by their sizes."""
+def _replay(
+    b: GraphBuilder, call: _Call, known: dict[int, Operand], sizes: Mapping[str, Dim]
+) -> None:
+    """Make a recorded call again with another builder."""
+    arguments: list[Operand | None] = []
+    for operand in call.operands:
+        if operand is not None and operand.value is not None and id(operand) not in known:
+            known[id(operand)] = b.constant(operand.value)
+        arguments.append(None if operand is None else known[id(operand)])
+    names = [bare(mark) for mark in table.op(call.op).operands]
+    options: dict[str, Any] = {k: _sized(v, sizes) for k, v in call.given.items()}
+    if table.op(call.op).operands[-1].endswith("*"):
+        fixed = len(names) - 1
+        options[names[-1]] = arguments[fixed:]
+        arguments = arguments[:fixed]
+    options |= dict(zip(names, arguments, strict=False))
+    made = getattr(b, call.op)(**options, label=call.name)
+    results = made if isinstance(made, tuple) else (made,)
+    known.update((id(old), new) for old, new in zip(call.results, results, strict=True))
+
+
+def _sized(value: Any, sizes: Mapping[str, Dim]) -> Any:
+    """An attribute with its symbols replaced by sizes; graphs are bound."""
+    if isinstance(value, Graph):
+        return value.bind({k: v for k, v in sizes.items() if isinstance(v, int)})
     if isinstance(value, list | tuple):
-        return [bound.get(v, v) if isinstance(v, str) else v for v in value]
+        return tuple(sizes.get(v, v) if isinstance(v, str) else v for v in value)
     return value
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def _named_arguments(
+    spec: OpSpec, args: tuple[Any, ...], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Positional and keyword arguments by name; raises GraphError for what does not fit."""
+    positional = [bare(m) for m in spec.operands if not m.endswith("?")] + list(spec.params)
+    known = {bare(m) for m in spec.operands} | spec.attrs.keys()
+    if len(args) > len(positional):
+        raise GraphError(
+            f"{spec.name}: takes {len(positional)} positional arguments; {len(args)} were given; "
+            f"{_usage(spec)}"
+        )
+    given = dict(zip(positional, args, strict=False))
+    for name, value in options.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; {_usage(spec)}"
+            raise GraphError(f"{spec.name}: no option {name!r}{hint}")
+        if name in given:
+            raise GraphError(f"{spec.name}: {name} was given twice")
+        given[name] = value
+    for name in positional:
+        if name not in given and name not in spec.attrs:
+            raise GraphError(f"{spec.name}: {name} is missing; {_usage(spec)}")
+    return given
+
+
+def _usage(spec: OpSpec) -> str:
+    """How to call an op."""
+    needed = [bare(m) for m in spec.operands if not m.endswith("?")] + list(spec.params)
+    options = [f"{bare(m)}=" for m in spec.operands if m.endswith("?")]
+    options += [f"{name}=" for name in spec.attrs if name not in spec.params]
+    return f"call {spec.name}({', '.join(needed + options)})"
+
+
+def _short(value: Any) -> str:
+    """A value in a message: its type, and the value where it is brief."""
+    text = repr(value)
+    kind = type(value).__name__
+    return f"{kind} {text}" if len(text) <= 40 else kind
+
+
+def _dtype(op: str, dtype: Any) -> str:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ShapeError(f"{op}: dtype must be one of {', '.join(DTYPES)}; it is {dtype!r}")
+    return dtype
+
+
+def _shape(op: str, name: str, shape: Any) -> tuple[Dim, ...]:
+    if isinstance(shape, str) or not isinstance(shape, Iterable):
+        raise ShapeError(f"{op}: the shape of {name!r} must be a list of sizes; it is {shape!r}")
+    return tuple(
+        d if isinstance(d, str) and d else integer(op, f"dimension {i} of {name!r}", d)
+        for i, d in enumerate(shape)
+    )
+
+
+def _array(value: Any, dtype: str | None) -> Array:
+    """The array of a constant: read-only, C-contiguous, of a known element type."""
+    if dtype is None and not isinstance(value, np.ndarray | np.generic):
+        raise GraphError(
+            f"constant: {_short(value)} needs an element type; b.constant(value, 'float32')"
+        )
+    target = None if dtype is None else to_numpy(_dtype("constant", dtype))
+    if dtype is not None and not isinstance(value, np.ndarray | np.generic):
+        _check_literal(value, dtype)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = np.asarray(value, dtype=target, order="C")
+    except (OverflowError, TypeError, ValueError) as error:
+        raise GraphError(f"constant: {_short(value)} is no {dtype} array: {error}") from None
+    if array.dtype.hasobject or array.dtype.kind in "USc":
+        raise ShapeError(f"constant: element type {array.dtype} is not supported")
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("="))
+    if array.flags.writeable:
+        array = array.copy()
+        array.flags.writeable = False
+    return array
+
+
+def _check_literal(value: Any, dtype: str) -> None:
+    """Numbers with a fraction do not become integers in silence."""
+    if dtype in FLOATS or dtype == "bool":
+        return
+    plain = np.asarray(value)
+    if plain.dtype.kind == "f" and not np.all(np.mod(plain, 1) == 0):
+        raise GraphError(f"constant: {_short(value)} is no whole number, as {dtype} needs")

@@ -1,0 +1,47 @@
+"""Operands: the values a GraphBuilder hands out."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from crossdock.runtime.tensor import Array, TensorSpec
+
+
+class Operand:
+    """A value of a graph being built: an input, a constant, or the result of an op.
+
+    Operands belong to the builder that made them and are compared by identity. ``name`` is the
+    value's name in the built graph.
+    """
+
+    __slots__ = ("name", "owner", "spec", "value")
+
+    def __init__(
+        self, owner: object, name: str, spec: TensorSpec, value: Array | None = None
+    ) -> None:
+        self.owner = owner
+        self.name = name
+        self.spec = spec
+        self.value = value
+
+    @property
+    def dtype(self) -> str:
+        """Element type, as WebNN names it."""
+        return self.spec.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the dimensions. In a graph with symbols an entry may be a symbol's name.
+
+        ``spec.shape`` is the same, typed for symbols.
+        """
+        return cast("tuple[int, ...]", self.spec.shape)
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return self.spec.rank
+
+    def __repr__(self) -> str:
+        kind = "constant " if self.value is not None else ""
+        return f"<{kind}{self.name}: {self.spec}>"
