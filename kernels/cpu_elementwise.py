@@ -84,15 +84,15 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a c
     body = body_of(call)
     if body is None:
         return f"{call.op} is not elementwise"
-    specs = [s for s in (*call.inputs, *call.outputs) if s is not None]
-    if any(s.dtype == "float16" for s in specs) and not _has_float16():
+    why = dtype_obstacle([s.dtype for s in (*call.inputs, *call.outputs) if s is not None])
+    return why or next((why for step in body.steps if (why := obstacle(step)) is not None), None)
+
+
+def dtype_obstacle(dtypes: Sequence[str]) -> str | None:
+    """Why native code cannot load and store elements of these types, or None."""
+    if "float16" in dtypes and not host_features() & {"f16c", "neon", "fullfp16"}:
         return "this processor does not convert float16"
-    return next((why for step in body.steps if (why := obstacle(step)) is not None), None)
-
-
-def _has_float16() -> bool:
-    features = host_features()
-    return "f16c" in features or "neon" in features or "fullfp16" in features
+    return None
 
 
 @kernel("cpu.elementwise", "*", ("cpu",), when=_fits, rank=20)

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from crossdock.kernels import cpu_conv, cpu_elementwise, cpu_matmul, cpu_window
+from crossdock.kernels import (
+    cpu_conv,
+    cpu_elementwise,
+    cpu_matmul,
+    cpu_norm,
+    cpu_reduce,
+    cpu_window,
+)
 
-__all__ = ["cpu_conv", "cpu_elementwise", "cpu_matmul", "cpu_window"]
+__all__ = ["cpu_conv", "cpu_elementwise", "cpu_matmul", "cpu_norm", "cpu_reduce", "cpu_window"]

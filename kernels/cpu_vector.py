@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 from crossdock.kernels.cpu_ir import Code
@@ -288,6 +289,23 @@ class Vector:
         if not is_signed(a.kind):
             return a
         return self.select(self.compare("<", a, self.const(a.kind, 0)), self.neg(a), a)
+
+    def halved(self, value: Value, combine: Callable[[Vector, Value, Value], Value]) -> Value:
+        """All lanes combined: halves of the vector with one another, down to one lane."""
+        if self.lanes == 1:
+            return value
+        half = Vector(self.code, self.lanes // 2)
+        wide = self.t(value.kind)
+        parts = []
+        for start in (0, half.lanes):
+            picks = ", ".join(f"i32 {start + i}" for i in range(half.lanes))
+            if half.lanes == 1:
+                text = f"extractelement {wide} {value.name}, i32 {start}"
+            else:
+                mask = f"<{half.lanes} x i32> <{picks}>"
+                text = f"shufflevector {wide} {value.name}, {wide} undef, {mask}"
+            parts.append(Value(self.code.let(text), value.kind))
+        return half.halved(combine(half, *parts), combine)
 
     def libm(self, name: str, *args: Value) -> Value:
         """The C library's function, one call a lane."""
