@@ -1,8 +1,9 @@
 """OpenCL devices through pyopencl: every device of every platform, or one part of a processor.
 
-Each device has a context of its own, an in-order compute queue, and an in-order transfer queue
-(on GPUs one a direction), all profiled, so that copies and kernels overlap. PoCL makes its machine
-code at a kernel's first launch with a work-group size: time the second one.
+Each device has a context of its own, an in-order compute queue, and an in-order transfer queue a
+direction (in one queue, a download that waits for a kernel would hold up the next upload), all
+profiled. PoCL makes its machine code at a kernel's first launch with a work-group size: time the
+second one.
 """
 
 from __future__ import annotations
@@ -266,13 +267,7 @@ class OpenCLDevice(Device):
         self._programs = Programs(cl, self.context, handle, info.id)
         self._lock = threading.Lock()
         self._used = 0
-        upload = ClQueue(self, "upload")
-        download = upload if info.details["type"] == "cpu" else ClQueue(self, "download")
-        self.queues = {
-            "compute": ClQueue(self, "compute"),
-            "upload": upload,
-            "download": download,
-        }
+        self.queues = {role: ClQueue(self, role) for role in ("compute", "upload", "download")}
 
     def failure(self, error: Any) -> DeviceError:
         """The error of ours for one of pyopencl's."""
@@ -373,7 +368,7 @@ class OpenCLDevice(Device):
     def map(self, buffer: Buffer, spec: TensorSpec) -> Array:
         """The buffer as a host array, for reading and writing (no copy with Cap.MAP).
 
-        Blocks until the transfer queue is idle; kernels must not use the buffer until ``unmap``.
+        Blocks until uploads are done; kernels must not use the buffer until ``unmap``.
         """
         assert isinstance(buffer, ClBuffer)
         flags = self.cl.map_flags.READ | self.cl.map_flags.WRITE

@@ -37,9 +37,13 @@ def _give_pocl_a_cache() -> None:
     if "POCL_CACHE_DIR" in os.environ:
         return
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    while not base.exists() and base != base.parent:
-        base = base.parent
-    if not os.access(base, os.W_OK) and (ours := settings.cache_dir()) is not None:
+    try:
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        writable = False
+    else:
+        writable = os.access(base, os.W_OK)
+    if not writable and (ours := settings.cache_dir()) is not None:
         os.environ["POCL_CACHE_DIR"] = str(ours / "pocl")
 
 

@@ -28,13 +28,26 @@ class UsageError(Exception):
 
 
 @dataclass(frozen=True)
+class Range:
+    """Bytes that a piece of work touches."""
+
+    address: int
+    nbytes: int
+
+    def meets(self, other: Range) -> bool:
+        return (
+            self.address < other.address + other.nbytes
+            and other.address < self.address + self.nbytes
+        )
+
+
+@dataclass(frozen=True)
 class Access:
-    """Bytes [start, end) that step ``seq`` of a stream reads or writes."""
+    """Step ``seq`` of a stream reads or writes a range."""
 
     stream: int
     seq: int
-    start: int
-    end: int
+    span: Range
     writes: bool
     what: str
 
@@ -57,18 +70,20 @@ class Allocation:
         return self.address + self.memory.size
 
 
-@dataclass
-class Range:
-    """Bytes that a piece of work touches."""
-
-    address: int
-    nbytes: int
-
-
 def _aligned(nbytes: int) -> np.ndarray:
     raw = np.empty(max(nbytes, 1) + ALIGN, np.uint8)
     at = -int(raw.ctypes.data) % ALIGN
     return raw[at : at + max(nbytes, 1)]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What happens to host memory when the host has waited for a step of a stream."""
+
+    stream: int
+    seq: int
+    span: Range
+    action: Callable[[], None]
 
 
 class Machine:
@@ -79,13 +94,14 @@ class Machine:
         self.memory = memory
         self.errors: list[str] = []
         self.sticky = 0
+        self.died = False
         self._lock = threading.RLock()
         self._local = threading.local()
         self._allocations: list[Allocation] = []
         self._quarantine: deque[Allocation] = deque()
         self._streams: dict[int, tuple[int, Clock]] = {}
         self._host: Clock = {}
-        self._deliveries: list[tuple[int, int, Callable[[], None]]] = []
+        self._deliveries: list[Delivery] = []
 
     def problem(self, text: str) -> UsageError:
         """An error that is kept, too: one raised while memory is freed never reaches a test."""
@@ -128,10 +144,21 @@ class Machine:
         """The host waits for everything in ``clock``; copies to the host arrive."""
         with self._lock:
             self._host = self._later(self._host, clock)
-            due = [d for d in self._deliveries if self._host.get(d[0], 0) >= d[1]]
-            self._deliveries = [d for d in self._deliveries if d not in due]
-            for _, _, deliver in due:
-                deliver()
+            self._settle([d for d in self._deliveries if self._host.get(d.stream, 0) >= d.seq])
+
+    def finish(self) -> None:
+        """The host waits for everything."""
+        for stream in list(self._streams):
+            self.synchronize(self.clock(stream))
+
+    def break_down(self, status: int) -> None:
+        """From now on every call fails with a status after which a context is lost."""
+        self.sticky, self.died = status, True
+
+    def _settle(self, due: list[Delivery]) -> None:
+        self._deliveries = [d for d in self._deliveries if d not in due]
+        for delivery in due:
+            delivery.action()
 
     @staticmethod
     def _later(a: Clock, b: Clock) -> Clock:
@@ -156,7 +183,7 @@ class Machine:
             allocation.freed = True
             self._allocations.remove(allocation)
             late = [a for a in allocation.accesses if self._host.get(a.stream, 0) < a.seq]
-            if late:
+            if late and not self.died:
                 raise self.problem(
                     f"memory is freed while stream {late[0].stream} may be using it "
                     f"({late[0].what}): synchronise first"
@@ -206,54 +233,53 @@ class Machine:
                 )
             clock = self.clock(stream)
             seq = clock.get(stream, 0) + 1
-            for spans, writing in ((reads, False), (writes, True)):
-                for span in spans:
-                    if span.nbytes:
-                        self._touch(stream, seq, clock, span, writing, what)
+            spans = [(span, False) for span in reads] + [(span, True) for span in writes]
+            touched = []
+            for span, writing in spans:
+                if span.nbytes:
+                    access = Access(stream, seq, span, writing, what)
+                    touched.append((self._checked(access, device, clock), access))
+            for found, access in touched:
+                late = [a for a in found.accesses if self._host.get(a.stream, 0) < a.seq]
+                found.accesses = [*late, access]
             self._streams[stream] = (device, {**clock, stream: seq})
             return seq
 
-    def _touch(
-        self, stream: int, seq: int, clock: Clock, span: Range, writing: bool, what: str
-    ) -> None:
-        found = self.need(span, what)
-        home = self._streams[stream][0]
+    def _checked(self, access: Access, home: int, clock: Clock) -> Allocation:
+        found = self.need(access.span, access.what)
         if found.device not in (None, home):
-            raise self.problem(f"{what}: memory of device {found.device} on device {home}")
-        start, end = span.address, span.address + span.nbytes
+            raise self.problem(f"{access.what}: memory of device {found.device} on device {home}")
         for other in found.accesses:
-            apart = other.end <= start or end <= other.start
-            harmless = not (writing or other.writes)
-            ordered = other.stream == stream or clock.get(other.stream, 0) >= other.seq
-            if not (apart or harmless or ordered):
-                verb = "writes" if writing else "reads"
+            harmless = not (access.writes or other.writes) or not other.span.meets(access.span)
+            ordered = other.stream == access.stream or clock.get(other.stream, 0) >= other.seq
+            if not (harmless or ordered):
+                verb = "writes" if access.writes else "reads"
                 raise self.problem(
-                    f"{what} on stream {stream} {verb} memory that {other.what} on stream "
-                    f"{other.stream} uses, without waiting for its event"
+                    f"{access.what} on stream {access.stream} {verb} memory that {other.what} on "
+                    f"stream {other.stream} uses, without waiting for its event"
                 )
-        found.accesses = [a for a in found.accesses if self._host.get(a.stream, 0) < a.seq]
-        found.accesses.append(Access(stream, seq, start, end, writing, what))
+        return found
 
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
         """An asynchronous copy. Host memory has to be pinned, unchanged, and waited for."""
         to, of = Range(target, nbytes), Range(source, nbytes)
         what = "a copy"
         seq = self.submit(stream, [of], [to], what)
-        a, b = self.need(to, what), self.need(of, what)
-        into = a.memory[target - a.address :][:nbytes]
-        out = b.memory[source - b.address :][:nbytes]
-        data = out.copy()
-        if a.device is None:
-            into[:] = 0xA5
-            self._deliver(stream, seq, lambda: np.copyto(into, data))
-        else:
-            into[:] = data
-        if b.device is None:
-            self._deliver(stream, seq, lambda: self._unchanged(out, data))
-
-    def _deliver(self, stream: int, seq: int, action: Callable[[], None]) -> None:
         with self._lock:
-            self._deliveries.append((stream, seq, action))
+            self._settle([d for d in self._deliveries if d.span.meets(to) or d.span.meets(of)])
+            a, b = self.need(to, what), self.need(of, what)
+            into = a.memory[target - a.address :][:nbytes]
+            out = b.memory[source - b.address :][:nbytes]
+            data = out.copy()
+            if a.device is None:
+                into[:] = 0xA5
+                arrive = Delivery(stream, seq, to, lambda: np.copyto(into, data))
+                self._deliveries.append(arrive)
+            else:
+                into[:] = data
+            if b.device is None:
+                check = Delivery(stream, seq, of, lambda: self._unchanged(out, data))
+                self._deliveries.append(check)
 
     def _unchanged(self, memory: np.ndarray, data: np.ndarray) -> None:
         if not np.array_equal(memory, data):

@@ -135,7 +135,9 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - cupy's name
 
     def __setitem__(self, key: Any, value: Any) -> None:
         refuse_host((value,), "assignment")
-        self.context.touch(inside(value) + inside(key), [self._a], "assignment")
+        part = np.asarray(self._a[bare(key)])
+        target = part if np.may_share_memory(part, self._a) else self._a
+        self.context.touch(inside(value) + inside(key), [target], "assignment")
         self._a[bare(key)] = bare(value)
 
     @property
