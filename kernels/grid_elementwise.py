@@ -1,0 +1,125 @@
+"""Elementwise ops and fused chains on a grid: candidates; ``grid_pointwise`` has the texts."""
+
+from __future__ import annotations
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.program import In, Lowered
+from crossdock.kernels.expression import parse
+from crossdock.kernels.fused import body_of
+from crossdock.kernels.grid_common import (
+    KINDS,
+    MAX_RANK,
+    Space,
+    broadcast_strides,
+    has,
+    obstacle,
+    operand,
+    row_major,
+)
+from crossdock.kernels.grid_emit import Step, steps_of
+from crossdock.kernels.grid_pointwise import Operand, pointwise
+from crossdock.kernels.spec import OpCall
+from crossdock.kernels.table import kernel
+
+MAX_OPERANDS = 24
+
+
+def _collapsed_rank(call: OpCall) -> int:
+    dims = call.outputs[0].dims
+    strides = [broadcast_strides(s.dims, dims) for s in call.inputs if s is not None]
+    return len(Space(dims, (row_major(dims), *strides)).collapsed().dims)
+
+
+def _fits(call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := obstacle(call, device)) is not None:
+        return why
+    if body_of(call) is None:
+        return "not elementwise"
+    if len(call.inputs) > MAX_OPERANDS:
+        return f"more than {MAX_OPERANDS} operands"
+    if _collapsed_rank(call) > MAX_RANK:
+        return f"more than {MAX_RANK} dimensions"
+    return None
+
+
+@kernel("grid.elementwise", "*", KINDS, when=_fits, rank=20)
+def lower_elementwise(call: OpCall, device: DeviceInfo) -> Lowered:
+    """Lower a plain elementwise op or a fused chain to one launch."""
+    body = body_of(call)
+    assert body is not None
+    operands = [
+        Operand(In(i), operand(call, i).dtype, operand(call, i).dims)
+        for i in range(len(call.inputs))
+    ]
+    scalars = {
+        i: float(array.reshape(-1)[0])
+        for i, array in call.constants.items()
+        if array.size == 1 and array.dtype.kind == "f"
+    }
+    return Lowered((pointwise(steps_of(body), operands, call.outputs[0], device, scalars=scalars),))
+
+
+def _same_shapes(call: OpCall) -> str | None:
+    dims = call.outputs[0].dims
+    for spec in call.inputs[1:]:
+        assert spec is not None
+        if any(n not in (1, d) for n, d in zip(spec.dims, dims, strict=True)):
+            return "scales by block"
+    return None
+
+
+def _fits_quantize(call: OpCall, device: DeviceInfo) -> str | None:
+    return obstacle(call, device) or _same_shapes(call)
+
+
+QUANTIZED = {
+    "int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535),
+}  # fmt: skip
+
+
+def _fits_narrow(call: OpCall, device: DeviceInfo) -> str | None:
+    if call.outputs[0].dtype not in QUANTIZED:
+        return f"no {call.outputs[0].dtype} result"
+    return _fits_quantize(call, device)
+
+
+def _lower_three(call: OpCall, device: DeviceInfo, text: str) -> Lowered:
+    operands = [Operand(In(i), operand(call, i).dtype, operand(call, i).dims) for i in range(3)]
+    step = Step(parse(text), (0, 1, 2), call.outputs[0].dtype)
+    return Lowered((pointwise([step], operands, call.outputs[0], device),))
+
+
+@kernel("grid.quantize_linear", "quantize_linear", KINDS, when=_fits_narrow, rank=20)
+def lower_quantize(call: OpCall, device: DeviceInfo) -> Lowered:
+    """round(x / scale) + zero point, saturated."""
+    low, high = QUANTIZED[call.outputs[0].dtype]
+    return _lower_three(call, device, f"min(max(rint({{0}} / {{1}}) + {{2}}, {low}), {high})")
+
+
+@kernel("grid.dequantize_linear", "dequantize_linear", KINDS, when=_fits_quantize, rank=20)
+def lower_dequantize(call: OpCall, device: DeviceInfo) -> Lowered:
+    """(x - zero point) * scale."""
+    return _lower_three(call, device, "({0} - {2}) * {1}")
+
+
+def _fits_batch(call: OpCall, device: DeviceInfo) -> str | None:
+    return obstacle(call, device)
+
+
+@kernel("grid.batch_normalization", "batch_normalization", KINDS, when=_fits_batch, rank=20)
+def lower_batch_normalization(call: OpCall, device: DeviceInfo) -> Lowered:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, with vectors along the axis."""
+    spec, axis = operand(call, 0), call.attrs["axis"]
+    along = tuple(n if k == axis else 1 for k, n in enumerate(spec.dims))
+    operands = [Operand(In(0), spec.dtype, spec.dims)]
+    terms = []
+    for i in range(1, 5):
+        if has(call, i):
+            terms.append((i, len(operands)))
+            operands.append(Operand(In(i), spec.dtype, along))
+    at = dict(terms)
+    text = "({0} - {1}) / sqrt({2} + {epsilon})"
+    text += f" * {{{at[3]}}}" if 3 in at else ""
+    text += f" + {{{at[4]}}}" if 4 in at else ""
+    step = Step(parse(text, call.attrs), tuple(range(len(operands))), spec.dtype)
+    return Lowered((pointwise([step], operands, call.outputs[0], device),))
