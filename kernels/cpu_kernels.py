@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from crossdock.kernels import (
     cpu_conv,
+    cpu_copy,
     cpu_elementwise,
     cpu_matmul,
     cpu_norm,
@@ -11,4 +12,12 @@ from crossdock.kernels import (
     cpu_window,
 )
 
-__all__ = ["cpu_conv", "cpu_elementwise", "cpu_matmul", "cpu_norm", "cpu_reduce", "cpu_window"]
+__all__ = [
+    "cpu_conv",
+    "cpu_copy",
+    "cpu_elementwise",
+    "cpu_matmul",
+    "cpu_norm",
+    "cpu_reduce",
+    "cpu_window",
+]
