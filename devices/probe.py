@@ -98,12 +98,9 @@ def _chosen(found: Sequence[Probe], wanted: Iterable[str] | None) -> list[Probe]
         if kind is None or not kind.devices or name not in known:
             why = "" if kind is None or not kind.reason else f": {kind.reason}; {kind.fix}"
             raise Unavailable(f"there is no device {name!r}{why}; `crossdock probe` lists them")
+    names.add("cpu")
     return [
-        replace(
-            p,
-            devices=tuple(i for i in p.devices if {p.kind, i.id, "cpu"} & (names | {i.kind})),
-        )
-        for p in found
+        replace(p, devices=tuple(i for i in p.devices if names & {p.kind, i.id})) for p in found
     ]
 
 
@@ -189,7 +186,7 @@ class Survey:
                 ready.append(bench)
             except Fault as fault:
                 self._fail(fault)
-        host = np.ones(self.effort.sizes[-1], np.uint8)
+        host = np.ones(max(self.effort.transfers), np.uint8)
         links = probe_links.links(ready)
         for link in links:
             try:

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 
 from crossdock.devices.base import Cap, Event
 from crossdock.devices.machine import LinkProfile, SizedRate
-from crossdock.devices.probe_rates import KIB, MIB, Effort, room
+from crossdock.devices.probe_rates import MIB, Effort, room
 from crossdock.devices.probe_trials import Bench, Samples, Trial, outcome
 from crossdock.runtime.tensor import Array
 
 LATENCY_BYTES = 64
-SMALL = (4 * KIB,)
-"""Sizes of transfers below those of copies."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def trials(link: Link, effort: Effort, host: Array) -> Iterator[Trial]:
     latency = _transfer(link, effort, host[:LATENCY_BYTES])
     latency()
     yield Trial((link.key, "latency"), ends, latency)
-    for nbytes in (*SMALL, *effort.sizes):
+    for nbytes in effort.transfers:
         if nbytes <= most:
             yield Trial((link.key, "transfer", nbytes), ends, _rate(link, effort, host[:nbytes]))
     if not link.staged and link.src is link.host:
@@ -109,10 +107,12 @@ def _rate(link: Link, effort: Effort, host: Array) -> Callable[[], float]:
 def _duplex(bench: Bench, effort: Effort, host: Array) -> Callable[[], float]:
     """Seconds up plus seconds down, over seconds for both at once."""
     most = room(bench, effort)
-    nbytes = min(16 * MIB, most // 2)
+    nbytes = min(16 * MIB, effort.transfers[-1] // 2, most // 2)
     up, down = host[:nbytes], host[nbytes : 2 * nbytes]
     target, source = bench.buffer("x", most), bench.buffer("y", most)
     queues = bench.device.queues
+    if queues["upload"] is queues["download"]:
+        return lambda: 1.0  # one queue, in order: they wait for each other
 
     def part(submit: Callable[[], Event | None]) -> Callable[[], tuple[float, float]]:
         def job() -> tuple[float, float]:

@@ -25,8 +25,15 @@ _SHARE = 16  # a probe's buffer takes at most this part of a device's memory
 class Effort:
     """How much to measure.
 
-    ``span_s`` is the time one sample of arithmetic should take; ``sizes`` are those of copies and
-    of transfers; ``batch`` is how many launches share a command buffer.
+    Attributes:
+        rounds: samples of each quantity at most.
+        least: samples of each quantity, however long they take.
+        seconds: no further round is begun after so long.
+        span_s: seconds that one sample of arithmetic should take.
+        sizes: bytes of the copies within a device.
+        transfers: bytes of the transfers between devices.
+        dtypes: element types of arithmetic.
+        batch: launches that share a command buffer.
     """
 
     rounds: int
@@ -34,18 +41,28 @@ class Effort:
     seconds: float
     span_s: float
     sizes: tuple[int, ...]
+    transfers: tuple[int, ...]
     dtypes: tuple[str, ...]
     batch: int = 200
 
 
-QUICK = Effort(5, 2, 1.0, 1.5e-3, (64 * KIB, 2 * MIB, 32 * MIB), ("float32",))
+QUICK = Effort(
+    rounds=5,
+    least=2,
+    seconds=0.8,
+    span_s=1.5e-3,
+    sizes=(64 * KIB, 2 * MIB, 32 * MIB),
+    transfers=(4 * KIB, 256 * KIB, 8 * MIB),
+    dtypes=("float32",),
+)
 FULL = Effort(
-    25,
-    7,
-    15.0,
-    5e-3,
-    tuple((64 * KIB) << (2 * i) for i in range(6)),
-    ("float32", "float64", "float16", "int32"),
+    rounds=25,
+    least=7,
+    seconds=15.0,
+    span_s=5e-3,
+    sizes=tuple((64 * KIB) << (2 * i) for i in range(6)),
+    transfers=tuple((4 * KIB) << (2 * i) for i in range(8)),
+    dtypes=("float32", "float64", "float16", "int32"),
 )
 
 
@@ -53,7 +70,7 @@ def room(bench: Bench, effort: Effort) -> int:
     """Bytes of the buffers that copies and transfers use on a device."""
     info = bench.device.info
     most = min(info.max_allocation or info.memory_bytes, info.memory_bytes // _SHARE)
-    return min(effort.sizes[-1], max(most, kernels.COPY_UNIT))
+    return min(max(effort.sizes + effort.transfers), max(most, kernels.COPY_UNIT))
 
 
 def trials(bench: Bench, effort: Effort) -> Iterator[Trial]:
