@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from crossdock.devices import registry, topology
-from crossdock.devices.base import Device, DeviceInfo, Worker
-from crossdock.runtime import costing, measure, passes, planner
+from crossdock.devices.base import Cap, Device, DeviceInfo, Worker
+from crossdock.devices.probe import probe
+from crossdock.runtime import costing, measure, passes, planner, profiles
 from crossdock.runtime.errors import Error, FeedError, PlanError
 from crossdock.runtime.executor import Outcome, Pool, Run
 from crossdock.runtime.graph import Graph
@@ -340,6 +341,10 @@ def _measure(
         return
     costs = costing.store()
     before = costs.model.version
+    real = [d.info for d in devices.values() if Cap.VIRTUAL_TIME not in d.info.caps]
+    if any(costs.model.rates(info.fingerprint) is None for info in real):
+        ids = [info.id for info in real]
+        profiles.apply(probe(quick=True, devices=ids, threads=config.threads), costs.model)
     for id, device in devices.items():
         if id != HOST:
             measure.measure_link(devices[HOST], device, costs.model)

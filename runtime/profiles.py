@@ -1,0 +1,37 @@
+"""Machine profiles as costs: probed rates become rooflines, probed links become link models."""
+
+from __future__ import annotations
+
+from crossdock.devices.machine import LinkProfile, Machine, Rates
+from crossdock.scheduler import CostModel, DeviceRates, LinkModel
+
+TYPICAL_BYTES = float(1 << 20)
+"""Data of a typical op, where nothing is known of the graph: bandwidth depends on it."""
+
+
+def apply(machine: Machine, model: CostModel, nbytes: float = TYPICAL_BYTES) -> None:
+    """Set the rooflines and links of a profile's working devices in a cost model."""
+    for device in machine.passed:
+        if device.info is not None and device.rates is not None:
+            model.set_rates(device.info.fingerprint, device_rates(device.rates, nbytes))
+    for link in machine.links:
+        ends = [machine.device(name) for name in (link.src, link.dst)]
+        prints = [d.info.fingerprint for d in ends if d is not None and d.info is not None]
+        if len(prints) == 2:
+            model.set_link(prints[0], prints[1], link_model(link))
+
+
+def device_rates(rates: Rates, nbytes: float = TYPICAL_BYTES) -> DeviceRates:
+    """A profile's rates as a roofline; dtypes not probed get the elementwise rate of float32."""
+    flops = rates.flops_by_class()
+    fallback = flops.get("elementwise:float32") or max(flops.values(), default=0.0)
+    if fallback > 0:
+        flops.setdefault("*", fallback)
+    return DeviceRates(flops, rates.bandwidth_at(nbytes), rates.launch())
+
+
+def link_model(link: LinkProfile) -> LinkModel:
+    """A profile's link; its rates have the latency in them, the model's have not."""
+    samples = [(0.0, link.latency_s.median)]
+    samples += [(float(n), n / rate) for n, rate in link.pairs()]
+    return LinkModel.fit(samples)
