@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from crossdock.runtime.cli.options import Feeding
-from crossdock.runtime.errors import Error, FeedError, GraphError, LoadError
+from crossdock.runtime.errors import Error, FeedError, GraphError, LoadError, PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.loaders import load, load_tensors
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
@@ -20,7 +20,7 @@ def about(path: str) -> Iterator[None]:
     """Name the file in errors of our tree that do not."""
     try:
         yield
-    except (GraphError, LoadError, FeedError) as error:
+    except (GraphError, LoadError, FeedError, PlanError) as error:
         if str(path) in str(error):
             raise
         raise type(error)(f"{path}: {error}") from error
@@ -80,9 +80,12 @@ def bind(graph: Graph, given: Feeding, files: Mapping[str, Array] | None = None)
     for name, spec in graph.inputs.items():
         missing = [d for d in spec.shape if isinstance(d, str) and d not in sizes]
         if missing:
+            flags = " ".join(f"--dim {d}=SIZE" for d in dict.fromkeys(missing))
+            form = ",".join(str(sizes.get(d, d) if isinstance(d, str) else d) for d in spec.shape)
             raise FeedError(
-                f"input {name!r} is {spec} and {missing[0]!r} has no size; give --dim "
-                f"{missing[0]}=N, --shape {name}=..., or --input {name}=FILE.npy"
+                f"input {name!r} is {spec} and {', '.join(map(repr, dict.fromkeys(missing)))} has "
+                f"no size; give {flags}, or --shape {name}={form} with sizes, or --input "
+                f"{name}=FILE.npy"
             )
     return graph.bind(dict(given.dims or {}), shapes)
 
@@ -92,6 +95,21 @@ def generate(spec: TensorSpec, rng: np.random.Generator) -> Array:
     if spec.dtype in FLOATS:
         return np.asarray(rng.random(spec.dims), to_numpy(spec.dtype))
     return np.asarray(rng.integers(0, 2, spec.dims), to_numpy(spec.dtype))
+
+
+def only_for(graph: Graph, given: Feeding, others: Sequence[Graph]) -> Feeding:
+    """The options that concern a graph, where several graphs are given the same options.
+
+    An option that concerns none of ``others`` stays, and is refused for what it is.
+    """
+    inputs = {name for g in others for name in g.inputs} - set(graph.inputs)
+    symbols = {d for g in others for d in g.symbols} - set(graph.symbols)
+    return Feeding(
+        tuple(f for f in given.files if f.partition("=")[0] not in inputs),
+        {n: shape for n, shape in (given.shapes or {}).items() if n not in inputs},
+        {d: size for d, size in (given.dims or {}).items() if d not in symbols},
+        given.seed,
+    )
 
 
 def _sizes(spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, int]:

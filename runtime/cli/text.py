@@ -70,5 +70,7 @@ def percent(share: float | None) -> str:
 
 def _three(value: float) -> str:
     """Three significant digits, never in exponent form."""
-    digits = 0 if value == 0 else math.floor(math.log10(abs(value)))
+    if value == 0:
+        return "0"
+    digits = math.floor(math.log10(abs(value)))
     return f"{value:.{max(0, 2 - digits)}f}"

@@ -64,6 +64,15 @@ function ganttPanel() {
     }));
   }
 
+  // As many decimals as tell neighbouring ticks apart, in one unit for all of them.
+  function tickLabel(t, every) {
+    if (Math.abs(t) < every / 2) return "0";
+    const [scale, unit] = [[1, "s"], [1e-3, "ms"], [1e-6, "\u00b5s"], [1e-9, "ns"]].find(
+      ([size]) => view.to >= size) || [1e-9, "ns"];
+    const decimals = Math.max(0, -Math.floor(Math.log10(every / scale) + 1e-9));
+    return `${(t / scale).toFixed(Math.min(9, decimals))} ${unit}`;
+  }
+
   function axis() {
     const span = view.to - view.from;
     const rough = span / Math.max(2, (width - GANTT.label) / 110);
@@ -74,7 +83,7 @@ function ganttPanel() {
     for (let t = Math.ceil(view.from / every) * every; t <= view.to * 1.0001; t += every) {
       marks.push(svg("line", { class: "tick", x1: x(t), x2: x(t), y1: GANTT.top, y2: bottom }));
       marks.push(svg("text", { class: "faint", x: x(t), y: bottom + 17, "text-anchor": "middle" },
-        Math.abs(t) < every / 2 ? "0" : seconds(t)));
+        tickLabel(t, every)));
     }
     ticks.replaceChildren(...marks);
   }

@@ -95,6 +95,9 @@ function graphPanel() {
 
   function centre(box) {
     const [w, h] = size();
+    const [px, py] = [view.x + box.x * view.scale, view.y + box.y * view.scale];
+    const seen = px > 60 && px < w - 60 && py > 30 && py < h - 30;
+    if (seen && view.scale >= BOX.far) return;
     view.scale = Math.max(view.scale, 0.7);
     view.x = w / 2 - box.x * view.scale;
     view.y = h / 2 - box.y * view.scale;
