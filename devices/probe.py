@@ -61,12 +61,13 @@ def probe(
     Raises:
         Unavailable: a device in ``devices`` is not here; says why and what to install.
     """
-    found = _chosen(registry.probe_all(), devices)
-    infos = [info for kind in found for info in kind.devices]
+    everything = registry.probe_all()
+    found = _chosen(everything, devices)
+    infos = _infos(found)
     versions = _versions(infos)
     fingerprint = _fingerprint(infos, threads)
     if not refresh:
-        kept = probe_cache.load(fingerprint, versions, quick=quick)
+        kept = _kept(infos, _infos(everything), threads, quick)
         if kept is not None:
             return kept
     begun = time.perf_counter()
@@ -102,6 +103,28 @@ def _chosen(found: Sequence[Probe], wanted: Iterable[str] | None) -> list[Probe]
     return [
         replace(p, devices=tuple(i for i in p.devices if names & {p.kind, i.id})) for p in found
     ]
+
+
+def _infos(found: Iterable[Probe]) -> list[DeviceInfo]:
+    return [info for kind in found for info in kind.devices]
+
+
+def _kept(
+    wanted: Sequence[DeviceInfo], everything: Sequence[DeviceInfo], threads: int | None, quick: bool
+) -> Machine | None:
+    """The kept profile of the wanted devices, or their part of the whole machine's."""
+    for infos in (wanted, everything):
+        kept = probe_cache.load(_fingerprint(infos, threads), _versions(infos), quick=quick)
+        if kept is not None:
+            ids = {info.id for info in wanted}
+            return replace(
+                kept,
+                fingerprint=_fingerprint(wanted, threads),
+                versions=_versions(wanted),
+                devices=tuple(d for d in kept.devices if d.info is None or d.id in ids),
+                links=tuple(k for k in kept.links if {k.src, k.dst} <= ids),
+            )
+    return None
 
 
 def _absent(found: Iterable[Probe]) -> Iterator[DeviceProfile]:

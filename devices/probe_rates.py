@@ -69,8 +69,9 @@ FULL = Effort(
 def room(bench: Bench, effort: Effort) -> int:
     """Bytes of the buffers that copies and transfers use on a device."""
     info = bench.device.info
-    most = min(info.max_allocation or info.memory_bytes, info.memory_bytes // _SHARE)
-    return min(max(effort.sizes + effort.transfers), max(most, kernels.COPY_UNIT))
+    limits = [n for n in (info.max_allocation, info.memory_bytes // _SHARE) if n]
+    most = max(min(limits, default=MIB), effort.sizes[0])
+    return min(max(effort.sizes + effort.transfers), most)
 
 
 def trials(bench: Bench, effort: Effort) -> Iterator[Trial]:

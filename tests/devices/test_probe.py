@@ -325,6 +325,20 @@ def test_threads_make_another_profile(opened: list[str], brief: Path) -> None:
     assert info.compute_units == 1
 
 
+def test_a_kept_profile_of_all_devices_serves_for_some(
+    monkeypatch: pytest.MonkeyPatch, brief: Path
+) -> None:
+    opened = machine_of(monkeypatch, {"odd:0": "none", "odd:1": "none"})
+    whole = probe(quick=True)
+    opened.clear()
+    part = probe(quick=True, devices=["odd:1"])
+    assert opened == []
+    assert [d.id for d in part.devices] == ["cpu:0", "odd:1", "cuda"]
+    assert {(k.src, k.dst) for k in part.links} == {("cpu:0", "odd:1"), ("odd:1", "cpu:0")}
+    assert part.fingerprint != whole.fingerprint
+    assert Machine.from_json(part.to_json()) == part
+
+
 def test_a_quick_profile_never_replaces_a_full_one(opened: list[str]) -> None:
     probe(quick=True)
     full = probe()
