@@ -21,13 +21,15 @@ _NAMES = (("scipy_", "64_", True), ("", "64_", True), ("scipy_", "", False), (""
 
 @dataclass(frozen=True)
 class Blas:
-    """OpenBLAS: ``sgemm``/``dgemm`` are addresses of the C routines ``cblas_?gemm``.
+    """OpenBLAS: addresses of the C routines ``cblas_?gemm`` and ``cblas_?gemv``.
 
     ``wide`` tells whether their integers have 64 bits, else 32.
     """
 
     sgemm: int
     dgemm: int
+    sgemv: int
+    dgemv: int
     wide: bool
     get_threads: Callable[[], int]
     set_threads: Callable[[int], None]
@@ -76,15 +78,15 @@ def _libraries() -> Iterator[str]:
 
 def _bind(library: ctypes.CDLL, prefix: str, suffix: str, wide: bool) -> Blas | None:
     try:
-        sgemm = getattr(library, f"{prefix}cblas_sgemm{suffix}")
-        dgemm = getattr(library, f"{prefix}cblas_dgemm{suffix}")
+        names = ("sgemm", "dgemm", "sgemv", "dgemv")
+        routines = [_address(getattr(library, f"{prefix}cblas_{n}{suffix}")) for n in names]
         get = getattr(library, f"{prefix}openblas_get_num_threads{suffix}")
         put = getattr(library, f"{prefix}openblas_set_num_threads{suffix}")
     except AttributeError:
         return None
     get.restype, get.argtypes = ctypes.c_int, []
     put.restype, put.argtypes = None, [ctypes.c_int]
-    return Blas(_address(sgemm), _address(dgemm), wide, get, put)
+    return Blas(*routines, wide, get, put)
 
 
 def _address(function: object) -> int:

@@ -87,9 +87,9 @@ def _row(code: Code, unit: int, source: str, target: str, begin: str, end: str) 
 
 
 def _tiles(code: Code, kind: str, source: str, target: str, own: Sequence[str], first: str) -> None:
-    """One stripe of tiles: the first dimension is contiguous in the source, the second in the target.
+    """One stripe of tiles, each written along the target's contiguous dimension.
 
-    Inside of a tile the target is written along its own dimension.
+    The first dimension is contiguous in the source, the second in the target.
     """
     p_size, _, p_target, q_size, q_source, _ = own
     stop = code.least(code.add(first, TILE), p_size)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.cpu_blas import Blas, blas
+from crossdock.devices.cpu_blas import blas
 from crossdock.devices.program import (
     Argument,
     ArrayCall,
@@ -26,6 +26,7 @@ from crossdock.devices.program import (
     Step,
 )
 from crossdock.kernels.array_kernels import array_call
+from crossdock.kernels.cpu_blas_call import PLAIN, TRANSPOSED, BlasCall
 from crossdock.kernels.cpu_elementwise import elementwise_call, nest
 from crossdock.kernels.cpu_ir import Code, compiled
 from crossdock.kernels.cpu_rows import Words, register_lanes, words
@@ -39,11 +40,9 @@ GRAIN_FLOPS = 2e6
 SMALL = 16 * 16 * 16
 """Products of at most so many multiply-adds cost less without BLAS."""
 
-ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112
-
 WORDS = (
-    "out", "a", "b", "gemm", "ta", "tb", "m", "n", "k", "lda", "ldb", "ldc", "alpha", "beta",
-    "step_a", "step_b", "step_c", "rows",
+    "out", "a", "b", "blas", "ta", "tb", "m", "n", "k", "lda", "ldb", "ldc", "alpha", "beta",
+    "step_a", "step_b", "step_c",
 )  # fmt: skip
 
 
@@ -194,27 +193,32 @@ def gemm_call(product: Product, out: Slot, a: Slot, b: Slot) -> NativeCall:
         steps, extent = (1 if p.a_transposed else lda, 0, p.n), p.m
     else:
         steps, extent = (0, ldb if p.b_transposed else 1, 1), p.n
+    form = "vector" if p.m == 1 and split == "columns" else split
+    double = p.dtype == "float64"
+    if form == "vector":
+        routine = library.dgemv if double else library.sgemv
+    else:
+        routine = library.dgemm if double else library.sgemm
     numbers = {
-        "gemm": library.dgemm if p.dtype == "float64" else library.sgemm,
+        "blas": routine,
         "ta": TRANSPOSED if p.a_transposed else PLAIN,
         "tb": TRANSPOSED if p.b_transposed else PLAIN,
         "m": p.m, "n": p.n, "k": p.k, "lda": lda, "ldb": ldb, "ldc": p.n,
-        "step_a": steps[0], "step_b": steps[1], "step_c": steps[2], "rows": int(split == "rows"),
+        "step_a": steps[0], "step_b": steps[1], "step_c": steps[2],
     }  # fmt: skip
     slots: dict[str, Argument] = {
         "out": out, "a": a, "b": b,
         "alpha": Scalar(np.float64(p.alpha)), "beta": Scalar(np.float64(p.beta)),
     }  # fmt: skip
-    batched = split == "batch"
+    key = f"gemm {p.dtype} {library.wide} {form} {p.b_transposed}"
     return NativeCall(
         name="gemm",
         address=compiled(
-            f"gemm {p.dtype} {library.wide} {batched}",
-            lambda code: _write_gemm(code, p.dtype, library, batched),
+            key, lambda code: _write_gemm(code, p.dtype, library.wide, form, p.b_transposed)
         ),
         args=words(WORDS, slots, numbers),
         extent=extent,
-        grain=_grain(p.m * p.n * p.k // (1 if batched else extent)),
+        grain=_grain(p.m * p.n * p.k // (1 if form == "batch" else extent)),
     )
 
 
@@ -222,43 +226,46 @@ def _grain(multiplies: int) -> int:
     return max(1, int(GRAIN_FLOPS / (2.0 * max(multiplies, 1))))
 
 
-def _write_gemm(code: Code, dtype: str, library: Blas, batched: bool) -> None:
+def _write_gemm(code: Code, dtype: str, wide: bool, form: str, b_transposed: bool) -> None:
+    """Call BLAS on each product of a batch, or on the block [begin, end) of rows or columns."""
     w = Words(code, WORDS, 4)
-    kind = LLVM_TYPES[dtype]
-    if batched:
+    if form == "batch":
         with code.loop("%begin", "%end") as items:
-            _call_blas(code, w, library, kind, items.index, w["m"], w["n"])
+            call = BlasCall(code, dtype, wide, w["blas"])
+            _product(call, w, items.index, w["m"], w["n"])
         return
     count = code.sub("%end", "%begin")
-    by_rows = code.equal(w["rows"], 1)
-    m, n = code.select(by_rows, count, w["m"]), code.select(by_rows, w["n"], count)
     with code.when(code.less(0, count)):
-        _call_blas(code, w, library, kind, "%begin", m, n)
+        call = BlasCall(code, dtype, wide, w["blas"])
+        if form == "vector":
+            _vector(call, w, count, b_transposed)
+        elif form == "rows":
+            _product(call, w, "%begin", count, w["n"])
+        else:
+            _product(call, w, "%begin", w["m"], count)
 
 
-def _call_blas(code: Code, w: Words, library: Blas, kind: str, item: str, m: str, n: str) -> None:
-    """Call the routine on the block that begins at ``item``."""
-    at = [
-        code.at(w[name], kind, code.mul(item, w[f"step_{step}"]))
-        for name, step in (("a", "a"), ("b", "b"), ("out", "c"))
-    ]
-    integer = "i64" if library.wide else "i32"
+def _at(call: BlasCall, w: Words, name: str, item: str) -> str:
+    step = call.code.mul(item, w["step_c" if name == "out" else f"step_{name}"])
+    return call.code.at(w[name], call.kind, step)
 
-    def whole(name: str) -> str:
-        return f"{integer} {name if library.wide else code.let(f'trunc i64 {name} to i32')}"
 
-    def scale(name: str) -> str:
-        number = code.let(f"bitcast i64 {w[name]} to double")
-        narrow = number if kind == "double" else code.let(f"fptrunc double {number} to {kind}")
-        return f"{kind} {narrow}"
+def _product(call: BlasCall, w: Words, item: str, m: str, n: str) -> None:
+    call.gemm(
+        (w["ta"], w["tb"]), (m, n, w["k"]), (call.scale(w["alpha"]), call.scale(w["beta"])),
+        (_at(call, w, "a", item), w["lda"]), (_at(call, w, "b", item), w["ldb"]),
+        (_at(call, w, "out", item), w["ldc"]),
+    )  # fmt: skip
 
-    flags = [f"i32 {code.let(f'trunc i64 {w[t]} to i32')}" for t in ("ta", "tb")]
-    given = [
-        f"i32 {ROW_MAJOR}", *flags, whole(m), whole(n), whole(w["k"]), scale("alpha"),
-        f"ptr {at[0]}", whole(w["lda"]), f"ptr {at[1]}", whole(w["ldb"]), scale("beta"),
-        f"ptr {at[2]}", whole(w["ldc"]),
-    ]  # fmt: skip
-    code.do(f"call void {w['gemm']}({', '.join(given)})")
+
+def _vector(call: BlasCall, w: Words, count: str, b_transposed: bool) -> None:
+    """A row times a matrix."""
+    call.gemv(
+        str(PLAIN if b_transposed else TRANSPOSED),
+        (count, w["k"]) if b_transposed else (w["k"], count),
+        (call.scale(w["alpha"]), call.scale(w["beta"])),
+        (_at(call, w, "b", "%begin"), w["ldb"]), w["a"], _at(call, w, "out", "%begin"),
+    )  # fmt: skip
 
 
 SMALL_WORDS = ("out", "a", "b", "m", "n", "k", "step_a", "step_b")
