@@ -156,14 +156,14 @@ class CpuQueue(Queue):
         assert isinstance(target, CpuBuffer)
         for event in waits:
             event.wait()
-        copy_bytes(target.bytes(), source)
+        copy_bytes(target.first(source.nbytes), source)
 
     def read(self, source: Buffer, target: Array, waits: Sequence[Event] = ()) -> None:
         """Copy a buffer into a C-contiguous array."""
         assert isinstance(source, CpuBuffer)
         for event in waits:
             event.wait()
-        copy_bytes(target, source.bytes()[: target.nbytes])
+        copy_bytes(target, source.first(target.nbytes))
 
     def finish(self) -> None:
         """Nothing is ever pending."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-import math
 import sys
 import threading
 import time
@@ -37,7 +36,7 @@ from crossdock.devices.base import (
     Worker,
 )
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
-from crossdock.devices.dialect import CUDA_HEADER, assemble
+from crossdock.devices.dialect import CUDA_HEADER, assemble, misfit
 from crossdock.devices.program import ArrayCall, GridLaunch, Scalar, Step
 from crossdock.runtime.errors import CompileError, DeviceError, OutOfMemory, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
@@ -423,12 +422,8 @@ def _array(item: Bound, slot: Any, spec: TensorSpec) -> Any:
 
 def _misfit(step: GridLaunch, most: int) -> str:
     """Why a launch cannot be made, or nothing."""
-    if len(step.grid) != len(step.block) or any(
-        g % b for g, b in zip(step.grid, step.block, strict=False)
-    ):
-        return f"grid {step.grid} is no multiple of block {step.block}"
-    if math.prod(step.block) > most:
-        return f"block {step.block} is over the limit of {most} threads"
+    if why := misfit(step.grid, step.block, most):
+        return why
     blocks = [g // b for g, b in zip(step.grid, step.block, strict=True)]
     if any(count > top for count, top in zip(blocks, MAX_GRID, strict=False)):
         return f"{blocks} blocks are over the limit of {MAX_GRID}"

@@ -27,6 +27,7 @@ with NVRTC, which gets no include path. What the names mean:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 _SHARED = r"""
@@ -252,3 +253,12 @@ def assemble(header: str, defines: Iterable[tuple[str, str]], source: str) -> st
     """The whole text for a compiler: the header, the defines, then the kernel text."""
     lines = "".join(f"#define {name} {value}\n" for name, value in defines)
     return f"{header}{lines}#line 1\n{source}"
+
+
+def misfit(grid: tuple[int, ...], block: tuple[int, ...], most: int) -> str:
+    """Why a grid cannot be run in blocks of at most ``most`` work items, or nothing."""
+    if len(grid) != len(block) or any(g % b for g, b in zip(grid, block, strict=True)):
+        return f"grid {grid} is no multiple of block {block}"
+    if math.prod(block) > most:
+        return f"block {block} is over the limit of {most} work items"
+    return ""

@@ -72,6 +72,15 @@ class HostBuffer(Buffer):
             raise DeviceError(f"{self.device.info.id}: a buffer is used after its release")
         return self._memory
 
+    def first(self, nbytes: int) -> Array:
+        """The first ``nbytes`` of the memory; raises DeviceError where there are fewer."""
+        if nbytes > self.nbytes:
+            raise DeviceError(
+                f"{self.device.info.id}: cannot copy {nbytes} bytes between the host and a buffer "
+                f"of {self.nbytes}"
+            )
+        return self.bytes()[:nbytes]
+
     def address(self) -> int:
         """Where the memory begins."""
         return int(self.bytes().ctypes.data)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from crossdock.devices.base import (
     Span,
     Worker,
 )
+from crossdock.devices.dialect import misfit
 from crossdock.devices.opencl_memory import ClBuffer, ClEvent
 from crossdock.devices.opencl_platforms import KIND, found_devices, load
 from crossdock.devices.opencl_programs import Programs
@@ -92,36 +94,35 @@ def _sized(info: DeviceInfo, units: int) -> DeviceInfo:
     return replace(info, compute_units=units, fingerprint=fingerprint)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ClExecutable(Executable):
-    """A built kernel; ``spare`` holds kernel objects that no command buffer uses."""
+    """A launch whose kernel has been built."""
 
     step: GridLaunch
-    program: Any
-    spare: list[Any] = field(default_factory=list)
 
 
 class ClCommands(CommandBuffer):
     """Kernels with their arguments set, in order; it keeps their memory alive."""
 
-    def __init__(self) -> None:
+    def __init__(self, programs: Programs) -> None:
         self.launches: list[tuple[Any, tuple[int, ...], tuple[int, ...]]] = []
         self.labels: list[str] = []
         self.roots: set[ClBuffer] = set()
         self._keep: list[Any] = []
-        self._lent: list[tuple[ClExecutable, Any]] = []
-        self._steps = 0
+        self._programs = programs
+        self._borrowed: list[tuple[GridLaunch, Any]] = []
 
     def __len__(self) -> int:
-        return self._steps
+        return len(self._borrowed)
 
-    def add(self, item: Bound, kernel: Any) -> None:
-        """Append a bound step whose kernel belongs to this command buffer from now on."""
+    def add(self, item: Bound) -> None:
+        """Append a bound step, with a kernel object of its own until the command buffer ends."""
         executable = item.executable
         assert isinstance(executable, ClExecutable)
-        self._lent.append((executable, kernel))
-        self._steps += 1
-        for i, arg in enumerate(executable.step.args):
+        step = executable.step
+        kernel = self._programs.borrow(step)
+        self._borrowed.append((step, kernel))
+        for i, arg in enumerate(step.args):
             if isinstance(arg, Scalar):
                 kernel.set_arg(i, arg.value)
                 continue
@@ -131,13 +132,13 @@ class ClCommands(CommandBuffer):
             kernel.set_arg(i, memory)
             self._keep.append(memory)
             self.roots.add(buffer.root)
-        if all(executable.step.grid):
-            self.launches.append((kernel, executable.step.grid, executable.step.block))
+        if all(step.grid):
+            self.launches.append((kernel, step.grid, step.block))
             self.labels.append(item.label)
 
     def __del__(self) -> None:
-        for executable, kernel in self._lent:
-            executable.spare.append(kernel)
+        for step, kernel in self._borrowed:
+            self._programs.give_back(step, kernel)
 
 
 class ClQueue(Queue):
@@ -267,6 +268,7 @@ class OpenCLDevice(Device):
         self._programs = Programs(cl, self.context, handle, info.id)
         self._lock = threading.Lock()
         self._used = 0
+        self.freed: deque[int] = deque()  # sizes; finalizers append, and may run anywhere
         self.queues = {role: ClQueue(self, role) for role in ("compute", "upload", "download")}
 
     def failure(self, error: Any) -> DeviceError:
@@ -283,14 +285,19 @@ class OpenCLDevice(Device):
             return DeviceLost(f"{where}: {error}")
         return DeviceError(f"{where}: {error}")
 
-    def account(self, nbytes: int) -> None:
-        """Count memory in use."""
+    def _take(self, nbytes: int) -> int:
+        """Count memory in use, what was freed first; returns bytes free, or takes none of them."""
         with self._lock:
-            self._used += nbytes
+            while self.freed:
+                self._used -= self.freed.popleft()
+            free = self.budget - self._used
+            if nbytes <= free:
+                self._used += nbytes
+            return free
 
     def allocate(self, nbytes: int, label: str = "") -> ClBuffer:
         """Allocate device memory within the budget."""
-        free = self.budget - self._used
+        free = self._take(nbytes)
         what = f"{nbytes} bytes wanted{f' for {label}' if label else ''}"
         if nbytes > free:
             raise OutOfMemory(
@@ -300,11 +307,11 @@ class OpenCLDevice(Device):
         try:
             memory = self.cl.Buffer(self.context, self.cl.mem_flags.READ_WRITE, max(nbytes, 1))
         except self.cl.Error as error:
+            self.freed.append(nbytes)
             limit = self.info.max_allocation
             raise OutOfMemory(
                 f"{self.info.id}: {what}; one buffer may have {limit}: {error}"
             ) from error
-        self.account(nbytes)
         return ClBuffer(self, memory, nbytes)
 
     def compile(self, step: Step) -> ClExecutable:
@@ -312,8 +319,7 @@ class OpenCLDevice(Device):
         where = self.info.id
         if not isinstance(step, GridLaunch):
             raise CompileError(f"{where}: runs grid kernels only, not {type(step).__name__}")
-        executable = ClExecutable(step, self._programs.get(step))
-        kernel = self._kernel(executable)
+        kernel = self._programs.borrow(step)
         if kernel.num_args != len(step.args):
             raise CompileError(
                 f"{where}: kernel {step.entry} takes {kernel.num_args} arguments, not "
@@ -321,46 +327,26 @@ class OpenCLDevice(Device):
                 source=step.source,
             )
         self._check_block(step, kernel)
-        executable.spare.append(kernel)
-        return executable
+        self._programs.give_back(step, kernel)
+        return ClExecutable(step)
 
     def _check_block(self, step: GridLaunch, kernel: Any) -> None:
         ask = self.cl.kernel_work_group_info
         most = kernel.get_work_group_info(ask.WORK_GROUP_SIZE, self._handle)
         fixed = tuple(kernel.get_work_group_info(ask.COMPILE_WORK_GROUP_SIZE, self._handle))
         block = (*step.block, 1, 1)[:3]
-        why = ""
-        if len(step.grid) != len(step.block) or any(
-            g % b for g, b in zip(step.grid, step.block, strict=False)
-        ):
-            why = f"grid {step.grid} is no multiple of block {step.block}"
-        elif any(fixed) and fixed != block:
+        why = misfit(step.grid, step.block, most)
+        if not why and any(fixed) and fixed != block:
             why = f"block {block} is not the {fixed} that its text says"
-        elif math.prod(block) > most:
-            why = f"block {block} is over the limit of {most} work items"
         if why:
             raise CompileError(f"{self.info.id}: kernel {step.entry}: {why}", source=step.source)
 
-    def _kernel(self, executable: ClExecutable) -> Any:
-        try:
-            return executable.spare.pop()
-        except IndexError:
-            pass
-        entry = executable.step.entry
-        try:
-            return self.cl.Kernel(executable.program, entry)
-        except self.cl.Error as error:
-            raise CompileError(
-                f"{self.info.id}: the text has no kernel {entry}", source=executable.step.source
-            ) from error
-
     def record(self, bound: Sequence[Bound]) -> ClCommands:
         """Give each step a kernel object of its own, with its arguments set."""
-        commands = ClCommands()
+        commands = ClCommands(self._programs)
         for item in bound:
-            assert isinstance(item.executable, ClExecutable)
             try:
-                commands.add(item, self._kernel(item.executable))
+                commands.add(item)
             except self.cl.Error as error:
                 raise self.failure(error) from error
         return commands

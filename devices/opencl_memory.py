@@ -89,9 +89,9 @@ class ClBuffer(Buffer):
         """Give the memory back; of a window, only the window."""
         memory, self._memory = self._memory, None
         if memory is not None and self._root is None:
-            self.device.account(-self.nbytes)
+            self.device.freed.append(self.nbytes)
             memory.release()
 
     def __del__(self) -> None:
         if self._memory is not None and self._root is None:
-            self.device.account(-self.nbytes)
+            self.device.freed.append(self.nbytes)

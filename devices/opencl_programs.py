@@ -23,15 +23,20 @@ from crossdock.runtime.errors import CompileError
 
 OPTIONS = ("-cl-std=CL1.2",)
 
-_BUILDING = threading.Lock()
-"""Held while a program builds: warnings are silenced meanwhile, and their filters are global."""
+_PYOPENCL = threading.Lock()
+"""Held while pyopencl builds a program, since warnings are filtered meanwhile for all threads, and
+while it makes a kernel object, which generates code under names that threads race for."""
 
 _DRIVER_CACHES = ("Portable Computing Language", "NVIDIA CUDA")
 """Platforms that keep what they built on disk themselves."""
 
 
 class Programs:
-    """The programs of one device. A failure is kept too, and raised again."""
+    """The programs and kernel objects of one device. A failed build is kept too, and raised again.
+
+    pyopencl takes half a millisecond to make a kernel object, so that those given back are lent
+    again. An object has its own arguments: it belongs to one borrower at a time.
+    """
 
     def __init__(self, cl: Any, context: Any, handle: Any, where: str) -> None:
         self._cl = cl
@@ -40,9 +45,28 @@ class Programs:
         self._where = where
         self._lock = threading.Lock()
         self._built: dict[tuple[object, ...], Any] = {}
+        self._spare: dict[tuple[object, ...], list[Any]] = {}
 
-    def get(self, step: GridLaunch) -> Any:
-        """The built program of a step's text; raises CompileError with the compiler's log."""
+    def borrow(self, step: GridLaunch) -> Any:
+        """A kernel object for a step; raises CompileError with the compiler's log."""
+        spare = self._spare.setdefault((step.source, step.defines, step.entry), [])
+        try:
+            return spare.pop()
+        except IndexError:
+            program = self._program(step)
+        try:
+            with _PYOPENCL:
+                return self._cl.Kernel(program, step.entry)
+        except self._cl.Error as error:
+            raise CompileError(
+                f"{self._where}: the text has no kernel {step.entry}", source=step.source
+            ) from error
+
+    def give_back(self, step: GridLaunch, kernel: Any) -> None:
+        """Take a kernel object back; finalizers may call this, so that it takes no lock."""
+        self._spare.setdefault((step.source, step.defines, step.entry), []).append(kernel)
+
+    def _program(self, step: GridLaunch) -> Any:
         key = (step.source, step.defines)
         with self._lock:
             found = self._built.get(key)
@@ -54,9 +78,10 @@ class Programs:
         return found
 
     def clear(self) -> None:
-        """Forget every program."""
+        """Forget every program and kernel object."""
         with self._lock:
             self._built.clear()
+            self._spare.clear()
 
     def _build(self, step: GridLaunch) -> Any:
         cl = self._cl
@@ -64,8 +89,8 @@ class Programs:
         path = None
         if self._handle.platform.name not in _DRIVER_CACHES:
             path = _path(text, self._handle)
-        with _BUILDING, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _PYOPENCL, warnings.catch_warnings():
+            warnings.simplefilter("ignore", cl.CompilerWarning)
             if path is not None and (binary := load(path)) is not None:
                 try:
                     return cl.Program(self._context, [self._handle], [binary]).build()

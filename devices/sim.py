@@ -271,14 +271,14 @@ class SimQueue(Queue):
         """Copy a C-contiguous array over the link."""
         assert isinstance(target, SimBuffer)
         begin = self._begin(waits)
-        copy_bytes(target.bytes(), source)
+        copy_bytes(target.first(source.nbytes), source)
         return self._moved(begin, source.nbytes)
 
     def read(self, source: Buffer, target: Array, waits: Sequence[Event] = ()) -> SimEvent:
         """Copy a buffer over the link into a C-contiguous array."""
         assert isinstance(source, SimBuffer)
         begin = self._begin(waits)
-        copy_bytes(target, source.bytes()[: target.nbytes])
+        copy_bytes(target, source.first(target.nbytes))
         return self._moved(begin, target.nbytes)
 
     def finish(self) -> None:

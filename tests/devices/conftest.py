@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -44,11 +45,14 @@ def _open(name: str, monkeypatch: pytest.MonkeyPatch) -> Device:
     if wanted not in {info.id for info in found.devices}:
         pytest.skip(f"no {wanted}: {found.reason}")
     opened: Device = driver.open_device(wanted, threads=threads)
+    if kind == "sim":
+        driver.unregister("conformance")
     return opened
 
 
-def _simulated(driver: object) -> str:
-    pytest.skip("there is no simulated device to open by default")
+def _simulated(driver: Any) -> str:
+    """Register the simulated device that stands for all of them."""
+    return str(driver.register(driver.SimSpec("conformance", memory_bytes=64 << 20)).id)
 
 
 @pytest.fixture(params=names())
