@@ -81,6 +81,10 @@ def _leaky_relu_steps(b: Any, x: Any, *, alpha: float) -> Any:
     return b.add(b.max(x, zero), b.mul(b.constant(alpha, x.dtype), b.min(x, zero)))
 
 
+def _linear(xp: Any, x: Any, *, alpha: float, beta: float) -> Any:  # noqa: ARG001 - run
+    return alpha * x + beta
+
+
 def _linear_steps(b: Any, x: Any, *, alpha: float, beta: float) -> Any:
     return b.add(b.mul(x, b.constant(alpha, x.dtype)), b.constant(beta, x.dtype))
 
@@ -101,6 +105,10 @@ def _softplus(xp: Any, x: Any) -> Any:
 def _softplus_steps(b: Any, x: Any) -> Any:
     below = b.log(b.add(b.constant(1, x.dtype), b.exp(b.neg(b.abs(x)))))
     return b.add(b.max(x, b.constant(0, x.dtype)), below)
+
+
+def _softsign(xp: Any, x: Any) -> Any:  # noqa: ARG001 - run
+    return x / (1 + abs(x))
 
 
 def _softsign_steps(b: Any, x: Any) -> Any:
@@ -157,7 +165,7 @@ _activation(
 )
 _activation(
     "linear",
-    lambda xp, x, alpha, beta: alpha * x + beta,
+    _linear,
     "{alpha} * {0} + {beta}",
     _linear_steps,
     flops=2.0,
@@ -188,7 +196,7 @@ _activation(
 )
 _activation(
     "softsign",
-    lambda xp, x: x / (1 + abs(x)),
+    _softsign,
     "{0} / (1 + abs({0}))",
     _softsign_steps,
     flops=6.0,
@@ -216,4 +224,3 @@ entry(
     expr="{0} < 0 ? {0} * {1} : {0}",
     decompose=_prelu_steps,
 )
-

@@ -13,7 +13,7 @@ from crossdock.runtime.tensor import TensorSpec
 
 def _compare(name: str, expr: str, dtypes: frozenset[str] = ANY) -> None:
     pair = broadcast_pair(name)
-    function = name if name not in _FUNCTIONS else _FUNCTIONS[name]
+    function = _FUNCTIONS.get(name, name)
 
     def infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
         return tuple(spec.with_dtype("uint8") for spec in pair(specs, attrs))

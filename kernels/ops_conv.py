@@ -204,9 +204,7 @@ def _check_output_padding(extra: tuple[int, ...], strides: tuple[int, ...]) -> N
             )
 
 
-def _check_output_sizes(
-    sizes: tuple[int, ...], base: list[int], strides: tuple[int, ...]
-) -> None:
+def _check_output_sizes(sizes: tuple[int, ...], base: list[int], strides: tuple[int, ...]) -> None:
     for name, size, least, stride in zip(("height", "width"), sizes, base, strides, strict=True):
         if not least <= size < least + stride:
             raise fail(
@@ -219,9 +217,7 @@ def _transposed_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
     op, groups = "conv_transpose2d", attrs["groups"]
     spec, weights = some(specs[0]), some(specs[1])
     image = Image.of(spec, attrs["input_layout"])
-    channels, per_group, *_ = _filter(
-        op, weights, TRANSPOSED_FILTER_AXES[attrs["filter_layout"]]
-    )
+    channels, per_group, *_ = _filter(op, weights, TRANSPOSED_FILTER_AXES[attrs["filter_layout"]])
     if isinstance(image.channels, int) and image.channels != channels:
         raise fail(
             op,

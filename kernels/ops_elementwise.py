@@ -93,7 +93,7 @@ def _unary(
 def _sign(b: Any, x: Any) -> Any:
     zero = b.constant(0, x.dtype)
     one, minus = b.constant(1, x.dtype), b.constant(-1, x.dtype)
-    return b.where(b.greater(x, zero), one, b.where(b.lesser(x, zero), minus, zero))
+    return b.where(b.greater(x, zero), one, b.where(b.lesser(x, zero), minus, x))
 
 
 _unary("abs", lambda xp, x: xp.abs(x), "abs({0})", SIGNED)

@@ -83,8 +83,9 @@ entry(
     {"input": of(FLOAT, 2)},
     params=("size",),
     attrs={"size": REQUIRED, "alpha": 1e-4, "beta": 0.75, "bias": 1.0},
-    canon=reads("lrn", size=lambda o, n, v: integer(o, n, v, 1), alpha=number, beta=number,
-                bias=number),
+    canon=reads(
+        "lrn", size=lambda o, n, v: integer(o, n, v, 1), alpha=number, beta=number, bias=number
+    ),
     infer=same_as_first,
     run=ops_math.widened(_lrn),
     work=_lrn_work,
@@ -244,8 +245,7 @@ def _if_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
     yes = list(attrs["then_branch"].output_specs.values())
     no = list(attrs["else_branch"].output_specs.values())
     if len(yes) != len(no) or any(
-        a.dtype != b.dtype or not same_dims(a.shape, b.shape)
-        for a, b in zip(yes, no, strict=False)
+        a.dtype != b.dtype or not same_dims(a.shape, b.shape) for a, b in zip(yes, no, strict=False)
     ):
         raise fail(
             "if_", f"both branches must give the same results; then {show(yes)}, else {show(no)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from crossdock.devices.program import Work
 from crossdock.kernels.ops_rules import (
     ANY,
     INDEX,
@@ -12,7 +13,6 @@ from crossdock.kernels.ops_rules import (
     fail,
     like,
     of,
-    same_as_first,
     same_dims,
     show,
     size_of,
@@ -20,7 +20,6 @@ from crossdock.kernels.ops_rules import (
 )
 from crossdock.kernels.ops_work import joins
 from crossdock.kernels.spec import Attrs, Canon, Specs
-from crossdock.devices.program import Work
 from crossdock.runtime.tensor import TensorSpec
 
 
@@ -91,7 +90,8 @@ def _depth(op: str, spec: TensorSpec, indices: TensorSpec) -> int:
     depth = size_of(op, "indices", indices, indices.rank - 1)
     if depth > spec.rank:
         raise fail(
-            op, f"the last dimension of indices must be at most the rank of input {spec}; "
+            op,
+            f"the last dimension of indices must be at most the rank of input {spec}; "
             f"it is {indices}",
         )
     return depth
@@ -130,8 +130,9 @@ def _scatter_elements_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...
     spec, indices, updates = (some(s) for s in specs)
     _check_elements("scatter_elements", spec, indices, attrs["axis"])
     if not same_dims(indices.shape, updates.shape):
-        raise fail("scatter_elements", f"updates must have the shape of indices {indices}; "
-                   f"it is {updates}")
+        raise fail(
+            "scatter_elements", f"updates must have the shape of indices {indices}; it is {updates}"
+        )
     return (spec,)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from crossdock.kernels import ops_math
@@ -46,10 +47,9 @@ def _vector_steps(b: Any, x: Any, vector: Any, axis: int) -> Any:
     return None if vector is None else b.reshape(vector, shape)
 
 
-def _standard_steps(
-    b: Any, x: Any, mean: Any, variance: Any, scale: Any, bias: Any, epsilon: float
-) -> Any:
+def _standard_steps(b: Any, x: Any, operands: Sequence[Any], epsilon: float) -> Any:
     """(x - mean) / sqrt(variance + epsilon) * scale + bias, from operands that broadcast."""
+    mean, variance, scale, bias = operands
     spread = b.sqrt(b.add(variance, b.constant(epsilon, x.dtype)))
     y = b.div(b.sub(x, mean), spread)
     y = y if scale is None else b.mul(y, scale)
@@ -103,8 +103,8 @@ def _batch_steps(
     axis: int,
     epsilon: float,
 ) -> Any:
-    parts = (_vector_steps(b, x, v, axis) for v in (mean, variance, scale, bias))
-    return _standard_steps(b, x, *parts, epsilon)
+    parts = [_vector_steps(b, x, v, axis) for v in (mean, variance, scale, bias)]
+    return _standard_steps(b, x, parts, epsilon)
 
 
 entry(
@@ -149,9 +149,7 @@ def _instance_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
 
 def _instance(xp: Any, x: Any, scale: Any, bias: Any, *, epsilon: float, layout: str) -> Any:
     axes = (2, 3) if layout == "nchw" else (1, 2)
-    vectors = (
-        v if v is None else _along(v, _channel_axis(layout), x.ndim) for v in (scale, bias)
-    )
+    vectors = (v if v is None else _along(v, _channel_axis(layout), x.ndim) for v in (scale, bias))
     return _affine(_centred(xp, x, axes, epsilon), *vectors)
 
 
@@ -169,12 +167,10 @@ def _moments_steps(b: Any, x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
     return mean, b.reduce_mean(b.mul(away, away), axes=list(axes), keep_dimensions=True)
 
 
-def _instance_steps(
-    b: Any, x: Any, scale: Any, bias: Any, *, epsilon: float, layout: str
-) -> Any:
+def _instance_steps(b: Any, x: Any, scale: Any, bias: Any, *, epsilon: float, layout: str) -> Any:
     axes = (2, 3) if layout == "nchw" else (1, 2)
     vectors = (_vector_steps(b, x, v, _channel_axis(layout)) for v in (scale, bias))
-    return _standard_steps(b, x, *_moments_steps(b, x, axes), *vectors, epsilon)
+    return _standard_steps(b, x, [*_moments_steps(b, x, axes), *vectors], epsilon)
 
 
 entry(
@@ -216,13 +212,9 @@ def _spread(shape: tuple[Any, ...], axes: tuple[int, ...]) -> tuple[list[int], l
     return order, [size if axis in axes else 1 for axis, size in enumerate(shape)]
 
 
-def _layer(
-    xp: Any, x: Any, scale: Any, bias: Any, *, axes: tuple[int, ...], epsilon: float
-) -> Any:
+def _layer(xp: Any, x: Any, scale: Any, bias: Any, *, axes: tuple[int, ...], epsilon: float) -> Any:
     order, shape = _spread(x.shape, axes)
-    vectors = (
-        v if v is None else xp.transpose(v, order).reshape(shape) for v in (scale, bias)
-    )
+    vectors = (v if v is None else xp.transpose(v, order).reshape(shape) for v in (scale, bias))
     return _affine(_centred(xp, x, axes, epsilon), *vectors)
 
 
@@ -234,7 +226,7 @@ def _layer_steps(
         v if v is None else b.reshape(b.transpose(v, permutation=order), shape)
         for v in (scale, bias)
     )
-    return _standard_steps(b, x, *_moments_steps(b, x, axes), *vectors, epsilon)
+    return _standard_steps(b, x, [*_moments_steps(b, x, axes), *vectors], epsilon)
 
 
 entry(

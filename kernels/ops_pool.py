@@ -58,9 +58,7 @@ def _pool_canon(op: str, specs: Specs, attrs: dict[str, Any]) -> dict[str, Any]:
     spec = some(specs[0])
     sizes = spatial_sizes(op, spec, attrs["layout"])
     given = attrs["window_dimensions"]
-    window = (
-        sizes if given is None else integers(op, "window_dimensions", given, count=2, low=1)
-    )
+    window = sizes if given is None else integers(op, "window_dimensions", given, count=2, low=1)
     rounding = choice(
         op, "output_shape_rounding", attrs["output_shape_rounding"], ("floor", "ceil")
     )

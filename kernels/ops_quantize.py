@@ -1,4 +1,8 @@
-"""quantize_linear and dequantize_linear, with block-wise scales and zero points."""
+"""quantize_linear and dequantize_linear, with block-wise scales and zero points.
+
+WebNN gives scale and zero point the input's rank. Those of a lower rank are taken too, aligned to
+the last axes as in broadcasting.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,10 @@ def _check_blocks(op: str, specs: Specs) -> None:
     spec, scale, zero = (some(s) for s in specs)
     if zero.shape != scale.shape:
         raise fail(op, f"zero_point must have the shape of scale {scale}; it is {zero}")
-    if scale.rank != spec.rank:
-        raise fail(op, f"scale must have the rank of input {spec}; it is {scale}")
-    for axis, (size, blocks) in enumerate(zip(spec.shape, scale.shape, strict=True)):
+    if scale.rank > spec.rank:
+        raise fail(op, f"scale must have at most the rank of input {spec}; it is {scale}")
+    blocks_of = (1,) * (spec.rank - scale.rank) + scale.shape
+    for axis, (size, blocks) in enumerate(zip(spec.shape, blocks_of, strict=True)):
         symbolic = isinstance(size, str) or isinstance(blocks, str)
         if size != blocks and blocks != 1 and (symbolic or int(size) % int(blocks)):
             raise fail(
@@ -31,6 +36,7 @@ def _check_blocks(op: str, specs: Specs) -> None:
 
 def _blown(xp: Any, array: Any, shape: tuple[int, ...]) -> Any:
     """Repeat each element over its block; dimensions of 1 broadcast by themselves."""
+    array = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
     for axis, size in enumerate(shape):
         if array.shape[axis] not in (1, size):
             array = xp.repeat(array, size // array.shape[axis], axis=axis)
@@ -38,6 +44,8 @@ def _blown(xp: Any, array: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _blown_steps(b: Any, x: Any, shape: tuple[int, ...]) -> Any:
+    if x.rank < len(shape):
+        x = b.reshape(x, [*[1] * (len(shape) - x.rank), *x.shape])
     for axis, size in enumerate(shape):
         blocks = x.shape[axis]
         if blocks not in (1, size):

@@ -187,13 +187,16 @@ def _gru_step(xp: Any, drive: Any, recurrent: Any, bias: Any, h: Any, attrs: Att
     new_bias = _gates(bias, order, hidden)["n"]
     parts = _gates(drive, order, hidden)
     pulls = _gates(xp.matmul(h, recurrent.T) + bias, order, hidden)
-    z, r = gate(xp, parts["z"] + pulls["z"]), gate(xp, parts["r"] + pulls["r"])
+    update, r = parts["z"] + pulls["z"], gate(xp, parts["r"] + pulls["r"])
+    z = gate(xp, update)
     if attrs["reset_after"]:
         pull = r * pulls["n"]
     else:
         pull = xp.matmul(r * h, rows.T) + new_bias
     n = inner(xp, parts["n"] + pull)
-    return z * h + (1 - z) * n
+    # 1 - sigmoid(x) is sigmoid(-x), which loses nothing where z is near 1.
+    keep = gate(xp, -update) if attrs["activations"][0] == "sigmoid" else 1 - z
+    return z * h + keep * n
 
 
 def _sum_biases(bias: Any, recurrent_bias: Any) -> Any:

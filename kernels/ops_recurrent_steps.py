@@ -77,18 +77,22 @@ def gru_cell_steps(
         )
         return _affine(b, x, w, wb), r, rb
 
-    def gate(name: str) -> Any:
+    def total(name: str) -> Any:
         drive, rows, row_bias = parts(name)
-        return _activate(b, activations[0], b.add(drive, _affine(b, h, rows, row_bias)))
+        return b.add(drive, _affine(b, h, rows, row_bias))
 
-    z, r = gate("z"), gate("r")
+    update = total("z")
+    z, r = _activate(b, activations[0], update), _activate(b, activations[0], total("r"))
     drive, rows, row_bias = parts("n")
     if reset_after:
         pull = b.mul(r, _affine(b, h, rows, row_bias))
     else:
         pull = _affine(b, b.mul(r, h), rows, row_bias)
     n = _activate(b, activations[1], b.add(drive, pull))
-    keep = b.sub(b.constant(1, x.dtype), z)
+    if activations[0] == "sigmoid":
+        keep = b.sigmoid(b.neg(update))
+    else:
+        keep = b.sub(b.constant(1, x.dtype), z)
     return b.add(b.mul(z, h), b.mul(keep, n))
 
 
@@ -132,7 +136,7 @@ def lstm_steps(
     layout: str,
     activations: tuple[str, ...],
 ) -> Any:
-    """lstm as a cell a step and direction."""
+    """Lstm as a cell a step and direction."""
     ends: list[tuple[Any, Any]] = []
     rows: list[list[Any]] = [[None] * weight.shape[0] for _ in range(steps)]
     for d in range(weight.shape[0]):
@@ -175,7 +179,7 @@ def gru_steps(
     layout: str,
     activations: tuple[str, ...],
 ) -> Any:
-    """gru as a cell a step and direction."""
+    """Gru as a cell a step and direction."""
     ends: list[Any] = []
     rows: list[list[Any]] = [[None] * weight.shape[0] for _ in range(steps)]
     for d in range(weight.shape[0]):

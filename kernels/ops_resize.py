@@ -1,7 +1,7 @@
 """Taps of the extension op resize: coordinate modes, nearest modes, linear and cubic kernels.
 
 The modes are those of the ONNX operator Resize (opset 19); the cubic kernel is Keys's (IEEE
-Transactions on Acoustics, Speech and Signal Processing 29, 1981, equation 4 with its free parameter).
+Transactions on Acoustics, Speech and Signal Processing 29, 1981, equation 4, parameter free).
 """
 
 from __future__ import annotations
@@ -37,11 +37,13 @@ def _symmetric(at: Array, scale: float, size: int, out: int, roi: Any) -> Array:
 
 
 def _pytorch(at: Array, scale: float, size: int, out: int, roi: Any) -> Array:
-    return _half_pixel(at, scale, size, out, roi) if out > 1 else np.zeros_like(at)
+    if out > 1:
+        return _half_pixel(at, scale, size, out, roi)
+    return np.zeros(out)
 
 
 def _align(at: Array, scale: float, size: int, out: int, roi: Any) -> Array:  # noqa: ARG001
-    return at * (size - 1) / (out - 1) if out > 1 else np.zeros_like(at)
+    return at * (size - 1) / max(out - 1, 1)
 
 
 def _asymmetric(at: Array, scale: float, size: int, out: int, roi: Any) -> Array:  # noqa: ARG001

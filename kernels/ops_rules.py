@@ -98,7 +98,7 @@ def entry(
     host: bool = False,
     many: bool = False,
 ) -> OpSpec:
-    """Define an op whose operands are checked against their rules before ``canon`` and ``infer``."""
+    """Define an op; its operands are checked against their rules before ``canon`` and ``infer``."""
     RULES[name] = {bare(key): rule for key, rule in operands.items()}
     order = tuple(operands)
     if many:
@@ -200,7 +200,9 @@ def broadcast(op: str, shapes: Mapping[str, Shape]) -> Shape:
     names = list(shapes)
     result = shapes[names[0]]
     for name in names[1:]:
-        result = _broadcast_two(op, ", ".join(names[: names.index(name)]), result, name, shapes[name])
+        result = _broadcast_two(
+            op, ", ".join(names[: names.index(name)]), result, name, shapes[name]
+        )
     return result
 
 

@@ -86,9 +86,7 @@ def fitted(xp: Any, x: Any, attrs: Any, out: tuple[int, int], fill: float) -> An
     """An NCHW array padded with ``fill`` (or cut) to exactly what the windows of ``out`` reach."""
     top, bottom, left, right = attrs["padding"]
     window, strides, dilations = attrs["window"], attrs["strides"], attrs["dilations"]
-    need = [
-        (out[i] - 1) * strides[i] + reach(window[i], dilations[i]) for i in range(2)
-    ]
+    need = [(out[i] - 1) * strides[i] + reach(window[i], dilations[i]) for i in range(2)]
     height, width = x.shape[2], x.shape[3]
     if (top, bottom, left, right) == (0, 0, 0, 0) and need[0] <= height and need[1] <= width:
         return x

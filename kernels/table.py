@@ -26,6 +26,7 @@ FAMILIES = (
     "ops_compare",
     "ops_activation",
     "ops_shape",
+    "ops_extend",
     "ops_gather",
     "ops_reduce",
     "ops_matmul",

@@ -20,12 +20,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossdock.kernels import reference, table
-from crossdock.kernels.ops_rules import MANY, bare, integer
+from crossdock.kernels.ops_rules import MANY, bare
 from crossdock.kernels.spec import REQUIRED, OpSpec
+from crossdock.runtime.arguments import (
+    constant_array,
+    known_dtype,
+    known_name,
+    known_shape,
+    named_arguments,
+    short,
+    usage,
+)
 from crossdock.runtime.errors import GraphError, ShapeError, UnsupportedOp
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.operand import Operand
-from crossdock.runtime.tensor import DTYPES, FLOATS, Array, Dim, TensorSpec, to_numpy
+from crossdock.runtime.tensor import Array, Dim, TensorSpec, to_numpy
 
 if TYPE_CHECKING:
     from crossdock.runtime.operators import Operators
@@ -113,11 +122,10 @@ class GraphBuilder(Operators):
             dtype: element type.
         """
         self._open()
-        if not isinstance(name, str) or not name:
-            raise GraphError(f"input: the name must be a string that is not empty; it is {name!r}")
+        known_name("input", "the name", name)
         if name in self._inputs:
             raise GraphError(f"input: there already is an input {name!r}")
-        spec = TensorSpec(_dtype("input", dtype), _shape("input", name, shape))
+        spec = TensorSpec(known_dtype("input", dtype), known_shape("input", name, shape))
         self._check_size("input", spec)
         holder = self._values.used.get(name)
         if holder is not None:
@@ -131,7 +139,7 @@ class GraphBuilder(Operators):
         A writable array is copied; a read-only one is taken as it is.
         """
         self._open()
-        array = _array(value, dtype)
+        array = constant_array(value, dtype)
         spec = TensorSpec.of(array)
         self._check_size("constant", spec)
         return self._operand(self._values.fresh("constant"), spec, array)
@@ -194,9 +202,7 @@ class GraphBuilder(Operators):
         self._nodes.used[name] = None
         many = len(outs) > 1
         results = tuple(
-            self._operand(
-                self._values.fresh(f"{name}.{i}" if many else name, plain=True), out
-            )
+            self._operand(self._values.fresh(f"{name}.{i}" if many else name, plain=True), out)
             for i, out in enumerate(outs)
         )
         self._calls.append(_Call(spec.name, name, given, attrs, operands, results))
@@ -231,7 +237,7 @@ class GraphBuilder(Operators):
         self, spec: OpSpec, args: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Operand | None, ...], dict[str, Any]]:
         """Sort what was given into operands (flat, in table order) and attributes."""
-        given = _named_arguments(spec, args, options)
+        given = named_arguments(spec, args, options)
         operands: list[Operand | None] = []
         for mark in spec.operands:
             name = bare(mark)
@@ -245,18 +251,18 @@ class GraphBuilder(Operators):
         attrs = {**spec.attrs, **given}
         for name, value in attrs.items():
             if value is REQUIRED:
-                raise GraphError(f"{spec.name}: {name} is missing; {_usage(spec)}")
+                raise GraphError(f"{spec.name}: {name} is missing; {usage(spec)}")
         return tuple(operands), attrs
 
     def _list(self, op: str, name: str, value: Any) -> list[Operand | None]:
         if not isinstance(value, list | tuple):
-            raise GraphError(f"{op}: {name} must be a list of operands; it is {_short(value)}")
+            raise GraphError(f"{op}: {name} must be a list of operands; it is {short(value)}")
         return [self._own(op, f"{name}[{i}]", v) for i, v in enumerate(value)]
 
     def _own(self, op: str, name: str, value: Any) -> Operand:
         if not isinstance(value, Operand):
             raise GraphError(
-                f"{op}: {name} must be an operand; it is {_short(value)} "
+                f"{op}: {name} must be an operand; it is {short(value)} "
                 "(make it one with b.constant(value, dtype))"
             )
         if value.owner is not self:
@@ -273,12 +279,11 @@ class GraphBuilder(Operators):
                 output that is an input or a constant.
         """
         self._open()
-        if not isinstance(outputs, Mapping) or not outputs:
+        if not outputs:
             raise GraphError("build: outputs must map at least one name to an operand")
         ends = {}
         for name, operand in outputs.items():
-            if not isinstance(name, str) or not name:
-                raise GraphError(f"build: an output's name must be a string; it is {name!r}")
+            known_name("build", "an output's name", name)
             ends[name] = self._end(name, self._own("build", f"output {name!r}", operand))
         self._built = True
         calls = self._live(ends.values())
@@ -401,95 +406,3 @@ def _sized(value: Any, sizes: Mapping[str, Dim]) -> Any:
     if isinstance(value, list | tuple):
         return tuple(sizes.get(v, v) if isinstance(v, str) else v for v in value)
     return value
-
-
-# --- arguments ------------------------------------------------------------------------------------
-
-
-def _named_arguments(
-    spec: OpSpec, args: tuple[Any, ...], options: dict[str, Any]
-) -> dict[str, Any]:
-    """Positional and keyword arguments by name; raises GraphError for what does not fit."""
-    positional = [bare(m) for m in spec.operands if not m.endswith("?")] + list(spec.params)
-    known = {bare(m) for m in spec.operands} | spec.attrs.keys()
-    if len(args) > len(positional):
-        raise GraphError(
-            f"{spec.name}: takes {len(positional)} positional arguments; {len(args)} were given; "
-            f"{_usage(spec)}"
-        )
-    given = dict(zip(positional, args, strict=False))
-    for name, value in options.items():
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; {_usage(spec)}"
-            raise GraphError(f"{spec.name}: no option {name!r}{hint}")
-        if name in given:
-            raise GraphError(f"{spec.name}: {name} was given twice")
-        given[name] = value
-    for name in positional:
-        if name not in given and name not in spec.attrs:
-            raise GraphError(f"{spec.name}: {name} is missing; {_usage(spec)}")
-    return given
-
-
-def _usage(spec: OpSpec) -> str:
-    """How to call an op."""
-    needed = [bare(m) for m in spec.operands if not m.endswith("?")] + list(spec.params)
-    options = [f"{bare(m)}=" for m in spec.operands if m.endswith("?")]
-    options += [f"{name}=" for name in spec.attrs if name not in spec.params]
-    return f"call {spec.name}({', '.join(needed + options)})"
-
-
-def _short(value: Any) -> str:
-    """A value in a message: its type, and the value where it is brief."""
-    text = repr(value)
-    kind = type(value).__name__
-    return f"{kind} {text}" if len(text) <= 40 else kind
-
-
-def _dtype(op: str, dtype: Any) -> str:
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ShapeError(f"{op}: dtype must be one of {', '.join(DTYPES)}; it is {dtype!r}")
-    return dtype
-
-
-def _shape(op: str, name: str, shape: Any) -> tuple[Dim, ...]:
-    if isinstance(shape, str) or not isinstance(shape, Iterable):
-        raise ShapeError(f"{op}: the shape of {name!r} must be a list of sizes; it is {shape!r}")
-    return tuple(
-        d if isinstance(d, str) and d else integer(op, f"dimension {i} of {name!r}", d)
-        for i, d in enumerate(shape)
-    )
-
-
-def _array(value: Any, dtype: str | None) -> Array:
-    """The array of a constant: read-only, C-contiguous, of a known element type."""
-    if dtype is None and not isinstance(value, np.ndarray | np.generic):
-        raise GraphError(
-            f"constant: {_short(value)} needs an element type; b.constant(value, 'float32')"
-        )
-    target = None if dtype is None else to_numpy(_dtype("constant", dtype))
-    if dtype is not None and not isinstance(value, np.ndarray | np.generic):
-        _check_literal(value, dtype)
-    try:
-        with np.errstate(over="ignore", invalid="ignore"):
-            array = np.asarray(value, dtype=target, order="C")
-    except (OverflowError, TypeError, ValueError) as error:
-        raise GraphError(f"constant: {_short(value)} is no {dtype} array: {error}") from None
-    if array.dtype.hasobject or array.dtype.kind in "USc":
-        raise ShapeError(f"constant: element type {array.dtype} is not supported")
-    if array.dtype.byteorder == ">":
-        array = array.astype(array.dtype.newbyteorder("="))
-    if array.flags.writeable:
-        array = array.copy()
-        array.flags.writeable = False
-    return array
-
-
-def _check_literal(value: Any, dtype: str) -> None:
-    """Numbers with a fraction do not become integers in silence."""
-    if dtype in FLOATS or dtype == "bool":
-        return
-    plain = np.asarray(value)
-    if plain.dtype.kind == "f" and not np.all(np.mod(plain, 1) == 0):
-        raise GraphError(f"constant: {_short(value)} is no whole number, as {dtype} needs")
