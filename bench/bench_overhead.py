@@ -17,7 +17,7 @@ NODES = 1000
 
 
 def add_chain(nodes: int) -> Any:
-    """x + c + c + ... on 16 floats."""
+    """X + c + c + ... on 16 floats."""
     b = xd.GraphBuilder()
     x = b.input("x", (16,))
     c = b.constant(np.ones(16, np.float32))

@@ -20,7 +20,7 @@ def installed(name: str) -> bool:
 def onnxruntime(
     model: Path | bytes, feeds: Mapping[str, Array], threads: int, *, optimise: bool = True
 ) -> Callable[[], list[Array]]:
-    """onnxruntime on the processor, sequential, with so many threads."""
+    """Onnxruntime on the processor, sequential, with so many threads."""
     import onnxruntime as ort
 
     ort.set_default_logger_severity(3)

@@ -102,7 +102,7 @@ def measure_kernel(device: Device, kernel: Kernel, call: OpCall) -> list[float]:
             sum(samples) * copies < ENOUGH_SECONDS and len(samples) < 20
         ):
             samples.append(_timed(device, batch) / copies)
-            if sum(samples) * copies > 0.25 and len(samples) >= 2:
+            if sum(samples) * copies > 0.25 and len(samples) >= 3:
                 break
         return samples
     finally:
