@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossdock.runtime.cli import options, tables
+from crossdock.runtime.cli.inputs import about
 from crossdock.runtime.cli.model import plan_file
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, add_row, make_table, styled
@@ -39,12 +40,14 @@ def explain(
     memory: list[tuple[str, int]],
     json_to: str | None,
 ) -> None:
-    """Explain the placement of MODEL's ops, or of one OP (a node's name, or a value it makes)."""
+    """Explain the placement of MODEL's ops, or of one OP (a node's name, or an output's)."""
     output = Output(json_to)
     changes = Changes(without, link, dict(memory))
-    plan = plan_file(model, placing, feeding, changes, machine, output).plan
+    made = plan_file(model, placing, feeding, changes, machine, output)
+    plan = made.plan
     if op is not None:
-        step = tables.find_op(plan, op)
+        with about(model):
+            step = tables.find_op(plan, made.graph.outputs.get(op, op))
         _explain_one(step, output)
         output.json({"schema": "crossdock-explain/1", "step": dataclasses.asdict(step)})
         return

@@ -1,0 +1,52 @@
+"""Listing and probing devices, and how good predictions are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crossdock.devices.machine import Machine
+
+
+def test_devices_lists_the_processor_and_says_why_others_are_missing(call: Any) -> None:
+    got = call("devices")
+    assert (got.status, got.err) == (0, "")
+    assert "cpu:0" in got.out
+    kinds = call("devices", "--json", "-").json["kinds"]
+    cpu = next(k for k in kinds if k["kind"] == "cpu")
+    assert cpu["devices"][0]["id"] == "cpu:0"
+    assert all(k["reason"] for k in kinds if not k["devices"])
+
+
+@pytest.fixture
+def only_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSDOCK_DEVICES", "cpu")
+
+
+@pytest.mark.usefixtures("only_the_processor")
+def test_probe_prints_devices_speeds_and_writes_a_profile(call: Any, tmp_path: Path) -> None:
+    path = tmp_path / "machine.json"
+    got = call("probe", "--quick", "--json", path)
+    assert got.status == 0, got.err
+    for said in ("cpu:0", "PASS", "ABSENT", "FLOP/s", "GB/s", "launch", "quick probe"):
+        assert said in got.out
+    again = call("probe", "--quick", "--json", "-")
+    assert Machine.from_json(again.json).device("cpu:0") is not None
+    assert path.read_text() == again.out
+
+
+@pytest.mark.usefixtures("only_the_processor")
+def test_accuracy_compares_ops_and_the_whole(call: Any, model: Path) -> None:
+    args = ("accuracy", model, "--dim", "N=64", "--repeat", "3", "--measure", "5")
+    got = call(*args)
+    assert got.status == 0, got.err
+    for said in ("MAPE", "within 10 %", "in interval", "matmul"):
+        assert said in got.out
+    (row,) = call(*args, "--json", "-").json["rows"]
+    assert row["devices"] == ["cpu:0"]
+    assert row["whole"]["measured"] > 0
+    assert {op["op"] for op in row["ops"]} >= {"matmul"}
+    assert 0 <= row["metrics"]["within_10"] <= row["metrics"]["within_15"] <= 1
+    assert row["metrics"]["count"] == len(row["ops"])

@@ -1,0 +1,151 @@
+"""Planning and explaining, for this machine and for one that is not here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crossdock.devices.machine import Machine
+from crossdock.runtime.cli.planning import device_rates, link_model
+from crossdock.runtime.plan import Plan
+
+HERE = ("--dim", "N=64", "--measure", "0", "--device", "cpu:0")
+
+
+def plan(call: Any, *args: object) -> Plan:
+    got = call("plan", *args, "--json", "-")
+    assert got.status == 0, got.err
+    return Plan.from_json(got.json)
+
+
+def test_plan_prints_devices_and_steps_with_reasons(call: Any, model: Path) -> None:
+    got = call("plan", model, *HERE)
+    assert got.status == 0
+    for said in ("Devices", "Steps", "predicted", "lower bound", "product", "cpu:0/compute"):
+        assert said in got.out
+    assert "only device" in got.out
+
+
+def test_the_json_is_a_plan(call: Any, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    assert call("plan", model, "--json", path, *HERE).status == 0
+    made = Plan.from_json(json.loads(path.read_text()))
+    assert next(s.op for s in made.launches()) == "matmul"
+    assert json.loads(json.dumps(made.to_json())) == json.loads(path.read_text())
+
+
+def test_a_profile_is_planned_for_without_its_devices(
+    call: Any, model: Path, machine_file: Path
+) -> None:
+    made = plan(call, model, "--machine", machine_file, "--dim", "N=65536")
+    assert made.device_ids() == ("cpu:0", "cuda:0")
+    assert made.device("cuda:0").fingerprint == "imaginary-cuda:0"
+    assert {s.source for s in made.launches()} <= {"roofline", "measured", "fitted"}
+    # The card is twenty times as fast and the tensors are large, so it pays to go there.
+    assert made.shares()["cuda:0"] > 0.5
+    assert made.copies()
+
+
+def test_without_a_device_nothing_is_placed_there(
+    call: Any, model: Path, machine_file: Path
+) -> None:
+    common = (model, "--machine", machine_file, "--dim", "N=65536")
+    assert plan(call, *common, "--without", "cuda:0").device_ids() == ("cpu:0",)
+    left = plan(call, *common, "--without", "cpu:0")
+    assert left.shares()["cuda:0"] == 1.0
+
+
+def test_a_slow_link_keeps_the_ops_at_home(call: Any, model: Path, machine_file: Path) -> None:
+    common = (model, "--machine", machine_file, "--dim", "N=65536")
+    assert plan(call, *common, "--link", "cpu:0:cuda:0=0.001").shares()["cuda:0"] == 0.0
+    one_way = plan(call, *common, "--without", "cpu:0", "--link", "cuda:0->cpu:0=0.5")
+    both_ways = plan(call, *common, "--without", "cpu:0", "--link", "cuda:0:cpu:0=0.5")
+    assert one_way.predicted < both_ways.predicted
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--memory", "cpu:0=100"), "cpu:0 needs"),
+        (("--memory", "cuda:9=1G"), "--memory cuda:9: no such device"),
+        (("--without", "cuda:9"), "--without cuda:9: no such device"),
+        (("--without", "cpu:0", "--without", "cuda:0"), "leaves no device"),
+        (("--device", "cuda:9"), "--device cuda:9: no such device"),
+        (("--link", "cpu:0:cuda:9=1"), "is no pair A:B"),
+        (("--policy", "guess"), "guess"),
+        (("--pin", "*=cuda:9"), "cuda:9"),
+    ],
+)
+def test_what_cannot_be_planned_is_bad_input(
+    args: tuple[str, ...], said: str, call: Any, model: Path, machine_file: Path
+) -> None:
+    got = call("plan", model, "--machine", machine_file, "--dim", "N=64", *args)
+    assert got.status == 2
+    assert said in got.err
+    assert got.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is no machine profile"),
+        ("[]", "must be an object"),
+        ('{"schema": 99}', "make the profile anew"),
+    ],
+)
+def test_a_damaged_profile_is_named(
+    content: str, said: str, call: Any, model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.json"
+    path.write_text(content)
+    got = call("plan", model, "--machine", path)
+    assert got.status == 2
+    assert str(path) in got.err
+    assert said in got.err
+
+
+def test_rates_and_links_of_a_profile_reach_the_cost_model(machine: Machine) -> None:
+    card = machine.device("cuda:0")
+    link = machine.link("cpu:0", "cuda:0")
+    assert card is not None
+    assert card.rates is not None
+    assert link is not None
+    rates = device_rates(card.rates, 1 << 20)
+    assert rates.flops["gemm:float32"] == 1e12
+    assert rates.flops["*"] == rates.flops["elementwise:float32"]
+    made = link_model(link)
+    for nbytes, rate in link.pairs():
+        assert made.seconds(nbytes) == pytest.approx(nbytes / rate, rel=0.02)
+
+
+def test_explain_shows_every_candidate_of_every_op(
+    call: Any, model: Path, machine_file: Path
+) -> None:
+    got = call("explain", model, "--machine", machine_file, "--dim", "N=65536")
+    assert got.status == 0
+    assert "Candidates" in got.out
+    assert "cuda:0" in got.out
+    assert "product" in got.out
+
+
+@pytest.mark.parametrize(("op", "name"), [("product", "product"), ("y", "sum")])
+def test_explain_one_op_by_its_name_or_the_output_it_makes(
+    op: str, name: str, call: Any, model: Path, machine_file: Path
+) -> None:
+    common = ("--machine", machine_file, "--dim", "N=65536")
+    got = call("explain", model, op, *common)
+    assert got.status == 0, got.err
+    for said in ("-> ", "cpu:0", "cuda:0", "would end", "roofline", "placed on", "other device"):
+        assert said in got.out
+    step = call("explain", model, op, *common, "--json", "-").json["step"]
+    assert step["name"] == name
+    assert {c["device"] for c in step["choices"]} == {"cpu:0", "cuda:0"}
+
+
+def test_explain_an_op_that_is_not_there_names_near_ones(call: Any, model: Path) -> None:
+    got = call("explain", model, "prod", *HERE)
+    assert got.status == 2
+    assert "did you mean product" in got.err
