@@ -43,7 +43,8 @@ def _pytorch(at: Array, scale: float, size: int, out: int, roi: Any) -> Array:
 
 
 def _align(at: Array, scale: float, size: int, out: int, roi: Any) -> Array:  # noqa: ARG001
-    return at * (size - 1) / max(out - 1, 1)
+    step = (size - 1) / max(out - 1, 1)
+    return np.asarray(at * step)
 
 
 def _asymmetric(at: Array, scale: float, size: int, out: int, roi: Any) -> Array:  # noqa: ARG001
@@ -93,10 +94,9 @@ def _weighted(at: Array, scale: float, size: int, attrs: Mapping[str, Any]) -> T
     distance = np.abs(at[:, None] - cells) / stretch
     weights = _cubic(distance, attrs["cubic_coeff_a"]) if cubic else np.maximum(1 - distance, 0)
     inside = (cells >= 0) & (cells < size)
-    if attrs["exclude_outside"] or attrs["antialias"]:
+    if attrs["exclude_outside"]:
         weights = np.where(inside, weights, 0.0)
-        weights = weights / weights.sum(axis=1, keepdims=True)
-    elif stretch != 1.0:
+    if attrs["exclude_outside"] or stretch != 1.0:
         weights = weights / weights.sum(axis=1, keepdims=True)
     return Taps(np.clip(cells, 0, size - 1), weights)
 

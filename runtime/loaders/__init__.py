@@ -13,7 +13,7 @@ from typing import Any
 
 from crossdock.runtime.errors import MalformedModel, UnsupportedModel
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.loaders.content import HEAD, describe
+from crossdock.runtime.loaders.content import HEAD, SOUND, describe
 from crossdock.runtime.loaders.source import Source, Sourced, read
 from crossdock.runtime.loaders.tensors import load_tensors
 
@@ -72,11 +72,13 @@ def load(source: Sourced | Any) -> Graph:
 
 def load_source(source: Source) -> Graph:
     """Load a model whose bytes are at hand; see ``load``."""
+    if not source.data:
+        raise MalformedModel(f"{source.label}: the file is empty")
     head = source.data[:HEAD]
     known = describe(head)
     if known is not None:
         what, fix = known
-        error = UnsupportedModel if "model" in what or "tensor" in fix else MalformedModel
+        error = UnsupportedModel if what in SOUND else MalformedModel
         raise error(f"{source.label}: this is {what}; {fix}")
     for form in FORMATS:
         if form.matches(head):

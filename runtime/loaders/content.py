@@ -50,8 +50,8 @@ KINDS: tuple[tuple[Test, str, str], ...] = (
     (_at(257, b"ustar"), "a tar archive", "unpack it first"),
     (
         is_zip,
-        "a zip archive (an archive, a PyTorch checkpoint or an npz)",
-        "unpack it, export the model to ONNX, or read an npz with load_tensors",
+        "a zip archive (perhaps a PyTorch checkpoint, or an npz for load_tensors)",
+        "unpack it, or export the model to ONNX",
     ),
     (
         is_pickle,
@@ -72,6 +72,9 @@ KINDS: tuple[tuple[Test, str, str], ...] = (
     (_text(b"{", b"["), "JSON text", "give the model file itself"),
 )
 """Tests in order, with what the file is and what to do about it."""
+
+SOUND = frozenset(what for _, what, fix in KINDS if fix == TENSORS or "model" in what)
+"""Kinds of file that are nothing broken, only not what a loader here reads."""
 
 
 def describe(head: bytes) -> tuple[str, str] | None:

@@ -32,19 +32,19 @@ def plain(ctx: Context) -> Operand:
 
 @onnx_op("Elu", since=6)
 def elu(ctx: Context) -> Operand:
-    """x, or alpha (exp(x) - 1) below zero."""
+    """The operand, or alpha (exp(x) - 1) below zero."""
     return ctx.b.elu(ctx.x(), alpha=ctx.node.get_float("alpha", 1.0))
 
 
 @onnx_op("LeakyRelu", since=6)
 def leaky_relu(ctx: Context) -> Operand:
-    """x, or alpha x below zero."""
+    """The operand, or alpha x below zero."""
     return ctx.b.leaky_relu(ctx.x(), alpha=ctx.node.get_float("alpha", 0.01))
 
 
 @onnx_op("HardSigmoid", since=6)
 def hard_sigmoid(ctx: Context) -> Operand:
-    """max(0, min(1, alpha x + beta))."""
+    """Clipped line: max(0, min(1, alpha x + beta))."""
     alpha, beta = ctx.node.get_float("alpha", 0.2), ctx.node.get_float("beta", 0.5)
     return ctx.b.hard_sigmoid(ctx.x(), alpha=alpha, beta=beta)
 
@@ -59,7 +59,7 @@ def selu(ctx: Context) -> Operand:
 
 @onnx_op("Celu", since=12)
 def celu(ctx: Context) -> Operand:
-    """max(0, x) + min(0, alpha (exp(x / alpha) - 1))."""
+    """Continuous elu: max(0, x) + min(0, alpha (exp(x / alpha) - 1))."""
     b, x = ctx.b, ctx.x()
     alpha = ctx.node.get_float("alpha", 1.0)
     zero = ctx.like(0, x)
@@ -69,7 +69,7 @@ def celu(ctx: Context) -> Operand:
 
 @onnx_op("ThresholdedRelu", since=10)
 def thresholded_relu(ctx: Context) -> Operand:
-    """x where it is above alpha, else zero."""
+    """The operand where it is above alpha, else zero."""
     b, x = ctx.b, ctx.x()
     alpha = ctx.like(ctx.node.get_float("alpha", 1.0), x)
     return b.where(b.greater(x, alpha), x, ctx.like(0, x))
@@ -77,7 +77,7 @@ def thresholded_relu(ctx: Context) -> Operand:
 
 @onnx_op("Shrink", since=9)
 def shrink(ctx: Context) -> Operand:
-    """x + bias below -lambd, x - bias above lambd, zero between."""
+    """Soft threshold: x + bias below -lambd, x - bias above lambd, zero between."""
     b, x = ctx.b, ctx.x()
     lambd, bias = ctx.node.get_float("lambd", 0.5), ctx.node.get_float("bias", 0.0)
     zero = ctx.like(0, x)
@@ -87,14 +87,14 @@ def shrink(ctx: Context) -> Operand:
 
 @onnx_op("Mish", since=18)
 def mish(ctx: Context) -> Operand:
-    """x tanh(softplus(x))."""
+    """Self-gated: x tanh(softplus(x))."""
     x = ctx.x()
     return ctx.b.mul(x, ctx.b.tanh(ctx.b.softplus(x)))
 
 
 @onnx_op("Swish", since=24)
 def swish(ctx: Context) -> Operand:
-    """x sigmoid(alpha x)."""
+    """Self-gated: x sigmoid(alpha x)."""
     return _swish(ctx, ctx.x())
 
 
@@ -112,7 +112,7 @@ def swiglu(ctx: Context) -> Operand:
 
 @onnx_op("Gelu", since=20)
 def gelu(ctx: Context) -> Operand:
-    """x times the normal distribution function, exact or by tanh (Hendrycks & Gimpel 2016)."""
+    """Gaussian error linear unit, exact or by tanh (Hendrycks & Gimpel 2016)."""
     b, x = ctx.b, ctx.x()
     if ctx.node.get_str("approximate", "none") != "tanh":
         return b.gelu(x)
@@ -123,7 +123,7 @@ def gelu(ctx: Context) -> Operand:
 
 @onnx_op("PRelu", since=7)
 def prelu(ctx: Context) -> Operand:
-    """x, or slope x below zero; the slope broadcasts to x."""
+    """The operand, or slope x below zero; the slope broadcasts to x."""
     b, x, slope = ctx.b, ctx.x(0), ctx.x(1)
     if x.dtype.startswith("uint"):
         return x
@@ -152,14 +152,10 @@ def clip(ctx: Context) -> Operand:
 
 
 def clip_between(ctx: Context, low: float | None, high: float | None) -> Operand:
-    """Clip operand 0 between constants; bounds beyond the type's range are none."""
+    """Clip operand 0 between constants, each of which may be absent."""
     b, x = ctx.b, ctx.x()
     if low is not None and high is not None and low > high:
         return b.min(b.max(x, ctx.like(low, x)), ctx.like(high, x))
-    if x.dtype == "float32":
-        limit = float(np.finfo(np.float32).max)
-        low = None if low is not None and low <= -limit else low
-        high = None if high is not None and high >= limit else high
     if low is None and high is None:
         return x
     return b.clamp(x, min_value=low, max_value=high)

@@ -63,7 +63,7 @@ def magnitude(ctx: Context) -> Operand:
 
 @onnx_op("Sinh", "Cosh")
 def hyperbolic(ctx: Context) -> Operand:
-    """(exp(x) -+ exp(-x)) / 2."""
+    """Half of exp(x) less or plus exp(-x)."""
     b, x = ctx.b, ctx.x()
     combine = b.sub if ctx.node.op == "Sinh" else b.add
     return b.mul(combine(b.exp(x), b.exp(b.neg(x))), ctx.like(0.5, x))
@@ -127,23 +127,7 @@ def mean(ctx: Context) -> Operand:
 @onnx_op("Mod", since=10)
 def modulo(ctx: Context) -> Operand:
     """Remainder with the divisor's sign, or with ``fmod`` the dividend's."""
-    b, x, y = ctx.b, ctx.x(0), ctx.x(1)
-    fmod = ctx.node.get_int("fmod")
-    if x.dtype in FLOATS:
-        ratio = b.div(x, y)
-        if fmod:
-            zero = ctx.like(0, x)
-            whole = b.where(b.lesser(ratio, zero), b.ceil(ratio), b.floor(ratio))
-        else:
-            whole = b.floor(ratio)
-        return b.sub(x, b.mul(whole, y))
-    rest = b.sub(x, b.mul(b.div(x, y), y))
-    if fmod or x.dtype.startswith("uint"):
-        return rest
-    zero = ctx.like(0, x)
-    apart = b.logical_xor(b.lesser(rest, zero), b.lesser(y, zero))
-    odd = b.logical_and(b.not_equal(rest, zero), apart)
-    return b.where(odd, b.add(rest, y), rest)
+    return ctx.b.mod(ctx.x(0), ctx.x(1), fmod=bool(ctx.node.get_int("fmod")))
 
 
 @onnx_op(*COMPARE, since=7, boolean=True)

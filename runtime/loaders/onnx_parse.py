@@ -57,6 +57,16 @@ def onnx_package() -> Any:
     return onnx
 
 
+def text(value: str | bytes) -> str:
+    """A string field; protobuf gives bytes where they are no UTF-8."""
+    return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
+
+
+def texts(values: Iterable[str | bytes]) -> tuple[str, ...]:
+    """A repeated string field."""
+    return tuple(text(v) for v in values)
+
+
 def domain_name(domain: str) -> str:
     """A domain with the default one's long name made short."""
     return "" if domain == "ai.onnx" else domain
@@ -84,6 +94,11 @@ def parse_proto(proto: Any, source: Source) -> OnnxModel:
     return _Parser(source).model(proto)
 
 
+def parse_function(proto: Any, label: str) -> OnnxFunction:
+    """Turn a FunctionProto that comes from no file into an OnnxFunction."""
+    return _Parser(Source(b"", label)).function(proto)
+
+
 class _Parser:
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -95,7 +110,7 @@ class _Parser:
 
     def model(self, proto: Any) -> OnnxModel:
         for nodes in _node_lists(proto):
-            self.taken.update(n.name for n in nodes if n.name)
+            self.taken.update(text(n.name) for n in nodes if n.name)
         functions: dict[FunctionKey, OnnxFunction] = {}
         for item in proto.functions:
             function = self.function(item)
@@ -113,21 +128,21 @@ class _Parser:
     def opsets(self, imports: Iterable[Any]) -> dict[str, int]:
         found: dict[str, int] = {}
         for item in imports:
-            domain = domain_name(item.domain)
+            domain = domain_name(text(item.domain))
             if found.setdefault(domain, item.version) != item.version:
                 raise self.fail(f"it imports two versions of the operator set {domain!r}")
         return found
 
     def function(self, proto: Any) -> OnnxFunction:
         where = f"function {proto.name!r}"
-        defaults: dict[str, Any] = dict.fromkeys(proto.attribute)
+        defaults: dict[str, Any] = dict.fromkeys(texts(proto.attribute))
         defaults.update(self.attributes(proto.attribute_proto, where))
         return OnnxFunction(
-            proto.name,
-            domain_name(proto.domain),
-            proto.overload,
-            tuple(proto.input),
-            tuple(proto.output),
+            text(proto.name),
+            domain_name(text(proto.domain)),
+            text(proto.overload),
+            texts(proto.input),
+            texts(proto.output),
             tuple(self.node(n) for n in proto.node),
             defaults,
             self.opsets(proto.opset_import),
@@ -135,7 +150,7 @@ class _Parser:
 
     def graph(self, proto: Any) -> OnnxGraph:
         return OnnxGraph(
-            proto.name,
+            text(proto.name),
             tuple(self.value(v) for v in proto.input),
             tuple(self.value(v) for v in proto.output),
             tuple(self.node(n) for n in proto.node),
@@ -144,8 +159,8 @@ class _Parser:
 
     def constants(self, proto: Any) -> dict[str, Array | Opaque]:
         found: dict[str, Array | Opaque] = {}
-        dense = ((t.name, decode, t) for t in proto.initializer)
-        sparse = ((t.values.name, decode_sparse, t) for t in proto.sparse_initializer)
+        dense = ((text(t.name), decode, t) for t in proto.initializer)
+        sparse = ((text(t.values.name), decode_sparse, t) for t in proto.sparse_initializer)
         for name, read, tensor in (*dense, *sparse):
             if not name or name in found:
                 raise self.fail(f"initialiser {name!r} has no name or stands there twice")
@@ -153,30 +168,31 @@ class _Parser:
         return found
 
     def value(self, proto: Any) -> OnnxValue:
-        kind = proto.type.WhichOneof("value")
+        name, kind = text(proto.name), proto.type.WhichOneof("value")
         if kind != "tensor_type":
             what = str(kind or "value without a type").removesuffix("_type")
-            return OnnxValue(proto.name, None, None, what)
+            return OnnxValue(name, None, None, what)
         tensor = proto.type.tensor_type
         dtype = ONNX_DTYPES.get(tensor.elem_type)
         what = f"tensor({dtype_name(tensor.elem_type)})"
         if not tensor.HasField("shape"):
-            return OnnxValue(proto.name, dtype, None, what)
+            return OnnxValue(name, dtype, None, what)
         shape = tuple(_dim(d) for d in tensor.shape.dim)
         if len(shape) > MAX_RANK:
-            raise self.fail(f"{proto.name!r} has {len(shape)} dimensions")
-        return OnnxValue(proto.name, dtype, shape, what)
+            raise self.fail(f"{name!r} has {len(shape)} dimensions")
+        return OnnxValue(name, dtype, shape, what)
 
     def node(self, proto: Any) -> OnnxNode:
-        label = self.label(proto.name, proto.op_type)
+        op = text(proto.op_type)
+        label = self.label(text(proto.name), op)
         return OnnxNode(
-            proto.op_type,
-            domain_name(proto.domain),
-            tuple(proto.input),
-            tuple(proto.output),
-            self.attributes(proto.attribute, f"node {label!r} ({proto.op_type})"),
+            op,
+            domain_name(text(proto.domain)),
+            texts(proto.input),
+            texts(proto.output),
+            self.attributes(proto.attribute, f"node {label!r} ({op})"),
             label,
-            proto.overload,
+            text(proto.overload),
         )
 
     def label(self, name: str, op: str) -> str:
@@ -193,14 +209,15 @@ class _Parser:
     def attributes(self, protos: Iterable[Any], where: str) -> Mapping[str, Any]:
         found: dict[str, Any] = {}
         for proto in protos:
-            if not proto.name or proto.name in found:
-                raise self.fail(f"{where}: attribute {proto.name!r} is nameless or doubled")
-            found[proto.name] = self.attribute(proto, f"{where}, attribute {proto.name!r}")
+            name = text(proto.name)
+            if not name or name in found:
+                raise self.fail(f"{where}: attribute {name!r} is nameless or doubled")
+            found[name] = self.attribute(proto, f"{where}, attribute {name!r}")
         return found
 
     def attribute(self, proto: Any, where: str) -> Any:
         if proto.ref_attr_name:
-            return Reference(proto.ref_attr_name)
+            return Reference(text(proto.ref_attr_name))
         field = _FIELD_OF_TYPE.get(proto.type) if proto.type else _guess(proto)
         if field is None:
             raise self.fail(f"{where} has no type known to ONNX")
@@ -240,7 +257,7 @@ def _guess(proto: Any) -> str | None:
 def _dim(proto: Any) -> Dim | None:
     if proto.WhichOneof("value") == "dim_value":
         return int(proto.dim_value) if proto.dim_value > 0 else None
-    name = str(proto.dim_param).strip()
+    name = text(proto.dim_param).strip()
     return None if name in _ANONYMOUS else name
 
 

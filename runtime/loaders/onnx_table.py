@@ -25,7 +25,7 @@ from crossdock.runtime.loaders.onnx_parse import onnx_package
 from crossdock.runtime.tensor import FLOATS, Array, to_numpy
 
 if TYPE_CHECKING:
-    from crossdock.runtime.loaders.onnx_convert import Frame
+    from crossdock.runtime.loaders.onnx_frame import Frame
 
 OLDEST = 7
 """The oldest opset of the default domain that converters know."""

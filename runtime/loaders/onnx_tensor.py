@@ -22,6 +22,8 @@ MAX_RANK = 32
 MAX_DENSE = 1 << 31
 """Bytes that a sparse tensor or a filled constant may take once it is dense."""
 
+_SMALL = ("int32", "int16", "int8", "uint16", "uint8", "bool", "float16", "bfloat16")
+
 # The typed field that holds each element type, and how it is stored there.
 _FIELDS: dict[str, tuple[str, str]] = {
     "float32": ("float_data", "float32"),
@@ -29,10 +31,7 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "int64": ("int64_data", "int64"),
     "uint32": ("uint64_data", "uint64"),
     "uint64": ("uint64_data", "uint64"),
-    **{
-        name: ("int32_data", "int32")
-        for name in ("int32", "int16", "int8", "uint16", "uint8", "bool", "float16", "bfloat16")
-    },
+    **dict.fromkeys(_SMALL, ("int32_data", "int32")),
 }
 _DATA_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
@@ -118,7 +117,7 @@ def decode_sparse(proto: Any, source: Source, where: str) -> Array | Opaque:
 
 def _external(proto: Any, source: Source, want: int, where: str) -> Array:
     entries = {entry.key: entry.value for entry in proto.external_data}
-    path = resolve(entries.get("location", ""), source, where)
+    path = resolve(str(entries.get("location", "")), source, where)
     try:
         offset, length = int(entries.get("offset") or 0), int(entries.get("length") or want)
     except ValueError as error:

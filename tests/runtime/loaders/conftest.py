@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.loaders import load
-from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 ort.set_default_logger_severity(4)
 NEWEST_ORT = 24

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
+
 from crossdock.runtime.errors import LoadError, MalformedModel, UnsafeModel, UnsupportedModel
 from crossdock.runtime.loaders import load
-from onnx import helper
 
 
 def zipped() -> bytes:

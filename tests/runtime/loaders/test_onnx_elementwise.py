@@ -18,15 +18,37 @@ C = np.array([True, True, False])
 
 @pytest.mark.parametrize(
     "op",
-    "Abs Ceil Cos Cosh Erf Exp Floor HardSwish Identity Mish Neg Relu Round Sigmoid Sign Sin Sinh "
-    "Softplus Softsign Tan Tanh Asinh".split(),
+    [
+        "Abs",
+        "Ceil",
+        "Cos",
+        "Cosh",
+        "Erf",
+        "Exp",
+        "Floor",
+        "HardSwish",
+        "Identity",
+        "Mish",
+        "Neg",
+        "Relu",
+        "Round",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Sinh",
+        "Softplus",
+        "Softsign",
+        "Tan",
+        "Tanh",
+        "Asinh",
+    ],
 )
 def test_unary(check: Any, op: str) -> None:
     for opset in (18, 22):
         check(op, F * 0.9, opset=opset)
 
 
-@pytest.mark.parametrize("op", "Log Reciprocal Sqrt Acosh Atanh".split())
+@pytest.mark.parametrize("op", ["Log", "Reciprocal", "Sqrt", "Acosh", "Atanh"])
 def test_unary_on_a_domain(check: Any, op: str) -> None:
     x = np.array([0.2, 0.5, 0.9], np.float32) + (op == "Acosh")
     check(op, x, opset=13, rtol=2e-5)
@@ -93,8 +115,8 @@ def test_mod(check: Any) -> None:
 @pytest.mark.parametrize("op", ["Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"])
 def test_comparisons_give_bools(check: Any, op: str) -> None:
     opset = 16 if "Or" in op else 9
-    check(op, F, G, opset=opset)
     check(op, I, np.array([5, 5, 5]), opset=opset)
+    check(op, F, G, opset=max(opset, 11))
     if op == "Equal":
         check(op, I, J, opset=7)
         check(op, F, F, opset=11)
@@ -210,7 +232,7 @@ def test_softmax_of_large_numbers(check: Any) -> None:
 
 def test_dropout(check: Any) -> None:
     check("Dropout", F, opset=7, ratio=0.3)
-    check("Dropout", F, opset=10, outputs=2)
+    check("Dropout", F, opset=10)
     check("Dropout", F, opset=12, outputs=2)
     off = np.array(False)
     check("Dropout", F, np.array(0.5, np.float32), off, opset=13, fixed=[1, 2])
@@ -226,7 +248,7 @@ def test_a_bool_that_is_computed_stays_a_bool(make: Any, compare: Any) -> None:
         helper.make_node("Transpose", ["c"], ["t"]),
         helper.make_node("Not", ["t"], ["n"]),
         helper.make_node("Cast", ["n"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Where", ["n", "n", "t"], ["w"]),
+        helper.make_node("Or", ["n", "t"], ["w"]),
         helper.make_node("Cast", ["g"], ["u"], to=TensorProto.UINT8),
     ]
     feeds = {"x": F, "flag": B}

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
+
 from crossdock.runtime.errors import MalformedModel, UnsafeModel, UnsupportedModel
 from crossdock.runtime.loaders import load
-from onnx import helper, numpy_helper
 
 X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 N = np.arange(24, dtype=np.int64).reshape(2, 3, 4)
@@ -196,8 +197,18 @@ def test_center_crop_pad(check: Any) -> None:
 
 @pytest.mark.parametrize(
     "op",
-    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
-    "ReduceSum ReduceSumSquare".split(),
+    [
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceSumSquare",
+    ],
 )
 def test_reductions(check: Any, op: str) -> None:
     x = (X + 1) / 10

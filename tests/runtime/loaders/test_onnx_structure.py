@@ -1,4 +1,4 @@
-"""Broken, unsupported and unusual ONNX graphs: typed errors that name the node, or a right graph."""
+"""Broken, unsupported and unusual ONNX graphs: errors that name the node, or a right graph."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
 from crossdock.runtime.errors import (
     Error,
     FeedError,
@@ -18,9 +22,6 @@ from crossdock.runtime.errors import (
     UnsupportedModel,
 )
 from crossdock.runtime.loaders import load
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -168,7 +169,7 @@ def test_an_input_that_is_an_initialiser_is_a_constant(make: Any, compare: Any) 
 
 
 ODD = {
-    name: np.array(values).astype(dtype)
+    name: np.array(values, dtype)
     for name, dtype, values in [
         ("float32", np.float32, [1.5, -2, np.inf]),
         ("float64", np.float64, [1.5, -2, 1e300]),
@@ -194,9 +195,11 @@ def test_initialisers_of_every_type(make: Any, dtype: str, raw: bool) -> None:
     if raw:
         tensor = numpy_helper.from_array(array, "w")
     else:
-        bits = array.view(np.uint16) if dtype == "float16" else array
+        bits = array.view({"float16": np.uint16, "bool": np.uint8}.get(dtype, array.dtype))
         tensor = TensorProto(name="w", data_type=kind, dims=array.shape)
-        getattr(tensor, helper.tensor_dtype_to_field(kind)).extend(bits.tolist())
+        getattr(tensor, helper.tensor_dtype_to_field(kind)).extend(
+            int(v) if dtype == "bool" else v for v in bits.tolist()
+        )
     model = make([node("Identity", "w", "y")], {"x": X}, ["y"])
     model.graph.initializer.append(tensor)
     graph = load(model)
@@ -289,12 +292,15 @@ def test_symbols_keep_their_names_and_anonymous_ones_get_their_own(make: Any) ->
 
 def test_binding_runs_the_conversion_anew(make: Any, compare: Any) -> None:
     model = open_model(make, ["n", 3])
-    model.graph.node[:] = [
-        node("Shape", "x", "s"),
-        node("Gather", "s zero", "n"),
-        node("Concat", "n two", "t", axis=0),
-        node("Reshape", "x t", "y"),
-    ]
+    del model.graph.node[:]
+    model.graph.node.extend(
+        [
+            node("Shape", "x", "s"),
+            node("Gather", "s zero", "n"),
+            node("Concat", "n two", "t", axis=0),
+            node("Reshape", "x t", "y"),
+        ]
+    )
     model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "zero"))
     model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "two"))
     graph = load(model)
@@ -305,7 +311,8 @@ def test_binding_runs_the_conversion_anew(make: Any, compare: Any) -> None:
 
 def test_a_size_that_does_not_fit_names_the_node_and_the_sizes(make: Any) -> None:
     model = open_model(make, ["n", 3])
-    model.graph.node[:] = [node("Reshape", "x t", "y", "fold")]
+    del model.graph.node[:]
+    model.graph.node.append(node("Reshape", "x t", "y", "fold"))
     model.graph.initializer.append(numpy_helper.from_array(np.array([4, 3]), "t"))
     with pytest.raises(ShapeError, match=r"'fold' \(Reshape\).*x float32\[5,3\]"):
         load(model).bind({"n": 5})
@@ -447,7 +454,7 @@ def test_damage_gives_our_errors_alone(cut: float, flips: list[tuple[int, int]])
         data[place] ^= mask
     with contextlib.suppress(Error):
         graph = load(bytes(data[: round(len(data) * cut)]))
-        graph.bind({name: 2 for name in graph.symbols}).check()
+        graph.bind(dict.fromkeys(graph.symbols, 2)).check()
 
 
 @given(st.binary(max_size=200))

@@ -1,0 +1,86 @@
+"""ONNX convolutions over one and two spatial dimensions."""
+
+from __future__ import annotations
+
+from crossdock.runtime.builder import Operand
+from crossdock.runtime.loaders.onnx_table import Context, onnx_op
+from crossdock.runtime.loaders.onnx_window import (
+    Window,
+    as_image,
+    explicit_pads,
+    from_image,
+    halves,
+    spatial,
+)
+
+
+def _filter(ctx: Context) -> Operand:
+    x, weights = ctx.x(0), ctx.x(1)
+    if len(weights.shape) != len(x.shape) or len(x.shape) < 3:
+        raise ctx.malformed(f"a filter of rank {len(weights.shape)}, an input of {len(x.shape)}")
+    return weights
+
+
+def _bias(ctx: Context) -> dict[str, Operand]:
+    bias = ctx.opt(2)
+    return {} if bias is None else {"bias": bias}
+
+
+@onnx_op("Conv")
+def conv(ctx: Context) -> Operand:
+    """Convolution; channels first, filter by output and input channel."""
+    x, weights = ctx.x(0), _filter(ctx)
+    window = spatial(ctx, weights.shape[2:])
+    out = ctx.b.conv2d(
+        as_image(ctx, x),
+        as_image(ctx, weights),
+        **window.options(),
+        **_bias(ctx),
+        groups=ctx.node.get_int("group", 1),
+    )
+    return from_image(ctx, out, len(x.shape))
+
+
+@onnx_op("ConvTranspose")
+def conv_transpose(ctx: Context) -> Operand:
+    """Transposed convolution; the filter by input and output channel."""
+    x, weights = ctx.x(0), _filter(ctx)
+    given = spatial(ctx, weights.shape[2:])
+    count = len(given.kernel)
+    extra = list(ctx.node.get_ints("output_padding") or (0,) * count)
+    if len(extra) != count or min(extra) < 0:
+        raise ctx.malformed(f"output_padding {extra} for {count} spatial dimensions")
+    pads = _transposed_pads(ctx, given, extra)
+    if any(e >= s for e, s in zip(extra, given.strides, strict=True)):
+        raise ctx.unsupported(f"output padding {extra} of a stride or more {list(given.strides)}")
+    window = Window(given.kernel, given.strides, given.dilations, pads)
+    out = ctx.b.conv_transpose2d(
+        as_image(ctx, x),
+        as_image(ctx, weights),
+        **window.options(),
+        **_bias(ctx),
+        output_padding=[0] * (count == 1) + extra,
+        groups=ctx.node.get_int("group", 1),
+    )
+    return from_image(ctx, out, len(x.shape))
+
+
+def _transposed_pads(ctx: Context, window: Window, extra: list[int]) -> tuple[tuple[int, int], ...]:
+    """Padding from the attribute, or from the wanted output; ``extra`` takes what is short."""
+    sizes = ctx.x().shape[2:]
+    mode = ctx.node.get_str("auto_pad", "NOTSET")
+    wanted = ctx.node.get_ints("output_shape")
+    if wanted is None and mode not in ("SAME_UPPER", "SAME_LOWER"):
+        return ((0, 0),) * len(sizes) if mode == "VALID" else explicit_pads(ctx, len(sizes))
+    if wanted is None:
+        wanted = tuple(d * s for d, s in zip(sizes, window.strides, strict=True))
+    wanted = wanted[-len(sizes) :]
+    if len(wanted) != len(sizes):
+        raise ctx.malformed(f"output_shape {list(wanted)} for {len(sizes)} spatial dimensions")
+    pads = []
+    for i, size in enumerate(sizes):
+        full = (size - 1) * window.strides[i] + extra[i] + window.reach(i)
+        total = full - wanted[i]
+        extra[i] += max(0, -total)
+        pads.append(halves(max(0, total), upper=mode == "SAME_UPPER"))
+    return tuple(pads)

@@ -1,0 +1,218 @@
+"""Names to values while an ONNX graph is converted: frames, constants, captures of branches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crossdock.runtime.builder import GraphBuilder, Operand
+from crossdock.runtime.errors import MalformedModel, UnsupportedModel
+from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.loaders.onnx_model import Opaque
+from crossdock.runtime.loaders.onnx_table import Value
+from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
+
+if TYPE_CHECKING:
+    from crossdock.runtime.loaders.onnx_convert import Converter
+
+
+@dataclass
+class Captures:
+    """What the branches of one conditional take from outside, in one order for all of them."""
+
+    values: dict[str, Operand] = field(default_factory=dict)
+
+    def name(self, operand: Operand) -> str:
+        """The branch input that stands for an outer operand."""
+        for name, known in self.values.items():
+            if known is operand:
+                return name
+        name = f"captured.{len(self.values)}"
+        self.values[name] = operand
+        return name
+
+
+class LabellingBuilder(GraphBuilder):
+    """A builder that names every node it makes after the ONNX node being converted.
+
+    All are called "<label>/<op>"; ``settle`` says which of them is the ONNX node itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(fold=True)
+        self.label = ""
+        self.made: list[Operand] = []
+        self.mains: dict[str, str] = {}
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = super().__getattr__(name)
+
+        def labelled(*args: Any, **options: Any) -> Any:
+            if self.label:
+                options.setdefault("label", f"{self.label}/{name}")
+            results = method(*args, **options)
+            self.made.extend(results if isinstance(results, tuple) else (results,))
+            return results
+
+        return labelled
+
+    def settle(self, results: Iterable[Operand]) -> None:
+        """Give the label to the node that made the first of ``results``, or else to the last."""
+        chosen = next((r for r in results if any(r is m for m in self.made)), None)
+        if chosen is None and self.made:
+            chosen = self.made[-1]
+        if chosen is not None and self.label:
+            self.mains.setdefault(chosen.name, self.label)
+        self.made = []
+        self.label = ""
+
+
+class Writer:
+    """One builder, and the constants it has been given, so that none is held twice."""
+
+    def __init__(self) -> None:
+        self.b = LabellingBuilder()
+        self._constants: dict[int, tuple[Array, Value]] = {}
+        self._filled: dict[tuple[str, tuple[int, ...], bytes], Array] = {}
+        self._captured: dict[str, Operand] = {}
+
+    def input(self, name: str, spec: TensorSpec) -> Value:
+        """Declare a graph input; bools are bytes from there on."""
+        operand = self.b.input(name, spec.shape, spec.dtype)
+        if spec.dtype != "bool":
+            return Value(operand)
+        return Value(self.b.cast(operand, "uint8"), True)
+
+    def captured(self, name: str, outer: Operand) -> Operand:
+        """Declare an input that stands for an operand of the graph around."""
+        if name not in self._captured:
+            self._captured[name] = self.b.input(name, outer.shape, outer.dtype)
+        return self._captured[name]
+
+    def constant(self, array: Array) -> Value:
+        """An array as a value; ONNX bools are held as uint8."""
+        found = self._constants.get(id(array))
+        if found is None:
+            boolean = array.dtype == np.bool_
+            operand = self.b.constant(array.view(np.uint8) if boolean else array)
+            found = self._constants[id(array)] = (array, Value(operand, boolean))
+        return found[1]
+
+    def filled(self, shape: tuple[int, ...], fill: Array) -> Value:
+        """A constant of one repeated element, the same for the same shape and element."""
+        key = (fill.dtype.name, shape, fill.tobytes())
+        array = self._filled.get(key)
+        if array is None:
+            array = np.full(shape, fill, dtype=fill.dtype)
+            array.flags.writeable = False
+            self._filled[key] = array
+        return self.constant(array)
+
+    def build(self, outputs: Mapping[str, Value], name: str, *, booleans: bool) -> Graph:
+        """Build the graph, its nodes named as the ONNX nodes; ``booleans``: bools leave as such."""
+        b = self.b
+        ends = {
+            key: b.cast(value.operand, "bool") if value.boolean and booleans else value.operand
+            for key, value in outputs.items()
+        }
+        b.name = name or "graph"
+        graph = b.build(ends)
+        taken = {node.name for node in graph.nodes}
+        return replace(graph, nodes=tuple(_renamed(n, b.mains, taken) for n in graph.nodes))
+
+
+def _renamed(node: Node, mains: Mapping[str, str], taken: set[str]) -> Node:
+    label = next((mains[v] for v in node.outputs if v in mains), None)
+    if label is None or label in taken:
+        return node
+    taken.add(label)
+    return replace(node, name=label)
+
+
+class Frame:
+    """The names of one graph or function body.
+
+    A frame with a parent sees the parent's names; where the parent writes with another builder,
+    an outer constant is given to this one too, and anything else becomes a captured input.
+    """
+
+    def __init__(
+        self,
+        converter: Converter,
+        writer: Writer,
+        opsets: Mapping[str, int],
+        *,
+        parent: Frame | None = None,
+        captures: Captures | None = None,
+        prefix: str = "",
+    ) -> None:
+        self.converter = converter
+        self.writer = writer
+        self.opsets = opsets
+        self.parent = parent
+        self.captures = captures
+        self.prefix = prefix
+        self.values: dict[str, Value | None] = {}
+        self.pending: dict[str, Array | Opaque] = {}
+        self.failed: set[str] = set()
+
+    def get(self, name: str) -> Value | None:
+        """The value of a name; None where a function's optional input was left out."""
+        if name in self.values:
+            return self.values[name]
+        if name in self.pending:
+            value: Value | None = self._initialiser(name)
+        elif self.parent is None:
+            raise MalformedModel(f"{name!r} is read, but nothing makes it")
+        else:
+            value = self._outer(self.parent, name)
+        self.values[name] = value
+        return value
+
+    def has_failed(self, name: str) -> bool:
+        """True for a value of a node that could not be converted, here or outside."""
+        if name in self.failed:
+            return True
+        known = name in self.values or name in self.pending
+        return not known and self.parent is not None and self.parent.has_failed(name)
+
+    def _initialiser(self, name: str) -> Value:
+        array = self.pending[name]
+        if isinstance(array, Opaque):
+            raise UnsupportedModel(f"initialiser {name!r} of type {array.what} is not supported")
+        return self.writer.constant(array)
+
+    def _outer(self, parent: Frame, name: str) -> Value | None:
+        value = parent.get(name)
+        if value is None or parent.writer is self.writer or self.captures is None:
+            return value
+        known = value.operand.value
+        if known is not None:
+            return Value(self.writer.constant(known).operand, value.boolean)
+        operand = value.operand
+        inner = self.captures.name(operand)
+        return Value(self.writer.captured(inner, operand), value.boolean)
+
+    def require(self, name: str) -> Value:
+        """The value of a name that must have one."""
+        value = self.get(name)
+        if value is None:
+            raise MalformedModel(f"{name!r} has no value")
+        return value
+
+    def constant(self, array: Array) -> Value:
+        """An array as a value of this frame's builder."""
+        return self.writer.constant(array)
+
+    def filled(self, shape: Sequence[int], fill: Array) -> Value:
+        """A constant of one repeated element."""
+        return self.writer.filled(tuple(shape), fill)
+
+    def empty(self, dtype: str, shape: Sequence[int]) -> Operand:
+        """A tensor without elements."""
+        assert math.prod(shape) == 0, shape
+        return self.writer.b.constant(np.zeros(tuple(shape), to_numpy(dtype)))

@@ -1,0 +1,114 @@
+"""ONNX normalisations."""
+
+from __future__ import annotations
+
+import math
+
+from crossdock.runtime.builder import Operand
+from crossdock.runtime.loaders.onnx_shape import reshaped
+from crossdock.runtime.loaders.onnx_table import Context, onnx_op
+
+
+@onnx_op("BatchNormalization", since=7)
+def batch_normalization(ctx: Context) -> Operand:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, a channel, at inference."""
+    node, b, x = ctx.node, ctx.b, ctx.x()
+    if (ctx.opset < 9 and not node.get_int("spatial", 1)) or node.get_int("training_mode"):
+        raise ctx.unsupported("training mode, or statistics for each element")
+    if any(ctx.wants(i) for i in range(1, 5)):
+        raise ctx.unsupported("an output of running statistics")
+    scale, bias, mean, variance = (
+        p if p.dtype == x.dtype else b.cast(p, x.dtype) for p in (ctx.x(i) for i in range(1, 5))
+    )
+    return b.batch_normalization(
+        x, mean, variance, scale=scale, bias=bias, axis=1, epsilon=node.get_float("epsilon", 1e-5)
+    )
+
+
+@onnx_op("InstanceNormalization", since=6)
+def instance_normalization(ctx: Context) -> Operand:
+    """Each channel of each sample normalised over its spatial axes."""
+    x = ctx.x()
+    if len(x.shape) < 3:
+        raise ctx.malformed(f"an input of rank {len(x.shape)}")
+    n, c, *space = x.shape
+    image = reshaped(ctx, x, [n, c, *space] if len(space) == 2 else [n, c, 1, math.prod(space)])
+    out = ctx.b.instance_normalization(
+        image, scale=ctx.x(1), bias=ctx.x(2), epsilon=ctx.node.get_float("epsilon", 1e-5)
+    )
+    return reshaped(ctx, out, x.shape)
+
+
+@onnx_op("LayerNormalization", since=17)
+def layer_normalization(ctx: Context) -> list[Operand | None]:
+    """Normalised over the axes from ``axis`` on; mean and inverse deviation on request."""
+    b, x = ctx.b, ctx.x()
+    rank = len(x.shape)
+    axes = list(range(ctx.axis(ctx.node.get_int("axis", -1), rank), rank))
+    epsilon = ctx.node.get_float("epsilon", 1e-5)
+    scale, bias = ctx.x(1), ctx.opt(2)
+    inner = tuple(x.shape[axes[0] :])
+    if tuple(scale.shape) == inner and (bias is None or tuple(bias.shape) == inner):
+        options = {"scale": scale} if bias is None else {"scale": scale, "bias": bias}
+        out = b.layer_normalization(x, **options, axes=axes, epsilon=epsilon)
+    else:
+        out = b.mul(b.layer_normalization(x, axes=axes, epsilon=epsilon), scale)
+        out = out if bias is None else b.add(out, bias)
+    if not ctx.wants(1) and not ctx.wants(2):
+        return [out]
+    mean = b.reduce_mean(x, axes=axes, keep_dimensions=True)
+    apart = b.sub(x, mean)
+    variance = b.reduce_mean(b.mul(apart, apart), axes=axes, keep_dimensions=True)
+    deviation = b.sqrt(b.add(variance, ctx.like(epsilon, variance)))
+    return [out, mean, b.reciprocal(deviation)]
+
+
+@onnx_op("RMSNormalization", since=23)
+def rms_normalization(ctx: Context) -> Operand:
+    """Divided by the root mean square over the axes from ``axis`` on (Zhang & Sennrich 2019)."""
+    b, x = ctx.b, ctx.x()
+    rank = len(x.shape)
+    axes = list(range(ctx.axis(ctx.node.get_int("axis", -1), rank), rank))
+    epsilon = ctx.node.get_float("epsilon", 1e-5)
+    half = x.dtype in ("float16", "bfloat16")
+    wide = b.cast(x, "float32") if half else x
+    square = b.reduce_mean(b.mul(wide, wide), axes=axes, keep_dimensions=True)
+    out = b.div(wide, b.sqrt(b.add(square, ctx.like(epsilon, square))))
+    return b.mul(b.cast(out, x.dtype) if half else out, ctx.x(1))
+
+
+@onnx_op("GroupNormalization", since=18)
+def group_normalization(ctx: Context) -> Operand:
+    """Groups of channels normalised; scale and bias a channel, or before opset 21 a group."""
+    b, x = ctx.b, ctx.x()
+    if len(x.shape) < 2:
+        raise ctx.malformed(f"an input of rank {len(x.shape)}")
+    n, c = x.shape[:2]
+    ctx.node.require("num_groups")
+    groups = ctx.node.get_int("num_groups")
+    if groups < 1 or c % groups:
+        raise ctx.malformed(f"{c} channels in {groups} groups")
+    rows = b.reshape(x, [n, groups, math.prod(x.shape[1:]) // groups])
+    out = b.layer_normalization(rows, axes=[2], epsilon=ctx.node.get_float("epsilon", 1e-5))
+    scale, bias = ctx.x(1), ctx.x(2)
+    if ctx.opset < 21:
+        shape = [1, groups, 1]
+    else:
+        out = b.reshape(out, list(x.shape))
+        shape = [1, c, *([1] * (len(x.shape) - 2))]
+    out = b.add(b.mul(out, reshaped(ctx, scale, shape)), reshaped(ctx, bias, shape))
+    return reshaped(ctx, out, x.shape)
+
+
+@onnx_op("LRN")
+def local_response_normalization(ctx: Context) -> Operand:
+    """Divide: x / (bias + alpha / size * sum of squares over near channels) ^ beta."""
+    node = ctx.node
+    node.require("size")
+    return ctx.b.lrn(
+        ctx.x(),
+        node.get_int("size"),
+        alpha=node.get_float("alpha", 1e-4),
+        beta=node.get_float("beta", 0.75),
+        bias=node.get_float("bias", 1.0),
+    )
