@@ -54,8 +54,8 @@ def _asymmetric(at: Array, scale: float, size: int, out: int, roi: Any) -> Array
 def _crop(at: Array, scale: float, size: int, out: int, roi: Any) -> Array:  # noqa: ARG001
     start, end = roi
     if out > 1:
-        return start * (size - 1) + at * (end - start) * (size - 1) / (out - 1)
-    return np.full_like(at, 0.5 * (start + end) * (size - 1))
+        return np.asarray((start + at * ((end - start) / (out - 1))) * (size - 1))
+    return np.full(out, 0.5 * (start + end) * (size - 1))
 
 
 POSITIONS: dict[str, Position] = {

@@ -1,10 +1,11 @@
-"""Renders runtime/operators.pyi, the builder's methods with their types, from the op table.
+"""Renders runtime/operators.py, the builder's methods with their types, from the op table.
 
 ``python -m tests.runtime.operator_stub`` writes the file anew after an op was added.
 """
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,18 @@ from crossdock.kernels import table
 from crossdock.kernels.ops_rules import MANY, bare
 from crossdock.kernels.spec import REQUIRED, OpSpec
 
-TARGET = Path(__file__).resolve().parents[2] / "runtime" / "operators.pyi"
+TARGET = Path(__file__).resolve().parents[2] / "runtime" / "operators.py"
 
-HEADER = """\
-# Made by tests/runtime/operator_stub.py from the op table: the builder's methods, for type checkers
-# and editors. At run time GraphBuilder makes them from the table.
-# ruff: noqa: A002, E501
+HEADER = '''\
+"""The builder's methods with their types, for type checkers and editors.
+
+Made by tests/runtime/operator_stub.py from the op table. Never imported at run time: GraphBuilder
+makes the methods from the table itself.
+"""
+# ruff: noqa: A002, D102
 # fmt: off
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -26,8 +32,11 @@ from crossdock.runtime.graph import Graph
 from crossdock.runtime.operand import Operand
 from crossdock.runtime.tensor import Dim
 
+
 class Operators:
-"""
+    """A method for every op: operands, positional attributes, then options as keywords."""
+
+'''
 
 TYPES = {
     "activations": "Sequence[str] | None",
@@ -82,7 +91,12 @@ def method(spec: OpSpec) -> str:
             parts.append(f"{name}: {kind(spec, name, default)}{given}")
     parts.append('label: str = ""')
     result = "tuple[Operand, ...]" if spec.name in MANY else "Operand"
-    return f"    def {spec.name}({', '.join(parts)}) -> {result}: ...\n"
+    line = f"    def {spec.name}({', '.join(parts)}) -> {result}: ...\n"
+    if len(line) <= 101:
+        return line
+    whole = ", ".join(part.replace(" ", "\u00a0") for part in parts)
+    inner = textwrap.indent(textwrap.fill(whole, 91), " " * 8).replace("\u00a0", " ")
+    return f"    def {spec.name}(\n{inner},\n    ) -> {result}: ...\n"
 
 
 def kind(spec: OpSpec, name: str, default: Any) -> str:
