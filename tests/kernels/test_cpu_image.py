@@ -1,0 +1,145 @@
+"""Convolution and pooling on the host over drawn geometries, against float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from crossdock.kernels import cpu_conv, cpu_conv_panel, table
+from crossdock.runtime.errors import Error
+from crossdock.runtime.tensor import Array
+from tests.kernels.cpu_run import call_of, candidate, candidates, check, device, execute
+
+SUM = 3e-6
+"""Sums of a few hundred float32 products, relative to the largest."""
+
+
+def drawn(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> dict[str, Any]:
+    """Attributes that window ops share, small enough to fit most images."""
+    return {
+        "padding": [draw(st.integers(0, 3)) for _ in range(4)],
+        "strides": [draw(st.integers(1, 3)) for _ in range(2)],
+        "dilations": [draw(st.integers(1, 2)) for _ in range(2)],
+    }
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[list[Array | None], dict[str, Any]]:
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    channels, outputs = (groups * draw(st.integers(1, 9)) for _ in range(2))
+    image = drawn(draw(st.integers(1, 2)), channels, draw(st.integers(1, 20)), draw(
+        st.integers(1, 40)), seed=1)  # fmt: skip
+    kernel = drawn(outputs, channels // groups, draw(st.integers(1, 5)), draw(st.integers(1, 5)))
+    bias = drawn(outputs, seed=2) if draw(st.booleans()) else None
+    return [image, kernel, bias], draw(windows()) | {"groups": groups}
+
+
+@given(convolutions(), st.booleans())
+@settings(max_examples=120)
+def test_convolution(case: tuple[list[Array | None], dict[str, Any]], fixed: bool) -> None:
+    arrays, attrs = case
+    try:
+        call = call_of("conv2d", arrays, attrs)
+    except Error:
+        assume(False)
+    names = [k.name for k in candidates(call) if k.name.startswith("cpu.")]
+    assert "cpu.conv2d.panel" in names
+    for name in names:
+        constants = (1,) if fixed else ()
+        check("conv2d", arrays, attrs, constants, name=name, tolerance=SUM)
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "size", "window"),
+    [(300, 33, 7, 1), (90, 17, 9, 3), (16, 130, 14, 3), (2, 4, 60, 7)],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_convolution_in_blocks(
+    channels: int, outputs: int, size: int, window: int, threads: int
+) -> None:
+    """More taps than a block holds, tiles and vectors that are not whole, shared panels."""
+    image, kernel = drawn(1, channels, size, size), drawn(outputs, channels, window, window)
+    attrs = {"padding": [window // 2] * 4}
+    check(
+        "conv2d", [image, kernel, drawn(outputs)], attrs, (1,),
+        name="cpu.conv2d.panel", tolerance=1e-5, threads=threads,
+    )  # fmt: skip
+
+
+def test_a_wide_filter_shares_panels() -> None:
+    arrays = [drawn(1, 256, 7, 7), drawn(512, 256, 1, 1), None]
+    shape = cpu_conv.geometry(call_of("conv2d", arrays), threads=1)
+    assert 1 < shape["share"] <= cpu_conv_panel.SHARE
+    check("conv2d", arrays, {}, (1,), name="cpu.conv2d.panel", tolerance=SUM)
+
+
+def test_a_constant_filter_is_packed_once() -> None:
+    arrays = [drawn(1, 4, 8, 8), drawn(4, 4, 3, 3), None]
+    info = device().info
+    for constants, steps, packs in (((1,), 1, 1), ((), 2, 0)):
+        call = call_of("conv2d", arrays, {}, constants)
+        lowered = candidate(call, "cpu.conv2d.panel").lower(call, info)
+        assert (len(lowered.steps), len(lowered.packs)) == (steps, packs)
+        assert lowered.unused == frozenset(constants)
+
+
+def test_other_layouts_are_refused_with_the_reason() -> None:
+    image, kernel = drawn(1, 8, 8, 4), drawn(4, 4, 3, 3)
+    call = call_of("conv2d", [image, kernel], {"input_layout": "nhwc"})
+    why = dict(table.candidates(call, device().info).rejected)
+    assert "not nchw and oihw" in why["cpu.conv2d.panel"]
+
+
+@given(windows(), st.integers(1, 4), st.integers(1, 4), st.integers(7, 30), st.integers(7, 45))
+@settings(max_examples=60)
+@pytest.mark.parametrize("op", ["max_pool2d", "average_pool2d", "l2_pool2d"])
+def test_pooling(op: str, attrs: dict[str, Any], kh: int, kw: int, height: int, width: int) -> None:
+    top, bottom, left, right = attrs["padding"]
+    attrs = attrs | {
+        "window_dimensions": [kh, kw],
+        # Less than the window: none lies outside of the image.
+        "padding": [min(top, kh - 1), min(bottom, kh - 1), min(left, kw - 1), min(right, kw - 1)],
+    }
+    check(op, [drawn(2, 3, height, width)], attrs, name=f"cpu.{op}.window", tolerance=SUM)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_average_counts(padded: bool) -> None:
+    attrs = {
+        "window_dimensions": [3, 3],
+        "strides": [2, 2],
+        "padding": [1, 1, 1, 1],
+        "output_shape_rounding": "ceil",
+        "count_include_pad": padded,
+    }
+    name = "cpu.average_pool2d.window"
+    check("average_pool2d", [drawn(1, 2, 14, 20)], attrs, name=name, tolerance=SUM)
+
+
+def test_a_wide_window_is_a_loop() -> None:
+    attrs = {"window_dimensions": [9, 11], "padding": [4, 4, 5, 5]}
+    name = "cpu.max_pool2d.window"
+    check("max_pool2d", [drawn(1, 2, 20, 30)], attrs, name=name)
+
+
+def test_max_pooling_propagates_nan() -> None:
+    image = drawn(1, 1, 9, 9)
+    image[0, 0, 4, 4] = np.nan
+    call = call_of("max_pool2d", [image], {"window_dimensions": [3, 3]})
+    (got,) = execute(candidate(call, "cpu.max_pool2d.window"), call, [image])
+    assert np.isnan(got).sum() == 9
+
+
+@pytest.mark.parametrize("op", ["max_pool2d", "average_pool2d", "l2_pool2d"])
+@pytest.mark.parametrize("size", [(7, 7), (1, 1), (20, 31)])
+def test_pooling_of_whole_images(op: str, size: tuple[int, int]) -> None:
+    check(op, [drawn(2, 5, *size)], {}, name=f"cpu.{op}.global", tolerance=SUM)
