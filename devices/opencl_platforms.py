@@ -61,6 +61,7 @@ def found_devices() -> tuple[Found, ...]:
     cl = load()
     platforms = sorted(cl.get_platforms(), key=lambda p: (p.name, p.version))
     handles = [d for p in platforms for d in _handles(p) if d.available and d.compiler_available]
+    handles = list({d.int_ptr: d for d in handles}.values())  # a driver may be listed twice
     return tuple(Found(_describe(cl, f"{KIND}:{i}", d), d) for i, d in enumerate(handles))
 
 

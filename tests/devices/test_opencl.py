@@ -154,16 +154,16 @@ def test_enqueueing_does_not_wait_for_the_device(device: OpenCLDevice) -> None:
 def test_kernel_objects_are_used_again(
     device: OpenCLDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
+    made, make = [], device.cl.Kernel
     monkeypatch.setattr(
-        device.cl, "Kernel", lambda *args, make=device.cl.Kernel: made.append(1) or make(*args)
+        device.cl, "Kernel", lambda program, name: made.append(name) or make(program, name)
     )
     x, y = upload(device, np.zeros(8, np.float32)), device.allocate(32)
     for _ in range(5):
         commands = record(device, *[(axpb_grid(8, 1, 1), {In(0): x, Out(0): y})] * 3)
         del commands
         gc.collect()
-    assert len(made) == 3
+    assert made.count("axpb") == 3  # pyopencl looks for others of its own
 
 
 def test_a_cached_binary_that_was_damaged_is_dropped(tmp_path: Path) -> None:
