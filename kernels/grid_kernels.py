@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from crossdock.kernels import grid_elementwise, grid_move, grid_pad
+from crossdock.kernels import grid_elementwise, grid_matmul, grid_move, grid_pad
 
-__all__ = ["grid_elementwise", "grid_move", "grid_pad"]
+__all__ = ["grid_elementwise", "grid_matmul", "grid_move", "grid_pad"]

@@ -171,6 +171,7 @@ def lower_triangular(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG0
     spec = operand(call, 0)
     height, width = spec.dims[-2:]
     text = _TRIANGLE.replace("OP", ">=" if call.attrs["upper"] else "<=")
-    args = (In(0), Out(0), *i32(spec.size, width, height, call.attrs["diagonal"]))
+    sizes = i32(spec.size, width, height, call.attrs["diagonal"])
+    args: tuple[Argument, ...] = (In(0), Out(0), *sizes)
     defines = define(T=RAW[item_size(spec.dtype)])
     return Lowered((launch(text, "triangle", args, (spec.size,), (256,), defines),))

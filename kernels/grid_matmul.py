@@ -1,0 +1,305 @@
+"""matmul and gemm on a grid: the tiled product, and products of a few rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.program import Argument, GridLaunch, In, Lowered, Out, Slot
+from crossdock.kernels.grid_common import (
+    KINDS,
+    MAX_ROWS,
+    Space,
+    accessors,
+    broadcast_strides,
+    define,
+    f32,
+    has,
+    i32,
+    launch,
+    not_among,
+    obstacle,
+    on_cpu,
+    operand,
+    row_major,
+)
+from crossdock.kernels.grid_product import (
+    COLUMNS_OF_A,
+    COLUMNS_OF_B,
+    ROWS_OF_A,
+    ROWS_OF_B,
+    Parts,
+    choose,
+    no_tile,
+    product,
+)
+from crossdock.kernels.spec import OpCall
+from crossdock.kernels.table import kernel
+
+DTYPES = ("float32", "float16", "bfloat16")
+MAX_BATCH_DIMS = 3
+FEW_ROWS = 8
+
+_PARAMS = (
+    "CONSTANT T *RESTRICT a, CONSTANT T *RESTRICT b, @C_PARAM@ GLOBAL T *RESTRICT y, "
+    "i32 M, i32 N, i32 K, i32 lda, i32 ldb, float alpha, float beta, i32 d1, i32 d2, "
+    "i32 a0, i32 a1, i32 a2, i32 b0, i32 b1, i32 b2, i32 c0, i32 c1, i32 c2, i32 cm, i32 cn"
+)
+
+_BATCH = r"""
+    const i32 z2 = z % d2, z1 = z / d2 % d1, z0 = z / d2 / d1;
+    a += z0 * a0 + z1 * a1 + z2 * a2;
+    b += z0 * b0 + z1 * b1 + z2 * b2;
+    y += z * M * N;
+#if HAS_C
+    c += z0 * c0 + z1 * c1 + z2 * c2;
+#define ADDED(m, n) + beta * T_LOAD(c, (m) * cm + (n) * cn)
+#else
+#define ADDED(m, n)
+#endif
+"""
+
+_STORE = r"""
+                STORE_LOOP for (i32 l = 0; l < W; ++l)
+                    if (l < left) T_STORE(y, m * N + n + l, alpha * sum[l] ADDED(m, n + l));
+"""
+
+_FEW_ROWS = r"""
+KERNEL BLOCK_SIZE(LANES, DEPTH, 1)
+void few_rows(@PARAMS@)
+{
+    LOCAL float part[DEPTH][ROWS][LANES];
+    const i32 tx = LOCAL_ID(0), ty = LOCAL_ID(1), n = GLOBAL_ID(0), z = GROUP_ID(2);
+    float acc[ROWS];
+    @SETUP@
+    UNROLL for (i32 i = 0; i < ROWS; ++i) acc[i] = 0.0f;
+    if (n < N) {
+        for (i32 k = ty; k < K; k += DEPTH) {
+            const float right = T_LOAD(b, k * ldb + n);
+            UNROLL for (i32 i = 0; i < ROWS; ++i)
+                acc[i] += T_LOAD(a, i * lda + k) * right;
+        }
+    }
+    UNROLL for (i32 i = 0; i < ROWS; ++i) part[ty][i][tx] = acc[i];
+    BARRIER();
+    if (n < N) {
+        for (i32 i = ty; i < ROWS; i += DEPTH) {
+            float sum = 0.0f;
+            for (i32 q = 0; q < DEPTH; ++q) sum += part[q][i][tx];
+            T_STORE(y, i * N + n, alpha * sum ADDED(i, n));
+        }
+    }
+}
+"""
+
+_FEW_ROWS_TRANSPOSED = r"""
+KERNEL BLOCK_SIZE(LANES, 1, 1)
+void few_rows(@PARAMS@)
+{
+    LOCAL float part[ROWS][LANES];
+    const i32 tx = LOCAL_ID(0), n = GROUP_ID(0), z = GROUP_ID(2);
+    float acc[ROWS];
+    @SETUP@
+    UNROLL for (i32 i = 0; i < ROWS; ++i) acc[i] = 0.0f;
+    for (i32 k = tx; k < K; k += LANES) {
+        const float right = T_LOAD(b, n * ldb + k);
+        UNROLL for (i32 i = 0; i < ROWS; ++i)
+            acc[i] += T_LOAD(a, i * lda + k) * right;
+    }
+    UNROLL for (i32 i = 0; i < ROWS; ++i) part[i][tx] = acc[i];
+    BARRIER();
+    if (tx < ROWS) {
+        float sum = 0.0f;
+        for (i32 q = 0; q < LANES; ++q) sum += part[tx][q];
+        T_STORE(y, tx * N + n, alpha * sum ADDED(tx, n));
+    }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A batch of products y = alpha a b + beta c.
+
+    Batch strides are in elements, one for each of the ``batch`` dimensions; ``c_strides`` are
+    those of ``c`` along rows and columns. A transposed factor is stored as its transpose.
+    """
+
+    m: int
+    n: int
+    k: int
+    dtype: str
+    batch: tuple[int, ...] = ()
+    a_batch: tuple[int, ...] = ()
+    b_batch: tuple[int, ...] = ()
+    c_batch: tuple[int, ...] = ()
+    c_strides: tuple[int, int] = (0, 0)
+    a_transposed: bool = False
+    b_transposed: bool = False
+    alpha: float = 1.0
+    beta: float = 1.0
+    a: Slot = In(0)  # noqa: RUF009 - immutable
+    b: Slot = In(1)  # noqa: RUF009 - immutable
+    c: Slot | None = None
+    y: Slot = Out(0)  # noqa: RUF009 - immutable
+
+    def space(self) -> Space:
+        """The collapsed batch, with the strides of a, b, c and y."""
+        size = self.m * self.n
+        written = tuple(s * size for s in row_major(self.batch))
+        c_batch = self.c_batch or (0,) * len(self.batch)
+        return Space(self.batch, (self.a_batch, self.b_batch, c_batch, written)).collapsed()
+
+    def arguments(self) -> tuple[Argument, ...]:
+        """Kernel arguments, in the order of the texts."""
+        space = self.space()
+        wide = MAX_BATCH_DIMS - len(space.dims)
+        dims = (1,) * wide + space.dims
+        strides = [(0,) * wide + s for s in space.strides[:3]]
+        lda = self.m if self.a_transposed else self.k
+        ldb = self.k if self.b_transposed else self.n
+        slots: tuple[Argument, ...] = (self.a, self.b, *((self.c,) if self.c else ()), self.y)
+        return (
+            *slots,
+            *i32(self.m, self.n, self.k, lda, ldb),
+            *f32(self.alpha, self.beta),
+            *i32(dims[1], dims[2], *strides[0], *strides[1], *strides[2], *self.c_strides),
+        )
+
+    def aligned(self) -> tuple[bool, bool]:
+        """Whether runs of four elements along a row start at multiples of four."""
+        lda = self.m if self.a_transposed else self.k
+        ldb = self.k if self.b_transposed else self.n
+        return (
+            lda % 4 == 0 and all(s % 4 == 0 for s in self.a_batch),
+            ldb % 4 == 0 and all(s % 4 == 0 for s in self.b_batch),
+        )
+
+
+def _params(factors: Factors) -> str:
+    return _PARAMS.replace("@C_PARAM@", "CONSTANT T *RESTRICT c," if factors.c else "")
+
+
+def tiled(factors: Factors, device: DeviceInfo) -> GridLaunch:
+    """The product through tiles in local memory."""
+    batch = math.prod(factors.batch)
+    parts = Parts(
+        _params(factors),
+        _BATCH,
+        COLUMNS_OF_A if factors.a_transposed else ROWS_OF_A,
+        COLUMNS_OF_B if factors.b_transposed else ROWS_OF_B,
+        _STORE,
+    )
+    return product(
+        choose(factors.m, factors.n, batch, device),
+        parts,
+        (factors.m, factors.n, batch),
+        factors.arguments(),
+        device,
+        factors.dtype,
+        aligned=factors.aligned(),
+        defines=define(HAS_C=int(factors.c is not None)),
+    )
+
+
+def few_rows(factors: Factors, device: DeviceInfo) -> GridLaunch:
+    """The product of few rows: each element of the right factor is read once."""
+    batch = math.prod(factors.batch)
+    cpu = on_cpu(device)
+    if factors.b_transposed:
+        text, block = _FEW_ROWS_TRANSPOSED, (16 if cpu else 64, 1, 1)
+        items = (factors.n * block[0], 1, batch)
+    else:
+        text, block = _FEW_ROWS, (64, 1, 1) if cpu else (32, 8, 1)
+        items = (factors.n, block[1], batch)
+    text = text.replace("@PARAMS@", _params(factors)).replace("@SETUP@", _BATCH)
+    defines = define(
+        ROWS=factors.m, LANES=block[0], DEPTH=block[1], HAS_C=int(factors.c is not None)
+    )
+    return launch(
+        text, "few_rows", factors.arguments(), items, block, (*defines, *accessors(factors.dtype))
+    )
+
+
+# --- candidates -----------------------------------------------------------------------------------
+
+
+def factors_of(call: OpCall) -> Factors:
+    """The product that a matmul or gemm asks for."""
+    a, b = operand(call, 0), operand(call, 1)
+    if call.op == "matmul":
+        batch = call.outputs[0].dims[:-2]
+        a_batch, b_batch = (_batch_strides(s.dims, batch) for s in (a, b))
+        m, n, k = a.dims[-2], b.dims[-1], a.dims[-1]
+        if a.dims[:-2] == batch and not any(b_batch):
+            return Factors(math.prod(batch) * m, n, k, a.dtype)
+        return Factors(m, n, k, a.dtype, batch, a_batch, b_batch)
+    attrs = call.attrs
+    m, n = call.outputs[0].dims
+    c_strides = (0, 0)
+    if has(call, 2):
+        c_strides = _pair(broadcast_strides(operand(call, 2).dims, (m, n)))
+    return Factors(
+        m,
+        n,
+        a.dims[0 if attrs["a_transpose"] else 1],
+        a.dtype,
+        c_strides=c_strides,
+        a_transposed=attrs["a_transpose"],
+        b_transposed=attrs["b_transpose"],
+        alpha=attrs["alpha"],
+        beta=attrs["beta"],
+        c=In(2) if has(call, 2) else None,
+    )
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    first, second = values
+    return first, second
+
+
+def _batch_strides(dims: tuple[int, ...], batch: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of an operand's batch dimensions, broadcast to those of the result."""
+    size = dims[-2] * dims[-1]
+    return tuple(s * size for s in broadcast_strides(dims[:-2], batch))
+
+
+def _fits(call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := obstacle(call, device) or not_among(DTYPES, call)) is not None:
+        return why
+    factors = factors_of(call)
+    if len(factors.space().dims) > MAX_BATCH_DIMS:
+        return f"more than {MAX_BATCH_DIMS} batch dimensions"
+    return f"a batch over {MAX_ROWS}" if math.prod(factors.batch) > MAX_ROWS else None
+
+
+def _fits_tiled(call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := _fits(call, device) or no_tile(device)) is not None:
+        return why
+    return f"at most {FEW_ROWS} rows" if _few(call) else None
+
+
+def _fits_few_rows(call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := _fits(call, device)) is not None:
+        return why
+    return None if _few(call) else f"more than {FEW_ROWS} rows"
+
+
+def _few(call: OpCall) -> bool:
+    factors = factors_of(call)
+    return factors.m <= FEW_ROWS and not (factors.a_transposed and factors.m > 1)
+
+
+for _op in ("matmul", "gemm"):
+
+    @kernel(f"grid.{_op}.tiled", _op, KINDS, when=_fits_tiled, rank=20)
+    def lower_tiled(call: OpCall, device: DeviceInfo) -> Lowered:
+        """One launch of the tiled product."""
+        return Lowered((tiled(factors_of(call), device),))
+
+    @kernel(f"grid.{_op}.few_rows", _op, KINDS, when=_fits_few_rows, rank=20)
+    def lower_few_rows(call: OpCall, device: DeviceInfo) -> Lowered:
+        """One launch that reads the right factor once."""
+        return Lowered((few_rows(factors_of(call), device),))
