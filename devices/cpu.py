@@ -9,6 +9,7 @@ compiled loop walks without the interpreter lock.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -179,11 +180,12 @@ class CpuDevice(Device):
         self.queues = {"compute": queue, "upload": queue, "download": queue}
         self._budget = Budget(info.id, limit or info.memory_bytes)
         self._pool: HelperPool | None = None
+        self._lock = threading.Lock()
 
     def blas_threads(self) -> AbstractContextManager[None]:
         """Keep BLAS to one thread: native steps bring their own."""
         library = blas()
-        return nullcontext() if library is None else library.threads(1)
+        return nullcontext() if library is None else library.one_thread()
 
     def allocate(self, nbytes: int, label: str = "") -> CpuBuffer:
         """Allocate host memory."""
@@ -222,9 +224,10 @@ class CpuDevice(Device):
         return CpuCommands(calls, single)
 
     def _program(self, rows: Sequence[NativeRow]) -> Callable[[], None]:
-        if self.threads > 1 and self._pool is None:
-            self._pool = HelperPool(self.threads - 1, f"crossdock {self.info.id}")
-        return NativeProgram(rows, self._pool).run
+        with self._lock:
+            if self.threads > 1 and self._pool is None:
+                self._pool = HelperPool(self.threads - 1, f"crossdock {self.info.id}")
+            return NativeProgram(rows, self._pool).run
 
     def close(self) -> None:
         """End the helper threads."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,17 +36,27 @@ class Blas:
     set_threads: Callable[[int], None]
 
     @contextmanager
-    def threads(self, count: int) -> Iterator[None]:
-        """Limit the library to ``count`` threads for a while; cheap where it already is."""
-        before = self.get_threads()
-        if before == count:
-            yield
-            return
-        self.set_threads(count)
+    def one_thread(self) -> Iterator[None]:
+        """Keep the library to one thread; the last of the callers inside gives back the count."""
+        global _INSIDE, _BEFORE
+        with _LOCK:
+            if _INSIDE == 0:
+                _BEFORE = self.get_threads()
+                if _BEFORE != 1:
+                    self.set_threads(1)
+            _INSIDE += 1
         try:
             yield
         finally:
-            self.set_threads(before)
+            with _LOCK:
+                _INSIDE -= 1
+                if _INSIDE == 0 and _BEFORE != 1:
+                    self.set_threads(_BEFORE)
+
+
+_LOCK = threading.Lock()
+_INSIDE = 0
+_BEFORE = 1
 
 
 @functools.cache
