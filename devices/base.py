@@ -9,6 +9,8 @@ cause to every waiter, and nobody hangs.
 
 from __future__ import annotations
 
+import bisect
+import copy
 import enum
 import threading
 import time
@@ -219,7 +221,8 @@ class Timeline:
         self._changed = threading.Condition()
         self._reached = 0
         self._next = 0
-        self._events: dict[int, Event] = {}
+        self._values: list[int] = []  # values advanced to, increasing, and their events
+        self._events: list[Event | None] = []
         self._error: BaseException | None = None
 
     def record(self) -> Point:
@@ -232,8 +235,8 @@ class Timeline:
         """All points up to ``value`` are submitted, done when ``event`` is (None: done now)."""
         with self._changed:
             if self._error is None and value > self._reached:
-                if event is not None:
-                    self._events[value] = event
+                self._values.append(value)
+                self._events.append(event)
                 self._reached = value
                 self._changed.notify_all()
 
@@ -257,20 +260,17 @@ class Timeline:
                 raise Timeout(f"waited {timeout} s for step {value} to be submitted")
             if self._reached < value:
                 raise _carried(self._error)
-            later = [v for v in self._events if v >= value]
-            return self._events[min(later)] if later else None
+            return self._events[bisect.bisect_left(self._values, value)]
 
 
 def _carried(error: BaseException | None) -> Error:
     """The error a waiter gets: same type where it is ours, with the first failure as cause."""
     if isinstance(error, Error):
-        copy = DeviceError(str(error)) if type(error).__init__ is not Exception.__init__ else (
-            type(error)(*error.args)
-        )
+        carried = copy.copy(error)
     else:
-        copy = DeviceError(f"a step failed: {type(error).__name__}: {error}")
-    copy.__cause__ = error
-    return copy
+        carried = DeviceError(f"a step failed: {type(error).__name__}: {error}")
+    carried.__cause__ = error
+    return carried
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,8 +315,13 @@ class Worker:
         self.thread.start()
 
     def post(self, job: Callable[[], None]) -> None:
-        """Append a job; it must not raise (jobs hand their errors to their own timeline)."""
+        """Append a job; it must not raise (jobs hand their errors to their own timeline).
+
+        Raises DeviceError after ``stop``: nothing would ever run the job.
+        """
         with self._wake:
+            if self._stop:
+                raise DeviceError(f"{self.thread.name}: it was closed; open the device again")
             self._jobs.append(job)
             self._wake.notify()
 
@@ -334,4 +339,10 @@ class Worker:
                         return
                     self._wake.wait()
                 job = self._jobs.popleft()
-            job()
+            try:
+                job()
+            except Exception as error:  # noqa: BLE001 - one bad job must not strand the others
+                threading.excepthook(
+                    threading.ExceptHookArgs((type(error), error, error.__traceback__, self.thread))
+                )
+            del job  # a thread that sleeps keeps nothing alive
