@@ -1,0 +1,225 @@
+"""Reductions on a grid: reduce_*, arg_min and arg_max over axes that lie side by side.
+
+The operand is seen as [outer, length, inner]. Long dense rows (inner 1) get a work group each,
+whose lanes reduce strided parts and then meet in local memory; else one item makes one result.
+"""
+
+from __future__ import annotations
+
+import math
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.program import Argument, In, Lowered, Out
+from crossdock.kernels.grid_common import (
+    KINDS,
+    Defines,
+    accessors,
+    define,
+    i32,
+    launch,
+    not_among,
+    obstacle,
+    on_cpu,
+    operand,
+)
+from crossdock.kernels.spec import OpCall
+from crossdock.kernels.table import kernel
+
+Args = tuple[Argument, ...]
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+WHOLE = ("int32", "uint32", "int64", "uint64")
+BLOCK = 64
+
+# first value, step with the next one, and what is made of the end; x is in the compute type
+REDUCTIONS: dict[str, tuple[str, str, str]] = {
+    "sum": ("0", "acc + x", "acc"),
+    "mean": ("0", "acc + x", "acc / (T_C)length"),
+    "max": ("FIRST", "X_MAX(acc, x)", "acc"),
+    "min": ("FIRST", "X_MIN(acc, x)", "acc"),
+    "product": ("1", "acc * x", "acc"),
+    "l1": ("0", "acc + ABS(x)", "acc"),
+    "l2": ("0", "acc + x * x", "X_SQRT(acc)"),
+    "log_sum": ("0", "acc + x", "X_LOG(acc)"),
+    "sum_square": ("0", "acc + x * x", "acc"),
+}
+"""reduce_NAME by its steps; log_sum_exp has a text of its own."""
+
+_MERGE = {"max": "X_MAX(acc, x)", "min": "X_MIN(acc, x)", "product": "acc * x"}
+
+_ONE = r"""
+KERNEL BLOCK_SIZE(BLOCK, 1, 1)
+void reduce(CONSTANT T *RESTRICT data, GLOBAL T *RESTRICT y, i32 count, i32 length, i32 inner)
+{
+    const i32 i = GLOBAL_ID(0);
+    if (i < count) {
+        const i32 base = i / inner * length * inner + i % inner;
+        T_C acc = INIT;
+        for (i32 k = 0; k < length; ++k) {
+            const T_C x = T_LOAD(data, base + k * inner);
+            acc = STEP;
+        }
+        T_STORE(y, i, DONE);
+    }
+}
+"""
+
+_ROW = r"""
+KERNEL BLOCK_SIZE(LANES, 1, 1)
+void reduce(CONSTANT T *RESTRICT data, GLOBAL T *RESTRICT y, i32 count, i32 length, i32 inner)
+{
+    LOCAL T_C part[LANES];
+    const i32 lane = LOCAL_ID(0), base = GROUP_ID(0) * length;
+    T_C acc = INIT;
+    for (i32 k = lane; k < length; k += LANES) {
+        const T_C x = T_LOAD(data, base + k);
+        acc = STEP;
+    }
+    part[lane] = acc;
+    BARRIER();
+    for (i32 gap = LANES / 2; gap > 0; gap /= 2) {
+        if (lane < gap) {
+            const T_C x = part[lane + gap];
+            acc = MERGE;
+            part[lane] = acc;
+        }
+        BARRIER();
+    }
+    if (lane == 0) T_STORE(y, GROUP_ID(0), DONE);
+}
+"""
+
+_LOG_SUM_EXP = r"""
+KERNEL BLOCK_SIZE(BLOCK, 1, 1)
+void reduce(CONSTANT T *RESTRICT data, GLOBAL T *RESTRICT y, i32 count, i32 length, i32 inner)
+{
+    const i32 i = GLOBAL_ID(0);
+    if (i < count) {
+        const i32 base = i / inner * length * inner + i % inner;
+        T_C top = T_LOAD(data, base), sum = 0;
+        for (i32 k = 1; k < length; ++k) {
+            const T_C x = T_LOAD(data, base + k * inner);
+            top = X_MAX(top, x);
+        }
+        const T_C shift = X_ISINF(top) ? (T_C)0 : top;
+        for (i32 k = 0; k < length; ++k) {
+            const T_C x = T_LOAD(data, base + k * inner) - shift;
+            sum += X_EXP(x);
+        }
+        T_STORE(y, i, X_LOG(sum) + shift);
+    }
+}
+"""
+
+_ARG = r"""
+KERNEL BLOCK_SIZE(BLOCK, 1, 1)
+void arg(CONSTANT T *RESTRICT data, GLOBAL R *RESTRICT y, i32 count, i32 length, i32 inner)
+{
+    const i32 i = GLOBAL_ID(0);
+    if (i < count) {
+        const i32 base = i / inner * length * inner + i % inner;
+        T_C best = T_LOAD(data, base);
+        i32 at = 0;
+        for (i32 k = 1; k < length; ++k) {
+            const T_C x = T_LOAD(data, base + k * inner);
+            if (x BETTER best || (x != x && best == best)) {
+                best = x;
+                at = k;
+            }
+        }
+        y[i] = (R)at;
+    }
+}
+"""
+
+
+def rows(call: OpCall, axes: tuple[int, ...]) -> tuple[int, int, int]:
+    """(outer, length, inner) of the first operand over neighbouring axes."""
+    dims = operand(call, 0).dims
+    if not axes:
+        return math.prod(dims), 1, 1
+    first, last = min(axes), max(axes)
+    return math.prod(dims[:first]), math.prod(dims[first : last + 1]), math.prod(dims[last + 1 :])
+
+
+def neighbours(call: OpCall, axes: tuple[int, ...]) -> bool:
+    """True where nothing but dimensions of one element lies between the axes."""
+    dims = operand(call, 0).dims
+    between = range(min(axes, default=0), max(axes, default=-1) + 1)
+    return all(a in axes or dims[a] == 1 for a in between)
+
+
+def lanes(device: DeviceInfo, length: int) -> int:
+    """Lanes of the work group that reduces a row; 0 where an item had better do it alone."""
+    wide = 16 if on_cpu(device) else 128
+    return wide if length >= 4 * wide and wide <= device.max_work_group else 0
+
+
+def _fits(call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := obstacle(call, device)) is not None:
+        return why
+    name = call.op.removeprefix("reduce_")
+    allowed = FLOATS if name in ("mean", "l2", "log_sum", "log_sum_exp") else (*FLOATS, *WHOLE)
+    if name in ("max", "min"):
+        allowed = (*allowed, "int8", "uint8", "int16", "uint16")
+    if (why := not_among(allowed, call)) is not None:
+        return why
+    return None if neighbours(call, tuple(call.attrs["axes"])) else "the axes lie apart"
+
+
+def _lower(call: OpCall, device: DeviceInfo) -> Lowered:
+    name = call.op.removeprefix("reduce_")
+    outer, length, inner = rows(call, tuple(call.attrs["axes"]))
+    args: Args = (In(0), Out(0), *i32(outer * inner, length, inner))
+    dtype = operand(call, 0).dtype
+    if name == "log_sum_exp":
+        defines = (*accessors(dtype), *define(BLOCK=BLOCK))
+        step = launch(_LOG_SUM_EXP, "reduce", args, (outer * inner,), (BLOCK,), defines)
+        return Lowered((step,))
+    width = lanes(device, length) if inner == 1 else 0
+    defines = (*accessors(dtype), *_steps(name, dtype, row=bool(width)))
+    if width:
+        row = launch(
+            _ROW, "reduce", args, (outer * width,), (width,), (*defines, *define(LANES=width))
+        )
+        return Lowered((row,))
+    one = launch(_ONE, "reduce", args, (outer * inner,), (BLOCK,), (*defines, *define(BLOCK=BLOCK)))
+    return Lowered((one,))
+
+
+def _steps(name: str, dtype: str, *, row: bool) -> Defines:
+    init, step, done = REDUCTIONS[name]
+    absolute = "X_ABS(v)" if dtype in FLOATS else ("(v)" if "uint" in dtype else "X_IABS(v)")
+    first = "T_LOAD(data, base)"
+    return (
+        ("INIT", init.replace("FIRST", first)),
+        ("STEP", step),
+        ("DONE", done),
+        ("ABS(v)", absolute),
+        *((("MERGE", _MERGE.get(name, "acc + x")),) if row else ()),
+    )
+
+
+for _name in (*REDUCTIONS, "log_sum_exp"):
+    kernel("grid.reduce", f"reduce_{_name}", KINDS, when=_fits, rank=20)(_lower)
+
+
+def _fits_arg(call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := obstacle(call, device)) is not None:
+        return why
+    return not_among((*FLOATS, *WHOLE, "int8", "uint8", "int16", "uint16"), call)
+
+
+def _lower_arg(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - Kernel's signature
+    outer, length, inner = rows(call, (int(call.attrs["axis"]),))
+    defines = (
+        *accessors(operand(call, 0).dtype),
+        ("R", "i64" if call.outputs[0].dtype == "int64" else "i32"),
+        ("BETTER", ">" if call.op == "arg_max" else "<"),
+        *define(BLOCK=BLOCK),
+    )
+    args: Args = (In(0), Out(0), *i32(outer * inner, length, inner))
+    return Lowered((launch(_ARG, "arg", args, (outer * inner,), (BLOCK,), defines),))
+
+
+for _name in ("arg_min", "arg_max"):
+    kernel("grid.arg", _name, KINDS, when=_fits_arg, rank=20)(_lower_arg)
