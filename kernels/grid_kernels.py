@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
-from crossdock.kernels import grid_elementwise, grid_matmul, grid_move, grid_pad
+from crossdock.kernels import (
+    grid_conv,
+    grid_conv_transpose,
+    grid_elementwise,
+    grid_matmul,
+    grid_move,
+    grid_normalize,
+    grid_pad,
+    grid_pool,
+    grid_reduce,
+)
 
-__all__ = ["grid_elementwise", "grid_matmul", "grid_move", "grid_pad"]
+__all__ = [
+    "grid_conv",
+    "grid_conv_transpose",
+    "grid_elementwise",
+    "grid_matmul",
+    "grid_move",
+    "grid_normalize",
+    "grid_pad",
+    "grid_pool",
+    "grid_reduce",
+]

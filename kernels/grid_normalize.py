@@ -108,7 +108,7 @@ _NORM_ONE = (
     _WRITE
     + r"""
 KERNEL BLOCK_SIZE(BLOCK, 1, 1)
-void normalize(CONSTANT T *RESTRICT data, @SCALE@ @BIAS@ GLOBAL T *RESTRICT y,
+void standardize(CONSTANT T *RESTRICT data, @SCALE@ @BIAS@ GLOBAL T *RESTRICT y,
                i32 count, i32 length, i32 inner, i32 channels, float epsilon)
 {
     const i32 i = GLOBAL_ID(0);
@@ -135,7 +135,7 @@ _NORM_ROW = (
     _WRITE
     + r"""
 KERNEL BLOCK_SIZE(LANES, 1, 1)
-void normalize(CONSTANT T *RESTRICT data, @SCALE@ @BIAS@ GLOBAL T *RESTRICT y,
+void standardize(CONSTANT T *RESTRICT data, @SCALE@ @BIAS@ GLOBAL T *RESTRICT y,
                i32 count, i32 length, i32 inner, i32 channels, float epsilon)
 {
     LOCAL float part[LANES];
@@ -168,7 +168,7 @@ _BATCH = (
     _WRITE
     + r"""
 KERNEL BLOCK_SIZE(BLOCK, 1, 1)
-void normalize(CONSTANT T *RESTRICT data, CONSTANT T *RESTRICT means, CONSTANT T *RESTRICT spreads,
+void standardize(CONSTANT T *RESTRICT data, CONSTANT T *RESTRICT means, CONSTANT T *RESTRICT spreads,
                @SCALE@ @BIAS@ GLOBAL T *RESTRICT y, i32 count, i32 inner, i32 channels,
                float epsilon)
 {
@@ -264,7 +264,7 @@ def _normalized(
         text, items, block = _NORM_ONE, outer * inner, BLOCK
         defines = (*types, *define(BLOCK=BLOCK))
     return Lowered(
-        (launch(_text(text, call, 1, 2), "normalize", args, (items,), (block,), defines),)
+        (launch(_text(text, call, 1, 2), "standardize", args, (items,), (block,), defines),)
     )
 
 
@@ -281,5 +281,5 @@ def _batch(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - Kerne
         *define(HAS_SCALE=int(has(call, 3)), HAS_BIAS=int(has(call, 4)), BLOCK=BLOCK),
         ("AT(k)", "k"),
     )
-    step = launch(_text(_BATCH, call, 3, 4), "normalize", args, (size,), (BLOCK,), defines)
+    step = launch(_text(_BATCH, call, 3, 4), "standardize", args, (size,), (BLOCK,), defines)
     return Lowered((step,))
