@@ -1,0 +1,329 @@
+"""conv2d on a grid: 1x1 as matrix products, depthwise directly, all others as implicit products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.program import Argument, GridLaunch, In, Lowered, Out, Slot
+from crossdock.kernels.grid_common import (
+    KINDS,
+    MAX_ROWS,
+    Defines,
+    accessors,
+    define,
+    has,
+    i32,
+    launch,
+    not_among,
+    obstacle,
+    on_cpu,
+    operand,
+    row_major,
+)
+from crossdock.kernels.grid_matmul import DTYPES, FEW_ROWS, Factors, few_rows, tiled
+from crossdock.kernels.grid_pad import Padding, padded
+from crossdock.kernels.grid_product import no_tile
+from crossdock.kernels.grid_window import Assembly, Lattice, Taps, Window, implicit, prepads
+from crossdock.kernels.ops_conv import FILTER_AXES
+from crossdock.kernels.ops_window import Image
+from crossdock.kernels.spec import OpCall
+from crossdock.kernels.table import kernel
+
+_DEPTHWISE = r"""
+KERNEL void depthwise(
+    CONSTANT T *RESTRICT x, CONSTANT T *RESTRICT weights, BIAS_PARAM GLOBAL T *RESTRICT y,
+    i32 channels, i32 times, i32 out_h, i32 out_w, i32 window_h, i32 window_w,
+    i32 step_h, i32 step_w, i32 dilation_h, i32 dilation_w, i32 top, i32 left, i32 in_h, i32 in_w,
+    i32 xn, i32 xc, i32 xh, i32 xw, i32 yn, i32 yc, i32 yh, i32 yw)
+{
+    const i32 right = GLOBAL_ID(0), down0 = GLOBAL_ID(1) * PER, z = GLOBAL_ID(2);
+    if (right < out_w && down0 < out_h) {
+        const i32 image = z / channels, channel = z - image * channels;
+        const i32 column = right * step_w - left, row = down0 * step_h - top;
+        CONSTANT T *from = x + image * xn + channel / times * xc;
+        CONSTANT T *taps = weights + channel * window_h * window_w;
+        float acc[PER];
+        UNROLL for (i32 j = 0; j < PER; ++j) acc[j] = BIAS;
+        for (i32 ky = 0; ky < window_h; ++ky) {
+            for (i32 kx = 0; kx < window_w; ++kx) {
+                const float tap = T_LOAD(taps, ky * window_w + kx);
+                const i32 w = column + kx * dilation_w;
+                UNROLL for (i32 j = 0; j < PER; ++j) {
+                    const i32 h = row + j * step_h + ky * dilation_h;
+                    if (INSIDE) acc[j] += tap * T_LOAD(from, h * xh + w * xw);
+                }
+            }
+        }
+        UNROLL for (i32 j = 0; j < PER; ++j)
+            if (down0 + j < out_h)
+                T_STORE(y, image * yn + channel * yc + (down0 + j) * yh + right * yw, acc[j]);
+    }
+}
+"""
+_CHECK = "(u32)h < (u32)in_h && (u32)w < (u32)in_w"
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Sizes of a conv2d, whatever its layouts are."""
+
+    image: tuple[int, int, int, int]
+    result: tuple[int, int, int, int]
+    window: tuple[int, int]
+    groups: int
+    steps: tuple[int, int]
+    dilations: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    layout: str
+    dtype: str
+
+    @classmethod
+    def of(cls, call: OpCall) -> Convolution:
+        """Read an op instance."""
+        attrs, layout = call.attrs, call.attrs["input_layout"]
+        weights = operand(call, 1).dims
+        _, _, kh, kw = (weights[a] for a in FILTER_AXES[attrs["filter_layout"]])
+        return cls(
+            _sizes(Image.of(operand(call, 0), layout)),
+            _sizes(Image.of(call.outputs[0], layout)),
+            (kh, kw),
+            attrs["groups"],
+            attrs["strides"],
+            attrs["dilations"],
+            attrs["padding"],
+            layout,
+            operand(call, 0).dtype,
+        )
+
+    @property
+    def per_group(self) -> tuple[int, int]:
+        """Input and output channels of a group."""
+        return self.image[1] // self.groups, self.result[1] // self.groups
+
+    @property
+    def is_product(self) -> bool:
+        """True where each place depends on the same place only."""
+        return self.window == (1, 1) and self.steps == (1, 1) and self.padding == (0, 0, 0, 0)
+
+
+def _sizes(image: Image) -> tuple[int, int, int, int]:
+    return (int(image.batch), int(image.channels), int(image.height), int(image.width))
+
+
+def _weights(parts: Assembly) -> Slot:
+    """The filter as rows of (channel, row, column): as it is, or rearranged."""
+    layout = parts.call.attrs["filter_layout"]
+    if layout == "oihw":
+        return In(1)
+    dims = operand(parts.call, 1).dims
+    dense, axes = row_major(dims), FILTER_AXES[layout]
+    return parts.arranged(1, [dims[a] for a in axes], [dense[a] for a in axes])
+
+
+def padded_image(
+    parts: Assembly, conv: Convolution
+) -> tuple[Slot, tuple[int, int], tuple[int, int]]:
+    """The image's slot, its height and width, and where windows begin: padded where it helps."""
+    n, c, h, w = conv.image
+    top, bottom, left, right = conv.padding
+    if not any(conv.padding) or not prepads(parts.device):
+        return In(0), (h, w), (-top, -left)
+    if conv.layout == "nchw":
+        padding = Padding((n, c, h, w), (0, 0, top, left), (0, 0, bottom, right))
+    else:
+        padding = Padding((n, h, w, c), (0, top, left, 0), (0, bottom, right, 0))
+    tall, wide = h + top + bottom, w + left + right
+    slot = parts.buffer(n * c * tall * wide * operand(parts.call, 0).nbytes // (n * c * h * w))
+    parts.steps.append(padded(conv.dtype, padding, target=slot))
+    return slot, (tall, wide), (0, 0)
+
+
+def _bias(call: OpCall) -> Slot | None:
+    return In(2) if has(call, 2) else None
+
+
+def _fits(call: OpCall, device: DeviceInfo) -> str | None:
+    return obstacle(call, device) or not_among(DTYPES, call)
+
+
+# --- implicit product -----------------------------------------------------------------------------
+
+
+def _fits_implicit(call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := _fits(call, device) or no_tile(device)) is not None:
+        return why
+    conv = Convolution.of(call)
+    if _fits_depthwise(call, device) is None:
+        return "depthwise"
+    if _fits_product(call, device) is None:
+        return "a plain matrix product"
+    return f"more than {MAX_ROWS} groups" if conv.groups > MAX_ROWS else None
+
+
+@kernel("grid.conv2d.implicit", "conv2d", KINDS, when=_fits_implicit, rank=20)
+def lower_implicit(call: OpCall, device: DeviceInfo) -> Lowered:
+    """At most a padding step and a filter's rearrangement, then one product."""
+    conv, parts = Convolution.of(call), Assembly(call, device)
+    weights = _weights(parts)
+    slot, bounds, origin = padded_image(parts, conv)
+    _, channels, *_ = conv.image
+    per_in, per_out = conv.per_group
+    x = Lattice.of(channels, *bounds, conv.layout)
+    y = Lattice.of(*conv.result[1:], conv.layout)
+    c, ky, kx = (
+        a.reshape(-1) for a in np.meshgrid(*map(np.arange, (per_in, *conv.window)), indexing="ij")
+    )
+    down, right = ky * conv.dilations[0], kx * conv.dilations[1]
+    taps = Taps(c * x.c + down * x.h + right * x.w, down, right)
+    window = Window(
+        m=per_out,
+        groups=conv.groups,
+        images=conv.image[0],
+        out=conv.result[2:],
+        steps=conv.steps,
+        origin=origin,
+        bounds=bounds,
+        taps=taps,
+        x=x,
+        x_group=per_in * x.c,
+        y=y,
+        y_group=per_out * y.c,
+        y_offset=0,
+        dtype=conv.dtype,
+    )
+    parts.steps.append(
+        implicit(
+            window,
+            device,
+            x=slot,
+            weights=weights,
+            table=parts.table(taps),
+            bias=_bias(call),
+            checked=slot == In(0) and any(conv.padding),
+        )
+    )
+    return parts.lowered()
+
+
+# --- 1x1 ------------------------------------------------------------------------------------------
+
+
+def _fits_product(call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := _fits(call, device) or no_tile(device)) is not None:
+        return why
+    conv = Convolution.of(call)
+    if not conv.is_product:
+        return "not 1x1 with stride 1 and no padding"
+    if conv.groups > 1 and (conv.layout, call.attrs["filter_layout"]) not in (
+        ("nchw", "oihw"),
+        ("nchw", "ohwi"),
+    ):
+        return "groups in this layout"
+    return "a batch over 65535" if conv.image[0] * conv.groups > MAX_ROWS else None
+
+
+@kernel("grid.conv2d.product", "conv2d", KINDS, when=_fits_product, rank=15)
+def lower_product(call: OpCall, device: DeviceInfo) -> Lowered:
+    """A 1x1 convolution as one batch of matrix products."""
+    factors = _product_of(call)
+    small = factors.m <= FEW_ROWS and not factors.a_transposed
+    return Lowered(((few_rows if small else tiled)(factors, device),))
+
+
+def _product_of(call: OpCall) -> Factors:
+    conv = Convolution.of(call)
+    n, channels, h, w = conv.image
+    per_in, per_out = conv.per_group
+    rows_of_outputs = call.attrs["filter_layout"] in ("oihw", "ohwi")
+    if conv.layout == "nhwc":
+        return Factors(
+            n * h * w,
+            per_out,
+            per_in,
+            conv.dtype,
+            b_transposed=rows_of_outputs,
+            c=_bias(call),
+            c_strides=(0, 1),
+        )
+    return Factors(
+        per_out,
+        h * w,
+        per_in,
+        conv.dtype,
+        batch=(n, conv.groups),
+        a_batch=(0, per_out * per_in),
+        b_batch=(channels * h * w, per_in * h * w),
+        c_batch=(0, per_out),
+        c_strides=(1, 0),
+        a_transposed=not rows_of_outputs,
+        a=In(1),
+        b=In(0),
+        c=_bias(call),
+    )
+
+
+# --- depthwise ------------------------------------------------------------------------------------
+
+
+def _fits_depthwise(call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := _fits(call, device)) is not None:
+        return why
+    conv = Convolution.of(call)
+    if conv.per_group[0] != 1 or conv.groups == 1:
+        return "not depthwise"
+    over = conv.image[0] * conv.result[1] > MAX_ROWS
+    return f"more than {MAX_ROWS} channels of images" if over else None
+
+
+@kernel("grid.conv2d.depthwise", "conv2d", KINDS, when=_fits_depthwise, rank=15)
+def lower_depthwise(call: OpCall, device: DeviceInfo) -> Lowered:
+    """At most a padding step and a filter's rearrangement, then one item for a few results."""
+    conv, parts = Convolution.of(call), Assembly(call, device)
+    weights = _weights(parts)
+    slot, bounds, origin = padded_image(parts, conv)
+    parts.steps.append(_depthwise(conv, call, device, slot, weights, bounds, origin))
+    return parts.lowered()
+
+
+def _depthwise(
+    conv: Convolution,
+    call: OpCall,
+    device: DeviceInfo,
+    slot: Slot,
+    weights: Slot,
+    bounds: tuple[int, int],
+    origin: tuple[int, int],
+) -> GridLaunch:
+    n, channels, *_ = conv.image
+    _, outputs, oh, ow = conv.result
+    x = Lattice.of(channels, *bounds, conv.layout)
+    y = Lattice.of(outputs, oh, ow, conv.layout)
+    bias = _bias(call)
+    per = 1 if on_cpu(device) else 4
+    slots: tuple[Argument, ...] = (slot, weights, *((bias,) if bias else ()), Out(0))
+    numbers = i32(
+        outputs, conv.per_group[1], oh, ow, *conv.window, *conv.steps, *conv.dilations,
+        -origin[0], -origin[1], *bounds, x.n, x.c, x.h, x.w, y.n, y.c, y.h, y.w,
+    )  # fmt: skip
+    unchecked = slot != In(0) or not any(conv.padding)
+    row_check = "1" if per == 1 else "h < in_h"
+    defines: Defines = define(
+        PER=per,
+        BIAS_PARAM="CONSTANT T *RESTRICT bias," if bias else "",
+        BIAS="T_LOAD(bias, channel)" if bias else "0.0f",
+        INSIDE=row_check if unchecked else _CHECK,
+    )
+    wide = next((b for b in (8, 16, 32) if ow <= b), 64)
+    block = (wide, 64 // wide, 1)
+    items = (ow, -(-oh // per), n * outputs)
+    return launch(
+        _DEPTHWISE,
+        "depthwise",
+        (*slots, *numbers),
+        items,
+        block,
+        (*accessors(conv.dtype), *defines),
+    )
