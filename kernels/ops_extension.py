@@ -34,6 +34,7 @@ from crossdock.kernels.ops_rules import (
 )
 from crossdock.kernels.ops_work import TRANSCENDENTAL, per_input, pointwise, traffic
 from crossdock.kernels.spec import REQUIRED, Attrs, Specs
+from crossdock.runtime.errors import FeedError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.tensor import TensorSpec
 
@@ -220,9 +221,16 @@ entry(
 # --- if_ ------------------------------------------------------------------------------------------
 
 
+def _branches(attrs: Attrs) -> list[Graph]:
+    """The branches that are graphs: a branch may be a text instead, the reason it cannot run."""
+    return [b for b in (attrs["then_branch"], attrs["else_branch"]) if isinstance(b, Graph)]
+
+
 def _if_canon(specs: Specs, attrs: dict[str, Any]) -> dict[str, Any]:
     for name in ("then_branch", "else_branch"):
         graph = attrs[name]
+        if isinstance(graph, str) and _branches(attrs):
+            continue
         if not isinstance(graph, Graph):
             raise fail("if_", f"{name} must be a Graph; it is {type(graph).__name__}")
         wanted = list(graph.inputs.values())
@@ -242,26 +250,36 @@ def _if_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
     condition = some(specs[0])
     if condition.is_static and condition.size != 1:
         raise fail("if_", f"condition must hold one element; it is {condition}")
-    yes = list(attrs["then_branch"].output_specs.values())
-    no = list(attrs["else_branch"].output_specs.values())
-    if len(yes) != len(no) or any(
-        a.dtype != b.dtype or not same_dims(a.shape, b.shape) for a, b in zip(yes, no, strict=False)
-    ):
-        raise fail(
-            "if_", f"both branches must give the same results; then {show(yes)}, else {show(no)}"
-        )
-    return tuple(yes)
+    first, *rest = (list(graph.output_specs.values()) for graph in _branches(attrs))
+    for other in rest:
+        if len(first) != len(other) or any(
+            a.dtype != b.dtype or not same_dims(a.shape, b.shape)
+            for a, b in zip(first, other, strict=False)
+        ):
+            raise fail(
+                "if_",
+                f"both branches must give the same results; then {show(first)}, else {show(other)}",
+            )
+    return tuple(first)
 
 
-def _if(xp: Any, condition: Any, *captured: Any, then_branch: Graph, else_branch: Graph) -> Any:
+def _if(
+    xp: Any,
+    condition: Any,
+    *captured: Any,
+    then_branch: Graph | str,
+    else_branch: Graph | str,
+) -> Any:
     branch = then_branch if bool(condition.reshape(-1)[0]) else else_branch
+    if isinstance(branch, str):
+        raise FeedError(branch)
     feeds = dict(zip(branch.inputs, captured, strict=True))
     return tuple(reference.evaluate(branch, feeds, xp=xp).values())
 
 
 def _if_work(specs: Specs, outs: Sequence[TensorSpec], attrs: Attrs) -> Work:
     """The dearer branch."""
-    costs = [reference.graph_work(attrs[name]) for name in ("then_branch", "else_branch")]
+    costs = [reference.graph_work(graph) for graph in _branches(attrs)]
     return max(costs, key=lambda w: (w.flops, w.bytes)) + traffic(specs, outs)
 
 

@@ -99,12 +99,13 @@ def _as_array(value: Any, dtype: str | None) -> Array:
         return np.asarray(value, order="C")
     target = to_numpy(known_dtype("constant", dtype))
     try:
-        if not isinstance(value, np.ndarray | np.generic):
-            _check_literal(value, dtype)
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(value, dtype=target, order="C")
-    except (OverflowError, TypeError) as error:
+            array = np.asarray(value, dtype=target, order="C")
+    except (OverflowError, TypeError, ValueError) as error:
         raise GraphError(f"constant: {short(value)} is no {dtype} array: {error}") from None
+    if not isinstance(value, np.ndarray | np.generic):
+        _check_literal(value, array.dtype.name)
+    return array
 
 
 def _check_literal(value: Any, dtype: str) -> None:

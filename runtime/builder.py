@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from crossdock.runtime.arguments import (
 )
 from crossdock.runtime.errors import GraphError, ShapeError, UnsupportedOp
 from crossdock.runtime.graph import Graph, Node
-from crossdock.runtime.operand import Operand
+from crossdock.runtime.operand import Names, Operand
 from crossdock.runtime.tensor import Array, Dim, TensorSpec, to_numpy
 
 if TYPE_CHECKING:
@@ -60,24 +60,6 @@ class _Call:
     attrs: Mapping[str, Any]
     operands: tuple[Operand | None, ...]
     results: tuple[Operand, ...]
-
-
-@dataclass
-class _Names:
-    """Names in use, and the next number for each stem."""
-
-    used: dict[str, Operand | None] = field(default_factory=dict)
-    count: dict[str, int] = field(default_factory=dict)
-
-    def fresh(self, stem: str, *, plain: bool = False) -> str:
-        """A name not in use: the stem itself if ``plain``, else the stem with a number."""
-        if plain and stem not in self.used:
-            return stem
-        while True:
-            number = self.count.get(stem, 1 if plain else 0)
-            self.count[stem] = number + 1
-            if (name := f"{stem}_{number}") not in self.used:
-                return name
 
 
 class GraphBuilder(Operators):
@@ -107,8 +89,8 @@ class GraphBuilder(Operators):
         self._strict = not fold if strict is None else strict
         self._inputs: dict[str, Operand] = {}
         self._calls: list[_Call] = []
-        self._values = _Names()
-        self._nodes = _Names()
+        self._values = Names()
+        self._nodes = Names()
         self._built = False
 
     # --- leaves ---
@@ -316,6 +298,7 @@ class GraphBuilder(Operators):
             used += [o for o in call.operands if o is not None]
             used += call.results
         specs = {o.name: o.spec for o in used}
+        self._check_symbols(used)
         graph = Graph(
             inputs={name: o.spec for name, o in self._inputs.items()},
             outputs={name: o.name for name, o in ends.items()},
@@ -326,6 +309,15 @@ class GraphBuilder(Operators):
             rebuild=self._rebuilder(ends, calls),
         )
         return graph.check()
+
+    def _check_symbols(self, used: Iterable[Operand]) -> None:
+        known = {symbol for o in self._inputs.values() for symbol in o.spec.symbols}
+        for operand in used:
+            if loose := operand.spec.symbols - known:
+                raise GraphError(
+                    f"build: {operand.name} {operand.spec} has the dimension "
+                    f"{', '.join(sorted(loose))}, which no input has"
+                )
 
     def _rebuilder(
         self, ends: Mapping[str, Operand], calls: list[_Call]

@@ -1,7 +1,8 @@
-"""Operands: the values a GraphBuilder hands out."""
+"""Operands: the values a GraphBuilder hands out, and the names they go by."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import cast
 
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -45,3 +46,21 @@ class Operand:
     def __repr__(self) -> str:
         kind = "constant " if self.value is not None else ""
         return f"<{kind}{self.name}: {self.spec}>"
+
+
+@dataclass
+class Names:
+    """Names in use, and the next number for each stem."""
+
+    used: dict[str, Operand | None] = field(default_factory=dict)
+    count: dict[str, int] = field(default_factory=dict)
+
+    def fresh(self, stem: str, *, plain: bool = False) -> str:
+        """A name not in use: the stem itself if ``plain``, else the stem with a number."""
+        if plain and stem not in self.used:
+            return stem
+        while True:
+            number = self.count.get(stem, 1 if plain else 0)
+            self.count[stem] = number + 1
+            if (name := f"{stem}_{number}") not in self.used:
+                return name

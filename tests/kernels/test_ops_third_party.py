@@ -1,0 +1,47 @@
+"""The third-party WebNN cases, evaluated with numpy, under their own tolerances."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from crossdock.kernels import table
+from crossdock.kernels.reference import evaluate
+from tests.kernels.third_party import LARGE, ThirdParty, array, build, read, verdict
+
+CASES = list(read())
+
+CONTRADICTORY = "the operand is int32 and the expected result float32, which the operator never is"
+
+
+def _contradicts(case: ThirdParty) -> bool:
+    """Cases converted without regard to the type: only the expected result says float32."""
+    types = {entry["descriptor"]["dataType"] for entry in case.graph["inputs"].values()}
+    wanted = {e["descriptor"]["dataType"] for e in case.graph["expectedOutputs"].values()}
+    return case.file in ("slice", "split") and types == {"int32"} and wanted == {"float32"}
+
+
+def _marked(case: ThirdParty) -> object:
+    marks = [pytest.mark.slow] if case.size > LARGE else []
+    if _contradicts(case):
+        marks.append(pytest.mark.skip(reason=CONTRADICTORY))
+    return pytest.param(case, id=f"{case.file}-{case.source[:12]}-{case.name}", marks=marks)
+
+
+@pytest.mark.skipif(not CASES, reason="no folder `shared/webnn/cases` beside the checkout")
+def test_the_cases_cover_the_operators() -> None:
+    from tests.kernels.third_party import snake
+
+    counts = Counter(snake(case.file) for case in CASES)
+    webnn = {name for name, spec in table.ops().items() if not spec.extension}
+    assert set(counts) - {"subgraph"} <= webnn
+    assert len(CASES) >= 1400
+
+
+@pytest.mark.parametrize("case", [_marked(case) for case in CASES])
+def test_third_party(case: ThirdParty) -> None:
+    graph, feeds = build(case)
+    outputs = evaluate(graph, feeds)
+    for name, entry in case.graph["expectedOutputs"].items():
+        assert (wrong := verdict(case, outputs[name], array(entry))) is None, f"{name}: {wrong}"
