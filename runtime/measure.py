@@ -17,7 +17,7 @@ from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import costing
 from crossdock.runtime.binding import bind_op, compile_op, resident
-from crossdock.runtime.errors import DeviceError
+from crossdock.runtime.errors import Error, FeedError
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
 from crossdock.scheduler import CostModel, LinkModel
 
@@ -50,8 +50,8 @@ def measure_ops(
         if progress is not None:
             progress(f"measuring {call.op} on {device.info.id}", i, len(todo))
         try:
-            samples = measure_kernel(device, kernel, call)
-        except DeviceError:
+            samples = _measured(device, kernel, call)
+        except Error:
             continue
         model.record_many(
             device.info.fingerprint, kernel.name, call.key(), samples, costing.cost_work(call)
@@ -81,11 +81,22 @@ def _missing(
     return [row[1:] for row in todo]
 
 
-def measure_kernel(device: Device, kernel: Kernel, call: OpCall) -> list[float]:
-    """Seconds of single runs of a kernel, several samples; raises DeviceError if it cannot run."""
+def _measured(device: Device, kernel: Kernel, call: OpCall) -> list[float]:
+    """Measure with whole numbers zero, or one where zero chooses what cannot run (a branch)."""
+    try:
+        return measure_kernel(device, kernel, call)
+    except FeedError:
+        return measure_kernel(device, kernel, call, whole=1)
+
+
+def measure_kernel(device: Device, kernel: Kernel, call: OpCall, *, whole: int = 0) -> list[float]:
+    """Seconds of single runs of a kernel, several samples; raises Error if it cannot run.
+
+    Operands that are no constants hold floats in (0.1, 1), or the integer ``whole``.
+    """
     op = compile_op(device, kernel, call)
     inputs = [
-        None if spec is None or i in op.lowered.unused else _feed(device, spec, call, i)
+        None if spec is None or i in op.lowered.unused else _feed(device, spec, call, i, whole)
         for i, spec in enumerate(call.inputs)
     ]
     outputs = [device.allocate(max(1, s.nbytes), "measuring") for s in call.outputs]
@@ -121,15 +132,14 @@ def _timed(device: Device, commands: CommandBuffer) -> float:
     return max(time.perf_counter() - start, 1e-9)
 
 
-def _feed(device: Device, spec: TensorSpec, call: OpCall, index: int) -> Buffer:
+def _feed(device: Device, spec: TensorSpec, call: OpCall, index: int, whole: int) -> Buffer:
     known = call.constants.get(index)
-    return resident(device, _sample(spec) if known is None else known, "measuring")
+    return resident(device, _sample(spec, whole) if known is None else known, "measuring")
 
 
-def _sample(spec: TensorSpec) -> Array:
-    """Data that no kernel finds hard: floats in (0.1, 1), integers zero (a valid index)."""
+def _sample(spec: TensorSpec, whole: int) -> Array:
     if spec.dtype not in FLOATS:
-        return np.zeros(spec.dims, to_numpy(spec.dtype))
+        return np.full(spec.dims, whole, to_numpy(spec.dtype))
     values = np.linspace(0.1, 1.0, max(1, min(spec.size, 8191)), dtype=np.float32)
     return np.resize(values, spec.dims).astype(to_numpy(spec.dtype))
 
