@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ def load() -> Any:
     if mine:
         os.environ[switch] = "1"
     _give_pocl_a_cache()
+    _show_intels_runtime()
     try:
         import pyopencl
 
@@ -45,6 +48,25 @@ def _give_pocl_a_cache() -> None:
         writable = os.access(base, os.W_OK)
     if not writable and (ours := settings.cache_dir()) is not None:
         os.environ["POCL_CACHE_DIR"] = str(ours / "pocl")
+
+
+def _show_intels_runtime() -> None:
+    """Intel's runtime from a wheel is not where loaders look: name it, and the system's drivers."""
+    library = Path(sys.prefix) / "lib" / "libintelocl.so"
+    ours = settings.cache_dir()
+    given = {"OCL_ICD_VENDORS", "OPENCL_VENDOR_PATH"} & os.environ.keys()
+    if given or ours is None or not library.exists():
+        return
+    vendors = ours / f"vendors-{hashlib.sha256(str(library).encode()).hexdigest()[:8]}"
+    try:
+        vendors.mkdir(mode=0o700, exist_ok=True)
+        (vendors / "intel.icd").write_text(str(library))
+        for entry in Path("/etc/OpenCL/vendors").glob("*.icd"):
+            if not (vendors / entry.name).exists():
+                (vendors / entry.name).symlink_to(entry)
+    except OSError:  # another process may be at it; without Intel's runtime all else still works
+        return
+    os.environ["OCL_ICD_VENDORS"] = str(vendors)
 
 
 @dataclass(frozen=True)

@@ -226,6 +226,26 @@ def test_a_home_that_cannot_be_written_still_has_devices(tmp_path: Path) -> None
     assert int(ran.stdout) == len(IDS)
 
 
+def test_intels_runtime_is_found_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from crossdock.devices import opencl_platforms
+
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    monkeypatch.setenv("CROSSDOCK_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("OCL_ICD_VENDORS", "OPENCL_VENDOR_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    opencl_platforms._show_intels_runtime()
+    assert "OCL_ICD_VENDORS" not in os.environ
+    library = tmp_path / "venv" / "lib" / "libintelocl.so"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    opencl_platforms._show_intels_runtime()
+    vendors = Path(os.environ["OCL_ICD_VENDORS"])
+    monkeypatch.delenv("OCL_ICD_VENDORS")
+    assert (vendors / "intel.icd").read_text() == str(library)
+
+
 def test_nothing_warns_and_no_cache_is_pickled(tmp_path: Path) -> None:
     """Building in a fresh process: silent under -W error, and pyopencl keeps nothing on disk."""
     code = """
