@@ -304,6 +304,15 @@ class Point:
         self.timeline.advance(self.value, event)
 
 
+def run_job(job: Callable[[], None]) -> None:
+    """Call a job; one that raises is reported, so that its thread goes on with the others."""
+    try:
+        job()
+    except Exception as error:  # noqa: BLE001 - one bad job must not strand the others
+        told = (type(error), error, error.__traceback__, threading.current_thread())
+        threading.excepthook(threading.ExceptHookArgs(told))
+
+
 class Worker:
     """A daemon thread that runs what is posted, in order."""
 
@@ -339,10 +348,5 @@ class Worker:
                         return
                     self._wake.wait()
                 job = self._jobs.popleft()
-            try:
-                job()
-            except Exception as error:  # noqa: BLE001 - one bad job must not strand the others
-                threading.excepthook(
-                    threading.ExceptHookArgs((type(error), error, error.__traceback__, self.thread))
-                )
+            run_job(job)
             del job  # a thread that sleeps keeps nothing alive

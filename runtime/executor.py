@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from crossdock.devices.base import Event, Point, Queue, Span, Timeline
-from crossdock.runtime.errors import Cancelled, Error, ExecutionError, Timeout
+from crossdock.devices.base import Event, Point, Queue, Span, Timeline, run_job
+from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory, Timeout
 from crossdock.runtime.lower import Instance, Program, Segment
 from crossdock.runtime.tensor import Array
 
@@ -32,8 +32,20 @@ class Outcome:
     began: float = 0.0
 
 
+class Deadline:
+    """When the caller's patience ends; ``seconds`` None is never."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.seconds = seconds
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    def left(self) -> float | None:
+        """Seconds left, never below 0."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+
 class Run:
-    """One execution of a program on one instance."""
+    """One execution of a program on one instance, which it gives back exactly once."""
 
     def __init__(
         self,
@@ -48,6 +60,7 @@ class Run:
         self.spans: dict[str, list[Span]] | None = {} if profile else None
         self.error: BaseException | None = None
         self.cancelled = False
+        self._left = 0
         self._ended = threading.Event()
         self._lock = threading.Lock()
 
@@ -66,19 +79,29 @@ class Run:
         finally:
             self._release()
 
-    def across(self, feeds: Mapping[str, Array], timeout: float | None = None) -> Outcome:
-        """Run over the devices' workers and wait for the outputs."""
+    def across(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
+        """Run over the devices' workers and wait for the outputs.
+
+        Giving up, by the deadline or by an exception such as KeyboardInterrupt, leaves the
+        instance to the workers: the last of them gives it back.
+        """
         began = time.perf_counter()
         try:
             self._feed(feeds)
         except BaseException:
             self._release()
             raise
-        self._post()
-        if not self._ended.wait(timeout) and self._abandon():
+        try:
+            self._post()
+            ended = self._ended.wait(deadline.left())
+        except BaseException:
+            if not self._abandon():
+                self._release()
+            raise
+        if not ended and self._abandon():
             raise Timeout(
-                f"run of {self.program.graph.name!r} not done after {timeout} s; the session "
-                "stays usable"
+                f"run of {self.program.graph.name!r} not done after {deadline.seconds} s; the "
+                "session stays usable"
             )
         try:
             if isinstance(self.error, Error):
@@ -113,13 +136,25 @@ class Run:
         for part in self.program.segments:
             if part.signals:
                 self._points[part.index] = self._timelines[id(self._queue(part))].record()
-        self._left = len(queues)
-        if not queues:
+        jobs = [
+            (self.program.devices[parts[0].device].worker(parts[0].role), _Job(self, parts))
+            for parts in queues.values()
+        ]
+        self._left = len(jobs)
+        if not jobs:
             self._ended.set()
-        with _POST:
-            for parts in queues.values():
-                worker = self.program.devices[parts[0].device].worker(parts[0].role)
-                worker.post(_Job(self, parts))
+        posted = 0
+        try:
+            with _POST:
+                for worker, job in jobs:
+                    worker.post(job)
+                    posted += 1
+        except BaseException as error:
+            self._fail(error)
+            for _ in jobs[posted:]:
+                self._end()
+            if not isinstance(error, Error):  # ours reach the caller when the posted jobs end
+                raise
 
     def _queue(self, part: Segment) -> Queue:
         return self.program.devices[part.device].queues[part.role]
@@ -139,15 +174,22 @@ class Run:
             if last is not None:
                 self._queue(parts[-1]).flush()
                 last.wait()
-        except BaseException as error:
-            self._fail(error, parts[0])
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
+            self._fail(error)
+            self._settle(parts[0])
         finally:
-            with self._lock:
-                self._left -= 1
-                if self._left == 0:
-                    self._ended.set()
-                    if self.cancelled:
-                        self._release()
+            self._end()
+
+    def _end(self) -> None:
+        """One queue has done its part; the last one ends the run."""
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+            release = last and self.cancelled
+        if release:
+            self._release()
+        if last:
+            self._ended.set()
 
     def _waits(self, part: Segment) -> list[Event]:
         native: list[Event] = []
@@ -183,16 +225,20 @@ class Run:
             spans.append(Span(f"copy {name}", began, time.perf_counter()))
         return event
 
-    def _fail(self, error: BaseException, part: Segment) -> None:
+    def _fail(self, error: BaseException) -> None:
+        """Keep the first failure and wake everybody who waits for a step of this run."""
         with self._lock:
             if self.error is None:
                 self.error = error
         for timeline in self._timelines.values():
             timeline.fail(error)
+
+    def _settle(self, part: Segment) -> None:
+        """After a failure: wait until the queue touches this run's memory no more."""
         try:
             self._queue(part).finish()
-        except Error:
-            return  # the device is gone; the first failure is what the caller sees
+        except Exception:  # noqa: BLE001 - the device is gone; the first failure is what is told
+            return
 
 
 @dataclass(frozen=True)
@@ -218,27 +264,95 @@ class Pool:
         self._made = 0
         self._change = threading.Condition()
 
-    def take(self, timeout: float | None = None) -> Instance:
-        """A free instance; raises Timeout after ``timeout`` seconds without one."""
+    def take(self, deadline: Deadline) -> Instance:
+        """A free instance.
+
+        Raises:
+            Timeout: none was free before the deadline.
+            OutOfMemory: there is no room for the first one; with others about, their end is
+                waited for instead.
+        """
+        full = False
+        while True:
+            instance = self._reuse(deadline, full)
+            if instance is not None:
+                return instance
+            try:
+                return self._make()
+            except OutOfMemory:
+                if not self._unmake():
+                    raise
+                full = True
+            except BaseException:
+                self._unmake()
+                raise
+
+    def _reuse(self, deadline: Deadline, full: bool) -> Instance | None:
+        """A free instance, or None where the caller is to make one (it is counted already)."""
+
+        def may_make() -> bool:
+            return self._made == 0 or (self._made < self._limit and not full)
+
         with self._change:
-            while not self._free:
-                if self._made < self._limit:
-                    self._made += 1
-                    break
-                if not self._change.wait(timeout):
-                    raise Timeout(f"no free slot for a run after {timeout} s")
-            else:
+            if not self._change.wait_for(lambda: self._free or may_make(), deadline.left()):
+                raise Timeout(
+                    f"no free slot for a run after {deadline.seconds} s; {self._made} are in use"
+                )
+            if self._free:
                 return self._free.pop()
-        try:
-            return self._make()
-        except BaseException:
-            with self._change:
-                self._made -= 1
-                self._change.notify()
-            raise
+            self._made += 1
+            return None
+
+    def _unmake(self) -> int:
+        """Uncount an instance that could not be made; returns how many there are."""
+        with self._change:
+            self._made -= 1
+            self._change.notify_all()
+            return self._made
 
     def give(self, instance: Instance) -> None:
         """Put an instance back."""
         with self._change:
             self._free.append(instance)
-            self._change.notify()
+            self._change.notify_all()
+
+
+class Background:
+    """Daemon threads that wait for runs on behalf of ``submit``: started at need, gone when idle.
+
+    Unlike those of ``concurrent.futures``, they do not keep the process from ending.
+    """
+
+    IDLE_SECONDS = 5.0
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size, self._name = size, name
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._threads = 0
+        self._idle = 0
+        self._change = threading.Condition()
+
+    def post(self, job: Callable[[], None]) -> None:
+        """Hand a job, which must not raise, to the next thread that is free."""
+        with self._change:
+            self._jobs.append(job)
+            if self._idle >= len(self._jobs) or self._threads == self._size:
+                self._change.notify()
+                return
+            self._threads += 1
+        threading.Thread(target=self._work, name=self._name, daemon=True).start()
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            run_job(job)
+            del job  # an idle thread keeps nothing alive
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._change:
+            self._idle += 1
+            there = self._change.wait_for(lambda: self._jobs, self.IDLE_SECONDS)
+            self._idle -= 1
+            if there:
+                return self._jobs.popleft()
+            self._threads -= 1
+            return None

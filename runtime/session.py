@@ -5,30 +5,27 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 
-from crossdock.devices import registry, topology
-from crossdock.devices.base import Cap, Device, DeviceInfo, Worker
-from crossdock.devices.probe import probe
-from crossdock.runtime import costing, measure, passes, planner, profiles
+from crossdock.devices import registry
+from crossdock.devices.base import Device
 from crossdock.runtime.errors import Error, FeedError, PlanError
-from crossdock.runtime.executor import Outcome, Pool, Run
+from crossdock.runtime.executor import Background, Deadline, Outcome, Run
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.lower import Instance, Program, instantiate, lower
 from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.receipt import Receipt, make_receipt
+from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, Ready, prepare
+from crossdock.runtime.prepare import Progress as Progress
+from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.tensor import Array, TensorSpec
+from crossdock.scheduler import policy_names
 
-Progress = Callable[[str, int, int], None]
 SHAPES_KEPT = 8
-RUNS_AT_ONCE = 8
-MEASURE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -46,21 +43,6 @@ class RunFuture(Future[dict[str, Array]]):
 
     def __await__(self) -> Generator[Any, None, dict[str, Array]]:
         return asyncio.wrap_future(self).__await__()
-
-
-@dataclass(frozen=True)
-class Config:
-    """How a session plans and runs; the arguments of ``compile``."""
-
-    devices: str | Sequence[str] = "auto"
-    policy: str = "auto"
-    objective: str = "latency"
-    constraints: Constraints = Constraints()
-    expected_runs: int = 1000
-    threads: int | None = None
-    measure: bool | float = True
-    skip_passes: tuple[str, ...] = ()
-    runs_at_once: int = RUNS_AT_ONCE
 
 
 def compile(  # noqa: A001 - the public name, used as crossdock.compile
@@ -100,10 +82,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         PlanError: no placement, no such policy or objective, or over a memory budget.
         DeviceError: a device named cannot be opened, or a kernel does not build.
     """
-    if objective != "latency":
-        raise PlanError(f"objective {objective!r} is not supported; use 'latency'")
     config = Config(
-        devices if isinstance(devices, str) else tuple(devices),
+        _device_ids(devices),
         policy,
         objective,
         constraints or Constraints(),
@@ -113,6 +93,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         tuple(skip_passes),
         runs_at_once,
     )
+    _check(graph, config)
     session = Session(graph, config, progress)
     if not graph.symbols or shapes or dims:
         session.bind(shapes, dims)
@@ -127,10 +108,11 @@ class Session:
         self.config = config
         self._progress = progress
         self._lock = threading.Lock()
-        self._ready: OrderedDict[tuple[tuple[int, ...], ...], _Ready] = OrderedDict()
-        self._last: _Ready | None = None
+        self._ready: OrderedDict[tuple[tuple[int, ...], ...], Ready] = OrderedDict()
+        self._last: Ready | None = None
         self._receipt: Callable[[], Receipt] | None = None
         self._closed = False
+        self._background = Background(config.runs_at_once, f"crossdock submit {graph.name}")
         self.devices = _open(config)
 
     @property
@@ -168,199 +150,164 @@ class Session:
     ) -> dict[str, Array]:
         """Run once and return the outputs by name, in the graph's order; thread-safe.
 
+        Args:
+            feeds: an array for each input, by name.
+            timeout: seconds until Timeout. The first run for new shapes plans and compiles
+                before it runs; that is not broken off, but counts.
+
         Raises:
             FeedError: an input is missing, unknown, or of another dtype or shape.
-            Timeout: not done after ``timeout`` seconds.
+            Timeout: not done after ``timeout`` seconds. The session stays usable.
+            PlanError: the session is closed, or there is no plan for these shapes.
             DeviceError: a device failed.
         """
-        return self._run(feeds, timeout, profile=False).outputs
+        return self._run(feeds, Deadline(timeout), profile=False).outputs
 
     def submit(self, feeds: Mapping[str, Any], *, timeout: float | None = None) -> RunFuture:
-        """Run in the background; the future is also awaitable. The inputs must not change."""
-        future = RunFuture()
-        _background().post(lambda: self._fulfil(future, feeds, timeout))
+        """Run in the background; the future is also awaitable. The inputs must not change.
+
+        Everything that goes wrong, ``run``'s errors included, is raised by the future; the
+        ``timeout`` counts from now.
+        """
+        future, deadline = RunFuture(), Deadline(timeout)
+        self._background.post(partial(self._fulfil, future, feeds, deadline))
         return future
 
     def profile(self, feeds: Mapping[str, Any]) -> Outcome:
         """Run once with every step timed (slower: steps are waited for one by one)."""
-        return self._run(feeds, None, profile=True)
+        return self._run(feeds, Deadline(), profile=True)
 
     def close(self) -> None:
-        """Release arenas and weights; devices stay open for other sessions."""
+        """Release arenas and weights; devices stay open for other sessions.
+
+        Runs in flight end as they would have, and their memory goes with the last of them.
+        """
         with self._lock:
             self._closed = True
             self._ready.clear()
             self._last = None
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _fulfil(self, future: RunFuture, feeds: Mapping[str, Any], timeout: float | None) -> None:
+    def _fulfil(self, future: RunFuture, feeds: Mapping[str, Any], deadline: Deadline) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            future.set_result(self.run(feeds, timeout=timeout))
-        except BaseException as error:
+            future.set_result(self._run(feeds, deadline, profile=False).outputs)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
             future.set_exception(error)
+        finally:
+            del future  # an error's traceback holds this frame: no cycle with the future
 
-    def _run(self, feeds: Mapping[str, Any], timeout: float | None, *, profile: bool) -> Outcome:
+    def _run(self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool) -> Outcome:
         arrays = _arrays(self.graph, feeds)
         ready = self._for_shapes(arrays)
-        instance = ready.pool.take(timeout)
-        run = Run(ready.program, instance, lambda: ready.pool.give(instance), profile=profile)
-        if ready.program.host_only and timeout is None:
+        instance = ready.pool.take(deadline)
+        run = Run(ready.program, instance, partial(ready.pool.give, instance), profile=profile)
+        if ready.program.host_only and deadline.seconds is None:
             outcome = run.inline(arrays)
         else:
-            outcome = run.across(arrays, timeout)
-        self._receipt = lambda: ready.receipt(outcome)
+            outcome = run.across(arrays, deadline)
+        self._receipt = partial(ready.recorder.receipt, outcome.seconds, outcome.spans)
         return outcome
 
-    def _for_shapes(self, arrays: Mapping[str, Array]) -> _Ready:
-        key = tuple(a.shape for a in arrays.values())
+    def _for_shapes(self, arrays: Mapping[str, Array]) -> Ready:
+        found = self._found(tuple(a.shape for a in arrays.values()))
+        if found is not None:
+            return found
+        return self._prepare(self.graph.bind(shapes={n: a.shape for n, a in arrays.items()}))
+
+    def _found(self, key: tuple[tuple[int, ...], ...]) -> Ready | None:
         with self._lock:
+            if self._closed:
+                raise PlanError(f"the session of {self.graph.name!r} is closed; compile again")
             found = self._ready.get(key)
             if found is not None:
                 self._ready.move_to_end(key)
                 self._last = found
-                return found
-        return self._prepare(self.graph.bind(shapes={n: a.shape for n, a in arrays.items()}))
-
-    def _prepare(self, graph: Graph) -> _Ready:
-        key = tuple(spec.dims for spec in graph.inputs.values())
-        with self._lock:
-            if self._closed:
-                raise PlanError("the session is closed; compile again")
-            found = self._ready.get(key)
-            if found is None:
-                found = _Ready.make(graph, self.config, self.devices, self._progress)
-                self._ready[key] = found
-                while len(self._ready) > SHAPES_KEPT:
-                    self._ready.popitem(last=False)
-            self._last = found
             return found
 
-    def _bound(self) -> _Ready:
-        if self._last is None:
+    def _prepare(self, graph: Graph) -> Ready:
+        """Plan for new shapes; runs for shapes already planned go on meanwhile."""
+        key = tuple(spec.dims for spec in graph.inputs.values())
+        with PREPARING:
+            found = self._found(key)
+            if found is not None:
+                return found
+            made = prepare(graph, self.config, self.devices, self._progress)
+            with self._lock:
+                if not self._closed:
+                    self._ready[key] = self._last = made
+                    while len(self._ready) > SHAPES_KEPT:
+                        self._ready.popitem(last=False)
+            return made
+
+    def _bound(self) -> Ready:
+        found = self._last
+        if found is None and self._closed:
+            raise PlanError(f"the session of {self.graph.name!r} is closed; compile again")
+        if found is None:
             raise PlanError(
                 f"graph {self.graph.name!r} has symbols {', '.join(self.graph.symbols)} without "
                 "sizes; bind(shapes=...) or run first"
             )
-        return self._last
+        return found
 
 
-@dataclass
-class _Ready:
-    """A graph of fixed shapes, planned and lowered."""
-
-    program: Program
-    pool: Pool
-    asked: frozenset[str]
-
-    @classmethod
-    def make(
-        cls,
-        graph: Graph,
-        config: Config,
-        devices: Mapping[str, Device],
-        progress: Progress | None,
-    ) -> _Ready:
-        keep = [
-            n.name
-            for n in graph.nodes
-            for pattern in (*config.constraints.pin, *config.constraints.forbid)
-            if planner.matches(pattern, n)
-        ]
-        graph = passes.run(graph, skip=config.skip_passes, keep=keep)
-        asked = frozenset(devices) if config.devices == "auto" else frozenset(config.devices)
-        target = _target(config, devices, asked)
-        _measure(graph, config, devices, progress)
-        options = planner.Options(config.policy, config.constraints, config.expected_runs)
-        plan = planner.make_plan(graph, target, options)
-        used = {HOST, *(s.device for s in plan.steps)}
-        program = lower(graph, plan, {d: devices[d] for d in devices if d in used}, progress)
-        pool = Pool(lambda: _instance(program), config.runs_at_once)
-        return cls(program, pool, asked)
-
-    @cached_property
-    def digest(self) -> str:
-        return self.program.plan.digest()
-
-    def receipt(self, outcome: Outcome) -> Receipt:
-        return make_receipt(
-            self.program.plan, self.digest, outcome.seconds, outcome.spans, self.asked
+def _device_ids(devices: object) -> tuple[str, ...] | None:
+    """The ids asked for; None for all."""
+    if isinstance(devices, str):
+        return None if devices == "auto" else (devices,)
+    ids = tuple(devices) if isinstance(devices, Iterable) else ()
+    if not ids or not all(isinstance(name, str) for name in ids):
+        raise PlanError(
+            f"devices={devices!r} names nothing to run on; give 'auto', a device id such as "
+            "'cpu:0', or a list of ids"
         )
+    return ids
 
 
-def _instance(program: Program) -> Instance:
-    return instantiate(program)
+def _check(graph: object, config: Config) -> None:
+    """Refuse arguments of ``compile`` that nothing can be made of."""
+    if not isinstance(graph, Graph):
+        raise PlanError(
+            f"compile takes a Graph, not {type(graph).__name__}; get one from crossdock.load(...) "
+            "or GraphBuilder.build(...)"
+        )
+    if not isinstance(config.constraints, Constraints):
+        raise PlanError(
+            f"constraints is a crossdock.Constraints, not {type(config.constraints).__name__}"
+        )
+    if config.objective != "latency":
+        raise PlanError(f"objective {config.objective!r} is not supported; use 'latency'")
+    if config.policy not in policy_names():
+        raise PlanError(
+            f"there is no policy {config.policy!r}; use one of {', '.join(policy_names())}"
+        )
+    for name in ("expected_runs", "runs_at_once", "threads"):
+        value = getattr(config, name)
+        if value is not None and not value >= 1:
+            raise PlanError(f"{name}={value!r}: give 1 or more")
+    if not config.measure >= 0:
+        raise PlanError(f"measure={config.measure!r}: give True, False or a budget in seconds")
 
 
 def _open(config: Config) -> dict[str, Device]:
     """Open the devices asked for, the host first (it is always there to feed the others)."""
-    if config.devices == "auto":
-        ids = [info.id for info in registry.devices()]
-    else:
-        ids = [config.devices] if isinstance(config.devices, str) else list(config.devices)
-        if not ids:
-            raise PlanError("devices=[] leaves nothing to run on; name a device or use 'auto'")
+    ids = [d.id for d in registry.devices()] if config.devices is None else config.devices
     wanted = dict.fromkeys([HOST, *ids])
-    return {id: registry.open_device(id, threads=config.threads) for id in wanted}
-
-
-def _target(config: Config, devices: Mapping[str, Device], asked: frozenset[str]) -> planner.Target:
-    infos = tuple(d.info for d in devices.values())
-    model = costing.store().model
-    return planner.Target(infos, asked, model, group_capacity(infos))
-
-
-def group_capacity(infos: Sequence[DeviceInfo], cores: int | None = None) -> dict[str, int]:
-    """How many devices of each shared resource group may compute at once.
-
-    Devices of one processor run side by side as long as their threads fit its ``cores`` (None:
-    those of this machine).
-    """
-    result: dict[str, int] = {}
-    for group in {d.resource_group for d in infos}:
-        members = sorted(d.compute_units for d in infos if d.resource_group == group)
-        room = members[-1] if group != "host-cpu" else cores or topology.cpu_count()
-        fit, used = 0, 0
-        for units in members:
-            used += units
-            fit += used <= room
-        result[group] = max(1, fit)
-    return result
-
-
-def _measure(
-    graph: Graph, config: Config, devices: Mapping[str, Device], progress: Progress | None
-) -> None:
-    if config.measure is False:
-        return
-    costs = costing.store()
-    before = costs.model.version
-    real = [d.info for d in devices.values() if Cap.VIRTUAL_TIME not in d.info.caps]
-    if any(costs.model.rates(info.fingerprint) is None for info in real):
-        ids = [info.id for info in real]
-        profiles.apply(probe(quick=True, devices=ids, threads=config.threads), costs.model)
-    for id, device in devices.items():
-        if id != HOST:
-            measure.measure_link(devices[HOST], device, costs.model)
-    budget = MEASURE_SECONDS if config.measure is True else float(config.measure)
-    measure.measure_ops(
-        costing.op_calls(graph),
-        list(devices.values()),
-        costs.model,
-        budget_s=budget,
-        progress=progress,
-    )
-    if costs.model.version != before:
-        costs.save()
+    return {name: registry.open_device(name, threads=config.threads) for name in wanted}
 
 
 def _arrays(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, Array]:
+    if not isinstance(feeds, Mapping):
+        raise FeedError(
+            f"graph {graph.name!r}: feeds maps input names to arrays, not {type(feeds).__name__}"
+        )
     unknown = [n for n in feeds if n not in graph.inputs]
     missing = [n for n in graph.inputs if n not in feeds]
     if unknown or missing:
@@ -376,10 +323,10 @@ def _arrays(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def _checked(name: str, spec: TensorSpec, value: Any) -> Array:
-    array = np.asarray(value)
     try:
+        array = np.asarray(value)
         have = TensorSpec.of(array)
-    except Error as error:
+    except (Error, TypeError, ValueError) as error:
         raise FeedError(f"input {name!r} wants {spec}: {error}") from error
     if have.dtype != spec.dtype:
         raise FeedError(
@@ -392,27 +339,3 @@ def _checked(name: str, spec: TensorSpec, value: Any) -> Array:
     if not fits:
         raise FeedError(f"input {name!r} wants {spec}, got {have}")
     return array
-
-
-class _Background:
-    """A few daemon threads that wait for runs on behalf of ``submit``."""
-
-    def __init__(self, size: int) -> None:
-        self._workers = [Worker(f"crossdock submit {i}") for i in range(size)]
-        self._next = 0
-
-    def post(self, job: Callable[[], None]) -> None:
-        """Hand a job to the next thread in turn."""
-        self._next = (self._next + 1) % len(self._workers)
-        self._workers[self._next].post(job)
-
-
-_BACKGROUND_LOCK = threading.Lock()
-_BACKGROUND: list[_Background] = []
-
-
-def _background() -> _Background:
-    with _BACKGROUND_LOCK:
-        if not _BACKGROUND:
-            _BACKGROUND.append(_Background(RUNS_AT_ONCE))
-        return _BACKGROUND[0]

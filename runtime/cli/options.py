@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from crossdock.runtime.plan import Constraints
-from crossdock.runtime.session import MEASURE_SECONDS
+from crossdock.runtime.prepare import MEASURE_SECONDS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

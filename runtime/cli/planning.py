@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 from crossdock.devices import registry
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.machine import LinkProfile, Machine, Rates, Status
-from crossdock.runtime import costing, measure, passes, planner
+from crossdock.devices.machine import Machine, Status
+from crossdock.runtime import costing, measure, passes, planner, profiles
 from crossdock.runtime.cli.options import Placing, split_link
 from crossdock.runtime.errors import LoadError, PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.session import group_capacity
-from crossdock.scheduler import CostModel, DeviceRates, LinkModel
+from crossdock.runtime.prepare import group_capacity
+from crossdock.scheduler import CostModel, LinkModel
 
 Progress = Callable[[str, int, int], None]
 
@@ -141,31 +141,8 @@ def profile_costs(machine: Machine, nbytes: float) -> CostModel:
     like one here. ``nbytes`` is a typical size of an op's data: bandwidth depends on it.
     """
     model = costing.store().model.merge(CostModel())
-    for device in machine.passed:
-        if device.info is not None and device.rates is not None:
-            model.set_rates(device.info.fingerprint, device_rates(device.rates, nbytes))
-    for link in machine.links:
-        ends = [machine.device(name) for name in (link.src, link.dst)]
-        prints = [d.info.fingerprint for d in ends if d is not None and d.info is not None]
-        if len(prints) == 2:
-            model.set_link(prints[0], prints[1], link_model(link))
+    profiles.apply(machine, model, nbytes)
     return model
-
-
-def device_rates(rates: Rates, nbytes: float) -> DeviceRates:
-    """A profile's rates as a roofline; dtypes not probed get the elementwise rate of float32."""
-    flops = rates.flops_by_class()
-    fallback = flops.get("elementwise:float32") or max(flops.values(), default=0.0)
-    if fallback > 0:
-        flops.setdefault("*", fallback)
-    return DeviceRates(flops, rates.bandwidth_at(nbytes), rates.launch())
-
-
-def link_model(link: LinkProfile) -> LinkModel:
-    """A profile's link; its rates have the latency in them, the model's have not."""
-    samples = [(0.0, link.latency_s.median)]
-    samples += [(float(n), n / rate) for n, rate in link.pairs()]
-    return LinkModel.fit(samples)
 
 
 def _typical_bytes(graph: Graph) -> float:

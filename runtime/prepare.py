@@ -1,0 +1,133 @@
+"""Preparing a graph for a session: passes, costs, plan, compiled program, pool of instances."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+from crossdock.devices import topology
+from crossdock.devices.base import Cap, Device, DeviceInfo, Span
+from crossdock.devices.probe import probe
+from crossdock.runtime import costing, measure, passes, planner, profiles
+from crossdock.runtime.executor import Pool
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.lower import Program, instantiate, lower
+from crossdock.runtime.plan import HOST, Constraints, Plan
+from crossdock.runtime.receipt import Receipt, make_receipt
+
+Progress = Callable[[str, int, int], None]
+RUNS_AT_ONCE = 8
+MEASURE_SECONDS = 20.0
+
+PREPARING = threading.RLock()
+"""Held while measuring and planning: the process's cost model has one writer, and what is timed
+should not be disturbed by another timing."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a session plans and runs; the arguments of ``compile``. No ``devices``: all there are."""
+
+    devices: tuple[str, ...] | None = None
+    policy: str = "auto"
+    objective: str = "latency"
+    constraints: Constraints = field(default_factory=Constraints)
+    expected_runs: int = 1000
+    threads: int | None = None
+    measure: bool | float = True
+    skip_passes: tuple[str, ...] = ()
+    runs_at_once: int = RUNS_AT_ONCE
+
+
+@dataclass
+class Recorder:
+    """Writes the receipts of a plan's runs; holds no memory of a device."""
+
+    plan: Plan
+    asked: frozenset[str]
+
+    @cached_property
+    def _digest(self) -> str:
+        return self.plan.digest()
+
+    def receipt(self, seconds: float, spans: Mapping[str, list[Span]]) -> Receipt:
+        """The record of a run that took ``seconds``, with the spans of its steps if profiled."""
+        return make_receipt(self.plan, self._digest, seconds, spans, self.asked)
+
+
+@dataclass
+class Ready:
+    """A graph of fixed shapes, planned and lowered."""
+
+    program: Program
+    pool: Pool
+    recorder: Recorder
+
+
+def prepare(
+    graph: Graph, config: Config, devices: Mapping[str, Device], progress: Progress | None
+) -> Ready:
+    """Make a static graph ready to run on opened devices; the caller holds ``PREPARING``."""
+    keep = [
+        n.name
+        for n in graph.nodes
+        for pattern in (*config.constraints.pin, *config.constraints.forbid)
+        if planner.matches(pattern, n)
+    ]
+    graph = passes.run(graph, skip=config.skip_passes, keep=keep)
+    asked = frozenset(devices if config.devices is None else config.devices)
+    infos = tuple(d.info for d in devices.values())
+    target = planner.Target(infos, asked, costing.store().model, group_capacity(infos))
+    _measure(graph, config, devices, progress)
+    options = planner.Options(config.policy, config.constraints, config.expected_runs)
+    plan = planner.make_plan(graph, target, options)
+    used = {HOST, *(s.device for s in plan.steps)}
+    program = lower(graph, plan, {d: devices[d] for d in devices if d in used}, progress)
+    pool = Pool(partial(instantiate, program), config.runs_at_once)
+    return Ready(program, pool, Recorder(plan, asked))
+
+
+def group_capacity(infos: Sequence[DeviceInfo], cores: int | None = None) -> dict[str, int]:
+    """How many devices of each shared resource group may compute at once.
+
+    Devices of one processor run side by side as long as their threads fit its ``cores`` (None:
+    those of this machine).
+    """
+    result: dict[str, int] = {}
+    for group in {d.resource_group for d in infos}:
+        members = sorted(d.compute_units for d in infos if d.resource_group == group)
+        room = members[-1] if group != "host-cpu" else cores or topology.cpu_count()
+        fit, used = 0, 0
+        for units in members:
+            used += units
+            fit += used <= room
+        result[group] = max(1, fit)
+    return result
+
+
+def _measure(
+    graph: Graph, config: Config, devices: Mapping[str, Device], progress: Progress | None
+) -> None:
+    if config.measure is False:
+        return
+    costs = costing.store()
+    before = costs.model.version
+    real = [d.info for d in devices.values() if Cap.VIRTUAL_TIME not in d.info.caps]
+    if any(costs.model.rates(info.fingerprint) is None for info in real):
+        ids = [info.id for info in real]
+        profiles.apply(probe(quick=True, devices=ids, threads=config.threads), costs.model)
+    for name, device in devices.items():
+        if name != HOST:
+            measure.measure_link(devices[HOST], device, costs.model)
+    budget = MEASURE_SECONDS if config.measure is True else float(config.measure)
+    measure.measure_ops(
+        costing.op_calls(graph),
+        list(devices.values()),
+        costs.model,
+        budget_s=budget,
+        progress=progress,
+    )
+    if costs.model.version != before:
+        costs.save()
