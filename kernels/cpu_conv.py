@@ -1,8 +1,8 @@
 """Convolution of ``nchw`` float32 images on the host, as an implicit matrix product.
 
 The result of one image is a product of the filter (output channels by taps) and the image's
-patches (taps by pixels). Patches are never stored: for a few vectors of pixels at a time the rows
-of one block of taps are packed into a panel that stays in the first-level cache, and a register
+patches (taps by pixels). Patches are never stored: for a few vectors of pixels at a time the taps
+of one block of channels are packed into a panel that stays in the first-level cache, and a register
 tile of ``ROWS`` channels by ``VECTORS`` vectors runs over the panel, once for each tile of the
 filter. The filter is packed once a session, in the order in which the tiles read it. After K. Goto
 and R. van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008); the packing of
@@ -26,11 +26,13 @@ from crossdock.devices.program import (
     Out,
     Pack,
     Packed,
+    Scalar,
     Scratch,
     Slot,
     Step,
 )
-from crossdock.kernels.cpu_conv_panel import ROWS, SHARE, TAPS, VECTORS, WORDS, PanelWriter
+from crossdock.kernels.cpu_conv_pack import SIGNATURE, UNROLLED, VECTORS, WORDS, PackWriter
+from crossdock.kernels.cpu_conv_panel import ROWS, SHARE, TAPS, PanelWriter
 from crossdock.kernels.cpu_ir import compiled
 from crossdock.kernels.cpu_rows import register_lanes, words
 from crossdock.kernels.spec import OpCall
@@ -48,6 +50,10 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a c
         return f"{call.outputs[0].dtype}, not float32"
     if attrs["input_layout"] != "nchw" or attrs["filter_layout"] != "oihw":
         return f"layouts {attrs['input_layout']} and {attrs['filter_layout']}, not nchw and oihw"
+    filters = call.inputs[1]
+    assert filters is not None
+    if filters.dims[2] * filters.dims[3] > SHARE * TAPS:
+        return f"a window of {filters.dims[2]} x {filters.dims[3]} does not fit a panel"
     return None
 
 
@@ -83,7 +89,8 @@ def lower_conv2d(call: OpCall, device: DeviceInfo) -> Lowered:
 
 def packed_size(shape: Mapping[str, int]) -> int:
     """Elements of one group's packed filter."""
-    return -(-shape["outputs"] // ROWS) * ROWS * shape["taps"] * shape["channels"]
+    taps = shape["kh"] * shape["kw"] * shape["channels"]
+    return -(-shape["outputs"] // ROWS) * ROWS * taps
 
 
 def pack_filter(filters: Array, shape: Mapping[str, int]) -> Array:
@@ -94,19 +101,20 @@ def pack_filter(filters: Array, shape: Mapping[str, int]) -> Array:
 
 
 def _write_packed(xp: Any, filters: Any, out: Any, shape: Mapping[str, int]) -> None:
-    _, channels, kh, kw = filters.shape
-    groups, outputs, block = shape["groups"], shape["outputs"], shape["block"]
-    tiles, taps = -(-outputs // ROWS), channels * kh * kw
-    padded = xp.zeros((groups, tiles * ROWS, channels, kh, kw), "float32")
-    padded[:, :outputs] = filters.reshape(groups, outputs, channels, kh, kw)
-    tiled = padded.transpose(0, 1, 3, 4, 2).reshape(groups, tiles, ROWS, taps)
+    groups, outputs = shape["groups"], shape["outputs"]
+    block = shape["block"] * shape["kh"] * shape["kw"]
+    tiles, taps = -(-outputs // ROWS), shape["channels"] * shape["kh"] * shape["kw"]
+    padded = filters.reshape(groups, outputs, taps)
+    if outputs % ROWS:
+        padded = xp.zeros((groups, tiles * ROWS, taps), "float32")
+        padded[:, :outputs] = filters.reshape(groups, outputs, taps)
+    tiled = padded.reshape(groups, tiles, ROWS, taps)
     whole = out.reshape(groups, tiles * ROWS * taps)
     for start in range(0, taps, block):
         stop = min(start + block, taps)
         part = whole[:, start * tiles * ROWS : stop * tiles * ROWS]
-        part.reshape(groups, tiles, stop - start, ROWS)[...] = tiled[:, :, :, start:stop].transpose(
-            0, 1, 3, 2
-        )
+        part = part.reshape(groups, tiles, stop - start, ROWS)
+        part[...] = tiled[:, :, :, start:stop].transpose(0, 1, 3, 2)
 
 
 def geometry(call: OpCall, threads: int) -> dict[str, int]:
@@ -116,38 +124,44 @@ def geometry(call: OpCall, threads: int) -> dict[str, int]:
     assert filters is not None
     batch, channels, height, width = image.dims
     outputs, _, kh, kw = filters.dims
-    _, _, out_height, out_width = result.dims
     groups = call.attrs["groups"]
+    channels, outputs = channels // groups, outputs // groups
     (sh, sw), (dh, dw) = call.attrs["strides"], call.attrs["dilations"]
     top, _, left, _ = call.attrs["padding"]
-    plane_out = out_height * out_width
-    if (kh, kw, sh, sw) == (1, 1, 1, 1) and not any(call.attrs["padding"]):
-        height, width, out_height, out_width = 1, height * width, 1, plane_out
-    lanes = register_lanes()
-    row_vectors = -(-out_width // lanes)
-    vectors = out_height * row_vectors
+    out_width, plane_out = result.dims[3], result.dims[2] * result.dims[3]
+    if _is_point(call):
+        height, width, out_width = 1, height * width, plane_out
+    vectors = -(-plane_out // register_lanes())
     panels = -(-vectors // VECTORS)
-    tiles = -(-(outputs // groups) // ROWS)
-    taps = kh * kw * channels // groups
-    blocks = -(-taps // TAPS)
-    share = share_of(panels, outputs // groups, -(-taps // blocks))
+    most = max(1, TAPS // (kh * kw))
+    blocks = -(-channels // most)
+    block = -(-channels // blocks)
+    share = share_of(panels, outputs, block * kh * kw)
     shares = -(-panels // share)
+    tiles = -(-outputs // ROWS)
     parts = parts_of(tiles, batch * groups * shares, threads)
     return {
-        "channels": channels // groups, "height": height, "width": width,
-        "out_width": out_width, "plane_out": plane_out, "kw": kw, "taps": kh * kw,
+        "channels": channels, "height": height, "width": width,
+        "out_width": out_width, "plane_out": plane_out, "kh": kh, "kw": kw,
         "sh": sh, "sw": sw, "dh": dh, "dw": dw, "top": top, "left": left,
-        "outputs": outputs // groups, "groups": groups, "row_vectors": row_vectors,
-        "vectors": vectors, "panels": panels,
+        "outputs": outputs, "groups": groups, "vectors": vectors, "panels": panels,
         "shares": shares, "share": share, "parts": parts,
-        "part_rows": -(-tiles // parts) * ROWS, "block": -(-taps // blocks), "blocks": blocks,
+        "part_rows": -(-tiles // parts) * ROWS, "block": block, "blocks": blocks,
         "items": batch * groups * shares * parts,
     }  # fmt: skip
 
 
-def share_of(panels: int, outputs: int, block: int) -> int:
+def _is_point(call: OpCall) -> bool:
+    """The window is one pixel, and every output reads its own."""
+    filters = call.inputs[1]
+    assert filters is not None
+    one = (*filters.dims[2:], *call.attrs["strides"]) == (1, 1, 1, 1)
+    return one and not any(call.attrs["padding"])
+
+
+def share_of(panels: int, outputs: int, taps: int) -> int:
     """Panels that one item works on: several where a block of the filter leaves the L2 cache."""
-    if 4 * outputs * block <= L2_BYTES // 2:
+    if 4 * outputs * taps <= L2_BYTES // 2 or taps > TAPS:
         return 1
     count = -(-panels // SHARE)
     return -(-panels // count)
@@ -162,19 +176,24 @@ def parts_of(tiles: int, items: int, threads: int) -> int:
 
 def _native(call: OpCall, shape: dict[str, int], filters: Slot) -> NativeCall:
     bias = len(call.inputs) > 2 and call.inputs[2] is not None
-    stride = shape["sw"] if shape["sw"] in (1, 2) else 0
     lanes = register_lanes()
+    stride = shape["sw"] if shape["sw"] in (1, 2) else 0
+    width = shape["kw"] if shape["kw"] <= UNROLLED else 0
+    point = _is_point(call)
+    pack = compiled(
+        f"conv2d pack {lanes} {stride} {width} {point}",
+        lambda code: PackWriter(code, lanes, stride, width, point).write(),
+        SIGNATURE,
+    )
     slots: dict[str, Argument] = {
         "out": Out(0), "in": In(0), "filter": filters, "bias": In(2) if bias else In(0),
+        "pack": Scalar(np.int64(pack())),
     }  # fmt: skip
-    flops = 2.0 * call.outputs[0].size * shape["taps"] * shape["channels"]
+    flops = 2.0 * call.outputs[0].size * shape["kh"] * shape["kw"] * shape["channels"]
     return NativeCall(
         name="conv2d",
-        address=compiled(
-            f"conv2d {lanes} {stride} {bias}",
-            lambda code: PanelWriter(code, lanes, stride, bias).write(),
-        ),
-        args=words(WORDS, slots, shape),
+        address=compiled(f"conv2d {lanes}", lambda code: PanelWriter(code, lanes).write()),
+        args=words(WORDS, slots, {**shape, "biased": int(bias)}),
         extent=shape["items"],
         grain=max(1, int(GRAIN_FLOPS * shape["items"] / max(flops, 1.0))),
     )

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 from crossdock.devices.cpu_native import compile_ir
 
+SIGNATURE = "ptr %args, i64 %begin, i64 %end"
+
 Index = str | int
 """An i64: an SSA name or a literal."""
 
@@ -187,12 +189,12 @@ class Code:
         self.do(f"br label %{done}")
         self.label(done)
 
-    def text(self, name: str) -> str:
+    def text(self, name: str, signature: str = SIGNATURE) -> str:
         """The module's text."""
         return "\n".join(
             (
                 *self._declared.values(),
-                f"define void @{name}(ptr nocapture readonly %args, i64 %begin, i64 %end) {{",
+                f"define void @{name}({signature}) {{",
                 "entry:",
                 *self._stack,
                 *self._lines,
@@ -207,7 +209,9 @@ _ADDRESSES: dict[str, int] = {}
 _LOCK = threading.Lock()
 
 
-def compiled(key: str, write: Callable[[Code], None]) -> Callable[[], int]:
+def compiled(
+    key: str, write: Callable[[Code], None], signature: str = SIGNATURE
+) -> Callable[[], int]:
     """The address of the kernel ``key``, made by ``write`` at the first call; for NativeCall."""
 
     def address() -> int:
@@ -219,7 +223,7 @@ def compiled(key: str, write: Callable[[Code], None]) -> Callable[[], int]:
                     code = Code()
                     write(code)
                     name = "xd_" + hashlib.sha256(key.encode()).hexdigest()[:24]
-                    found = compile_ir(code.text(name), (name,))[0]
+                    found = compile_ir(code.text(name, signature), (name,))[0]
                     _ADDRESSES[key] = found
         return found
 

@@ -86,6 +86,16 @@ class RowReader:
         pixels = code.let(f"add {wide} {self._splat32(first, count)}, {steps}")
         return code.let(f"icmp ult {wide} {pixels}, {self._splat32(self.width, count)}")
 
+    def lanes_between(self, low: Index, high: Index) -> str:
+        """The touched pixels of lanes in [low, high), as a vector of i1."""
+        code, count = self.code, self.reach
+        wide = f"<{count} x i64>"
+        each = 2 if self.stride == 2 else 1
+        lanes = ", ".join(f"i64 {i // each}" for i in range(count))
+        above = code.let(f"icmp sge {wide} <{lanes}>, {self._splat(low, count)}")
+        below = code.let(f"icmp slt {wide} <{lanes}>, {self._splat(high, count)}")
+        return code.let(f"and <{count} x i1> {above}, {below}")
+
     def load(self, row: str, first: Index) -> Value:
         """All pixels; the caller knows that they are in the row."""
         if self.stride == 0:
