@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -90,11 +91,11 @@ def arange(ctx: Context) -> Value:
     count = max(0, math.ceil(span)) if math.isfinite(span) else MAX_DENSE
     checked_size(ctx, (count,), ctx.x().dtype)
     dtype = to_numpy(ctx.x().dtype)
-    if dtype.kind in "iu":
-        steps = int(start) + np.arange(count, dtype=np.int64) * int(delta)
-    else:
+    wide: Any = np.int64
+    if dtype.kind not in "iu":
         wide = np.float64 if dtype == np.float64 else np.float32
-        steps = wide(start) + np.arange(count, dtype=wide) * wide(delta)
+    first, step = (np.asarray(v).astype(wide) for v in (start, delta))
+    steps = first + np.arange(count, dtype=wide) * step
     return known(ctx, steps.astype(dtype))
 
 

@@ -1,41 +1,101 @@
-"""ONNX control flow: conditionals, and loops whose number of rounds is known."""
+"""ONNX conditionals: folded, written in place behind a guard, or kept as two graphs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+from crossdock.runtime.builder import GraphBuilder, Operand
+from crossdock.runtime.errors import GraphError, MalformedModel
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.loaders.onnx_frame import Captures
+from crossdock.runtime.loaders.onnx_model import OnnxGraph
 from crossdock.runtime.loaders.onnx_table import Context, Value, onnx_op
+
+Branch = tuple[Graph, list[bool]]
+"""A branch's graph, and which of its outputs ONNX calls bool."""
 
 
 @onnx_op("If")
-def conditional(ctx: Context) -> list[Value | None]:
-    """A known condition leaves one branch, written in place; else both become graphs."""
+def conditional(ctx: Context) -> Sequence[Value | None]:
+    """A known condition leaves one branch, written in place; else both become graphs.
+
+    Exporters guard shapes with conditionals, so a branch may fit other sizes than those given.
+    Then the other one is written in place, and choosing the first is an error of the run.
+    """
     yes, no = ctx.node.graph("then_branch"), ctx.node.graph("else_branch")
     if yes.inputs or no.inputs:
         raise ctx.malformed("a branch has inputs")
     if not len(yes.outputs) == len(no.outputs) == len(ctx.node.outputs):
         raise ctx.malformed("the branches and the node differ in their number of outputs")
-    converter, frame = ctx.frame.converter, ctx.frame
     condition = ctx.known(0)
     if condition is not None:
-        values = converter.inline(frame, yes if condition.reshape(-1)[0] else no)
-        if any(value is None for value in values):
-            raise ctx.unsupported("its branch")
-        return values
+        return _inline(ctx, yes if condition.reshape(-1)[0] else no)
     captures = Captures()
-    (then_graph, marks), (else_graph, others) = (
-        converter.branch(frame, graph, captures) for graph in (yes, no)
-    )
-    if marks != others:
+    then_branch, else_branch = (_branch(ctx, graph, captures) for graph in (yes, no))
+    if isinstance(then_branch, Exception):
+        if isinstance(else_branch, Exception):
+            raise then_branch
+        return _guarded(ctx, no, chosen=False, error=then_branch)
+    if isinstance(else_branch, Exception):
+        return _guarded(ctx, yes, chosen=True, error=else_branch)
+    return _both(ctx, then_branch, else_branch, captures)
+
+
+def _inline(ctx: Context, graph: OnnxGraph) -> list[Value | None]:
+    values = ctx.frame.converter.inline(ctx.frame, graph)
+    if any(value is None for value in values):
+        raise ctx.unsupported("the branch that is taken")
+    return values
+
+
+def _branch(ctx: Context, graph: OnnxGraph, captures: Captures) -> Branch | Exception:
+    """A branch as a graph of its own, or why it does not fit the given sizes."""
+    try:
+        return ctx.frame.converter.branch(ctx.frame, graph, captures)
+    except (GraphError, MalformedModel) as error:
+        return error
+
+
+def _guarded(
+    ctx: Context, graph: OnnxGraph, *, chosen: bool, error: Exception
+) -> list[Value | None]:
+    """The one branch that fits, in place; its results pass only where the condition takes it."""
+    values = _inline(ctx, graph)
+    through = GraphBuilder(strict=False)
+    results = [value.operand for value in values if value is not None]
+    doors = [through.input(f"in.{i}", r.shape, r.dtype) for i, r in enumerate(results)]
+    passing = through.build({f"out.{i}": door for i, door in enumerate(doors)})
+    reason = f"{ctx.node}: the inputs choose a branch that these sizes do not fit: {error}"
+    ctx.frame.writer.b.label = ctx.node.label
+    branches: dict[str, Any] = {
+        "then_branch": passing if chosen else reason,
+        "else_branch": reason if chosen else passing,
+    }
+    guarded = ctx.b.if_(ctx.x(0), results, **branches)
+    return _marked(guarded, [value is not None and value.boolean for value in values])
+
+
+def _both(ctx: Context, yes: Branch, no: Branch, captures: Captures) -> list[Value | None]:
+    (then_graph, marks), (else_graph, others) = yes, no
+    first, second = then_graph.output_specs.values(), else_graph.output_specs.values()
+    pairs = list(zip(first, second, strict=True))
+    if marks != others or any(a.dtype != b.dtype for a, b in pairs):
         raise ctx.malformed("the branches differ in their element types")
+    if any(a.shape != b.shape for a, b in pairs):
+        shapes = ", ".join(f"{a} or {b}" for a, b in pairs)
+        raise ctx.unsupported(f"a result whose shape hangs on an unknown condition ({shapes})")
     results = ctx.b.if_(
         ctx.x(0),
         list(captures.values.values()),
         then_branch=_with_inputs(then_graph, captures),
         else_branch=_with_inputs(else_graph, captures),
     )
+    return _marked(results, marks)
+
+
+def _marked(results: Sequence[Operand], marks: Sequence[bool]) -> list[Value | None]:
     return [Value(r, mark) for r, mark in zip(results, marks, strict=True)]
 
 

@@ -21,11 +21,6 @@ def _filter(ctx: Context) -> Operand:
     return weights
 
 
-def _bias(ctx: Context) -> dict[str, Operand]:
-    bias = ctx.opt(2)
-    return {} if bias is None else {"bias": bias}
-
-
 @onnx_op("Conv")
 def conv(ctx: Context) -> Operand:
     """Convolution; channels first, filter by output and input channel."""
@@ -34,8 +29,8 @@ def conv(ctx: Context) -> Operand:
     out = ctx.b.conv2d(
         as_image(ctx, x),
         as_image(ctx, weights),
+        bias=ctx.opt(2),
         **window.options(),
-        **_bias(ctx),
         groups=ctx.node.get_int("group", 1),
     )
     return from_image(ctx, out, len(x.shape))
@@ -57,8 +52,8 @@ def conv_transpose(ctx: Context) -> Operand:
     out = ctx.b.conv_transpose2d(
         as_image(ctx, x),
         as_image(ctx, weights),
+        bias=ctx.opt(2),
         **window.options(),
-        **_bias(ctx),
         output_padding=[0] * (count == 1) + extra,
         groups=ctx.node.get_int("group", 1),
     )

@@ -107,7 +107,7 @@ class Converter:
             frame.failed.update(node.outputs)
             return
         except Error as error:
-            raise self.error(node, error) from error
+            raise self.error(node, error) from error.__cause__
         except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
             raise self.error(node, error) from error
         for name, value in zip(node.outputs, values, strict=False):
@@ -120,6 +120,8 @@ class Converter:
 
     def error(self, node: OnnxNode, error: Exception) -> Error:
         """An error at a node, in the words of the model."""
+        if isinstance(error, Error) and str(error).startswith(f"{self.model.label}: "):
+            return error
         text = f"{self.model.label}: {_at(node, error)}"
         if isinstance(error, Error) and not isinstance(error, GraphError | MalformedModel):
             return type(error)(text)

@@ -107,7 +107,9 @@ class Writer:
         key = (fill.dtype.name, shape, fill.tobytes())
         array = self._filled.get(key)
         if array is None:
-            array = np.full(shape, fill, dtype=fill.dtype)
+            array = np.zeros(shape, dtype=fill.dtype)
+            if fill.tobytes().strip(b"\0"):
+                array[...] = fill
             array.flags.writeable = False
             self._filled[key] = array
         return self.constant(array)
@@ -119,7 +121,7 @@ class Writer:
             key: b.cast(value.operand, "bool") if value.boolean and booleans else value.operand
             for key, value in outputs.items()
         }
-        b.name = name or "graph"
+        b.name, b.label = name or "graph", ""
         graph = b.build(ends)
         taken = {node.name for node in graph.nodes}
         return replace(graph, nodes=tuple(_renamed(n, b.mains, taken) for n in graph.nodes))

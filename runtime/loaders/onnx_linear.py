@@ -45,12 +45,11 @@ def product(ctx: Context, a: Operand, b: Operand) -> Operand:
 @onnx_op("Gemm", since=7)
 def gemm(ctx: Context) -> Operand:
     """General product alpha A B + beta C, each of A and B transposed on request."""
-    node, c = ctx.node, ctx.opt(2)
-    options = {"c": c} if c is not None else {}
+    node = ctx.node
     return ctx.b.gemm(
         ctx.x(0),
         ctx.x(1),
-        **options,
+        c=ctx.opt(2),
         alpha=node.get_float("alpha", 1.0),
         beta=node.get_float("beta", 1.0),
         a_transpose=bool(node.get_int("transA")),

@@ -49,8 +49,7 @@ def layer_normalization(ctx: Context) -> list[Operand | None]:
     scale, bias = ctx.x(1), ctx.opt(2)
     inner = tuple(x.shape[axes[0] :])
     if tuple(scale.shape) == inner and (bias is None or tuple(bias.shape) == inner):
-        options = {"scale": scale} if bias is None else {"scale": scale, "bias": bias}
-        out = b.layer_normalization(x, **options, axes=axes, epsilon=epsilon)
+        out = b.layer_normalization(x, scale=scale, bias=bias, axes=axes, epsilon=epsilon)
     else:
         out = b.mul(b.layer_normalization(x, axes=axes, epsilon=epsilon), scale)
         out = out if bias is None else b.add(out, bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from crossdock.runtime.builder import Operand
 from crossdock.runtime.loaders.onnx_table import Context
@@ -22,7 +23,7 @@ class Window:
         """Cells from the first to the last cell of the dilated window along an axis."""
         return (self.kernel[axis] - 1) * self.dilations[axis] + 1
 
-    def options(self) -> dict[str, list[int]]:
+    def options(self) -> dict[str, Any]:
         """The builder's options for two spatial axes; one axis gets a height of one before it."""
         flat = len(self.kernel) == 1
         return {

@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from crossdock.runtime.errors import MalformedModel
+from crossdock.kernels.reference import evaluate
+from crossdock.runtime.errors import FeedError, MalformedModel, UnsupportedModel
 from crossdock.runtime.loaders import load
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -101,10 +102,34 @@ def test_conditions_that_are_computed(make: Any, compare: Any) -> None:
 def test_branches_that_differ(make: Any) -> None:
     feeds = {"x": X, "flag": np.array(True)}
     yes, no = branch([node("Exp", "x", "t")], "t"), branch([node("Transpose", "x", "e")], "e")
-    with pytest.raises(MalformedModel, match=r"'choice'.*same results"):
+    with pytest.raises(UnsupportedModel, match=r"'choice'.*shape hangs on an unknown condition"):
+        load(make([choice(then_branch=yes, else_branch=no)], feeds, ["y"], 13))
+    no = branch([node("Cast", "x", "e", to=TensorProto.INT32)], "e")
+    with pytest.raises(MalformedModel, match=r"'choice'.*element types"):
         load(make([choice(then_branch=yes, else_branch=no)], feeds, ["y"], 13))
     with pytest.raises(MalformedModel, match=r"'choice'.*else_branch"):
         load(make([choice(then_branch=yes)], feeds, ["y"], 13))
+
+
+def test_a_branch_that_does_not_fit_is_an_error_only_when_it_is_chosen(
+    make: Any, compare: Any
+) -> None:
+    """The other branch is written in place, and keeps the nodes' names."""
+    fits = branch([node("Exp", "x", "m", name="exp"), node("Neg", "m", "t", name="neg")], "t")
+    odd = branch([node("Reshape", "x five", "e")], "e", {"five": np.array([5])})
+    feeds = {"x": X, "flag": np.array(True)}
+    for pick, good in (
+        (choice(then_branch=fits, else_branch=odd), True),
+        (choice(then_branch=odd, else_branch=fits), False),
+    ):
+        model = make([pick], feeds, ["y"], 13)
+        graph = load(model)
+        assert [n.name for n in graph.nodes if n.op != "cast"] == ["exp", "neg", "choice"]
+        compare(model, {**feeds, "flag": np.array(good)})
+        with pytest.raises(FeedError, match=r"'choice'.*cannot take the shape"):
+            evaluate(graph, {**feeds, "flag": np.array(not good)})
+    with pytest.raises(MalformedModel, match="cannot take the shape"):
+        load(make([choice(then_branch=odd, else_branch=odd)], feeds, ["y"], 13))
 
 
 def test_a_branch_that_defines_an_outer_name(make: Any) -> None:
