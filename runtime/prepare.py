@@ -70,23 +70,24 @@ def prepare(
     graph: Graph, config: Config, devices: Mapping[str, Device], progress: Progress | None
 ) -> Ready:
     """Make a static graph ready to run on opened devices; the caller holds ``PREPARING``."""
-    keep = [
-        n.name
-        for n in graph.nodes
-        for pattern in (*config.constraints.pin, *config.constraints.forbid)
-        if planner.matches(pattern, n)
-    ]
-    graph = passes.run(graph, skip=config.skip_passes, keep=keep)
+    graph = simplify(graph, config.constraints, config.skip_passes)
     asked = frozenset(devices if config.devices is None else config.devices)
     infos = tuple(d.info for d in devices.values())
     target = planner.Target(infos, asked, costing.store().model, group_capacity(infos))
-    _measure(graph, config, devices, progress)
+    measure_missing(graph, config, devices, progress)
     options = planner.Options(config.policy, config.constraints, config.expected_runs)
     plan = planner.make_plan(graph, target, options)
     used = {HOST, *(s.device for s in plan.steps)}
     program = lower(graph, plan, {d: devices[d] for d in devices if d in used}, progress)
     pool = Pool(partial(instantiate, program), config.runs_at_once)
     return Ready(program, pool, Recorder(plan, asked))
+
+
+def simplify(graph: Graph, constraints: Constraints, skip: Sequence[str] = ()) -> Graph:
+    """The graph that is planned: after the passes, with the nodes that constraints name kept."""
+    patterns = (*constraints.pin, *constraints.forbid)
+    keep = [n.name for n in graph.nodes if any(planner.matches(p, n) for p in patterns)]
+    return passes.run(graph, skip=skip, keep=keep)
 
 
 def group_capacity(infos: Sequence[DeviceInfo], cores: int | None = None) -> dict[str, int]:
@@ -107,9 +108,10 @@ def group_capacity(infos: Sequence[DeviceInfo], cores: int | None = None) -> dic
     return result
 
 
-def _measure(
+def measure_missing(
     graph: Graph, config: Config, devices: Mapping[str, Device], progress: Progress | None
 ) -> None:
+    """Probe and measure what the process's cost model lacks for a graph, and keep it on disk."""
     if config.measure is False:
         return
     costs = costing.store()

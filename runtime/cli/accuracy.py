@@ -27,6 +27,10 @@ from crossdock.runtime.session import Session
 from crossdock.runtime.tensor import Array
 
 WORST = 10
+NOTE = (
+    "ops: each op timed by itself; rank: Spearman's correlation of predicted and measured; of the "
+    "intervals, 80 % are to hold"
+)
 
 
 @dataclass(frozen=True)
@@ -170,8 +174,6 @@ def _show(rows: Sequence[Row], worst: int, output: Output) -> None:
         "Predicted against measured",
         ("model", "devices", ">predicted", ">measured", ">error", ">ops", ">MAPE",
          ">median error", ">within 10 %", ">within 15 %", ">in interval", ">rank"),
-        caption="ops: each op timed by itself; rank: Spearman's correlation of predicted and "
-        "measured; of the intervals, 80 % are to hold",
     )  # fmt: skip
     for row in rows:
         q = row.quality
@@ -191,7 +193,7 @@ def _show(rows: Sequence[Row], worst: int, output: Output) -> None:
                 "-" if q is None or q.rank is None else f"{q.rank:.3f}",
             ),
         )
-    output.table(table)
+    output.table(table, NOTE)
     if worst:
         output.table(_worst(rows, worst))
 

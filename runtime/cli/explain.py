@@ -20,6 +20,10 @@ from crossdock.runtime.plan import Plan, Step
 
 MARKS = {"measured": "", "fitted": "~", "roofline": "~~", "unknown": "?"}
 """How sure a number is, in a table of many."""
+NOTE = (
+    "bold: chosen; ~ fitted, ~~ roofline, ? unknown, - cannot run there; margin: how much later "
+    "the op would end on the best other device"
+)
 
 
 @click.command()
@@ -54,19 +58,14 @@ def explain(
     output.line(*tables.headline(plan))
     output.line()
     output.table(tables.devices_table(plan))
-    output.table(_table(plan))
+    output.table(_table(plan), NOTE)
     output.json(plan.to_json())
 
 
 def _table(plan: Plan) -> Table:
     """A row an op, a column a device: the cost there, the winner's in bold."""
     devices = [f">{d.id}" for d in plan.devices]
-    table = make_table(
-        "Candidates",
-        (">#", "op", *devices, ">margin", "why"),
-        caption="bold: chosen; ~ fitted, ~~ roofline, ? unknown, - cannot run there; margin: how "
-        "much later the op would end on the best other device",
-    )
+    table = make_table("Candidates", (">#", "op", *devices, ">margin", "why"))
     for step in plan.launches():
         by_device = {c.device: c for c in step.choices}
         cells = []

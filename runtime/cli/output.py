@@ -39,11 +39,14 @@ class Output:
         self._err = _console(sys.stderr)
         self.quiet = json_to == "-"
 
-    def table(self, table: Table) -> None:
-        """Print a table and an empty line after it."""
-        if not self.quiet:
-            self._out.print(table)
-            self._out.print()
+    def table(self, table: Table, note: str = "") -> None:
+        """Print a table, what its columns mean, and an empty line."""
+        if self.quiet:
+            return
+        self._out.print(table)
+        if note:
+            self._out.print(Text(clean(note), style="dim"))
+        self._out.print()
 
     def line(self, *parts: Any) -> None:
         """Print a line to stdout; ``parts`` are strings, or (text, style) pairs."""
@@ -100,13 +103,11 @@ def styled(*parts: Any) -> Text:
     return text
 
 
-def make_table(title: str, columns: Sequence[str], *, caption: str = "") -> Table:
+def make_table(title: str, columns: Sequence[str]) -> Table:
     """An empty table; a column whose name starts with ">" holds numbers and is flushed right."""
     table = Table(
         title=Text(clean(title), style="bold"),
         title_justify="left",
-        caption=Text(clean(caption), style="dim") if caption else None,
-        caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,

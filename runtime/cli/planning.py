@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from crossdock.devices import registry
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import costing, measure, passes, planner, profiles
+from crossdock.runtime import costing, planner, profiles
 from crossdock.runtime.cli.options import Placing, split_link
 from crossdock.runtime.errors import LoadError, PlanError
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.prepare import group_capacity
+from crossdock.runtime.plan import HOST, Plan
+from crossdock.runtime.prepare import (
+    PREPARING,
+    Config,
+    Progress,
+    group_capacity,
+    measure_missing,
+    simplify,
+)
 from crossdock.scheduler import CostModel, LinkModel
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def plan_model(
         DeviceError: a device cannot be opened.
     """
     constraints = placing.constraints(changes.memory)
-    graph = simplified(graph, constraints)
+    graph = simplify(graph, constraints)
     if machine is None:
         target = _here(graph, placing, changes.without, progress)
     else:
@@ -64,13 +69,6 @@ def plan_model(
     target = replace(target, model=_relinked(target, changes.links))
     options = planner.Options(placing.policy, constraints, placing.expected_runs)
     return Planned(graph, planner.make_plan(graph, target, options), target)
-
-
-def simplified(graph: Graph, constraints: Constraints) -> Graph:
-    """The graph after the passes, as sessions plan it: nodes that constraints name stay."""
-    patterns = (*constraints.pin, *constraints.forbid)
-    keep = [n.name for n in graph.nodes if any(planner.matches(p, n) for p in patterns)]
-    return passes.run(graph, keep=keep)
 
 
 def _known(name: str, ids: set[str], flag: str) -> None:
@@ -99,23 +97,11 @@ def _here(
         name: registry.open_device(name, threads=placing.threads)
         for name in dict.fromkeys((HOST, *sorted(asked)))
     }
-    store = costing.store()
-    if placing.measure > 0:
-        before = store.model.version
-        for name, device in devices.items():
-            if name != HOST:
-                measure.measure_link(devices[HOST], device, store.model)
-        measure.measure_ops(
-            costing.op_calls(graph),
-            list(devices.values()),
-            store.model,
-            budget_s=placing.measure,
-            progress=progress,
-        )
-        if store.model.version != before:
-            store.save()
+    config = Config(threads=placing.threads, measure=placing.budget)
+    with PREPARING:
+        measure_missing(graph, config, devices, progress)
     infos = tuple(device.info for device in devices.values())
-    return planner.Target(infos, asked, store.model, group_capacity(infos))
+    return planner.Target(infos, asked, costing.store().model, group_capacity(infos))
 
 
 def _profiled(

@@ -20,11 +20,11 @@ from crossdock.runtime.cli.inputs import about, load_model, prepare
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, add_row, finite, make_table, write_text
 from crossdock.runtime.cli.page import page
-from crossdock.runtime.cli.planning import simplified
 from crossdock.runtime.cli.text import clean, millis, percent, short, size
 from crossdock.runtime.cli.trace_view import run_trace
 from crossdock.runtime.errors import LoadError
 from crossdock.runtime.executor import Outcome
+from crossdock.runtime.prepare import simplify
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.session import Session
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -98,7 +98,7 @@ def run(
             if trace is not None:
                 _write_trace(trace, model, session, outcome, output)
             if html is not None:
-                known = simplified(graph, placing.constraints())
+                known = simplify(graph, placing.constraints())
                 write_text(html, page(session.plan, known, outcome=outcome))
                 output.note(f"wrote {html}")
         output.json(_json(model, session, result))
