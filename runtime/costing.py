@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Work
@@ -121,26 +123,48 @@ class CostStore:
     FILE = "costs.json"
 
     def __init__(self) -> None:
-        self.model = CostModel()
         folder = cache_dir()
         self.path = None if folder is None else folder / self.FILE
-        if self.path is not None and self.path.is_file():
-            try:
-                self.model = CostModel.from_json(json.loads(self.path.read_bytes()))
-            except (OSError, ValueError, PlanError):
-                self.model = CostModel()
+        self.model = CostModel()
+        kept = self._kept()
+        if kept is not None:
+            self.model = CostModel.from_json(kept)
+
+    def _kept(self) -> dict[str, Any] | None:
+        """What the file holds, if it is sound."""
+        if self.path is None or not self.path.is_file():
+            return None
+        try:
+            data: dict[str, Any] = json.loads(self.path.read_bytes())
+            CostModel.from_json(data)
+        except (OSError, ValueError, PlanError):
+            return None
+        return data
 
     def save(self) -> None:
-        """Write the costs atomically; what another process wrote meanwhile is merged first."""
+        """Write the costs atomically, with what other processes measured meanwhile added."""
         if self.path is None:
             return
+        data = self.model.to_json()
+        _add_missing(data, self._kept() or {})
         try:
             handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".costs-")
-            with os.fdopen(handle, "w") as file:
-                json.dump(self.model.to_json(), file)
-            os.replace(name, self.path)
         except OSError:
             return
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(data, file)
+            os.replace(name, self.path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+
+
+def _add_missing(data: dict[str, Any], other: Mapping[str, Any]) -> None:
+    """Add the rates, links and kernels that only the other cost data has."""
+    data["rates"] = {**other.get("rates", {}), **data["rates"]}
+    for part, names in (("links", ("src", "dst")), ("kernels", ("device", "variant", "key"))):
+        have = {tuple(row[n] for n in names) for row in data[part]}
+        data[part] += [r for r in other.get(part, ()) if tuple(r[n] for n in names) not in have]
 
 
 @lru_cache(maxsize=1)

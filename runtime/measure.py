@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from crossdock.devices.base import Buffer, CommandBuffer, Device
+from crossdock.devices.base import Buffer, Cap, CommandBuffer, Device, Event, Queue
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import costing
 from crossdock.runtime.binding import bind_op, compile_op, resident
-from crossdock.runtime.errors import Error, FeedError
+from crossdock.runtime.errors import FeedError
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
 from crossdock.scheduler import CostModel, LinkModel
 
@@ -51,7 +51,7 @@ def measure_ops(
             progress(f"measuring {call.op} on {device.info.id}", i, len(todo))
         try:
             samples = _measured(device, kernel, call)
-        except Error:
+        except Exception:  # noqa: BLE001 - kernels of third parties and drivers raise anything
             continue
         model.record_many(
             device.info.fingerprint, kernel.name, call.key(), samples, costing.cost_work(call)
@@ -124,12 +124,21 @@ def measure_kernel(device: Device, kernel: Kernel, call: OpCall, *, whole: int =
 
 def _timed(device: Device, commands: CommandBuffer) -> float:
     queue = device.queues["compute"]
+    return _elapsed(device, queue, lambda: queue.execute(commands))
+
+
+def _elapsed(device: Device, queue: Queue, submit: Callable[[], Event | None]) -> float:
+    """Seconds until submitted work is done: wall time, or virtual where the device's time is."""
     start = time.perf_counter()
-    event = queue.execute(commands)
+    event = submit()
     queue.flush()
     if event is not None:
         event.wait()
-    return max(time.perf_counter() - start, 1e-9)
+    span = None
+    if Cap.VIRTUAL_TIME in device.info.caps and event is not None:
+        span = event.span()
+    begin, end = (start, time.perf_counter()) if span is None else span
+    return max(end - begin, 1e-9)
 
 
 def _feed(device: Device, spec: TensorSpec, call: OpCall, index: int, whole: int) -> Buffer:
@@ -164,9 +173,6 @@ def measure_link(host: Device, device: Device, model: CostModel) -> None:
 
 def _copy(device: Device, role: str, buffer: Buffer, array: Array) -> float:
     queue = device.queues[role]
-    start = time.perf_counter()
-    event = queue.write(buffer, array) if role == "upload" else queue.read(buffer, array)
-    queue.flush()
-    if event is not None:
-        event.wait()
-    return max(time.perf_counter() - start, 1e-9)
+    if role == "upload":
+        return _elapsed(device, queue, lambda: queue.write(buffer, array))
+    return _elapsed(device, queue, lambda: queue.read(buffer, array))

@@ -68,8 +68,8 @@ def step_clocks(steps: Sequence[Step]) -> list[dict[str, int]]:
     return clocks
 
 
-_FED = 0.5
-"""Before every step, yet after all tensors are born that no step waits for: inputs are fed then."""
+_FEEDING = ""
+"""A queue of its own for feeding the inputs, one after the other, which is done before any step."""
 
 
 class _Lives:
@@ -77,13 +77,13 @@ class _Lives:
 
     def __init__(self, graph: Graph, steps: Sequence[Step], roots: Mapping[str, str]) -> None:
         self.graph, self.roots = graph, roots
-        self.queues = sorted({s.queue for s in steps}) or [f"{HOST}/compute"]
+        self.queues = [_FEEDING, *sorted({s.queue for s in steps})]
         self.clocks, self.position = step_clocks(steps), positions(steps)
         self.born: dict[tuple[str, str], tuple[float, ...]] = {}
         self.last: dict[tuple[str, str], list[float]] = {}
         for name in graph.inputs:
             self.born[name, HOST] = (0.0,) * len(self.queues)
-            self.last[name, HOST] = [_FED] * len(self.queues)
+            self.last[name, HOST] = [1.0] + [0.0] * (len(self.queues) - 1)
         for step in steps:
             reads, writes = (
                 (step.src, step.dst) if step.kind == "copy" else (step.device, step.device)
@@ -103,7 +103,8 @@ class _Lives:
             return
         key, i = (root, device), step.index
         if write and key not in self.born:
-            self.born[key] = tuple(float(self.clocks[i].get(q, 0)) for q in self.queues)
+            known = self.clocks[i] | {_FEEDING: 1}
+            self.born[key] = tuple(float(known.get(q, 0)) for q in self.queues)
         ends = self.last.setdefault(key, [0.0] * len(self.queues))
         at = self.queues.index(step.queue)
         ends[at] = max(ends[at], float(self.position[i] + 1))

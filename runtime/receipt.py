@@ -52,9 +52,10 @@ def make_receipt(
     """Write the record of a run of ``plan`` (``digest`` is the plan's, computed once)."""
     physical = {d.id: d.physical_id for d in plan.devices}
     measured: dict[tuple[str, str], float] = {}
-    for queue, list_of in spans.items():
-        for span in list_of:
-            key = (queue.split("/")[0], span.label)
+    for queue, timed in spans.items():
+        device, _, role = queue.rpartition("/")
+        for span in timed if role == "compute" else ():
+            key = (device, span.label)
             measured[key] = measured.get(key, 0.0) + span.end - span.start
     ops = tuple(
         OpReceipt(
@@ -65,7 +66,7 @@ def make_receipt(
             s.kernel,
             s.seconds,
             measured.get((s.device, s.name)),
-        )  # fmt: skip
+        )
         for s in plan.launches()
     )
     links: dict[str, int] = {}
