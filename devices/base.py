@@ -114,7 +114,7 @@ class Buffer(ABC):
         raise DeviceError(f"{self.device.info.id} has no host memory to view as {spec}")
 
 
-class Executable(ABC):
+class Executable:
     """A step compiled for a device; independent of buffers."""
 
 
@@ -152,6 +152,7 @@ class Queue(ABC):
 
     device: Device
     role: str
+    feeder: Worker | None = None  # made by Device.worker at need
 
     @abstractmethod
     def execute(
@@ -174,7 +175,7 @@ class Queue(ABC):
     def finish(self) -> None:
         """Block until everything submitted is done."""
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027 - a queue that submits at once has nothing to do here
         """Hand what was submitted to the device now, so that others may wait for its events."""
 
 
@@ -204,11 +205,9 @@ class Device(ABC):
         """The thread that feeds the queue of this role (one a distinct queue), started at need."""
         queue = self.queues[role]
         with _WORKERS_LOCK:
-            found = getattr(queue, "_worker", None)
-            if not isinstance(found, Worker):
-                found = Worker(f"crossdock {self.info.id} {role}")
-                queue._worker = found  # type: ignore[attr-defined]
-            return found
+            if queue.feeder is None:
+                queue.feeder = Worker(f"crossdock {self.info.id} {role}")
+            return queue.feeder
 
 
 _WORKERS_LOCK = threading.Lock()
@@ -252,7 +251,8 @@ class Timeline:
         """The first failure, or None."""
         return self._error
 
-    def _submitted(self, value: int, timeout: float | None) -> Event | None:
+    def submitted(self, value: int, timeout: float | None) -> Event | None:
+        """Block until ``value`` is submitted; the driver event of its work, if one is pending."""
         with self._changed:
             if not self._changed.wait_for(
                 lambda: self._reached >= value or self._error is not None, timeout
@@ -282,7 +282,7 @@ class Point:
 
     def event(self, timeout: float | None = None) -> Event | None:
         """Block until submitted; return the driver event, or None where the work is done."""
-        return self.timeline._submitted(self.value, timeout)
+        return self.timeline.submitted(self.value, timeout)
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until reached; raises the first failure (as ``__cause__``) or Timeout."""

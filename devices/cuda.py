@@ -33,7 +33,6 @@ from crossdock.devices.base import (
     Probe,
     Queue,
     Span,
-    Worker,
 )
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
 from crossdock.devices.dialect import CUDA_HEADER, assemble, misfit
@@ -400,9 +399,8 @@ class CudaDevice(Device):
         for queue in self._streams():
             if not self.lost:
                 queue.finish()
-            worker = getattr(queue, "_worker", None)
-            if isinstance(worker, Worker):
-                worker.stop()
+            if queue.feeder is not None:
+                queue.feeder.stop()
         self._closed = True
         self._modules.clear()
         self.dropped.clear()

@@ -29,7 +29,6 @@ from crossdock.devices.base import (
     Probe,
     Queue,
     Span,
-    Worker,
 )
 from crossdock.devices.dialect import misfit
 from crossdock.devices.opencl_memory import ClBuffer, ClEvent
@@ -380,7 +379,6 @@ class OpenCLDevice(Device):
         """Wait for the queues, end their threads, and forget programs."""
         for queue in {id(q): q for q in self.queues.values()}.values():
             queue.finish()
-            worker = getattr(queue, "_worker", None)
-            if isinstance(worker, Worker):
-                worker.stop()
+            if queue.feeder is not None:
+                queue.feeder.stop()
         self._programs.clear()

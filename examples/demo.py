@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import inputs
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import crossdock as xd
@@ -52,7 +53,9 @@ def show_devices() -> None:
     machine = xd.probe(quick=True)
     table = Table("device", "name", "status", "GFLOP/s (float32)", "memory GB/s")
     for part in machine.devices:
-        said = f"{part.status} {part.reason} {part.fix}".strip()
+        if part.kind == "sim" and part.info is None:
+            continue  # simulated devices are there when somebody registers one
+        said = escape(f"{part.status} {part.reason} {part.fix}".strip())
         flops = {} if part.rates is None else part.rates.flops_by_class()
         best = max((v for k, v in flops.items() if k.endswith("float32")), default=0.0)
         sizes = () if part.rates is None else part.rates.bandwidth
@@ -64,9 +67,8 @@ def show_devices() -> None:
 
 def device_sets() -> dict[str, str | list[str]]:
     """The processor alone, the first OpenCL device alone, and everything."""
-    ids = [d.id for d in xd.devices()]
     sets: dict[str, str | list[str]] = {"cpu:0": ["cpu:0"]}
-    opencl = [id for id in ids if id.startswith("opencl:")]
+    opencl = [d.id for d in xd.devices() if d.kind == "opencl"]
     if opencl:
         sets[opencl[0]] = opencl[:1]
         sets["placed over both"] = ["cpu:0", opencl[0]]
@@ -116,7 +118,12 @@ def run_everywhere(name: str, feeds: dict[str, inputs.Array]) -> dict[str, Resul
     placed = list(results.values())[-1].plan
     OUT.print("the five dearest ops, and why they run where they do:")
     for step in sorted(placed.launches(), key=lambda s: -s.seconds)[:5]:
-        OUT.print(f"  {step.name} ({step.op}) on {step.device}: {step.reason}", highlight=False)
+        took = f"{step.seconds * 1e3:.2f} ms"
+        OUT.print(
+            f"  {step.name} ({step.op}) on {step.device}, {took}: {step.reason}",
+            highlight=False,
+            markup=False,
+        )
     return results
 
 
@@ -147,7 +154,8 @@ def line() -> bool:
         texts.append(inputs.ocr_text(next(iter(r.outputs.values())), characters).strip())
         OUT.print(f"  {label}: [bold]{texts[-1]}[/]")
     first = next(iter(results["cpu:0"].outputs.values()))
-    worst = max(float(np.abs(next(iter(r.outputs.values())) - first).max()) for r in results.values())
+    scores = [next(iter(r.outputs.values())) for r in results.values()]
+    worst = max(float(np.abs(s - first).max()) for s in scores)
     OUT.print(f"  largest difference between devices: {worst:.1e}")
     return all(text == inputs.LINE_TEXT for text in texts)
 

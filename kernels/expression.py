@@ -27,7 +27,7 @@ FUNCTIONS: dict[str, int] = {
     "tanh": 1, "erf": 1, "floor": 1, "ceil": 1, "rint": 1, "pow": 2, "isnan": 1, "isinf": 1,
     "sign": 1, "mod": 2, "fma": 3,
 }  # fmt: skip
-"""Function names with their arity. min/max propagate NaN; rint rounds half to even; mod is Python's."""
+"""Functions and their arity. min, max propagate NaN; rint rounds half to even; mod is Python's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,13 @@ array code does, so that no digits are lost to cancellation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.program import In, Lowered, Out
+from crossdock.devices.program import GridLaunch, In, Lowered, Out, Scratch, Slot
 from crossdock.kernels.grid_common import (
     KINDS,
+    Args,
     accessors,
     define,
     f32,
@@ -21,7 +24,8 @@ from crossdock.kernels.grid_common import (
     obstacle,
     operand,
 )
-from crossdock.kernels.grid_reduce import BLOCK, Args, lanes, neighbours, rows
+from crossdock.kernels.grid_move import transposable, transposed
+from crossdock.kernels.grid_reduce import BLOCK, Shape, gathered, lanes, last_order, rows
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -164,25 +168,6 @@ void standardize(CONSTANT T *RESTRICT data, @SCALE@ @BIAS@ GLOBAL T *RESTRICT y,
 """
 )
 
-_BATCH = (
-    _WRITE
-    + r"""
-KERNEL BLOCK_SIZE(BLOCK, 1, 1)
-void standardize(CONSTANT T *RESTRICT data, CONSTANT T *RESTRICT means, CONSTANT T *RESTRICT spreads,
-               @SCALE@ @BIAS@ GLOBAL T *RESTRICT y, i32 count, i32 inner, i32 channels,
-               float epsilon)
-{
-    const i32 i = GLOBAL_ID(0);
-    if (i < count) {
-        const i32 c = i / inner % channels;
-        const float factor = 1.0f / X_SQRT(T_LOAD(spreads, c) + epsilon);
-        const float x = (T_LOAD(data, i) - T_LOAD(means, c)) * factor;
-        T_STORE(y, i, SHIFTED(x, c));
-    }
-}
-"""
-)
-
 
 def _text(source: str, call: OpCall, scale: int, bias: int) -> str:
     """A text with the parameters of the optional operands that are there."""
@@ -216,42 +201,72 @@ def _softmax(call: OpCall, device: DeviceInfo) -> Lowered:
 def _fits_layer(call: OpCall, device: DeviceInfo) -> str | None:
     if (why := _fits(call, device)) is not None:
         return why
-    axes, rank = list(call.attrs["axes"]), operand(call, 0).rank
-    if not axes or axes != list(range(rank - len(axes), rank)):
-        return "the axes are not the last ones in order"
-    return None if neighbours(call, tuple(axes)) else "the axes lie apart"
+    axes = call.attrs["axes"]
+    if not axes:
+        return "no axes"
+    return (
+        None if _last(call, axes) else transposable(operand(call, 0).dims, last_order(call, axes))
+    )
+
+
+def _last(call: OpCall, axes: Sequence[int]) -> bool:
+    """True where the axes are the last ones in their order."""
+    rank = operand(call, 0).rank
+    return list(axes) == list(range(rank - len(axes), rank))
 
 
 @kernel("grid.layer_normalization", "layer_normalization", KINDS, when=_fits_layer, rank=20)
 def _layer(call: OpCall, device: DeviceInfo) -> Lowered:
-    outer, length, inner = rows(call, tuple(call.attrs["axes"]))
-    return _normalized(call, device, (outer, length, inner), ("AT(k)", "k"), 1)
+    axes, at = call.attrs["axes"], ("AT(k)", "k")
+    if _last(call, axes):
+        shape = rows(call, axes)
+        return Lowered((_normalized(call, device, shape, at, 1, In(0), Out(0)),))
+    return _around(call, device, axes, at, 1)
 
 
 def _fits_instance(call: OpCall, device: DeviceInfo) -> str | None:
     if (why := _fits(call, device)) is not None:
         return why
-    return None if call.attrs["layout"] == "nchw" else "only the layout nchw"
+    return transposable(operand(call, 0).dims, (0, 3, 1, 2))
 
 
 @kernel(
     "grid.instance_normalization", "instance_normalization", KINDS, when=_fits_instance, rank=20
 )
 def _instance(call: OpCall, device: DeviceInfo) -> Lowered:
-    n, c, h, w = operand(call, 0).dims
-    return _normalized(call, device, (n * c, h * w, 1), ("AT(k)", "(i % channels)"), c)
+    at = ("AT(k)", "(i % channels)")
+    dims = operand(call, 0).dims
+    if call.attrs["layout"] == "nhwc":
+        return _around(call, device, (1, 2), at, dims[3])
+    n, c, h, w = dims
+    return Lowered((_normalized(call, device, (n * c, h * w, 1), at, c, In(0), Out(0)),))
+
+
+def _around(
+    call: OpCall, device: DeviceInfo, axes: Sequence[int], at: tuple[str, str], channels: int
+) -> Lowered:
+    """With the axes brought last before, and put back after."""
+    spec = operand(call, 0)
+    source = gathered(call, axes, device)
+    middle = _normalized(call, device, source.shape, at, channels, source.slot, Scratch(1))
+    inside = tuple(spec.dims[a] for a in source.order)
+    back = tuple(source.order.index(a) for a in range(spec.rank))
+    after = transposed(spec.dtype, inside, back, device, Scratch(1), Out(0))
+    return Lowered((source.step, middle, after), (*source.scratch, spec.nbytes))
 
 
 def _normalized(
     call: OpCall,
     device: DeviceInfo,
-    shape: tuple[int, int, int],
+    shape: Shape,
     at: tuple[str, str],
     channels: int,
-) -> Lowered:
+    source: Slot,
+    target: Slot,
+) -> GridLaunch:
     outer, length, inner = shape
     args: Args = (
-        In(0), *_optional(call, 1, 2), Out(0),
+        source, *_optional(call, 1, 2), target,
         *i32(outer * inner, length, inner, channels), *f32(float(call.attrs["epsilon"])),
     )  # fmt: skip
     flags = define(HAS_SCALE=int(has(call, 1)), HAS_BIAS=int(has(call, 2)))
@@ -263,23 +278,5 @@ def _normalized(
     else:
         text, items, block = _NORM_ONE, outer * inner, BLOCK
         defines = (*types, *define(BLOCK=BLOCK))
-    return Lowered(
-        (launch(_text(text, call, 1, 2), "standardize", args, (items,), (block,), defines),)
-    )
-
-
-@kernel("grid.batch_normalization", "batch_normalization", KINDS, when=_fits, rank=20)
-def _batch(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - Kernel's signature
-    _, channels, inner = rows(call, (int(call.attrs["axis"]),))
-    size = operand(call, 0).size
-    args: Args = (
-        In(0), In(1), In(2), *_optional(call, 3, 4), Out(0),
-        *i32(size, inner, channels), *f32(float(call.attrs["epsilon"])),
-    )  # fmt: skip
-    defines = (
-        *accessors(operand(call, 0).dtype),
-        *define(HAS_SCALE=int(has(call, 3)), HAS_BIAS=int(has(call, 4)), BLOCK=BLOCK),
-        ("AT(k)", "k"),
-    )
-    step = launch(_text(_BATCH, call, 3, 4), "standardize", args, (size,), (BLOCK,), defines)
-    return Lowered((step,))
+    source_text = _text(text, call, 1, 2)
+    return launch(source_text, "standardize", args, (items,), (block,), defines)

@@ -84,7 +84,7 @@ class OpCall:
     name: str = ""
 
     def key(self) -> str:
-        """Shapes, dtypes and attributes as a short stable string: what measurements are keyed by."""
+        """Shapes, dtypes and attributes as a stable string: what measurements are keyed by."""
         ins = ";".join("-" if s is None else str(s) for s in self.inputs)
         outs = ";".join(str(s) for s in self.outputs)
         const = "".join(str(int(i in self.constants)) for i in range(len(self.inputs)))
