@@ -1,10 +1,10 @@
-"""Compiled code in host memory: the LLVM engine, and the loop that runs native steps.
+"""The compiled loop that runs native steps, and the threads that help it.
 
-``compile_ir`` turns LLVM IR into machine code for this processor. ``NativeProgram`` is a table of
-native steps run by one compiled loop that holds no interpreter lock. With helper threads, a step
-of several chunks is shared: every thread claims chunks with an atomic counter, and the leading
-thread goes on to the next step when all chunks of this one are complete. A helper that wakes late
-only leaves more chunks to the others, so nobody waits for a sleeping thread.
+``NativeProgram`` is a table of native steps run by one compiled loop that holds no interpreter
+lock. With helper threads, a step of several chunks is shared: every thread claims chunks with an
+atomic counter, and the leading thread goes on to the next step when all chunks of this one are
+complete. A helper that wakes late only leaves more chunks to the others, so nobody waits for a
+sleeping thread.
 """
 
 from __future__ import annotations
@@ -19,69 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.runtime.errors import CompileError
+from crossdock.devices.cpu_llvm import compile_ir
 
-_LOCK = threading.Lock()
 CHUNKS_PER_THREAD = 4
-
-
-@functools.cache
-def _target() -> tuple[Any, Any, Any]:
-    """The LLVM binding, the machine description of this processor, and the engine."""
-    import llvmlite.binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    llvm.initialize_native_asmparser()
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=_features(), opt=3, jit=True
-    )
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    return llvm, machine, engine
-
-
-@functools.cache
-def _features() -> str:
-    import llvmlite.binding as llvm
-
-    return str(llvm.get_host_cpu_features().flatten())
-
-
-@functools.cache
-def host_features() -> frozenset[str]:
-    """The processor's instruction sets by LLVM's names (``avx2``, ``fma``, ``f16c`` ...)."""
-    return frozenset(f[1:] for f in _features().split(",") if f.startswith("+"))
-
-
-def compile_ir(text: str, names: Sequence[str]) -> list[int]:
-    """Compile LLVM IR and return the addresses of the functions ``names``.
-
-    Names must not have been used before in this process; the code lives until it ends. Only
-    cheap passes are run: kernels are written with vector types and with their invariants outside
-    of loops. Safe to call from any thread.
-
-    Raises:
-        CompileError: the IR is refused; ``log`` has LLVM's text and ``source`` the IR.
-    """
-    with _LOCK:
-        llvm, machine, engine = _target()
-        try:
-            module = llvm.parse_assembly(text)
-            module.triple = machine.triple
-            module.data_layout = str(machine.target_data)
-            module.verify()
-        except RuntimeError as error:
-            raise CompileError(
-                f"cpu: LLVM refuses the code of {', '.join(names)}", log=str(error), source=text
-            ) from error
-        builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(1))
-        passes = llvm.create_new_module_pass_manager()
-        passes.add_instruction_combine_pass()
-        passes.add_simplify_cfg_pass()
-        passes.run(module, builder)
-        engine.add_module(module)
-        engine.finalize_object()
-        return [int(engine.get_function_address(name)) for name in names]
 
 
 @dataclass(frozen=True)
@@ -102,8 +42,6 @@ _ROW = 5  # words in a table row: function, arguments, extent, items a chunk, ch
 _LINE = 8  # words in a cache line
 
 _DRIVER = """
-
-
 declare i32 @sched_yield()
 
 define void @xd_serial(ptr noalias %table, i64 %n) {

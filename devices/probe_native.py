@@ -125,7 +125,7 @@ define void @tiny(i64* %args, i64 %begin, i64 %end) {
 
 @functools.cache
 def _compiled(text: str, name: str) -> int:
-    from crossdock.devices.cpu_native import compile_ir
+    from crossdock.devices.cpu_llvm import compile_ir
 
     return compile_ir(text, [name])[0]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.cpu_native import host_features
+from crossdock.devices.cpu_llvm import host_features
 from crossdock.devices.program import In, Lowered, NativeCall, Out, Scalar, Slot
 from crossdock.kernels.cpu_expression import calls_library, emit_body, obstacle
 from crossdock.kernels.cpu_ir import Code, compiled

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from crossdock.devices.cpu_native import compile_ir
+from crossdock.devices.cpu_llvm import compile_ir
 
 SIGNATURE = "ptr %args, i64 %begin, i64 %end"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossdock.devices.cpu_native import host_features
+from crossdock.devices.cpu_llvm import host_features
 from crossdock.devices.program import Argument, Scalar
 from crossdock.kernels.cpu_ir import Code, Index
 from crossdock.kernels.cpu_vector import Value, Vector
