@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,12 +132,12 @@ class Plan:
     cost_model: str
     schema: str = SCHEMA
 
-    def device(self, id: str) -> DevicePlan:
+    def device(self, name: str) -> DevicePlan:
         """A device's part; raises PlanError for a device the plan does not have."""
         for part in self.devices:
-            if part.id == id:
+            if part.id == name:
                 return part
-        raise PlanError(f"the plan has no device {id!r}; it has {self.device_ids()}")
+        raise PlanError(f"the plan has no device {name!r}; it has {self.device_ids()}")
 
     def device_ids(self) -> tuple[str, ...]:
         """Ids of the devices considered."""
@@ -154,7 +155,7 @@ class Plan:
         """Share of the ops on each device."""
         launches = self.launches()
         counts = {d.id: sum(s.device == d.id for s in launches) for d in self.devices}
-        return {id: n / max(1, len(launches)) for id, n in counts.items()}
+        return {device: n / max(1, len(launches)) for device, n in counts.items()}
 
     def explain(self) -> str:
         """The plan as text, one line a step, with a head and a foot."""
@@ -193,17 +194,14 @@ class Plan:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+    def from_json(cls, data: Any) -> Plan:
         """Read what ``to_json`` gave; raises PlanError naming what is wrong."""
-        try:
-            if data["schema"] != SCHEMA:
-                raise PlanError(f"plan schema {data['schema']!r} is not {SCHEMA!r}; plan again")
-            fields = dict(data)
-            fields["devices"] = tuple(DevicePlan(**d) for d in data["devices"])
-            fields["steps"] = tuple(_step(s) for s in data["steps"])
-            return cls(**fields)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise PlanError(f"the plan is damaged ({error!r}); plan again") from error
+        schema = data.get("schema") if isinstance(data, Mapping) else None
+        if schema != SCHEMA:
+            raise PlanError(f"plan schema {schema!r} is not {SCHEMA!r}; plan again")
+        made: Plan = _read(cls, data, "the plan")
+        _check_steps(made)
+        return made
 
     def digest(self) -> str:
         """SHA-256 of the plan's data."""
@@ -228,12 +226,63 @@ class Plan:
                 )
 
 
-def _step(data: Mapping[str, Any]) -> Step:
-    fields = dict(data)
-    for key in ("inputs", "outputs", "waits"):
-        fields[key] = tuple(fields[key])
-    fields["choices"] = tuple(Choice(**c) for c in fields["choices"])
-    return Step(**fields)
+def _check_steps(plan: Plan) -> None:
+    known = {HOST, *plan.device_ids()}
+    for i, step in enumerate(plan.steps):
+        ends = (step.src, step.dst) if step.kind == "copy" else ()
+        sound = (
+            step.index == i
+            and step.kind in ("launch", "copy")
+            and known.issuperset((step.device, *ends))
+            and step.queue.rpartition("/")[0] == step.device
+            and all(0 <= w < i for w in step.waits)
+        )
+        if not sound:
+            raise PlanError(
+                f"the plan is damaged: step #{i} ({step.name!r}) has a wrong index, kind, device, "
+                "queue or wait; plan again"
+            )
+
+
+def _number(value: object) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole or (isinstance(value, float) and math.isfinite(value))
+
+
+_FITS: dict[str, Callable[[object], bool]] = {
+    "str": lambda v: isinstance(v, str),
+    "int": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
+    "float": _number,
+    "float | None": lambda v: v is None or _number(v),
+    "str | None": lambda v: v is None or isinstance(v, str),
+}
+"""What values of a field may be, by its annotation."""
+
+
+def _read(cls: type[Any], data: object, where: str) -> Any:
+    """An object of one of this file's classes from plain data; raises PlanError."""
+    if not isinstance(data, Mapping):
+        raise PlanError(f"{where} is damaged: {type(data).__name__} instead of fields; plan again")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    wrong = sorted(str(name) for name in set(data) ^ set(fields))
+    if wrong:
+        raise PlanError(f"{where} is damaged: missing or unknown {', '.join(wrong)}; plan again")
+    return cls(**{n: _value(str(f.type), data[n], f"{where}.{n}") for n, f in fields.items()})
+
+
+def _value(kind: str, value: object, where: str) -> Any:
+    nested = {"Choice": Choice, "Step": Step, "DevicePlan": DevicePlan}
+    if kind.startswith("tuple[") and isinstance(value, list | tuple):
+        inner = kind.removeprefix("tuple[").removesuffix(", ...]")
+        return tuple(_value(inner, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if kind == "Mapping[str, int]" and isinstance(value, Mapping):
+        return {_value("str", k, where): _value("int", v, where) for k, v in value.items()}
+    if kind in nested:
+        return _read(nested[kind], value, where)
+    fits = _FITS.get(kind)
+    if fits is None or not fits(value):
+        raise PlanError(f"{where} is damaged: {value!r} is no {kind}; plan again")
+    return value
 
 
 def step_line(step: Step) -> str:

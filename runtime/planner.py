@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from crossdock.runtime import costing, steps
 from crossdock.runtime.costing import Offers
 from crossdock.runtime.errors import MemoryBudget, NoPlacement, PlanError
 from crossdock.runtime.graph import Graph, Node
-from crossdock.runtime.plan import HOST, Constraints, Plan
+from crossdock.runtime.plan import HOST, Constraints, DevicePlan, Plan
 from crossdock.scheduler import (
     CostModel,
     DeviceSpec,
@@ -46,9 +47,18 @@ class Target:
         """The measured link, or the default."""
         return self.model.link(src.fingerprint, dst.fingerprint) or DEFAULT_LINK
 
-    def info(self, id: str) -> DeviceInfo:
+    def measured_links(self) -> frozenset[tuple[str, str]]:
+        """(source, target) ids of the links whose speed is known."""
+        return frozenset(
+            (a.id, b.id)
+            for a in self.devices
+            for b in self.devices
+            if self.model.link(a.fingerprint, b.fingerprint) is not None
+        )
+
+    def info(self, name: str) -> DeviceInfo:
         """A device by id."""
-        return next(d for d in self.devices if d.id == id)
+        return next(d for d in self.devices if d.id == name)
 
 
 @dataclass(frozen=True)
@@ -72,16 +82,66 @@ def make_plan(graph: Graph, target: Target, options: Options) -> Plan:
     calls = costing.op_calls(graph)
     placed = [n for n in graph.nodes if not costing.is_alias(n)]
     offered = {n.name: costing.offers(calls[n.name], target.devices, target.model) for n in placed}
+    rules = _Rules(options.constraints, target, graph)
+    plan = _draft(graph, placed, offered, target, options, rules)
+    if rules.over_budget(plan):
+        plan = _smaller(graph, placed, offered, target, options, rules) or plan
+    _check_memory(plan, rules)
+    return replace(plan, cost_model=target.model.version)
+
+
+def _smaller(
+    graph: Graph,
+    placed: Sequence[Node],
+    offered: Mapping[str, Offers],
+    target: Target,
+    options: Options,
+    rules: _Rules,
+) -> Plan | None:
+    """A plan within the memory budgets, or None.
+
+    First a schedule that minds memory; then devices whose budget is passed are left out, one by
+    one.
+    """
+    try:
+        plan = _draft(graph, placed, offered, target, options, rules, memory=True)
+        while full := [d for d in rules.over_budget(plan) if d != HOST]:
+            rules = rules.without(full[0])
+            plan = _draft(graph, placed, offered, target, options, rules)
+    except (NoPlacement, MemoryBudget):
+        return None
+    return None if rules.over_budget(plan) else plan
+
+
+def _draft(
+    graph: Graph,
+    placed: Sequence[Node],
+    offered: Mapping[str, Offers],
+    target: Target,
+    options: Options,
+    rules: _Rules,
+    *,
+    memory: bool = False,
+) -> Plan:
     edges = _edges(graph, placed)
-    problem = _problem(graph, placed, offered, edges, target, options)
-    made = schedule(problem, options.policy, links="serial", budget_s=options.budget_s, seed=0)
+    problem = _problem(graph, placed, offered, edges, target, options, rules)
+    made = schedule(
+        problem, options.policy, links="serial", budget_s=options.budget_s, seed=0, memory=memory
+    )
     tensors = {
         int(number): str(edge.tensor)
         for number, edge in zip(problem.edge_tensor, edges, strict=True)
     }
-    plan = steps.build(graph, placed, offered, made, tensors, target.devices, options.expected_runs)
-    _check_memory(plan, target, options.constraints)
-    return replace(plan, cost_model=target.model.version)
+    return steps.build(
+        graph,
+        placed,
+        offered,
+        made,
+        tensors,
+        target.devices,
+        target.measured_links(),
+        options.expected_runs,
+    )
 
 
 def _problem(
@@ -91,8 +151,8 @@ def _problem(
     edges: Sequence[EdgeSpec],
     target: Target,
     options: Options,
+    rules: _Rules,
 ) -> Problem:
-    rules = _Rules(options.constraints, target, placed)
     tasks = [_ends_task(steps.input_task(name), graph.specs[name].nbytes) for name in graph.inputs]
     dead: list[str] = []
     for node in placed:
@@ -154,9 +214,9 @@ def _costs(
             upload = target.link(target.info(HOST), info).seconds(_constant_bytes(offers))
             seconds += upload / max(1, expected_runs) if offers.call.constants else 0.0
         costs[info.id] = seconds
-    if any(d in target.asked for d in costs) and HOST not in target.asked:
-        if costs.pop(HOST, None) is not None:
-            reasons[HOST] = "not among the devices asked for"
+    aside = HOST not in target.asked and any(d in target.asked for d in costs)
+    if aside and costs.pop(HOST, None) is not None:
+        reasons[HOST] = "not among the devices asked for"
     return costs, reasons
 
 
@@ -168,13 +228,13 @@ def _edges(graph: Graph, placed: Sequence[Node]) -> list[EdgeSpec]:
     roots = costing.alias_roots(graph)
     maker = {v: n.name for n in placed for v in n.outputs}
     maker.update({name: steps.input_task(name) for name in graph.inputs})
-    edges = []
-    for node in placed:
-        for value in dict.fromkeys(roots[v] for v in node.operands):
-            if value in maker:
-                edges.append(
-                    EdgeSpec(maker[value], node.name, float(graph.specs[value].nbytes), value)
-                )
+    reads = [
+        (node, value)
+        for node in placed
+        for value in dict.fromkeys(roots[v] for v in node.operands)
+        if value in maker
+    ]
+    edges = [EdgeSpec(maker[v], n.name, float(graph.specs[v].nbytes), v) for n, v in reads]
     for name, value in graph.outputs.items():
         root = roots[value]
         if root in maker:
@@ -195,24 +255,23 @@ def _links(target: Target, nbytes: float) -> list[LinkSpec]:
     return made
 
 
-def _check_memory(plan: Plan, target: Target, constraints: Constraints) -> None:
-    for part in plan.devices:
-        given = constraints.memory.get(part.id)
-        budget = target.info(part.id).memory_bytes if given is None else given
-        if part.peak_bytes > budget:
-            raise MemoryBudget(
-                f"{part.id} needs {part.peak_bytes} B (arena {part.arena_bytes}, weights "
-                f"{part.resident_bytes}) and has {int(budget)} B; raise constraints.memory, allow "
-                "another device or use a smaller batch"
-            )
+def _check_memory(plan: Plan, rules: _Rules) -> None:
+    for device, (need, budget) in rules.over_budget(plan).items():
+        part = plan.device(device)
+        raise MemoryBudget(
+            f"{device} needs {need} B (arena {part.arena_bytes}, weights {part.resident_bytes}) "
+            f"and has {int(budget)} B; raise constraints.memory, allow another device or use a "
+            "smaller batch"
+        )
 
 
 class _Rules:
-    """Constraints resolved against the graph's nodes."""
+    """Constraints resolved against the graph's nodes and the devices."""
 
-    def __init__(self, given: Constraints, target: Target, placed: Sequence[Node]) -> None:
+    def __init__(self, given: Constraints, target: Target, graph: Graph) -> None:
         self._given = given
         self._target = target
+        self.full: frozenset[str] = frozenset()
         known = {d.id for d in target.devices}
         for pattern, device in (*given.pin.items(), *_flat(given.forbid)):
             if device not in known:
@@ -220,15 +279,55 @@ class _Rules:
                     f"constraint {pattern!r} names device {device!r}; there are "
                     f"{', '.join(sorted(known))}"
                 )
-            if not any(matches(pattern, n) for n in placed):
+            named = [n for n in graph.nodes if matches(pattern, n)]
+            if not named:
                 raise PlanError(f"constraint {pattern!r} matches no op of the graph")
+            if all(costing.is_alias(n) for n in named):
+                raise PlanError(
+                    f"constraint {pattern!r} matches {named[0].name!r} ({named[0].op}), which only "
+                    "renames the shape of its operand and runs nowhere; name the op before it"
+                )
+        for device, budget in given.memory.items():
+            if device not in known or not budget >= 0:
+                raise PlanError(
+                    f"constraints.memory gives {device!r} {budget!r} bytes; devices are "
+                    f"{', '.join(sorted(known))}, and budgets at least 0"
+                )
+
+    def without(self, device: str) -> _Rules:
+        """The same rules, with no op on a device whose memory is too small."""
+        made = copy.copy(self)
+        made.full = self.full | {device}
+        return made
 
     def memory(self, info: DeviceInfo) -> float:
         """Budget in bytes."""
         return float(self._given.memory.get(info.id, info.memory_bytes))
 
+    def over_budget(self, plan: Plan) -> dict[str, tuple[int, float]]:
+        """Bytes needed and allowed, by id of the devices whose budget the plan passes.
+
+        Devices of one physical memory share it; the one with most of the plan stands for them.
+        """
+        over: dict[str, tuple[int, float]] = {}
+        shared: dict[str, list[DevicePlan]] = {}
+        for part in plan.devices:
+            budget = self.memory(self._target.info(part.id))
+            shared.setdefault(part.physical_id, []).append(part)
+            if part.peak_bytes > budget:
+                over[part.id] = (part.peak_bytes, budget)
+        for parts in shared.values():
+            need = sum(p.peak_bytes for p in parts)
+            room = max(self._target.info(p.id).memory_bytes for p in parts)
+            if need > room and not any(p.id in over for p in parts):
+                most = max((p for p in parts), key=lambda p: (p.id != HOST, p.peak_bytes))
+                over[most.id] = (need, float(room))
+        return over
+
     def banned(self, node: Node, device: str) -> str:
         """Why a constraint keeps a node off a device; empty where none does."""
+        if device in self.full:
+            return "its memory is too small for this graph"
         for pattern, pinned in self._given.pin.items():
             if pinned != device and matches(pattern, node):
                 return f"pinned to {pinned} by {pattern!r}"

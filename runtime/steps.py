@@ -47,11 +47,16 @@ def build(
     made: Schedule,
     tensors: Mapping[int, str],
     devices: Sequence[DeviceInfo],
+    measured: frozenset[tuple[str, str]],
     expected_runs: int,
 ) -> Plan:
-    """Turn a schedule into a plan; ``tensors`` names the value of each of its tensor numbers."""
+    """Turn a schedule into a plan.
+
+    ``tensors`` names the value of each of the schedule's tensor numbers; ``measured`` holds the
+    (source, target) ids of the links whose speed is known.
+    """
     roots = costing.alias_roots(graph)
-    drafts = _Drafts(graph, placed, offered, made, roots, tensors)
+    drafts = _Drafts(graph, placed, offered, made, roots, tensors, measured)
     ordered = _order(drafts.drafts)
     waited = with_waits(ordered)
     arenas = plan_arenas(graph, waited, devices, roots)
@@ -89,6 +94,11 @@ def _finite(x: float | None) -> float | None:
     return x if x is not None and math.isfinite(x) else None
 
 
+_LINK_SPREAD = (0.7, 1.5)
+_GUESS_SPREAD = (0.1, 10.0)
+"""Factors to the ends of a copy's 80 % interval, where its link was measured and where not."""
+
+
 class _Drafts:
     """All steps of a schedule, unordered."""
 
@@ -100,8 +110,9 @@ class _Drafts:
         made: Schedule,
         roots: Mapping[str, str],
         tensors: Mapping[int, str],
+        measured: frozenset[tuple[str, str]],
     ) -> None:
-        self.graph, self.made, self.roots = graph, made, roots
+        self.graph, self.made, self.roots, self.measured = graph, made, roots, measured
         self.drafts: list[_Draft] = []
         self.at: dict[tuple[str, str], int] = {}  # (root value, device) -> draft that puts it there
         ids = made.problem.device_ids
@@ -146,16 +157,16 @@ class _Drafts:
         ids = self.made.problem.device_ids
         choices = []
         for candidate in decision.candidates:
-            id = ids[candidate.device]
-            offer = offers.best.get(id)
-            reason = candidate.reason or offers.reasons.get(id, "")
+            name = ids[candidate.device]
+            offer = offers.best.get(name)
+            reason = candidate.reason or offers.reasons.get(name, "")
             if offer is None or (candidate.exec_s is None or math.isinf(candidate.exec_s)):
-                choices.append(Choice(id, "", None, None, None, "unknown", None, reason))
+                choices.append(Choice(name, "", None, None, None, "unknown", None, reason))
                 continue
             seconds, low, high = costing.interval(offer.estimate)
             choices.append(
                 Choice(
-                    id,
+                    name,
                     offer.kernel.name,
                     seconds,
                     low,
@@ -163,37 +174,42 @@ class _Drafts:
                     offer.estimate.source.value,
                     candidate.finish,
                     reason,
-                )  # fmt: skip
+                )
             )
         return {"choices": tuple(choices), "reason": _reason(choices, device, decision.margin)}
 
     def _transfer(self, value: str, src: str, dst: str, transfer: Transfer) -> None:
         hops = [(src, dst)] if HOST in (src, dst) else [(src, HOST), (HOST, dst)]
-        each = (transfer.finish - transfer.start) / len(hops)
-        for i, (a, b) in enumerate(hops):
-            if (value, b) in self.at or (b == HOST and value in self.graph.inputs):
-                continue
-            seconds = each
-            step = Step(
-                index=-1,
-                kind="copy",
-                device=b if a == HOST else a,
-                queue=queue_of("up" if a == HOST else "down", a, b),
-                name=value,
-                inputs=(value,),
-                outputs=(value,),
-                waits=(),
-                start=transfer.start + i * each,
-                seconds=seconds,
-                low=seconds * 0.7,
-                high=seconds * 1.5,
-                source="measured",
-                src=a,
-                dst=b,
-                nbytes=self.graph.specs[value].nbytes,
-            )
-            self.drafts.append(_Draft(step))
-            self.at[value, b] = len(self.drafts) - 1
+        nbytes = self.graph.specs[value].nbytes
+        problem, start = self.made.problem, transfer.start
+        for a, b in hops:
+            seconds = problem.transfer_s(nbytes, problem.device_index(a), problem.device_index(b))
+            if (value, b) not in self.at and not (b == HOST and value in self.graph.inputs):
+                self._copy(value, a, b, start, seconds)
+            start += seconds
+
+    def _copy(self, value: str, src: str, dst: str, start: float, seconds: float) -> None:
+        low, high = _LINK_SPREAD if (src, dst) in self.measured else _GUESS_SPREAD
+        step = Step(
+            index=-1,
+            kind="copy",
+            device=dst if src == HOST else src,
+            queue=queue_of("up" if src == HOST else "down", src, dst),
+            name=value,
+            inputs=(value,),
+            outputs=(value,),
+            waits=(),
+            start=start,
+            seconds=seconds,
+            low=seconds * low,
+            high=seconds * high,
+            source="measured" if (src, dst) in self.measured else "unknown",
+            src=src,
+            dst=dst,
+            nbytes=self.graph.specs[value].nbytes,
+        )
+        self.drafts.append(_Draft(step))
+        self.at[value, dst] = len(self.drafts) - 1
 
     def _link(self, draft: _Draft) -> None:
         step = draft.step
