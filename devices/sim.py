@@ -56,7 +56,8 @@ class Fault:
 
     ``oom`` raises OutOfMemory and ``launch`` DeviceError, both once; ``lost`` raises DeviceLost
     then and ever after; ``slow`` makes this and every later step take ``factor`` times as long;
-    ``hang`` gives an event that is done only when the device is closed, and then has failed.
+    ``hang`` gives an event that is done only when the device is closed, and then has failed; so
+    do all events of its queue that follow.
     """
 
     kind: str
@@ -246,6 +247,7 @@ class SimQueue(Queue):
         self.device: SimDevice = device
         self.role = role
         self.clock = 0.0
+        self._stuck: threading.Event | None = None  # what hangs here holds up all that follows
 
     def execute(
         self,
@@ -256,16 +258,15 @@ class SimQueue(Queue):
         """Compute the steps now and account their virtual time."""
         assert isinstance(commands, SimCommands)
         begin = self._begin(waits)
-        hang: threading.Event | None = None
         with np.errstate(all="ignore"):
             for timed in commands.steps:
                 factor, hung = self.device.next_step()
-                hang = hang or hung
+                self._stuck = self._stuck or hung
                 timed.run()
                 start, self.clock = self.clock, self.clock + factor * timed.seconds
                 if spans is not None:
                     spans.append(Span(timed.label, start, self.clock))
-        return SimEvent(self.device, begin, self.clock, hang)
+        return SimEvent(self.device, begin, self.clock, self._stuck)
 
     def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> SimEvent:
         """Copy a C-contiguous array over the link."""
@@ -282,8 +283,10 @@ class SimQueue(Queue):
         return self._moved(begin, target.nbytes)
 
     def finish(self) -> None:
-        """Take the calling thread to this queue's clock."""
+        """Take the calling thread to this queue's clock; raises DeviceLost after a hang."""
         self.device.check()
+        if self._stuck is not None:
+            SimEvent(self.device, self.clock, self.clock, self._stuck).wait()
         _THREAD.seen = max(_THREAD.seen, self.clock)
 
     def _begin(self, waits: Sequence[Event]) -> float:
@@ -297,7 +300,7 @@ class SimQueue(Queue):
 
     def _moved(self, begin: float, nbytes: int) -> SimEvent:
         self.clock = begin + self.device.spec.transfer_seconds(nbytes)
-        return SimEvent(self.device, begin, self.clock)
+        return SimEvent(self.device, begin, self.clock, self._stuck)
 
 
 class SimDevice(Device):
