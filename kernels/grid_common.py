@@ -24,6 +24,7 @@ MAX_ROWS = 65535
 """CUDA's limit on the second and third dimension of a grid."""
 
 Defines = tuple[tuple[str, str], ...]
+Args = tuple[Argument, ...]
 
 C_TYPES = {
     "float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64",

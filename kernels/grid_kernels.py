@@ -6,22 +6,28 @@ from crossdock.kernels import (
     grid_conv,
     grid_conv_transpose,
     grid_elementwise,
+    grid_gather,
     grid_matmul,
     grid_move,
     grid_normalize,
     grid_pad,
     grid_pool,
     grid_reduce,
+    grid_resample,
+    grid_scan,
 )
 
 __all__ = [
     "grid_conv",
     "grid_conv_transpose",
     "grid_elementwise",
+    "grid_gather",
     "grid_matmul",
     "grid_move",
     "grid_normalize",
     "grid_pad",
     "grid_pool",
     "grid_reduce",
+    "grid_resample",
+    "grid_scan",
 ]

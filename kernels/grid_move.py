@@ -41,12 +41,12 @@ TILE_ROWS = 8
 
 _TRANSPOSE = r"""
 KERNEL BLOCK_SIZE(TILE, TILE_ROWS, 1)
-void transpose(CONSTANT T *RESTRICT x, GLOBAL T *RESTRICT y, PARAMS) {
+void transpose(CONSTANT T *RESTRICT x, GLOBAL T *RESTRICT y, @PARAMS@) {
     LOCAL T tile[TILE][TILE + 1];
     const i32 tx = LOCAL_ID(0), ty = LOCAL_ID(1);
     const i32 z = GROUP_ID(2);
-    DECODE
-    const i32 from = FROM, to = TO;
+    @DECODE@
+    const i32 from = @FROM@, to = @TO@;
     const i32 near0 = GROUP_ID(0) * TILE, far0 = GROUP_ID(1) * TILE;
     for (i32 k = ty; k < TILE; k += TILE_ROWS)
         if (far0 + k < far && near0 + tx < near)
@@ -130,10 +130,10 @@ def _tiled(dtype: str, space: Space, source: Slot, target: Slot) -> GridLaunch:
     numbers |= {f"d{i}": space.dims[k] for i, k in enumerate(rest) if i}
     numbers |= {f"a{i}": read[k] for i, k in enumerate(rest)}
     numbers |= {f"b{i}": written[k] for i, k in enumerate(rest)}
-    text = _TRANSPOSE.replace("PARAMS", ", ".join(f"i32 {n}" for n in numbers))
-    text = text.replace("DECODE", " ".join(decode("z", len(rest))))
-    text = text.replace("FROM", " + ".join(f"i{i} * a{i}" for i in range(len(rest))) or "0")
-    text = text.replace("TO", " + ".join(f"i{i} * b{i}" for i in range(len(rest))) or "0")
+    text = _TRANSPOSE.replace("@PARAMS@", ", ".join(f"i32 {n}" for n in numbers))
+    text = text.replace("@DECODE@", " ".join(decode("z", len(rest))))
+    text = text.replace("@FROM@", " + ".join(f"i{i} * a{i}" for i in range(len(rest))) or "0")
+    text = text.replace("@TO@", " + ".join(f"i{i} * b{i}" for i in range(len(rest))) or "0")
     blocks = [-(-space.dims[k] // TILE) for k in (near, last)]
     return launch(
         text,
@@ -148,9 +148,13 @@ def _tiled(dtype: str, space: Space, source: Slot, target: Slot) -> GridLaunch:
 def _fits_transpose(call: OpCall, device: DeviceInfo) -> str | None:
     if (why := obstacle(call, device)) is not None:
         return why
-    spec = operand(call, 0)
-    strides, order = row_major(spec.dims), call.attrs["permutation"]
-    out = [spec.dims[a] for a in order]
+    return transposable(operand(call, 0).dims, call.attrs["permutation"])
+
+
+def transposable(dims: Sequence[int], order: Sequence[int]) -> str | None:
+    """Why a dense tensor of ``dims`` cannot have its axes put in ``order``, or None."""
+    strides = row_major(dims)
+    out = [dims[a] for a in order]
     return _too_deep(_space(out, row_major(out), [strides[a] for a in order]))
 
 

@@ -38,14 +38,14 @@ _PAD = r"""
 #define FOLD(v, n) ((v) < 0 ? -(v) : (v) >= (n) ? 2 * (n) - 2 - (v) : (v))
 #endif
 KERNEL void pad(CONSTANT T *RESTRICT x, GLOBAL T *RESTRICT y, T value, i32 columns, i32 rows,
-                PARAMS) {
+                @PARAMS@) {
     const i32 c = GLOBAL_ID(0), r = GLOBAL_ID(1) + GLOBAL_ID(2) * STRIPE;
     if (c < columns && r < rows) {
-        DECODE
+        @DECODE@
         const i32 v = FOLD(c - before, inner);
         bool inside = v >= 0 && v < inner;
-        OUTER
-        y[r * columns + c] = inside ? x[FROM + v] : value;
+        @OUTER@
+        y[r * columns + c] = inside ? x[@FROM@ + v] : value;
     }
 }
 """
@@ -56,7 +56,7 @@ KERNEL void triangle(CONSTANT T *RESTRICT x, GLOBAL T *RESTRICT y, i32 n, i32 wi
     const i32 i = GLOBAL_ID(0);
     if (i < n) {
         const i32 column = i % width, row = (i / width) % height;
-        y[i] = column - row OP diagonal ? x[i] : 0;
+        y[i] = column - row @OP@ diagonal ? x[i] : 0;
     }
 }
 """
@@ -117,10 +117,10 @@ def padded(
             f"inside = inside && v{k} >= 0 && v{k} < n{k};"
         )
         terms.append(f"v{k} * s{k}")
-    text = _PAD.replace("PARAMS", ", ".join(f"i32 {n}" for n in numbers))
-    text = text.replace("DECODE", " ".join(decode("r", outer)))
-    text = text.replace("OUTER", " ".join(lines))
-    text = text.replace("FROM", " + ".join(terms) or "0")
+    text = _PAD.replace("@PARAMS@", ", ".join(f"i32 {n}" for n in numbers))
+    text = text.replace("@DECODE@", " ".join(decode("r", outer)))
+    text = text.replace("@OUTER@", " ".join(lines))
+    text = text.replace("@FROM@", " + ".join(terms) or "0")
     rows, columns = math.prod(out[:-1]), out[-1]
     (_, _), block = row_blocks(columns, rows)
     stripe = min(MAX_ROWS // block[1] * block[1], -(-rows // block[1]) * block[1])
@@ -170,7 +170,7 @@ def lower_triangular(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG0
     """Elements on the kept side of the diagonal; zeros elsewhere."""
     spec = operand(call, 0)
     height, width = spec.dims[-2:]
-    text = _TRIANGLE.replace("OP", ">=" if call.attrs["upper"] else "<=")
+    text = _TRIANGLE.replace("@OP@", ">=" if call.attrs["upper"] else "<=")
     sizes = i32(spec.size, width, height, call.attrs["diagonal"])
     args: tuple[Argument, ...] = (In(0), Out(0), *sizes)
     defines = define(T=RAW[item_size(spec.dtype)])

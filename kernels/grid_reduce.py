@@ -1,17 +1,21 @@
-"""Reductions on a grid: reduce_*, arg_min and arg_max over axes that lie side by side.
+"""Reductions on a grid: reduce_*, arg_min and arg_max.
 
-The operand is seen as [outer, length, inner]. Long dense rows (inner 1) get a work group each,
-whose lanes reduce strided parts and then meet in local memory; else one item makes one result.
+The operand is seen as [outer, length, inner]; where the axes lie apart, a transposed copy brings
+them together first. Long dense rows (inner 1) get a work group each, whose lanes reduce strided
+parts and then meet in local memory; else one item makes one result.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.program import Argument, In, Lowered, Out
+from crossdock.devices.program import GridLaunch, In, Lowered, Out, Scratch, Slot, Step
 from crossdock.kernels.grid_common import (
     KINDS,
+    Args,
     Defines,
     accessors,
     define,
@@ -22,10 +26,10 @@ from crossdock.kernels.grid_common import (
     on_cpu,
     operand,
 )
+from crossdock.kernels.grid_move import transposable, transposed
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
-Args = tuple[Argument, ...]
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 WHOLE = ("int32", "uint32", "int64", "uint64")
 BLOCK = 64
@@ -110,6 +114,39 @@ void reduce(CONSTANT T *RESTRICT data, GLOBAL T *RESTRICT y, i32 count, i32 leng
 }
 """
 
+_LOG_SUM_EXP_ROW = r"""
+KERNEL BLOCK_SIZE(LANES, 1, 1)
+void reduce(CONSTANT T *RESTRICT data, GLOBAL T *RESTRICT y, i32 count, i32 length, i32 inner)
+{
+    LOCAL T_C tops[LANES];
+    LOCAL T_C sums[LANES];
+    const i32 lane = LOCAL_ID(0), base = GROUP_ID(0) * length;
+    T_C top = T_LOAD(data, base);
+    for (i32 k = lane; k < length; k += LANES) {
+        const T_C x = T_LOAD(data, base + k);
+        top = X_MAX(top, x);
+    }
+    tops[lane] = top;
+    BARRIER();
+    for (i32 k = 0; k < LANES; ++k) {
+        const T_C x = tops[k];
+        top = X_MAX(top, x);
+    }
+    const T_C shift = X_ISINF(top) ? (T_C)0 : top;
+    T_C sum = 0;
+    for (i32 k = lane; k < length; k += LANES) {
+        const T_C x = T_LOAD(data, base + k) - shift;
+        sum += X_EXP(x);
+    }
+    sums[lane] = sum;
+    BARRIER();
+    if (lane == 0) {
+        for (i32 k = 1; k < LANES; ++k) sum += sums[k];
+        T_STORE(y, GROUP_ID(0), X_LOG(sum) + shift);
+    }
+}
+"""
+
 _ARG = r"""
 KERNEL BLOCK_SIZE(BLOCK, 1, 1)
 void arg(CONSTANT T *RESTRICT data, GLOBAL R *RESTRICT y, i32 count, i32 length, i32 inner)
@@ -132,7 +169,10 @@ void arg(CONSTANT T *RESTRICT data, GLOBAL R *RESTRICT y, i32 count, i32 length,
 """
 
 
-def rows(call: OpCall, axes: tuple[int, ...]) -> tuple[int, int, int]:
+Shape = tuple[int, int, int]
+
+
+def rows(call: OpCall, axes: Sequence[int]) -> Shape:
     """(outer, length, inner) of the first operand over neighbouring axes."""
     dims = operand(call, 0).dims
     if not axes:
@@ -141,11 +181,37 @@ def rows(call: OpCall, axes: tuple[int, ...]) -> tuple[int, int, int]:
     return math.prod(dims[:first]), math.prod(dims[first : last + 1]), math.prod(dims[last + 1 :])
 
 
-def neighbours(call: OpCall, axes: tuple[int, ...]) -> bool:
+def neighbours(call: OpCall, axes: Sequence[int]) -> bool:
     """True where nothing but dimensions of one element lies between the axes."""
     dims = operand(call, 0).dims
     between = range(min(axes, default=0), max(axes, default=-1) + 1)
     return all(a in axes or dims[a] == 1 for a in between)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The first operand with the reduced axes last: the step that makes it so, and its shape."""
+
+    step: Step
+    slot: Slot
+    scratch: tuple[int, ...]
+    shape: Shape
+    order: tuple[int, ...]
+
+
+def last_order(call: OpCall, axes: Sequence[int]) -> tuple[int, ...]:
+    """The order of axes in which ``axes``, as given, come last."""
+    rank = operand(call, 0).rank
+    return (*(a for a in range(rank) if a not in axes), *axes)
+
+
+def gathered(call: OpCall, axes: Sequence[int], device: DeviceInfo) -> Gathered:
+    """A transposed copy of the first operand in scratch."""
+    spec, order = operand(call, 0), last_order(call, axes)
+    length = math.prod(spec.dims[a] for a in axes)
+    step = transposed(spec.dtype, spec.dims, order, device, In(0), Scratch(0))
+    shape = (spec.size // length, length, 1)
+    return Gathered(step, Scratch(0), (spec.nbytes,), shape, order)
 
 
 def lanes(device: DeviceInfo, length: int) -> int:
@@ -163,27 +229,36 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
         allowed = (*allowed, "int8", "uint8", "int16", "uint16")
     if (why := not_among(allowed, call)) is not None:
         return why
-    return None if neighbours(call, tuple(call.attrs["axes"])) else "the axes lie apart"
+    axes = call.attrs["axes"]
+    if neighbours(call, axes):
+        return None
+    return transposable(operand(call, 0).dims, last_order(call, axes))
 
 
 def _lower(call: OpCall, device: DeviceInfo) -> Lowered:
+    axes, dtype = call.attrs["axes"], operand(call, 0).dtype
     name = call.op.removeprefix("reduce_")
-    outer, length, inner = rows(call, tuple(call.attrs["axes"]))
-    args: Args = (In(0), Out(0), *i32(outer * inner, length, inner))
-    dtype = operand(call, 0).dtype
-    if name == "log_sum_exp":
-        defines = (*accessors(dtype), *define(BLOCK=BLOCK))
-        step = launch(_LOG_SUM_EXP, "reduce", args, (outer * inner,), (BLOCK,), defines)
-        return Lowered((step,))
+    if neighbours(call, axes):
+        return Lowered((_reduced(name, dtype, rows(call, axes), In(0), device),))
+    source = gathered(call, axes, device)
+    step = _reduced(name, dtype, source.shape, source.slot, device)
+    return Lowered((source.step, step), source.scratch)
+
+
+def _reduced(name: str, dtype: str, shape: Shape, source: Slot, device: DeviceInfo) -> GridLaunch:
+    outer, length, inner = shape
+    args: Args = (source, Out(0), *i32(outer * inner, length, inner))
     width = lanes(device, length) if inner == 1 else 0
-    defines = (*accessors(dtype), *_steps(name, dtype, row=bool(width)))
+    shifted = name == "log_sum_exp"
+    defines = accessors(dtype)
+    defines += () if shifted else _steps(name, dtype, row=bool(width))
     if width:
-        row = launch(
-            _ROW, "reduce", args, (outer * width,), (width,), (*defines, *define(LANES=width))
-        )
-        return Lowered((row,))
-    one = launch(_ONE, "reduce", args, (outer * inner,), (BLOCK,), (*defines, *define(BLOCK=BLOCK)))
-    return Lowered((one,))
+        text = _LOG_SUM_EXP_ROW if shifted else _ROW
+        defines += define(LANES=width)
+        return launch(text, "reduce", args, (outer * width,), (width,), defines)
+    text = _LOG_SUM_EXP if shifted else _ONE
+    defines += define(BLOCK=BLOCK)
+    return launch(text, "reduce", args, (outer * inner,), (BLOCK,), defines)
 
 
 def _steps(name: str, dtype: str, *, row: bool) -> Defines:
