@@ -15,7 +15,7 @@ from crossdock.runtime.errors import UnsupportedModel
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.loaders.onnx_check import check_support, sort_model
 from crossdock.runtime.loaders.onnx_convert import convert
-from crossdock.runtime.loaders.onnx_model import OnnxModel, OnnxValue
+from crossdock.runtime.loaders.onnx_model import OnnxModel, OnnxValue, shown
 from crossdock.runtime.loaders.onnx_parse import parse, parse_proto
 from crossdock.runtime.loaders.onnx_table import support
 from crossdock.runtime.loaders.source import Source
@@ -55,12 +55,12 @@ def _graph(parsed: OnnxModel) -> Graph:
 def _input_spec(model: OnnxModel, value: OnnxValue) -> TensorSpec:
     if value.dtype is None:
         raise UnsupportedModel(
-            f"{model.label}: input {value.name!r} is a {value.what}, which is not supported"
+            f"{model.label}: input {shown(value.name)} is a {value.what}, which is not supported"
         )
     if value.shape is None:
         raise UnsupportedModel(
-            f"{model.label}: input {value.name!r} has no declared shape; give it one of the right "
-            "rank (onnx.tools.update_model_dims)"
+            f"{model.label}: input {shown(value.name)} has no declared shape; give it one "
+            "of the right rank (onnx.tools.update_model_dims)"
         )
     return TensorSpec(value.dtype, value.dims())
 

@@ -27,7 +27,7 @@ def body_of(node: OnnxNode, opset: int, inputs: Sequence[TensorSpec | None]) -> 
     data: bytes | None = None
     if known.has_function:
         data = known.get_function_with_opset_version(opset)
-    if not data and known.has_context_dependent_function:
+    if not data and known.has_context_dependent_function and not any(node.subgraphs()):
         data = known.get_context_dependent_function_with_opset_version(
             opset, _proto(node).SerializeToString(), [_type(spec) for spec in inputs]
         )

@@ -19,6 +19,7 @@ from crossdock.runtime.loaders.onnx_model import (
     OnnxNode,
     OnnxValue,
     Opaque,
+    shown,
 )
 
 MAX_NODES = 1_000_000
@@ -45,7 +46,7 @@ def sort_model(model: OnnxModel) -> OnnxModel:
 
 
 def _sort_function(label: str, function: OnnxFunction) -> OnnxFunction:
-    sorter = _Sorter(f"{label}: function {function.name!r}")
+    sorter = _Sorter(f"{label}: function {shown(function.name)}")
     graph = OnnxGraph(
         function.name,
         tuple(OnnxValue(name, None, None) for name in function.inputs),
@@ -71,7 +72,9 @@ class _Sorter:
         for value in graph.outputs:
             if value.name not in known or value.name in seen:
                 what = "twice" if value.name in seen else "but nothing makes it"
-                raise self.fail(f"graph {graph.name!r} gives output {value.name!r} {what}")
+                raise self.fail(
+                    f"graph {shown(graph.name)} gives output {shown(value.name)} {what}"
+                )
             seen.add(value.name)
         return replace(graph, nodes=nodes)
 
@@ -82,11 +85,11 @@ class _Sorter:
         names: set[str] = set()
         for value in graph.inputs:
             if not value.name or value.name in names:
-                raise self.fail(f"input {value.name!r} has no name or stands there twice")
+                raise self.fail(f"input {shown(value.name)} has no name or stands there twice")
             names.add(value.name)
         for name in (*names, *graph.constants):
             if name in outer:
-                raise self.fail(f"graph {graph.name!r} defines {name!r} again")
+                raise self.fail(f"graph {shown(graph.name)} defines {shown(name)} again")
         return frozenset(names | graph.constants.keys())
 
     def makers(self, graph: OnnxGraph, taken: frozenset[str]) -> dict[str, int]:
@@ -95,7 +98,7 @@ class _Sorter:
         for index, node in enumerate(graph.nodes):
             for name in node.outputs:
                 if name and (name in makers or name in taken):
-                    raise self.fail(f"{node} makes {name!r}, which is defined already")
+                    raise self.fail(f"{node} makes {shown(name)}, which is defined already")
                 if name:
                     makers[name] = index
         return makers
@@ -123,7 +126,7 @@ class _Sorter:
                 if name in makers:
                     sources.add(makers[name])
                 elif name not in given:
-                    raise self.fail(f"{node} reads {name!r}, which nothing makes")
+                    raise self.fail(f"{node} reads {shown(name)}, which nothing makes")
             waiting[index] = len(sources)
             for source in sources:
                 users.setdefault(source, []).append(index)
@@ -179,7 +182,9 @@ def _check_unfolding(model: OnnxModel) -> None:
 
     def unfold(key: FunctionKey) -> int:
         if key in open_calls or len(open_calls) > 64:
-            raise MalformedModel(f"{model.label}: function {key[1]!r} calls itself, or too deep")
+            raise MalformedModel(
+                f"{model.label}: function {shown(key[1])} calls itself, or too deep"
+            )
         if key not in counts:
             open_calls.add(key)
             counts[key] = count(model.functions[key].nodes)
@@ -235,7 +240,7 @@ def _opaque(model: OnnxModel) -> list[tuple[str, str]]:
 def _listing(problems: Mapping[str, list[str]], most: int = 4) -> str:
     lines = []
     for reason, names in problems.items():
-        shown = ", ".join(repr(n) for n in names[:most])
+        listed = ", ".join(shown(n) for n in names[:most])
         more = f" and {len(names) - most} more" if len(names) > most else ""
-        lines.append(f"{reason} at {shown}{more}")
+        lines.append(f"{reason} at {listed}{more}")
     return "; ".join(lines)

@@ -11,7 +11,7 @@ import numpy as np
 from crossdock.runtime.builder import Operand
 from crossdock.runtime.errors import UnsafeModel
 from crossdock.runtime.loaders.onnx_elementwise import cast_to
-from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, dtype_name
+from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, dtype_name, shown
 from crossdock.runtime.loaders.onnx_table import Context, Value, onnx_op
 from crossdock.runtime.loaders.onnx_tensor import MAX_DENSE, MAX_RANK
 from crossdock.runtime.tensor import Array, to_numpy
@@ -27,7 +27,7 @@ def constant(ctx: Context) -> Value:
     array: Array
     if name in ("value", "sparse_value"):
         if not isinstance(node.attrs[name], np.ndarray):
-            raise ctx.malformed(f"attribute {name!r} is no tensor")
+            raise ctx.malformed(f"attribute {shown(name)} is no tensor")
         array = node.attrs[name]
     elif name in ("value_float", "value_floats"):
         value = node.get_float(name) if name == "value_float" else node.get_floats(name)
@@ -36,7 +36,7 @@ def constant(ctx: Context) -> Value:
         value = node.get_int(name) if name == "value_int" else node.get_ints(name)
         array = np.array(value, np.int64)
     else:
-        raise ctx.unsupported(f"a constant given as {name!r}")
+        raise ctx.unsupported(f"a constant given as {shown(name)}")
     return known(ctx, array)
 
 
@@ -112,7 +112,7 @@ def eye_like(ctx: Context) -> Value:
     return known(ctx, np.eye(rows, columns, ctx.node.get_int("k"), dtype=to_numpy(name)))
 
 
-@onnx_op("OneHot", since=9)
+@onnx_op("OneHot", since=9, like=2)
 def one_hot(ctx: Context) -> Operand:
     """A new axis of constant depth: on where its place equals the index, else off."""
     b, indices, values = ctx.b, ctx.x(0), ctx.x(2)

@@ -18,7 +18,7 @@ from crossdock.runtime.errors import (
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.loaders.onnx_body import body_of
 from crossdock.runtime.loaders.onnx_frame import Captures, Frame, Writer
-from crossdock.runtime.loaders.onnx_model import OnnxFunction, OnnxGraph, OnnxModel, OnnxNode
+from crossdock.runtime.loaders.onnx_model import OnnxFunction, OnnxGraph, OnnxModel, OnnxNode, shown
 from crossdock.runtime.loaders.onnx_parse import bind_references
 from crossdock.runtime.loaders.onnx_table import Context, Entry, Result, Value, find, support
 from crossdock.runtime.tensor import TensorSpec
@@ -116,7 +116,7 @@ class Converter:
         missing = [name for name in node.outputs[len(values) :] if name]
         frame.failed.update(missing)
         if missing:
-            self.problems[f"{node}: output {missing[0]!r} is not supported"] = None
+            self.problems[f"{node}: output {shown(missing[0])} is not supported"] = None
 
     def error(self, node: OnnxNode, error: Exception) -> Error:
         """An error at a node, in the words of the model."""
@@ -147,7 +147,7 @@ class Converter:
             return self.apply(frame, entry, Context(frame.writer.b, node, opset, inputs, frame))
         body = body_of(node, opset, [_onnx_spec(v) for v in inputs])
         if body is None:
-            raise UnsupportedModel(f"not supported: {node.op} (opset {opset}) with these inputs")
+            raise UnsupportedModel(f"not supported: {node.kind} (opset {opset}) with these inputs")
         return self.call(frame, node, body, inputs)
 
     def apply(self, frame: Frame, entry: Entry, ctx: Context) -> list[Value | None]:
@@ -174,10 +174,10 @@ class Converter:
         attrs = {**function.defaults, **node.attrs}
         for item in function.nodes:
             self.node(inner, bind_references(item, attrs))
-        wanted = function.outputs[: len(node.outputs)]
-        if any(inner.has_failed(name) for name in wanted):
+        pairs = list(zip(function.outputs, node.outputs, strict=False))
+        if any(inner.has_failed(name) for name, used in pairs if used):
             raise UnsupportedModel("its body cannot be converted")
-        return [inner.get(name) for name in wanted]
+        return [inner.get(name) if used else None for name, used in pairs]
 
 
 def _at(node: OnnxNode, error: Exception) -> str:

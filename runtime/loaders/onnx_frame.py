@@ -12,7 +12,7 @@ import numpy as np
 from crossdock.runtime.builder import GraphBuilder, Operand
 from crossdock.runtime.errors import MalformedModel, UnsupportedModel
 from crossdock.runtime.graph import Graph, Node
-from crossdock.runtime.loaders.onnx_model import Opaque
+from crossdock.runtime.loaders.onnx_model import Opaque, shown
 from crossdock.runtime.loaders.onnx_table import Value
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
@@ -169,7 +169,7 @@ class Frame:
         if name in self.pending:
             value: Value | None = self._initialiser(name)
         elif self.parent is None:
-            raise MalformedModel(f"{name!r} is read, but nothing makes it")
+            raise MalformedModel(f"{shown(name)} is read, but nothing makes it")
         else:
             value = self._outer(self.parent, name)
         self.values[name] = value
@@ -185,7 +185,9 @@ class Frame:
     def _initialiser(self, name: str) -> Value:
         array = self.pending[name]
         if isinstance(array, Opaque):
-            raise UnsupportedModel(f"initialiser {name!r} of type {array.what} is not supported")
+            raise UnsupportedModel(
+                f"initialiser {shown(name)} of type {array.what} is not supported"
+            )
         return self.writer.constant(array)
 
     def _outer(self, parent: Frame, name: str) -> Value | None:
@@ -203,7 +205,7 @@ class Frame:
         """The value of a name that must have one."""
         value = self.get(name)
         if value is None:
-            raise MalformedModel(f"{name!r} has no value")
+            raise MalformedModel(f"{shown(name)} has no value")
         return value
 
     def constant(self, array: Array) -> Value:

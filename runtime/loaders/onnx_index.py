@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from crossdock.runtime.builder import Operand
+from crossdock.runtime.loaders.onnx_model import shown
 from crossdock.runtime.loaders.onnx_table import Context, onnx_op
 
 PAD_MODES = {"constant": "constant", "reflect": "reflection", "edge": "edge"}
@@ -93,7 +94,7 @@ def _pad(
         before[axis], after[axis] = pads[i], pads[len(places) + i]
     mode = ctx.node.get_str("mode", "constant")
     if mode != "constant" and mode != "wrap" and mode not in PAD_MODES:
-        raise ctx.malformed(f"padding mode {mode!r}")
+        raise ctx.malformed(f"padding mode {shown(mode)}")
     if min(*before, *after, 0) < 0:
         x = window(
             ctx,
@@ -206,7 +207,7 @@ def scatter_nd(ctx: Context) -> Operand:
 def _no_reduction(ctx: Context) -> None:
     reduction = ctx.node.get_str("reduction", "none")
     if reduction != "none":
-        raise ctx.unsupported(f"reduction {reduction!r}")
+        raise ctx.unsupported(f"reduction {shown(reduction)}")
 
 
 @onnx_op("Compress", since=9)

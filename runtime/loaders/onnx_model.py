@@ -51,6 +51,17 @@ def dtype_name(number: int) -> str:
     return ONNX_DTYPES.get(number) or OTHER_DTYPES.get(number) or f"element type {number}"
 
 
+def shown(name: str, *, plain: bool = False) -> str:
+    """A name from a model in a message: quoted, on one line, and cut where it is long.
+
+    ``plain`` leaves the quotes out where the name has only letters, digits, dots and the like.
+    """
+    cut = name if len(name) <= 80 else f"{name[:77]}..."
+    if plain and cut and all(c.isalnum() or c in "._-" for c in cut):
+        return cut
+    return repr(cut)
+
+
 @dataclass(frozen=True, slots=True)
 class Opaque:
     """A tensor of a type the IR lacks; an error only where it is used."""
@@ -95,15 +106,20 @@ class OnnxNode:
     label: str = ""
     overload: str = ""
 
+    @property
+    def kind(self) -> str:
+        """Domain and operator, for messages."""
+        op = shown(self.op, plain=True)
+        return f"{shown(self.domain, plain=True)}.{op}" if self.domain else op
+
     def __str__(self) -> str:
-        op = f"{self.domain}.{self.op}" if self.domain else self.op
-        return f"node {self.label!r} ({op})"
+        return f"node {shown(self.label)} ({self.kind})"
 
     def _typed(self, name: str, default: Any, kind: type, what: str) -> Any:
         value = self.attrs.get(name, default)
         if value is default or type(value) is kind:
             return value
-        raise MalformedModel(f"{self}: attribute {name!r} is no {what}")
+        raise MalformedModel(f"{self}: attribute {shown(name)} is no {what}")
 
     def get_int(self, name: str, default: int = 0) -> int:
         """An integer attribute."""
@@ -122,7 +138,7 @@ class OnnxNode:
         if value is None:
             return None
         if not isinstance(value, tuple) or any(type(v) is not kind for v in value):
-            raise MalformedModel(f"{self}: attribute {name!r} is no list of {what}s")
+            raise MalformedModel(f"{self}: attribute {shown(name)} is no list of {what}s")
         return value
 
     def get_ints(self, name: str) -> tuple[int, ...] | None:
@@ -141,13 +157,13 @@ class OnnxNode:
         """A subgraph that must be there."""
         value = self.attrs.get(name)
         if not isinstance(value, OnnxGraph):
-            raise MalformedModel(f"{self}: subgraph {name!r} is missing")
+            raise MalformedModel(f"{self}: subgraph {shown(name)} is missing")
         return value
 
     def require(self, name: str) -> None:
         """Raise unless the attribute is there."""
         if name not in self.attrs:
-            raise MalformedModel(f"{self}: attribute {name!r} is missing")
+            raise MalformedModel(f"{self}: attribute {shown(name)} is missing")
 
     def subgraphs(self) -> Iterator[OnnxGraph]:
         """The graphs among the attributes."""

@@ -20,6 +20,7 @@ from crossdock.runtime.loaders.onnx_model import (
     Opaque,
     Reference,
     dtype_name,
+    shown,
 )
 from crossdock.runtime.loaders.onnx_tensor import MAX_RANK, decode, decode_sparse
 from crossdock.runtime.loaders.source import Source
@@ -116,7 +117,7 @@ class _Parser:
             function = self.function(item)
             key = (function.domain, function.name, function.overload)
             if key in functions:
-                raise self.fail(f"function {function.name!r} is defined twice")
+                raise self.fail(f"function {shown(function.name)} is defined twice")
             functions[key] = function
         return OnnxModel(
             self.source.label,
@@ -130,11 +131,11 @@ class _Parser:
         for item in imports:
             domain = domain_name(text(item.domain))
             if found.setdefault(domain, item.version) != item.version:
-                raise self.fail(f"it imports two versions of the operator set {domain!r}")
+                raise self.fail(f"it imports two versions of the operator set {shown(domain)}")
         return found
 
     def function(self, proto: Any) -> OnnxFunction:
-        where = f"function {proto.name!r}"
+        where = f"function {shown(text(proto.name))}"
         defaults: dict[str, Any] = dict.fromkeys(texts(proto.attribute))
         defaults.update(self.attributes(proto.attribute_proto, where))
         return OnnxFunction(
@@ -163,8 +164,10 @@ class _Parser:
         sparse = ((text(t.values.name), decode_sparse, t) for t in proto.sparse_initializer)
         for name, read, tensor in (*dense, *sparse):
             if not name or name in found:
-                raise self.fail(f"initialiser {name!r} has no name or stands there twice")
-            found[name] = read(tensor, self.source, f"{self.source.label}: initialiser {name!r}")
+                raise self.fail(f"initialiser {shown(name)} has no name or stands there twice")
+            found[name] = read(
+                tensor, self.source, f"{self.source.label}: initialiser {shown(name)}"
+            )
         return found
 
     def value(self, proto: Any) -> OnnxValue:
@@ -179,7 +182,7 @@ class _Parser:
             return OnnxValue(name, dtype, None, what)
         shape = tuple(_dim(d) for d in tensor.shape.dim)
         if len(shape) > MAX_RANK:
-            raise self.fail(f"{name!r} has {len(shape)} dimensions")
+            raise self.fail(f"{shown(name)} has {len(shape)} dimensions")
         return OnnxValue(name, dtype, shape, what)
 
     def node(self, proto: Any) -> OnnxNode:
@@ -190,7 +193,7 @@ class _Parser:
             domain_name(text(proto.domain)),
             texts(proto.input),
             texts(proto.output),
-            self.attributes(proto.attribute, f"node {label!r} ({op})"),
+            self.attributes(proto.attribute, f"node {shown(label)} ({shown(op, plain=True)})"),
             label,
             text(proto.overload),
         )
@@ -211,8 +214,8 @@ class _Parser:
         for proto in protos:
             name = text(proto.name)
             if not name or name in found:
-                raise self.fail(f"{where}: attribute {name!r} is nameless or doubled")
-            found[name] = self.attribute(proto, f"{where}, attribute {name!r}")
+                raise self.fail(f"{where}: attribute {shown(name)} is nameless or doubled")
+            found[name] = self.attribute(proto, f"{where}, attribute {shown(name)}")
         return found
 
     def attribute(self, proto: Any, where: str) -> Any:

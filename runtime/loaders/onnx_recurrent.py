@@ -8,6 +8,7 @@ import numpy as np
 
 from crossdock.runtime.builder import Operand
 from crossdock.runtime.loaders.onnx_elementwise import method
+from crossdock.runtime.loaders.onnx_model import shown
 from crossdock.runtime.loaders.onnx_table import Context, onnx_op
 from crossdock.runtime.tensor import to_numpy
 
@@ -24,7 +25,7 @@ class _Cell:
         self.batch_first = bool(node.get_int("layout")) and ctx.opset >= 14
         direction = node.get_str("direction", "forward")
         if direction not in DIRECTIONS:
-            raise ctx.malformed(f"direction {direction!r}")
+            raise ctx.malformed(f"direction {shown(direction)}")
         self.x = self.steps_first(ctx.x(0))
         self.weight, self.recurrent = ctx.x(1), ctx.x(2)
         for operand in (self.x, self.weight, self.recurrent):

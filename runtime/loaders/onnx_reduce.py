@@ -85,11 +85,12 @@ def cumulative_sum(ctx: Context) -> Operand:
 
 @onnx_op("LpNormalization")
 def lp_normalization(ctx: Context) -> Operand:
-    """Divide by the norm along an axis."""
+    """Divide by the norm along an axis; where that is zero, so is the result."""
     b, x = ctx.b, ctx.x()
     axis = ctx.axis(ctx.node.get_int("axis", -1), len(x.shape))
     p = ctx.node.get_int("p", 2)
     if p not in (1, 2):
         raise ctx.malformed(f"norm of order {p}")
-    norm = b.reduce_l1 if p == 1 else b.reduce_l2
-    return b.div(x, norm(x, axes=[axis], keep_dimensions=True))
+    reduce = b.reduce_l1 if p == 1 else b.reduce_l2
+    norm = reduce(x, axes=[axis], keep_dimensions=True)
+    return b.div(x, b.where(b.equal(norm, ctx.like(0, norm)), ctx.like(1, norm), norm))

@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 
 from crossdock.kernels.ops_pool import taps_of
+from crossdock.kernels.ops_resample import Taps
 from crossdock.kernels.ops_resize import resize_taps
 from crossdock.runtime.builder import Operand
+from crossdock.runtime.loaders.onnx_model import shown
 from crossdock.runtime.loaders.onnx_table import Context, onnx_op
+
+MAX_SIZE = 1 << 24
+"""The largest extent of a result, far beyond any image."""
 
 
 @onnx_op("Upsample", since=7)
@@ -74,7 +79,7 @@ def resize(ctx: Context) -> Operand:
         sizes, scales = _aspect(ctx, axes, sizes)
     mode = node.get_str("coordinate_transformation_mode", "half_pixel")
     if mode == "tf_half_pixel_for_nn":
-        raise ctx.unsupported(f"coordinate mode {mode!r}")
+        raise ctx.unsupported(f"coordinate mode {shown(mode)}")
     options = {
         "mode": node.get_str("mode", "nearest"),
         "coordinate_transformation_mode": mode,
@@ -101,7 +106,7 @@ def _aspect(
     dims = [ctx.x().shape[a] for a in axes]
     ratios = [s / d for s, d in zip(sizes, dims, strict=True)]
     if policy not in ("not_larger", "not_smaller"):
-        raise ctx.malformed(f"keep_aspect_ratio_policy {policy!r}")
+        raise ctx.malformed(f"keep_aspect_ratio_policy {shown(policy)}")
     scale = min(ratios) if policy == "not_larger" else max(ratios)
     return tuple(math.floor(d * scale + 0.5) for d in dims), (scale,) * len(axes)
 
@@ -115,7 +120,7 @@ def _resized(
 ) -> Operand:
     x = ctx.x()
     if options["mode"] not in ("nearest", "linear", "cubic"):
-        raise ctx.malformed(f"mode {options['mode']!r}")
+        raise ctx.malformed(f"mode {shown(options['mode'])}")
     dims = [x.shape[a] for a in axes]
     if scales is not None and (len(scales) != len(axes) or min(scales) <= 0):
         raise ctx.malformed(f"scales {list(scales)} for {len(axes)} axes")
@@ -154,10 +159,12 @@ def _resample2d(
 ) -> Operand | None:
     """The same as WebNN's resample2d, where its taps are the same on every axis."""
     pair = _two_axes(axes)
-    if len(x.shape) != 4 or pair is None or options["mode"] == "cubic" or "roi" in options:
+    if len(x.shape) != 4 or pair is None or x.dtype not in ("float32", "float16"):
         return None
-    if x.dtype not in ("float32", "float16"):
+    if options["mode"] == "cubic" or "roi" in options or options.get("antialias"):
         return None
+    if max(sizes) > MAX_SIZE:
+        raise ctx.unsupported(f"a size of {max(sizes):,}")
     mode = "linear" if options["mode"] == "linear" else "nearest-neighbor"
     target = [sizes[list(axes).index(a)] if a in axes else x.shape[a] for a in pair]
     for i, axis in enumerate(axes):
@@ -166,7 +173,7 @@ def _resample2d(
         attrs = {**_DEFAULTS, **options, "axes": (axis,), "sizes": (out,), "scales": (scale,)}
         ours, _ = resize_taps(size, 0, attrs)
         theirs = taps_of(size, out, mode)
-        if not _same(ours.cells, ours.weights, theirs.cells, theirs.weights, size):
+        if not _same(ours, theirs, size):
             return None
     return ctx.b.resample2d(x, mode=mode, sizes=target, axes=list(pair))
 
@@ -187,12 +194,18 @@ def _two_axes(axes: Sequence[int]) -> tuple[int, int] | None:
     return None
 
 
-def _same(cells: Any, weights: Any, others: Any, factors: Any, size: int) -> bool:
-    """True where two sets of taps are one linear map."""
+def _same(ours: Taps, theirs: Taps, size: int) -> bool:
+    """True where two sets of taps of at most two cells take the same mean of cells everywhere.
 
-    def dense(at: Any, by: Any) -> Any:
-        matrix = np.zeros((len(at), size))
-        np.add.at(matrix, (np.arange(len(at))[:, None], at), by)
-        return matrix
-
-    return bool(np.allclose(dense(cells, weights), dense(others, factors), rtol=0, atol=1e-9))
+    Two maps of neighbouring cells are one where they agree on the cells' places and the squares.
+    """
+    places = np.arange(size) / size
+    return all(
+        np.allclose(
+            (values[ours.cells] * ours.weights).sum(axis=1),
+            (values[theirs.cells] * theirs.weights).sum(axis=1),
+            rtol=0,
+            atol=1e-12,
+        )
+        for values in (places, places**2)
+    )

@@ -140,7 +140,7 @@ def schema(node: OnnxNode, opset: int) -> Any:
 
 def support(node: OnnxNode, opset: int | None) -> str | None:
     """None where a node's operator can be converted at an opset, else what is missing."""
-    name = f"{node.domain}.{node.op}" if node.domain else node.op
+    name = node.kind
     if opset is None:
         return f"{name} of an operator set that the model does not import"
     op = f"{name} (opset {opset})"

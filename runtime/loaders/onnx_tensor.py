@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from crossdock.runtime.errors import LoadError, MalformedModel, UnsafeModel
-from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, Opaque, dtype_name
+from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, Opaque, dtype_name, shown
 from crossdock.runtime.loaders.source import Source, open_regular
 from crossdock.runtime.tensor import Array, to_numpy
 
@@ -133,7 +133,7 @@ def _external(proto: Any, source: Source, want: int, where: str) -> Array:
 
 def _read_span(path: Path, offset: int, want: int, where: str) -> Array:
     try:
-        fd = open_regular(path, f"{where}: external data {path.name!r}", follow=False)
+        fd = open_regular(path, f"{where}: external data {shown(path.name)}", follow=False)
     except UnsafeModel:
         raise
     except LoadError as error:
@@ -142,13 +142,15 @@ def _read_span(path: Path, offset: int, want: int, where: str) -> Array:
         have = os.fstat(fd).st_size
         if offset + want > have:
             raise MalformedModel(
-                f"{where}: external data {path.name!r} has {have} bytes, {offset + want} are due; "
-                "truncated?"
+                f"{where}: external data {shown(path.name)} has {have} bytes, "
+                f"{offset + want} are due; truncated?"
             )
         file.seek(offset)
         data: Array = np.fromfile(file, dtype=np.uint8, count=want)
     if data.size != want:
-        raise MalformedModel(f"{where}: external data {path.name!r} could not be read to its end")
+        raise MalformedModel(
+            f"{where}: external data {shown(path.name)} could not be read to its end"
+        )
     return data
 
 
@@ -156,23 +158,25 @@ def resolve(location: str, source: Source, where: str) -> Path:
     """The real path of external data; raises UnsafeModel where it is not the model's to read."""
     if source.folder is None:
         raise LoadError(
-            f"{where}: its data is in another file ({location!r}); load the model by its path"
+            f"{where}: its data is in another file ({shown(location)}); load the model by its path"
         )
     if not location or "\0" in location:
         raise MalformedModel(f"{where}: external data without a location")
     parts = PurePosixPath(location), PureWindowsPath(location)
     if any(p.is_absolute() or p.drive or p.root or ".." in p.parts for p in parts):
         raise UnsafeModel(
-            f"{where}: external data {location!r} is outside the model's folder; put it beside "
-            "the model"
+            f"{where}: external data {shown(location)} is outside the model's folder; put it "
+            "beside the model"
         )
     try:
         path = (source.folder / location).resolve()
     except (OSError, RuntimeError) as error:
-        raise UnsafeModel(f"{where}: external data {location!r} is a link to itself") from error
+        raise UnsafeModel(
+            f"{where}: external data {shown(location)} is a link to itself"
+        ) from error
     if not any(path.is_relative_to(root) for root in source.roots):
         raise UnsafeModel(
-            f"{where}: external data {location!r} is a link to {str(path)!r}, outside the "
-            "model's folder; put the file itself beside the model"
+            f"{where}: external data {shown(location)} is a link to {shown(str(path))}, outside "
+            "the model's folder; put the file itself beside the model"
         )
     return path

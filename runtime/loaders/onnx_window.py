@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossdock.runtime.builder import Operand
+from crossdock.runtime.errors import UnsupportedModel
+from crossdock.runtime.loaders.onnx_model import shown
 from crossdock.runtime.loaders.onnx_table import Context
 
 
@@ -39,7 +41,7 @@ def spatial(ctx: Context, kernel: Sequence[int] | None = None) -> Window:
     sizes = x.shape[2:]
     count = len(sizes)
     if count not in (1, 2):
-        raise ctx.unsupported(f"an input with {count} spatial dimensions (1 and 2 are)")
+        raise _dimensions(ctx, count)
     given = node.get_ints("kernel_shape")
     if kernel is not None and given is not None and tuple(given) != tuple(kernel):
         raise ctx.malformed(f"kernel_shape {list(given)} differs from the filter {list(kernel)}")
@@ -70,7 +72,7 @@ def _pads(ctx: Context, window: Window, sizes: Sequence[int]) -> tuple[tuple[int
     if mode in ("NOTSET", ""):
         return explicit_pads(ctx, len(sizes))
     if mode not in ("SAME_UPPER", "SAME_LOWER"):
-        raise ctx.malformed(f"auto_pad {mode!r}")
+        raise ctx.malformed(f"auto_pad {shown(mode)}")
     pads = []
     for i, size in enumerate(sizes):
         out = -(-size // window.strides[i])
@@ -89,8 +91,14 @@ def as_image(ctx: Context, x: Operand) -> Operand:
     """A rank-3 operand as an image of height one; rank 4 as it is."""
     if len(x.shape) == 4:
         return x
+    if len(x.shape) != 3:
+        raise _dimensions(ctx, len(x.shape) - 2)
     n, c, width = x.shape
     return ctx.b.reshape(x, [n, c, 1, width])
+
+
+def _dimensions(ctx: Context, count: int) -> UnsupportedModel:
+    return ctx.unsupported(f"an input with {count} spatial dimensions (1 and 2 are)")
 
 
 def from_image(ctx: Context, y: Operand, rank: int) -> Operand:
