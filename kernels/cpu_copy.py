@@ -9,7 +9,7 @@ and the target along another (a transpose), so that both are read and written by
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -220,21 +220,52 @@ def lower_concat(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 -
     return Lowered(tuple(steps))
 
 
+def _padded_axes(call: OpCall) -> list[int]:
+    begin, end = call.attrs["beginning_padding"], call.attrs["ending_padding"]
+    return [axis for axis, widths in enumerate(zip(begin, end, strict=True)) if any(widths)]
+
+
 def _pad_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a guard
-    return None if call.attrs["mode"] == "constant" else f"mode {call.attrs['mode']} is not native"
+    if call.attrs["mode"] != "constant" and len(_padded_axes(call)) > 1:
+        return f"mode {call.attrs['mode']} along several axes is not native"
+    return None
 
 
 @kernel("cpu.pad", "pad", ("cpu",), when=_pad_fits, rank=20)
 def lower_pad(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
-    """Lower constant padding: the value over the whole result, then the input into its place."""
+    """Lower padding: the input into its place, before that the value, or after it the sides."""
     spec, out, begin = _spec(call), call.outputs[0], call.attrs["beginning_padding"]
     strides = dense(out.dims)
     first = sum(b * s for b, s in zip(begin, strides, strict=True))
-    fill = copy_call(spec.dtype, (out.size,), Walk(Packed(0), 0, (0,)), Walk(Out(0), 0, (1,)))
     body = copy_call(spec.dtype, spec.dims, _whole(In(0), spec.dims), Walk(Out(0), first, strides))
+    if call.attrs["mode"] != "constant":
+        return Lowered((body, *_sides(call)))
+    fill = copy_call(spec.dtype, (out.size,), Walk(Packed(0), 0, (0,)), Walk(Out(0), 0, (1,)))
     value = call.attrs["value"]
     pack = Pack(lambda: np.full(1, value, to_numpy(spec.dtype)), TensorSpec(spec.dtype, (1,)))
     return Lowered((fill, body), (), (pack,))
+
+
+def _sides(call: OpCall) -> Iterator[NativeCall]:
+    """Copies of the input into both sides of the one padded axis: mirrored, or its edge."""
+    spec, out, mode = _spec(call), call.outputs[0], call.attrs["mode"]
+    sources, targets = dense(spec.dims), dense(out.dims)
+    for axis in _padded_axes(call):
+        size, before = spec.dims[axis], call.attrs["beginning_padding"][axis]
+        after = call.attrs["ending_padding"][axis]
+        for count, nearest, place in ((before, 0, 0), (after, size - 1, before + size)):
+            if not count:
+                continue
+            mirrored = (before if place == 0 else size - 2) if mode == "reflection" else nearest
+            step = -sources[axis] if mode == "reflection" else 0
+            sizes = tuple(count if a == axis else d for a, d in enumerate(spec.dims))
+            walk = tuple(step if a == axis else s for a, s in enumerate(sources))
+            yield copy_call(
+                spec.dtype,
+                sizes,
+                Walk(In(0), mirrored * sources[axis], walk),
+                Walk(Out(0), place * targets[axis], targets),
+            )
 
 
 # --- gather ---------------------------------------------------------------------------------------

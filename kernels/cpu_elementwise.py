@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from crossdock.kernels.cpu_vector import LLVM_TYPES, Value, Vector, bits
 from crossdock.kernels.fused import FusedBody, FusedStep, body_of
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
-from crossdock.runtime.tensor import TensorSpec
+from crossdock.runtime.tensor import FLOATS, TensorSpec
 
 GRAIN_SECONDS = 25e-6
 """A chunk of work below this is not worth handing to another thread."""
@@ -100,7 +100,25 @@ def lower_elementwise(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG
     """Lower an elementwise op, or a fused chain of them, to one native call."""
     body = body_of(call)
     assert body is not None
+    body = with_known_powers(body, call)
     return Lowered((elementwise_call(body, call.inputs, call.outputs[0]),))
+
+
+def with_known_powers(body: FusedBody, call: OpCall) -> FusedBody:
+    """The body with powers by constants that are products, roots or reciprocals as such."""
+    known = {
+        i: float(array.reshape(-1)[0]) for i, array in call.constants.items() if array.size == 1
+    }
+    names = {2.0: "mul", 0.5: "sqrt", -1.0: "reciprocal"}
+    steps = []
+    for step in body.steps:
+        exponent = known.get(step.args[1]) if step.op == "pow" else None
+        if exponent in names and step.dtype in FLOATS:
+            base, kind = step.args[0], step.inputs[0]
+            count = 2 if exponent == 2.0 else 1
+            step = replace(step, op=names[exponent], args=(base,) * count, inputs=(kind,) * count)
+        steps.append(step)
+    return FusedBody(tuple(steps))
 
 
 def elementwise_call(

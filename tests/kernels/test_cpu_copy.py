@@ -42,6 +42,17 @@ CASES: list[tuple[str, list[tuple[int, ...]], dict[str, Any]]] = [
     ("split", [(6, 40)], {"splits": 3, "axis": 0}),
     ("concat", [(3, 5, 7), (3, 2, 7), (3, 9, 7)], {"axis": 1}),
     ("concat", [(300,), (5,)], {"axis": 0}),
+    (
+        "pad",
+        [(3, 5, 7)],
+        {"beginning_padding": [0, 2, 0], "ending_padding": [0, 3, 0], "mode": "reflection"},
+    ),
+    ("pad", [(64,)], {"beginning_padding": [7], "ending_padding": [0], "mode": "reflection"}),
+    (
+        "pad",
+        [(3, 5, 7)],
+        {"beginning_padding": [0, 0, 9], "ending_padding": [0, 0, 2], "mode": "edge"},
+    ),
     ("pad", [(3, 5, 7)], {"beginning_padding": [0, 1, 2], "ending_padding": [1, 0, 3], "value": 7}),
 ]
 

@@ -171,6 +171,13 @@ def test_clamp_bounds_of_integers_are_exact() -> None:
     check("clamp", [x], {"min_value": -(2**60), "max_value": 2**53 + 1}, name=NAME)
 
 
+@pytest.mark.parametrize("exponent", [2.0, 0.5, -1.0, 3.0, 1.7])
+def test_powers_by_constants(exponent: float) -> None:
+    x = np.abs(drawn((3, 40))) + np.float32(0.1)
+    arrays = [x, np.array([exponent], np.float32)]
+    check("pow", arrays, None, (1,), name=NAME, tolerance=5e-7)
+
+
 def body() -> FusedBody:
     f = "float32"
     return FusedBody(
