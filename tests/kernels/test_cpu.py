@@ -7,8 +7,7 @@ import pytest
 
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime.tensor import Array
-from tests.case_kit import Case
-from tests.cases import CASES
+from tests.cases import CASES, Case
 from tests.kernels.cpu_run import candidates, execute
 
 

@@ -15,8 +15,7 @@ from crossdock.kernels import table
 from crossdock.kernels.expression import Binary, Call, Expr, Num, Ref, Select, Unary, parse
 from crossdock.kernels.reference import evaluate, graph_work
 from crossdock.runtime.tensor import FLOATS
-from tests.case_kit import Case
-from tests.cases import CASES
+from tests.cases import CASES, Case
 
 DECOMPOSED = [case for case in CASES if table.op(case.op).decompose is not None]
 EXPRESSED = [

@@ -9,7 +9,7 @@ import pytest
 
 from crossdock.runtime.builder import GraphBuilder, Operand
 from crossdock.runtime.errors import ShapeError
-from tests.case_kit import Make
+from tests.cases import Make
 
 Shape = tuple[Any, ...]
 

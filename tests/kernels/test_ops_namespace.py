@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from crossdock.kernels.reference import evaluate
-from tests.case_kit import Case
-from tests.cases import CASES
+from tests.cases import CASES, Case
 
 NAMES = frozenset(
     (Path(__file__).resolve().parents[1] / "fakes" / "cupy_names.txt").read_text().split()

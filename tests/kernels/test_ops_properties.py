@@ -15,7 +15,7 @@ from crossdock.kernels.reference import evaluate
 from crossdock.runtime.builder import GraphBuilder, Operand
 from crossdock.runtime.errors import ShapeError
 from crossdock.runtime.tensor import Array
-from tests.case_kit import Make
+from tests.cases import Make
 
 SHAPES = hn.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=4)
 SOLID = hn.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=5)

@@ -14,7 +14,7 @@ from crossdock.kernels.ops_rules import RULES, bare
 from crossdock.runtime.builder import GraphBuilder
 from crossdock.runtime.errors import GraphError, ShapeError
 from crossdock.runtime.tensor import WEBNN_DTYPES
-from tests.case_kit import Make
+from tests.cases import Make
 
 BROKEN: list[tuple[str, str, Callable[[GraphBuilder, Make], Any]]] = [
     ("add", "b .*broadcast.*4 against 3", lambda b, x: b.add(x(3), x(4))),

@@ -177,7 +177,7 @@ def _drawing(plan: Plan, graph: Graph) -> dict[str, Any]:
 
 def _box(kind: str, title: str, below: str, step: int | None) -> dict[str, Any]:
     below = short(below, LABEL)
-    width = round(max(64.0, BOLD * len(title) + 26.0, CHARACTER * len(below) + 22.0), 1)
+    width = round(max(64.0, BOLD * len(title) + 32.0, CHARACTER * len(below) + 22.0), 1)
     return {"kind": kind, "title": title, "below": below, "step": step, "width": width}
 
 

@@ -22,7 +22,7 @@ function ganttPanel() {
   root.append(svg("defs", {}, clip), back, ticks, plot, waits);
 
   const x = (time) =>
-    GANTT.label + (time - view.from) / (view.to - view.from) * (width - GANTT.label - 12);
+    GANTT.label + (time - view.from) / (view.to - view.from) * (width - GANTT.label - 26);
   const y = (row) => GANTT.top + rowHeight * row + GANTT.pad;
 
   function bars() {
@@ -140,7 +140,7 @@ function ganttPanel() {
   }
 
   function zoom(factor, at) {
-    const share = (at - GANTT.label) / Math.max(1, width - GANTT.label - 12);
+    const share = (at - GANTT.label) / Math.max(1, width - GANTT.label - 26);
     const centre = view.from + Math.min(1, Math.max(0, share)) * (view.to - view.from);
     const span = Math.min(end, Math.max(end * 1e-6, (view.to - view.from) / factor));
     view.from = centre - (centre - view.from) * span / (view.to - view.from);
@@ -156,7 +156,7 @@ function ganttPanel() {
   }
 
   function move(dx) {
-    const time = dx / (width - GANTT.label - 12) * (view.to - view.from);
+    const time = dx / (width - GANTT.label - 26) * (view.to - view.from);
     view.from -= time;
     view.to -= time;
     keep();

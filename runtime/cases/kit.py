@@ -213,18 +213,6 @@ def _compare(label: str, got: Array, want: Array, rtol: float, atol: float) -> N
     )
 
 
-class Make:
-    """Inputs by shape, so that a broken call fits on a line."""
-
-    def __init__(self) -> None:
-        self.b = GraphBuilder()
-        self._count = 0
-
-    def __call__(self, *shape: Any, dtype: str = "float32") -> Operand:
-        self._count += 1
-        return self.b.input(f"x{self._count}", shape, dtype)
-
-
 def typed(case: Case, *dtypes: str) -> Iterator[Case]:
     """The case once for each element type, put on its floating-point operands."""
     for dtype in dtypes:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from crossdock.kernels.ops_conv import FILTER_AXES, TRANSPOSED_FILTER_AXES
-from tests.case_kit import Case, Feed, typed
+from crossdock.runtime.cases.kit import Case, Feed, typed
 
 F = Feed
 WIDE = ("float32", "float16")
@@ -42,7 +42,7 @@ CONV: dict[str, tuple[tuple[int, ...], tuple[int, int, int], dict[str, Any]]] = 
 }
 
 
-def conv_cases() -> Iterator[Case]:
+def _conv_cases() -> Iterator[Case]:
     for name, (size, (out, kh, kw), options) in CONV.items():
         n, c, h, w = size
         inner = c // options.get("groups", 1)
@@ -77,7 +77,7 @@ TRANSPOSED: dict[str, tuple[tuple[int, ...], tuple[int, int, int], dict[str, Any
 }
 
 
-def transposed_cases() -> Iterator[Case]:
+def _transposed_cases() -> Iterator[Case]:
     for name, (size, (out, kh, kw), options) in TRANSPOSED.items():
         n, c, h, w = size
         per = out // options.get("groups", 1)
@@ -112,7 +112,7 @@ POOL: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def pool_cases() -> Iterator[Case]:
+def _pool_cases() -> Iterator[Case]:
     for op in ("average_pool2d", "l2_pool2d", "max_pool2d"):
         for name, attrs in POOL.items():
             feed = _image(2, 3, 8, 9, attrs.get("layout", "nchw"))
@@ -126,16 +126,17 @@ def pool_cases() -> Iterator[Case]:
     yield Case("max_pool2d", "int32", {"input": F((1, 2, 6, 6), "int32", -90, -9)}, POOL["3x3"])
 
 
-def resample_cases() -> Iterator[Case]:
+def _resample_cases() -> Iterator[Case]:
     for mode in ("nearest-neighbor", "linear"):
-        for name, attrs in {
+        scales: dict[str, dict[str, Any]] = {
             "double": {"scales": [2.0, 2.0]},
             "uneven": {"sizes": [9, 4]},
             "smaller": {"sizes": [3, 3]},
             "last-but-one": {"sizes": [10, 12], "axes": [1, 2]},
-        }.items():
+        }
+        for name, given in scales.items():
             case = Case(
-                "resample2d", f"{mode}-{name}", {"input": F((2, 5, 6, 7))}, {**attrs, "mode": mode},
+                "resample2d", f"{mode}-{name}", {"input": F((2, 5, 6, 7))}, {**given, "mode": mode},
                 magnitude=2,
             )  # fmt: skip
             yield from typed(case, *(WIDE if name == "double" else WIDE[:1]))
@@ -146,8 +147,8 @@ def resample_cases() -> Iterator[Case]:
     ):
         attrs: dict[str, Any] = {"coordinate_transformation_mode": positions, "mode": mode}
         for name, sizes in {"up": (11, 9), "down": (3, 4)}.items():
-            given = {**attrs, "sizes": sizes, "axes": [2, 3]}
-            yield Case("resize", f"{mode}-{positions}-{name}", feed, given, magnitude=4)
+            whole = {**attrs, "sizes": sizes, "axes": [2, 3]}
+            yield Case("resize", f"{mode}-{positions}-{name}", feed, whole, magnitude=4)
     crop = {
         "coordinate_transformation_mode": "tf_crop_and_resize", "mode": "linear",
         "sizes": [4, 6], "axes": [2, 3], "roi": [-0.2, 0.3, 0.9, 1.4], "extrapolation_value": 5.0,
@@ -157,7 +158,9 @@ def resample_cases() -> Iterator[Case]:
     yield Case("resize", "antialias", feed, soft, magnitude=4, terms=8)
 
 
-def normalization_cases() -> Iterator[Case]:
+def _normalization_cases() -> Iterator[Case]:
+    name: str
+    shape: tuple[int, ...]
     for name, shape, axis in (
         ("image", (2, 4, 5, 6), 1),
         ("last", (3, 5, 4), 2),
@@ -170,7 +173,7 @@ def normalization_cases() -> Iterator[Case]:
             "variance": F((channels,), low=0.5, high=2),
         }
         full = {**feeds, "scale": F((channels,)), "bias": F((channels,))}
-        attrs = {"axis": axis, "epsilon": 1e-3}
+        attrs: dict[str, Any] = {"axis": axis, "epsilon": 1e-3}
         yield Case("batch_normalization", f"{name}-plain", feeds, attrs, magnitude=8)
         fixed = frozenset(full) - {"input"}
         case = Case("batch_normalization", name, full, attrs, fixed, magnitude=8)
@@ -186,7 +189,7 @@ def normalization_cases() -> Iterator[Case]:
             Case(name, layout, full, attrs, frozenset({"scale", "bias"}), terms=30, magnitude=8),
             *WIDE,
         )
-    yield from layer_cases()
+    yield from _layer_cases()
     for name, shape, axis in (
         ("rows", (6, 33), 1), ("columns", (9, 5), 0), ("channels", (2, 7, 4, 3), 1),
         ("line", (40,), 0), ("wide", (3, 2000), 1),
@@ -210,7 +213,7 @@ def normalization_cases() -> Iterator[Case]:
     yield Case("lrn", "even", {"input": F((1, 6, 9))}, {"size": 4, "alpha": 0.1}, ulps=16)
 
 
-def layer_cases() -> Iterator[Case]:
+def _layer_cases() -> Iterator[Case]:
     for name, axes in (("default", None), ("last", [3]), ("order", [3, 1]), ("none", [])):
         shape = (2, 3, 4, 5)
         own = tuple(shape[a] for a in (axes if axes is not None else (1, 2, 3)))
@@ -226,7 +229,7 @@ def layer_cases() -> Iterator[Case]:
         yield from typed(case, *(WIDE if name in ("default", "last") else WIDE[:1]))
 
 
-def quantized_cases() -> Iterator[Case]:
+def _quantized_cases() -> Iterator[Case]:
     for name, shape, blocks in (
         ("tensor", (4, 6), (1, 1)), ("channel", (4, 6, 5), (4, 1, 1)), ("block", (4, 6), (2, 3)),
         ("scalar", (), ()),
@@ -252,7 +255,7 @@ def quantized_cases() -> Iterator[Case]:
 STEPS, BATCH, WIDTH, HIDDEN = 4, 2, 3, 5
 
 
-def recurrent_cases() -> Iterator[Case]:
+def _recurrent_cases() -> Iterator[Case]:
     for op, gates, layouts in (("lstm", 4, ("iofg", "ifgo")), ("gru", 3, ("zrn", "rzn"))):
         for direction, full in itertools.product(("forward", "backward", "both"), (False, True)):
             d = 2 if direction == "both" else 1
@@ -302,9 +305,9 @@ def _cell_feeds(op: str, gates: int, lead: tuple[int, ...], full: bool) -> dict[
 
 
 def nn_cases() -> Iterator[Case]:
-    """All of them."""
+    """The cases of this module."""
     for family in (
-        conv_cases, transposed_cases, pool_cases, resample_cases, normalization_cases,
-        quantized_cases, recurrent_cases,
+        _conv_cases, _transposed_cases, _pool_cases, _resample_cases, _normalization_cases,
+        _quantized_cases, _recurrent_cases,
     ):  # fmt: skip
         yield from family()
