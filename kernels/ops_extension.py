@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,6 +76,20 @@ def _lrn(xp: Any, x: Any, *, size: int, alpha: float, beta: float, bias: float) 
     return x / (bias + (alpha / size) * total) ** beta
 
 
+def _lrn_steps(b: Any, x: Any, *, size: int, alpha: float, beta: float, bias: float) -> Any:
+    """The sum over channels as an average pool down the channel axis, its padding counted."""
+    n, channels, *rest = x.shape
+    before = (size - 1) // 2
+    mean = b.average_pool2d(
+        b.reshape(b.mul(x, x), [n, 1, channels, math.prod(rest)]),
+        window_dimensions=[size, 1],
+        padding=[before, size - 1 - before, 0, 0],
+        count_include_pad=True,
+    )
+    scaled = b.mul(b.reshape(mean, x.shape), b.constant(alpha, x.dtype))
+    return b.div(x, b.pow(b.add(scaled, b.constant(bias, x.dtype)), b.constant(beta, x.dtype)))
+
+
 def _lrn_work(specs: Specs, outs: Sequence[TensorSpec], attrs: Attrs) -> Work:
     return per_input(attrs["size"] + 2 * TRANSCENDENTAL + 4.0)(specs, outs, attrs)
 
@@ -90,6 +105,7 @@ entry(
     infer=same_as_first,
     run=ops_math.widened(_lrn),
     work=_lrn_work,
+    decompose=_lrn_steps,
     extension=True,
 )
 

@@ -87,6 +87,10 @@ def _l2(xp: Any, x: Any, axes: Axes, keep: bool) -> Any:
     return xp.sqrt(_sum(xp, x * x, axes, keep))
 
 
+def _l1_steps(b: Any, x: Any, **attrs: Any) -> Any:
+    return b.reduce_sum(x if x.dtype.startswith("uint") else b.abs(x), **attrs)
+
+
 def _log_sum_steps(b: Any, x: Any, **attrs: Any) -> Any:
     return b.log(b.reduce_sum(x, **attrs))
 
@@ -127,7 +131,7 @@ def _reduction(
     )
 
 
-_reduction("reduce_l1", lambda xp, x, a, k: _sum(xp, abs(x), a, k), SUMMABLE, 2.0)
+_reduction("reduce_l1", lambda xp, x, a, k: _sum(xp, abs(x), a, k), SUMMABLE, 2.0, _l1_steps)
 _reduction("reduce_l2", _l2, FLOAT, 2.0, _l2_steps)
 _reduction(
     "reduce_log_sum",
