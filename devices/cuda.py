@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -288,7 +288,7 @@ class CudaDevice(Device):
         self._closed = False
         with cp.cuda.Device(self.index):
             self.pool.set_limit(size=self.budget)
-            self.queues = {
+            self.queues: Mapping[str, CudaQueue] = {
                 role: CudaQueue(self, role) for role in ("compute", "upload", "download")
             }
 
@@ -296,20 +296,17 @@ class CudaDevice(Device):
         """Wait for every stream, so that memory can change hands; does nothing on a lost card."""
         if not self.lost and not self._closed:
             with translated(self):
-                for queue in self._streams():
+                for queue in self.queues.values():
                     queue.stream.synchronize()
 
     def _reclaim(self, wanted: int) -> int:
         """Free what was dropped, waiting for it only where memory is short; returns bytes free."""
         free = self.budget - int(self.pool.used_bytes())
-        if self.dropped and (wanted > free or not any(q.busy() for q in self._streams())):
+        if self.dropped and (wanted > free or not any(q.busy() for q in self.queues.values())):
             self.drain()
             self.dropped.clear()
             free = self.budget - int(self.pool.used_bytes())
         return free
-
-    def _streams(self) -> list[CudaQueue]:
-        return [queue for queue in self.queues.values() if isinstance(queue, CudaQueue)]
 
     def host_array(self, spec: TensorSpec) -> Array:
         """A host array in pinned memory: copies to and from it are not staged."""
@@ -396,7 +393,7 @@ class CudaDevice(Device):
 
     def close(self) -> None:
         """Wait for the streams, end their threads, and give memory back."""
-        for queue in self._streams():
+        for queue in self.queues.values():
             if not self.lost:
                 queue.finish()
             if queue.feeder is not None:

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -268,7 +268,9 @@ class OpenCLDevice(Device):
         self._lock = threading.Lock()
         self._used = 0
         self.freed: deque[int] = deque()  # sizes; finalizers append, and may run anywhere
-        self.queues = {role: ClQueue(self, role) for role in ("compute", "upload", "download")}
+        self.queues: Mapping[str, ClQueue] = {
+            role: ClQueue(self, role) for role in ("compute", "upload", "download")
+        }
 
     def failure(self, error: Any) -> DeviceError:
         """The error of ours for one of pyopencl's."""
@@ -357,11 +359,10 @@ class OpenCLDevice(Device):
         """
         assert isinstance(buffer, ClBuffer)
         flags = self.cl.map_flags.READ | self.cl.map_flags.WRITE
-        queue = self.queues["upload"]
-        assert isinstance(queue, ClQueue)
+        queue = self.queues["upload"].handle
         try:
             array, _ = self.cl.enqueue_map_buffer(
-                queue.handle, buffer.memory, flags, 0, spec.dims, to_numpy(spec.dtype)
+                queue, buffer.memory, flags, 0, spec.dims, to_numpy(spec.dtype)
             )
         except self.cl.Error as error:
             raise self.failure(error) from error
@@ -370,14 +371,12 @@ class OpenCLDevice(Device):
 
     def unmap(self, array: Array) -> ClEvent:
         """End a mapping; the device sees what was written once the event is done."""
-        queue = self.queues["upload"]
-        assert isinstance(queue, ClQueue)
         base: Any = array.base
-        return ClEvent(self, base.release(queue.handle))
+        return ClEvent(self, base.release(self.queues["upload"].handle))
 
     def close(self) -> None:
         """Wait for the queues, end their threads, and forget programs."""
-        for queue in {id(q): q for q in self.queues.values()}.values():
+        for queue in self.queues.values():
             queue.finish()
             if queue.feeder is not None:
                 queue.feeder.stop()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from crossdock.devices.base import Bound, Buffer, Cap, CommandBuffer, Device, Event
-from crossdock.devices.program import ArrayCall, GridLaunch, In, Out, Scalar, Slot, Step
+from crossdock.devices.program import ArrayCall, GridLaunch, In, Out, Scalar, Step
 from crossdock.runtime.tensor import Array, TensorSpec
 
 BLOCK = 32
@@ -51,7 +51,7 @@ def axpb(device: Device, n: int, a: float, b: float) -> Step:
     return axpb_grid(n, a, b) if Cap.GRID in device.info.caps else axpb_array(n, a, b)
 
 
-def record(device: Device, *steps: tuple[Step, Mapping[Slot, Buffer]]) -> CommandBuffer:
+def record(device: Device, *steps: tuple[Step, Mapping[Any, Buffer]]) -> CommandBuffer:
     """Compile steps and record them in one command buffer, labelled by their number."""
     return device.record(
         [Bound(device.compile(step), buffers, str(i)) for i, (step, buffers) in enumerate(steps)]

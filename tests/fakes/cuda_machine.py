@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,13 +61,34 @@ class Allocation:
     freed: bool = False
     accesses: list[Access] = field(default_factory=list)
 
-    @property
-    def address(self) -> int:
-        return int(self.memory.ctypes.data)
+    def __post_init__(self) -> None:
+        self.address = int(self.memory.ctypes.data)
+        self.end = self.address + self.memory.size
 
-    @property
-    def end(self) -> int:
-        return self.address + self.memory.size
+
+class Book:
+    """Allocations by address."""
+
+    def __init__(self) -> None:
+        self._addresses: list[int] = []
+        self._found: list[Allocation] = []
+
+    def __iter__(self) -> Iterator[Allocation]:
+        return iter(self._found)
+
+    def add(self, allocation: Allocation) -> None:
+        at = bisect_right(self._addresses, allocation.address)
+        self._addresses.insert(at, allocation.address)
+        self._found.insert(at, allocation)
+
+    def remove(self, allocation: Allocation) -> None:
+        at = bisect_right(self._addresses, allocation.address) - 1
+        del self._addresses[at], self._found[at]
+
+    def holding(self, address: int) -> Allocation | None:
+        at = bisect_right(self._addresses, address) - 1
+        found = self._found[at] if at >= 0 else None
+        return found if found is not None and address < found.end else None
 
 
 def _aligned(nbytes: int) -> np.ndarray:
@@ -97,8 +118,9 @@ class Machine:
         self.died = False
         self._lock = threading.RLock()
         self._local = threading.local()
-        self._allocations: list[Allocation] = []
+        self._live, self._dead = Book(), Book()
         self._quarantine: deque[Allocation] = deque()
+        self._quarantined = 0
         self._streams: dict[int, tuple[int, Clock]] = {}
         self._host: Clock = {}
         self._deliveries: list[Delivery] = []
@@ -171,8 +193,7 @@ class Machine:
         memory[:] = 0xCD
         made = Allocation(memory, None if pinned else self.device)
         with self._lock:
-            self._allocations.append(made)
-            self._allocations.sort(key=lambda a: a.address)
+            self._live.add(made)
         return made
 
     def free(self, allocation: Allocation) -> None:
@@ -181,7 +202,7 @@ class Machine:
             if allocation.freed:
                 raise self.problem("memory is freed twice")
             allocation.freed = True
-            self._allocations.remove(allocation)
+            self._live.remove(allocation)
             late = [a for a in allocation.accesses if self._host.get(a.stream, 0) < a.seq]
             if late and not self.died:
                 raise self.problem(
@@ -190,27 +211,29 @@ class Machine:
                 )
             allocation.memory[:] = 0xDD
             self._quarantine.append(allocation)
-            while sum(a.memory.size for a in self._quarantine) > QUARANTINE:
-                self._quarantine.popleft()
+            self._dead.add(allocation)
+            self._quarantined += allocation.memory.size
+            while self._quarantined > QUARANTINE:
+                old = self._quarantine.popleft()
+                self._dead.remove(old)
+                self._quarantined -= old.memory.size
 
     def used(self, device: int) -> int:
-        return sum(a.memory.size for a in self._allocations if a.device == device)
+        return sum(a.memory.size for a in self._live if a.device == device)
 
     def find(self, span: Range) -> Allocation | None:
         """The allocation that holds these bytes; None where the address is nobody's."""
         with self._lock:
-            at = bisect_right([a.address for a in self._allocations], span.address) - 1
-            found = self._allocations[at] if at >= 0 else None
-        if found is not None and span.address < found.end:
-            if span.address + span.nbytes > found.end:
-                raise self.problem(
-                    f"{span.nbytes} bytes at offset {span.address - found.address} are outside an "
-                    f"allocation of {found.memory.size}"
-                )
-            return found
-        if any(a.address <= span.address < a.end for a in self._quarantine):
+            found = self._live.holding(span.address)
+            dead = self._dead.holding(span.address)
+        if found is not None and span.address + span.nbytes > found.end:
+            raise self.problem(
+                f"{span.nbytes} bytes at offset {span.address - found.address} are outside an "
+                f"allocation of {found.memory.size}"
+            )
+        if found is None and dead is not None:
             raise self.problem("memory is used after it was freed")
-        return None
+        return found
 
     def need(self, span: Range, what: str) -> Allocation:
         found = self.find(span)

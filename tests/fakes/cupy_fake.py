@@ -58,7 +58,7 @@ class PinnedMemoryPointer(np.ndarray):
         allocation = machine.allocate(nbytes, pinned=True)
         # Through ctypes: numpy lets arrays that are views of arrays forget those in between.
         size = allocation.memory.size
-        data = (ctypes.c_ubyte * size).from_buffer(allocation.memory)
+        data: Any = (ctypes.c_ubyte * size).from_address(allocation.address)
         made = np.ndarray.__new__(cls, (size,), np.uint8, data)
         weakref.finalize(made, machine.free, allocation).atexit = False
         return made
