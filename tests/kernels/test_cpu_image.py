@@ -58,6 +58,26 @@ def test_convolution(case: tuple[list[Array | None], dict[str, Any]], fixed: boo
         check("conv2d", arrays, attrs, constants, name=name, tolerance=SUM)
 
 
+@given(convolutions())
+@settings(max_examples=100)
+def test_transposed_convolution(case: tuple[list[Array | None], dict[str, Any]]) -> None:
+    (image, kernel, bias), attrs = case
+    assert image is not None
+    assert kernel is not None
+    groups = attrs["groups"]
+    turned = drawn(image.shape[1], kernel.shape[0] // groups, *kernel.shape[2:], seed=3)
+    arrays = [image if groups == 1 else image[:1], turned, bias]
+    try:
+        call_of("conv_transpose2d", arrays, attrs)
+    except Error:
+        assume(False)
+    for threads in (1, 2):
+        check(
+            "conv_transpose2d", arrays, attrs, name="cpu.conv_transpose2d", tolerance=SUM,
+            threads=threads,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("channels", "outputs", "size", "window"),
     [(300, 33, 7, 1), (90, 17, 9, 3), (16, 130, 14, 3), (2, 4, 60, 7)],
