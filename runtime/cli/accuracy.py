@@ -91,7 +91,7 @@ def accuracy(
     Options for inputs that a model does not have are left out for that model.
     """
     output = Output(json_to)
-    ids = list(placing.devices) or [info.id for info in registry.devices()]
+    ids = list(dict.fromkeys(placing.devices)) or [info.id for info in registry.devices()]
     sets = [(name,) for name in ids] + ([tuple(ids)] if len(ids) > 1 else [])
     loaded = [(path, load_model(path)) for path in models]
     rows: list[Row] = []

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -94,7 +94,7 @@ def _pytest(folder: Path, chosen: Sequence[Path], report: Path, only: str | None
     """Run pytest on the suites; what it prints goes to stderr."""
     command = [
         sys.executable, "-m", "pytest", "--benchmark-only", f"--benchmark-json={report}",
-        "--benchmark-quiet", "-q", *(("-k", only) if only else ()), *(str(path) for path in chosen),
+        "--benchmark-quiet", "-q", "-W", "default", "--tb=short", *(("-k", only) if only else ()), *(str(path) for path in chosen),
     ]  # fmt: skip
     done = subprocess.run(command, cwd=folder.parent, stdout=2, check=False)
     return done.returncode
@@ -137,10 +137,17 @@ def _show(data: dict[str, Any], output: Output) -> None:
                 seconds(stats["min"]),
                 seconds(stats["iqr"]),
                 stats["rounds"],
-                " ".join(f"{k}={_brief(v)}" for k, v in extra.items()),
+                _note(extra),
             ),
         )
     output.table(table)
+
+
+def _note(extra: Mapping[str, Any]) -> str:
+    """What a benchmark adds to its times: its own words for it, or every value by name."""
+    if isinstance(extra.get("note"), str):
+        return str(extra["note"])
+    return " ".join(f"{k}={_brief(v)}" for k, v in extra.items())
 
 
 def _brief(value: Any) -> str:

@@ -30,10 +30,11 @@ class Output:
     """What a command prints.
 
     ``json_to`` is the value of ``--json``: a file, "-" for stdout (then tables are left out, so
-    that stdout holds the JSON alone), or None.
+    that stdout holds the JSON alone), or None. Raises LoadError for a file in no folder.
     """
 
     def __init__(self, json_to: str | None = None) -> None:
+        check_place(json_to if json_to != "-" else None)
         self._json_to = json_to
         self._out = _console(sys.stdout)
         self._err = _console(sys.stderr)
@@ -137,6 +138,13 @@ def finite(data: Any) -> Any:
     if isinstance(data, float) and not math.isfinite(data):
         return None
     return data
+
+
+def check_place(*paths: str | None) -> None:
+    """Raise LoadError for a file that could not be written, before any work is done for it."""
+    for path in paths:
+        if path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+            raise LoadError(f"{path}: cannot be written: it is a folder, or its folder is missing")
 
 
 def write_text(path: str | Path, text: str) -> None:

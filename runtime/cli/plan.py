@@ -9,7 +9,7 @@ import click
 from crossdock.runtime.cli import options, tables
 from crossdock.runtime.cli.model import plan_file
 from crossdock.runtime.cli.options import Feeding, Placing
-from crossdock.runtime.cli.output import Output, write_text
+from crossdock.runtime.cli.output import Output, check_place, write_text
 from crossdock.runtime.cli.page import page
 from crossdock.runtime.cli.planning import Changes
 
@@ -49,6 +49,7 @@ def plan(
 ) -> None:
     """Plan MODEL: where each op runs, when, and why there."""
     output = Output(json_to)
+    check_place(html)
     changes = Changes(without, link, dict(memory))
     made = plan_file(model, placing, feeding, changes, machine, output)
     output.line(*tables.headline(made.plan))

@@ -18,7 +18,14 @@ from crossdock.runtime import session as sessions
 from crossdock.runtime.cli import options
 from crossdock.runtime.cli.inputs import about, load_model, prepare
 from crossdock.runtime.cli.options import Feeding, Placing
-from crossdock.runtime.cli.output import Output, add_row, finite, make_table, write_text
+from crossdock.runtime.cli.output import (
+    Output,
+    add_row,
+    check_place,
+    finite,
+    make_table,
+    write_text,
+)
 from crossdock.runtime.cli.page import page
 from crossdock.runtime.cli.text import clean, millis, percent, short, size
 from crossdock.runtime.cli.trace_view import run_trace
@@ -28,6 +35,9 @@ from crossdock.runtime.prepare import simplify
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.session import Session
 from crossdock.runtime.tensor import Array, TensorSpec
+
+NOTES = 10
+"""Notes of a receipt that are printed."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,7 @@ def run(
 ) -> None:
     """Run MODEL on the devices of this machine."""
     output = Output(json_to)
+    check_place(trace, html)
     graph, feeds = prepare(model, load_model(model), feeding, output.note)
     with output.progress("compiling") as tick, about(model):
         session = sessions.compile(
@@ -137,8 +148,11 @@ def _report(session: Session, result: _Result, output: Output) -> None:
         (millis(result.median), "bold"),
         f" (median of {len(result.runs)}, fastest {millis(min(result.runs))})",
     )  # fmt: skip
-    for note in result.receipt.notes:
+    notes = result.receipt.notes
+    for note in notes[:NOTES]:
         output.line(("note: ", "yellow"), note)
+    if len(notes) > NOTES:
+        output.line(("note: ", "yellow"), f"{len(notes) - NOTES} more; --json lists them all")
 
 
 def describe(array: Array) -> dict[str, Any]:

@@ -132,6 +132,16 @@ def test_a_file_that_is_no_model_is_named(call: Any, tmp_path: Path) -> None:
     assert str(path) in got.err
 
 
+@pytest.mark.parametrize("option", ["--json", "--html", "--trace"])
+def test_a_result_that_could_not_be_written_is_refused_before_the_work(
+    option: str, call: Any, tmp_path: Path
+) -> None:
+    for path in (tmp_path / "none" / "file", tmp_path):
+        got = call("run", "no-model.onnx", option, path)
+        assert (got.status, got.err.count("\n")) == (2, 1)
+        assert got.err.startswith(f"crossdock: {path}: cannot be written")
+
+
 def test_help_lists_every_command() -> None:
     done = CliRunner().invoke(app, ["--help"])
     assert done.exit_code == 0
