@@ -7,10 +7,12 @@ from crossdock.kernels import (
     cpu_conv_transpose,
     cpu_copy,
     cpu_elementwise,
+    cpu_lrn,
     cpu_lstm,
     cpu_matmul,
     cpu_norm,
     cpu_reduce,
+    cpu_resample,
     cpu_window,
 )
 
@@ -19,9 +21,11 @@ __all__ = [
     "cpu_conv_transpose",
     "cpu_copy",
     "cpu_elementwise",
+    "cpu_lrn",
     "cpu_lstm",
     "cpu_matmul",
     "cpu_norm",
     "cpu_reduce",
+    "cpu_resample",
     "cpu_window",
 ]

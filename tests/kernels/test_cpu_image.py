@@ -163,3 +163,27 @@ def test_max_pooling_propagates_nan() -> None:
 @pytest.mark.parametrize("size", [(7, 7), (1, 1), (20, 31)])
 def test_pooling_of_whole_images(op: str, size: tuple[int, int]) -> None:
     check(op, [drawn(2, 5, *size)], {}, name=f"cpu.{op}.global", tolerance=SUM)
+
+
+@pytest.mark.parametrize("mode", ["nearest-neighbor", "linear"])
+@pytest.mark.parametrize("sizes", [(14, 18), (5, 4), (7, 9), (21, 33)])
+def test_resampling(mode: str, sizes: tuple[int, int]) -> None:
+    attrs = {"mode": mode, "sizes": list(sizes)}
+    for threads in (1, 2):
+        check(
+            "resample2d", [drawn(2, 3, 7, 9)], attrs, name="cpu.resample2d", tolerance=SUM,
+            threads=threads,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_resizing(mode: str) -> None:
+    attrs = {"mode": mode, "sizes": [2, 3, 15, 20]}
+    check("resize", [drawn(2, 3, 7, 9)], attrs, name="cpu.resize", tolerance=SUM)
+
+
+@pytest.mark.parametrize("beta", [0.75, 0.5])
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_local_response_normalisation(beta: float, size: int) -> None:
+    attrs = {"size": size, "beta": beta, "alpha": 0.5, "bias": 2.0}
+    check("lrn", [drawn(2, 9, 5, 7)], attrs, name="cpu.lrn", tolerance=SUM)
