@@ -1,0 +1,75 @@
+"""Machines for the runtime's tests: simulated devices of any make, and costs of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from crossdock.devices import registry, sim
+from crossdock.devices.base import Device, DeviceInfo
+from crossdock.devices.sim import SimSpec
+from crossdock.runtime import costing
+from tests.runtime.lazy_device import LazyDevice, World
+
+
+@pytest.fixture(scope="session")
+def opencl() -> DeviceInfo:
+    """The first OpenCL device, or a skip that says why there is none."""
+    probe = registry.probe_all(["opencl"])[0]
+    if not probe.devices:
+        pytest.skip(f"no OpenCL device: {probe.reason}")
+    return probe.devices[0]
+
+
+@pytest.fixture
+def costs(monkeypatch: pytest.MonkeyPatch) -> costing.CostStore:
+    """Costs that nothing was measured for, kept nowhere."""
+    monkeypatch.setenv("CROSSDOCK_CACHE_DIR", "off")
+    empty = costing.CostStore()
+    monkeypatch.setattr(costing, "store", lambda: empty)
+    return empty
+
+
+class Machine:
+    """Simulated devices of one test: registered, opened at need, closed and forgotten after it."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+
+    def sim(self, name: str, **spec: object) -> str:
+        """Register ``sim:NAME`` and return its id; opening it anew gives a device without past."""
+        made = sim.register(SimSpec(name, **spec))  # type: ignore[arg-type]
+        self._names.append(name)
+        self.forget(made.id)
+        return made.id
+
+    def lazy(self, name: str, world: World) -> str:
+        """A lazy device of that name."""
+        device_id = self.sim(name)
+        registry._OPEN[device_id, None, None] = LazyDevice(SimSpec(name), world)
+        return device_id
+
+    def device(self, device_id: str) -> Device:
+        """The open device."""
+        return registry.open_device(device_id)
+
+    def forget(self, device_id: str) -> None:
+        """Close a device, so that the next session opens another."""
+        found = registry._OPEN.pop((device_id, None, None), None)
+        if found is not None:
+            found.close()
+
+    def end(self) -> None:
+        """Close and forget everything."""
+        for name in self._names:
+            self.forget(f"sim:{name}")
+            sim.unregister(name)
+
+
+@pytest.fixture
+def machine(costs: costing.CostStore) -> Iterator[Machine]:
+    """Simulated devices, and costs of their own."""
+    made = Machine()
+    yield made
+    made.end()

@@ -1,0 +1,131 @@
+"""Plans as data: they round-trip, damaged ones are refused, and they say when they are stale."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import crossdock as xd
+from crossdock.devices import cpu
+from crossdock.runtime.errors import PlanError, StalePlan
+from crossdock.runtime.plan import Plan, step_line
+from crossdock.runtime.planner import Options, Target, make_plan
+from crossdock.scheduler import CostModel
+
+CPU = cpu.probe().devices[0]
+
+
+@functools.cache
+def plan() -> Plan:
+    b = xd.GraphBuilder()
+    x = b.input("x", (4, 4))
+    y = b.matmul(b.tanh(x, label="act"), b.constant(np.ones((4, 4), np.float32)), label="mm")
+    return make_plan(
+        b.build({"y": b.relu(y, label="Relu.1")}),
+        Target((CPU,), frozenset([CPU.id]), CostModel()),
+        Options(),
+    )
+
+
+def data() -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(json.dumps(plan().to_json()))
+    return made
+
+
+def paths(node: object, at: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Where every value of some JSON data is."""
+    found = [at]
+    if isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            found += paths(value, (*at, key))
+    return found
+
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 1 << 70),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.integers(0, 3), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.integers(0, 3), max_size=2),
+)
+
+
+@given(st.data())
+def test_a_damaged_plan_is_refused_or_is_another_plan(draw: st.DataObject) -> None:
+    broken = data()
+    at = draw.draw(st.sampled_from(paths(broken)))
+    how = draw.draw(st.sampled_from(["replace", "remove", "add"]))
+    junk = draw.draw(JUNK)
+    parent: Any = broken
+    for key in at[:-1]:
+        parent = parent[key]
+    if not at:
+        broken = junk
+    elif how == "replace":
+        parent[at[-1]] = junk
+    elif how == "remove":
+        del parent[at[-1]]
+    elif isinstance(parent[at[-1]], dict):
+        parent[at[-1]]["extra"] = junk
+    with contextlib.suppress(PlanError):
+        made = Plan.from_json(broken)
+        made.explain()
+        assert Plan.from_json(made.to_json()) == made
+
+
+@given(JUNK)
+def test_what_is_no_plan_is_refused(junk: object) -> None:
+    with pytest.raises(PlanError, match="plan again"):
+        Plan.from_json(junk)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("index", 5), ("kind", "leap"), ("device", "sim:z"), ("queue", "cpu:0"), ("waits", [1])],
+)
+def test_a_step_that_contradicts_the_plan_is_named(field: str, value: object) -> None:
+    broken = data()
+    broken["steps"][1][field] = value
+    with pytest.raises(PlanError, match="step #1 "):
+        Plan.from_json(broken)
+
+
+def test_a_plan_round_trips_and_is_named_by_its_content() -> None:
+    assert Plan.from_json(data()) == plan()
+    other = copy.deepcopy(data())
+    other["policy"] = "another"
+    assert Plan.from_json(other).digest() != plan().digest()
+
+
+def test_what_made_a_plan_stale_is_said() -> None:
+    made = plan()
+    made.check_fresh(made.graph, {CPU.id: CPU.fingerprint})
+    with pytest.raises(StalePlan, match="another graph"):
+        made.check_fresh("0", {CPU.id: CPU.fingerprint})
+    with pytest.raises(StalePlan, match=r"needs cpu:0 .*not here"):
+        made.check_fresh(made.graph, {})
+    with pytest.raises(StalePlan, match="cpu:0 is not the device"):
+        made.check_fresh(made.graph, {CPU.id: "other"})
+
+
+def test_a_plan_explains_itself_one_line_a_step() -> None:
+    made = plan()
+    lines = made.explain().splitlines()
+    assert len(lines) == 1 + len(made.devices) + len(made.steps)
+    assert lines[-1] == step_line(made.steps[-1])
+    assert "unknown" in made.explain_op("mm")
+    with pytest.raises(PlanError, match=r"no op 'relu' .*did you mean Relu\.1\?"):
+        made.explain_op("relu")
+    with pytest.raises(PlanError, match="has no device 'cuda:0'"):
+        made.device("cuda:0")
+    assert made.shares() == {"cpu:0": 1.0}
