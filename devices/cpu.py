@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -112,17 +111,54 @@ class NativeExecutable(Executable):
     address: int
 
 
+Call = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class CpuStep:
+    """A bound step, ready to run: an array call's closure, or a native row."""
+
+    label: str
+    work: Call | NativeRow
+
+
 class CpuCommands(CommandBuffer):
-    """Closures to call in order; ``single`` has one a step, for timing."""
+    """Closures to call in order; runs of native steps are one closure each."""
 
     def __init__(
-        self, calls: Iterable[Callable[[], None]], single: Iterable[tuple[str, Callable[[], None]]]
+        self, steps: Sequence[CpuStep], program: Callable[[list[NativeRow]], Call]
     ) -> None:
-        self.calls = tuple(calls)
-        self.single = tuple(single)
+        self._steps = tuple(steps)
+        self._program = program
+        self.calls = tuple(self._joined())
+        self.quiet = any(not isinstance(step.work, NativeRow) for step in steps)
 
     def __len__(self) -> int:
-        return len(self.single)
+        return len(self._steps)
+
+    def _joined(self) -> Iterator[Call]:
+        rows: list[NativeRow] = []
+        for step in self._steps:
+            if isinstance(step.work, NativeRow):
+                rows.append(step.work)
+                continue
+            if rows:
+                yield self._program(rows)
+                rows = []
+            yield step.work
+        if rows:
+            yield self._program(rows)
+
+    @functools.cached_property
+    def single(self) -> tuple[tuple[str, Call], ...]:
+        """One closure a step, for timing."""
+        return tuple(
+            (
+                step.label,
+                self._program([step.work]) if isinstance(step.work, NativeRow) else step.work,
+            )
+            for step in self._steps
+        )
 
 
 class CpuQueue(Queue):
@@ -142,15 +178,18 @@ class CpuQueue(Queue):
         assert isinstance(commands, CpuCommands)
         for event in waits:
             event.wait()
-        with np.errstate(all="ignore"), self.device.blas_threads():
-            if spans is None:
-                for call in commands.calls:
-                    call()
-                return
-            for label, call in commands.single:
-                start = perf_counter()
-                call()
-                spans.append(Span(label, start, perf_counter()))
+        library = self.device.library
+        if library is not None:
+            library.enter()
+        try:
+            if commands.quiet:
+                with np.errstate(all="ignore"):
+                    _run(commands, spans)
+            else:
+                _run(commands, spans)
+        finally:
+            if library is not None:
+                library.leave()
 
     def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> None:
         """Copy a C-contiguous array into a buffer."""
@@ -170,8 +209,22 @@ class CpuQueue(Queue):
         """Nothing is ever pending."""
 
 
+def _run(commands: CpuCommands, spans: list[Span] | None) -> None:
+    if spans is None:
+        for call in commands.calls:
+            call()
+        return
+    for label, call in commands.single:
+        start = perf_counter()
+        call()
+        spans.append(Span(label, start, perf_counter()))
+
+
 class CpuDevice(Device):
-    """The host processor."""
+    """The host processor.
+
+    ``library`` is numpy's BLAS where it can be kept to one thread: native steps bring their own.
+    """
 
     def __init__(self, info: DeviceInfo, limit: int | None = None) -> None:
         self.info = info
@@ -179,13 +232,9 @@ class CpuDevice(Device):
         queue = CpuQueue(self)
         self.queues = {"compute": queue, "upload": queue, "download": queue}
         self._budget = Budget(info.id, limit or info.memory_bytes)
+        self.library = blas()
         self._pool: HelperPool | None = None
         self._lock = threading.Lock()
-
-    def blas_threads(self) -> AbstractContextManager[None]:
-        """Keep BLAS to one thread: native steps bring their own."""
-        library = blas()
-        return nullcontext() if library is None else library.one_thread()
 
     def allocate(self, nbytes: int, label: str = "") -> CpuBuffer:
         """Allocate host memory."""
@@ -203,25 +252,7 @@ class CpuDevice(Device):
 
     def record(self, bound: Sequence[Bound]) -> CpuCommands:
         """Prebuild views, argument words and closures; steps keep their buffers alive."""
-        calls: list[Callable[[], None]] = []
-        single: list[tuple[str, Callable[[], None]]] = []
-        rows: list[NativeRow] = []
-        for item in bound:
-            executable = item.executable
-            if isinstance(executable, NativeExecutable):
-                row = _row(executable, item)
-                rows.append(row)
-                single.append((item.label, self._program([row])))
-                continue
-            assert isinstance(executable, ArrayExecutable)
-            if rows:
-                calls.append(self._program(rows))
-                rows = []
-            calls.append(_array_call(executable.step, item))
-            single.append((item.label, calls[-1]))
-        if rows:
-            calls.append(self._program(rows))
-        return CpuCommands(calls, single)
+        return CpuCommands([_step(item) for item in bound], self._program)
 
     def _program(self, rows: Sequence[NativeRow]) -> Callable[[], None]:
         with self._lock:
@@ -234,6 +265,14 @@ class CpuDevice(Device):
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+
+
+def _step(item: Bound) -> CpuStep:
+    executable = item.executable
+    if isinstance(executable, NativeExecutable):
+        return CpuStep(item.label, _row(executable, item))
+    assert isinstance(executable, ArrayExecutable)
+    return CpuStep(item.label, _array_call(executable.step, item))
 
 
 def _host(item: Bound, slot: Slot) -> CpuBuffer:

@@ -10,7 +10,6 @@ import ctypes
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +34,8 @@ class Blas:
     get_threads: Callable[[], int]
     set_threads: Callable[[int], None]
 
-    @contextmanager
-    def one_thread(self) -> Iterator[None]:
-        """Keep the library to one thread; the last of the callers inside gives back the count."""
+    def enter(self) -> None:
+        """Keep the library to one thread until as many calls of ``leave`` as of this."""
         global _INSIDE, _BEFORE
         with _LOCK:
             if _INSIDE == 0:
@@ -45,13 +43,14 @@ class Blas:
                 if _BEFORE != 1:
                     self.set_threads(1)
             _INSIDE += 1
-        try:
-            yield
-        finally:
-            with _LOCK:
-                _INSIDE -= 1
-                if _INSIDE == 0 and _BEFORE != 1:
-                    self.set_threads(_BEFORE)
+
+    def leave(self) -> None:
+        """Give back the count of threads, where nobody else is inside."""
+        global _INSIDE
+        with _LOCK:
+            _INSIDE -= 1
+            if _INSIDE == 0 and _BEFORE != 1:
+                self.set_threads(_BEFORE)
 
 
 _LOCK = threading.Lock()
@@ -89,15 +88,17 @@ def _libraries() -> Iterator[str]:
 
 def _bind(library: ctypes.CDLL, prefix: str, suffix: str, wide: bool) -> Blas | None:
     try:
-        names = ("sgemm", "dgemm", "sgemv", "dgemv")
-        routines = [_address(getattr(library, f"{prefix}cblas_{n}{suffix}")) for n in names]
+        sgemm, dgemm, sgemv, dgemv = (
+            _address(getattr(library, f"{prefix}cblas_{name}{suffix}"))
+            for name in ("sgemm", "dgemm", "sgemv", "dgemv")
+        )
         get = getattr(library, f"{prefix}openblas_get_num_threads{suffix}")
         put = getattr(library, f"{prefix}openblas_set_num_threads{suffix}")
     except AttributeError:
         return None
     get.restype, get.argtypes = ctypes.c_int, []
     put.restype, put.argtypes = None, [ctypes.c_int]
-    return Blas(*routines, wide, get, put)
+    return Blas(sgemm, dgemm, sgemv, dgemv, wide, get, put)
 
 
 def _address(function: object) -> int:

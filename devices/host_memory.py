@@ -61,10 +61,11 @@ class Budget:
 class HostBuffer(Buffer):
     """A window of host memory, which it keeps alive until ``release``."""
 
-    def __init__(self, device: Device, memory: Array) -> None:
+    def __init__(self, device: Device, memory: Array, address: int | None = None) -> None:
         self.device = device
         self.nbytes = memory.size
         self._memory: Array | None = memory
+        self._address = int(memory.ctypes.data) if address is None else address
 
     def bytes(self) -> Array:
         """The memory as uint8[nbytes]."""
@@ -83,7 +84,8 @@ class HostBuffer(Buffer):
 
     def address(self) -> int:
         """Where the memory begins."""
-        return int(self.bytes().ctypes.data)
+        self.bytes()
+        return self._address
 
     def view(self, offset: int, nbytes: int) -> HostBuffer:
         """A window into this buffer, which keeps the memory alive."""
@@ -92,7 +94,8 @@ class HostBuffer(Buffer):
                 f"{self.device.info.id}: no view of {nbytes} bytes at {offset} in a buffer of "
                 f"{self.nbytes}; offsets are multiples of {ALIGNMENT}"
             )
-        return type(self)(self.device, self.bytes()[offset : offset + nbytes])
+        window = self.bytes()[offset : offset + nbytes]
+        return type(self)(self.device, window, self._address + offset)
 
     def release(self) -> None:
         """Drop the memory; it is freed when no view or command buffer holds it."""

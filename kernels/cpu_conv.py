@@ -171,7 +171,7 @@ def parts_of(tiles: int, items: int, threads: int) -> int:
     """Parts of the output channels that are items of their own: enough for all threads."""
     if threads == 1 or items >= 4 * threads:
         return 1
-    return max(1, min(tiles // 8, -(-4 * threads // items)))
+    return max(1, min(tiles // 8, -(-4 * threads // max(1, items))))
 
 
 def _native(call: OpCall, shape: dict[str, int], filters: Slot) -> NativeCall:

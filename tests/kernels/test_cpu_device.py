@@ -146,11 +146,12 @@ def test_blas_is_held_to_one_thread_and_given_back() -> None:
     before = library.get_threads()
     try:
         library.set_threads(2)
-        with library.one_thread():
-            assert library.get_threads() == 1
-            with library.one_thread():
-                pass
-            assert library.get_threads() == 1
+        library.enter()
+        assert library.get_threads() == 1
+        library.enter()
+        library.leave()
+        assert library.get_threads() == 1
+        library.leave()
         assert library.get_threads() == 2
     finally:
         library.set_threads(before)
