@@ -227,7 +227,8 @@ class Context:
 
     def like(self, number: float, operand: Operand) -> Operand:
         """A scalar constant of an operand's element type."""
-        return self.b.constant(np.array(number).astype(to_numpy(operand.dtype)))
+        with np.errstate(invalid="ignore", over="ignore"):
+            return self.b.constant(np.array(number).astype(to_numpy(operand.dtype)))
 
     def axis(self, value: int, rank: int) -> int:
         """An axis counted from the front; raises where it is out of range."""
