@@ -3,7 +3,7 @@
 The result of one image is a product of the filter (output channels by taps) and the image's
 patches (taps by pixels). Patches are never stored: for a few vectors of pixels at a time the taps
 of one block of channels are packed into a panel that stays in the first-level cache, and a register
-tile of ``ROWS`` channels by ``VECTORS`` vectors runs over the panel, once for each tile of the
+tile of a few channels by a few vectors runs over the panel, once for each tile of the
 filter. The filter is packed once a session, in the order in which the tiles read it. After K. Goto
 and R. van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008); the packing of
 patches on the way is that of cuDNN's implicit product (Chetlur et al. 2014, section 3).
@@ -31,10 +31,17 @@ from crossdock.devices.program import (
     Slot,
     Step,
 )
-from crossdock.kernels.cpu_conv_pack import SIGNATURE, UNROLLED, VECTORS, WORDS, PackWriter
-from crossdock.kernels.cpu_conv_panel import ROWS, SHARE, TAPS, PanelWriter
+from crossdock.kernels.cpu_conv_pack import (
+    SIGNATURE,
+    UNROLLED,
+    WORDS,
+    PackWriter,
+    TileShape,
+    tile_shape,
+)
+from crossdock.kernels.cpu_conv_panel import SHARE, PanelWriter
 from crossdock.kernels.cpu_ir import compiled
-from crossdock.kernels.cpu_rows import register_lanes, words
+from crossdock.kernels.cpu_rows import words
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -52,7 +59,7 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a c
         return f"layouts {attrs['input_layout']} and {attrs['filter_layout']}, not nchw and oihw"
     filters = call.inputs[1]
     assert filters is not None
-    if filters.dims[2] * filters.dims[3] > SHARE * TAPS:
+    if filters.dims[2] * filters.dims[3] > SHARE * tile_shape().taps:
         return f"a window of {filters.dims[2]} x {filters.dims[3]} does not fit a panel"
     return None
 
@@ -90,30 +97,30 @@ def lower_conv2d(call: OpCall, device: DeviceInfo) -> Lowered:
 def packed_size(shape: Mapping[str, int]) -> int:
     """Elements of one group's packed filter."""
     taps = shape["kh"] * shape["kw"] * shape["channels"]
-    return -(-shape["outputs"] // ROWS) * ROWS * taps
+    return -(-shape["outputs"] // shape["rows"]) * shape["rows"] * taps
 
 
 def pack_filter(filters: Array, shape: Mapping[str, int]) -> Array:
-    """Pack an ``oihw`` filter: by group, block of taps, tile of ROWS outputs, tap, output."""
+    """Pack an ``oihw`` filter: by group, block of taps, tile of outputs, tap, output."""
     packed = np.empty(shape["groups"] * packed_size(shape), np.float32)
     _write_packed(np, filters, packed, shape)
     return packed
 
 
 def _write_packed(xp: Any, filters: Any, out: Any, shape: Mapping[str, int]) -> None:
-    groups, outputs = shape["groups"], shape["outputs"]
+    groups, outputs, rows = shape["groups"], shape["outputs"], shape["rows"]
     block = shape["block"] * shape["kh"] * shape["kw"]
-    tiles, taps = -(-outputs // ROWS), shape["channels"] * shape["kh"] * shape["kw"]
+    tiles, taps = -(-outputs // rows), shape["channels"] * shape["kh"] * shape["kw"]
     padded = filters.reshape(groups, outputs, taps)
-    if outputs % ROWS:
-        padded = xp.zeros((groups, tiles * ROWS, taps), "float32")
+    if outputs % rows:
+        padded = xp.zeros((groups, tiles * rows, taps), "float32")
         padded[:, :outputs] = filters.reshape(groups, outputs, taps)
-    tiled = padded.reshape(groups, tiles, ROWS, taps)
-    whole = out.reshape(groups, tiles * ROWS * taps)
+    tiled = padded.reshape(groups, tiles, rows, taps)
+    whole = out.reshape(groups, tiles * rows * taps)
     for start in range(0, taps, block):
         stop = min(start + block, taps)
-        part = whole[:, start * tiles * ROWS : stop * tiles * ROWS]
-        part = part.reshape(groups, tiles, stop - start, ROWS)
+        part = whole[:, start * tiles * rows : stop * tiles * rows]
+        part = part.reshape(groups, tiles, stop - start, rows)
         part[...] = tiled[:, :, :, start:stop].transpose(0, 1, 3, 2)
 
 
@@ -131,14 +138,15 @@ def geometry(call: OpCall, threads: int) -> dict[str, int]:
     out_width, plane_out = result.dims[3], result.dims[2] * result.dims[3]
     if _is_point(call):
         height, width, out_width = 1, height * width, plane_out
-    vectors = -(-plane_out // register_lanes())
-    panels = -(-vectors // VECTORS)
-    most = max(1, TAPS // (kh * kw))
+    tile = tile_shape()
+    vectors = -(-plane_out // tile.lanes)
+    panels = -(-vectors // tile.vectors)
+    most = max(1, tile.taps // (kh * kw))
     blocks = -(-channels // most)
     block = -(-channels // blocks)
-    share = share_of(panels, outputs, block * kh * kw)
+    share = share_of(panels, outputs, block * kh * kw, tile)
     shares = -(-panels // share)
-    tiles = -(-outputs // ROWS)
+    tiles = -(-outputs // tile.rows)
     parts = parts_of(tiles, batch * groups * shares, threads)
     return {
         "channels": channels, "height": height, "width": width,
@@ -146,7 +154,8 @@ def geometry(call: OpCall, threads: int) -> dict[str, int]:
         "sh": sh, "sw": sw, "dh": dh, "dw": dw, "top": top, "left": left,
         "outputs": outputs, "groups": groups, "vectors": vectors, "panels": panels,
         "shares": shares, "share": share, "parts": parts,
-        "part_rows": -(-tiles // parts) * ROWS, "block": block, "blocks": blocks,
+        "part_rows": -(-tiles // parts) * tile.rows, "rows": tile.rows,
+        "block": block, "blocks": blocks,
         "items": batch * groups * shares * parts,
     }  # fmt: skip
 
@@ -159,9 +168,9 @@ def _is_point(call: OpCall) -> bool:
     return one and not any(call.attrs["padding"])
 
 
-def share_of(panels: int, outputs: int, taps: int) -> int:
+def share_of(panels: int, outputs: int, taps: int, tile: TileShape) -> int:
     """Panels that one item works on: several where a block of the filter leaves the L2 cache."""
-    if 4 * outputs * taps <= L2_BYTES // 2 or taps > TAPS:
+    if 4 * outputs * taps <= L2_BYTES // 2 or taps > tile.taps:
         return 1
     count = -(-panels // SHARE)
     return -(-panels // count)
@@ -176,13 +185,13 @@ def parts_of(tiles: int, items: int, threads: int) -> int:
 
 def _native(call: OpCall, shape: dict[str, int], filters: Slot) -> NativeCall:
     bias = len(call.inputs) > 2 and call.inputs[2] is not None
-    lanes = register_lanes()
+    tile = tile_shape()
     stride = shape["sw"] if shape["sw"] in (1, 2) else 0
     width = shape["kw"] if shape["kw"] <= UNROLLED else 0
     point = _is_point(call)
     pack = compiled(
-        f"conv2d pack {lanes} {stride} {width} {point}",
-        lambda code: PackWriter(code, lanes, stride, width, point).write(),
+        f"conv2d pack {tile} {stride} {width} {point}",
+        lambda code: PackWriter(code, tile, stride, width, point).write(),
         SIGNATURE,
     )
     slots: dict[str, Argument] = {
@@ -192,7 +201,7 @@ def _native(call: OpCall, shape: dict[str, int], filters: Slot) -> NativeCall:
     flops = 2.0 * call.outputs[0].size * shape["kh"] * shape["kw"] * shape["channels"]
     return NativeCall(
         name="conv2d",
-        address=compiled(f"conv2d {lanes}", lambda code: PanelWriter(code, lanes).write()),
+        address=compiled(f"conv2d {tile}", lambda code: PanelWriter(code, tile).write()),
         args=words(WORDS, slots, {**shape, "biased": int(bias)}),
         extent=shape["items"],
         grain=max(1, int(GRAIN_FLOPS * shape["items"] / max(flops, 1.0))),

@@ -7,11 +7,13 @@ row; then, and at the image's edges, its loads are masked, one row after the oth
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from crossdock.devices.cpu_llvm import host_features
 from crossdock.kernels.cpu_ir import Code
-from crossdock.kernels.cpu_rows import RowReader, Words
+from crossdock.kernels.cpu_rows import RowReader, Words, register_lanes
 from crossdock.kernels.cpu_vector import Value, Vector
 
-VECTORS = 3
 UNROLLED = 7
 """Windows of at most this width are unrolled."""
 
@@ -26,6 +28,34 @@ SIGNATURE = "ptr %args, ptr %image, ptr %panel, i64 %pixel, i64 %vectors, i64 %b
 channels."""
 
 
+@dataclass(frozen=True)
+class TileShape:
+    """A register tile: ``rows`` output channels by ``vectors`` vectors of ``lanes`` pixels.
+
+    ``taps`` is how many a block has: its panel of 24 KiB fits the first-level cache.
+    """
+
+    lanes: int
+    rows: int
+    vectors: int
+    taps: int
+
+    @property
+    def wide(self) -> int:
+        """Pixels of a panel."""
+        return self.lanes * self.vectors
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.vectors}x{self.lanes} {self.taps}"
+
+
+def tile_shape() -> TileShape:
+    """The tile for this processor: sums, a column and a broadcast weight fill its registers."""
+    lanes = register_lanes()
+    many = bool(host_features() & {"avx512f", "neon"})  # 32 registers, else 16
+    return TileShape(lanes, 8 if many else 4, 3, 2048 // lanes)
+
+
 class PackWriter:
     """Writes the packing function for a class of stride and a width of the window.
 
@@ -33,10 +63,11 @@ class PackWriter:
     ``point`` says that the window is one pixel and every output reads its own.
     """
 
-    def __init__(self, code: Code, lanes: int, stride: int, width: int, point: bool) -> None:
+    def __init__(self, code: Code, shape: TileShape, stride: int, width: int, point: bool) -> None:
         self.code = code
-        self.lanes = lanes
-        self.wide = lanes * VECTORS
+        self.vectors = shape.vectors
+        self.lanes = lanes = shape.lanes
+        self.wide = shape.wide
         self.width = width
         self.point = point
         self.vector = Vector(code, lanes)
@@ -49,7 +80,7 @@ class PackWriter:
         """Append the whole function."""
         code = self.code
         if self.point:
-            whole = code.equal("%vectors", VECTORS)
+            whole = code.equal("%vectors", self.vectors)
             end = code.add("%pixel", self.wide)
             whole = code.both(whole, code.let(f"icmp sle i64 {end}, {self.w['plane_out']}"))
             with code.when(whole):
@@ -71,7 +102,7 @@ class PackWriter:
                 code.let(
                     f"load {self.kind}, ptr {code.at(source, 'float', j * self.lanes)}, align 4"
                 )
-                for j in range(VECTORS)
+                for j in range(self.vectors)
             ]
             for j, value in enumerate(row):
                 self.put(value, code.at(target, "float", j * self.lanes))

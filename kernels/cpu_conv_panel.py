@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crossdock.kernels.cpu_conv_pack import POINTERS, VECTORS, WORDS
+from crossdock.kernels.cpu_conv_pack import POINTERS, WORDS, TileShape
 from crossdock.kernels.cpu_ir import Code
 from crossdock.kernels.cpu_rows import RowReader, Words, store_first
 from crossdock.kernels.cpu_vector import Value, Vector
 
-ROWS = 4
-TAPS = 256  # taps of all channels in a block: a panel of 24 KiB with vectors of 32 bytes
 SHARE = 4  # panels that an item may hold at once
 UNROLL = 4
 
@@ -34,20 +32,22 @@ class Tile:
 
 
 class PanelWriter:
-    """Writes the kernel for one vector width."""
+    """Writes the kernel for one shape of tile."""
 
-    def __init__(self, code: Code, lanes: int) -> None:
+    def __init__(self, code: Code, shape: TileShape) -> None:
         self.code = code
-        self.lanes = lanes
-        self.wide = lanes * VECTORS
+        self.rows = shape.rows
+        self.vectors = shape.vectors
+        self.lanes = lanes = shape.lanes
+        self.wide = shape.wide
         self.vector = Vector(code, lanes)
         self.kind = f"<{lanes} x float>"
         self.w = Words(code, WORDS, POINTERS)
         self.plane = code.mul(self.w["height"], self.w["width"])
-        tiles = code.div(code.add(self.w["outputs"], ROWS - 1), ROWS)
-        self.padded = code.mul(tiles, ROWS)
-        self.panels = code.stack("float", SHARE * TAPS * self.wide)
-        self.tile = code.stack(self.kind, ROWS * VECTORS)
+        tiles = code.div(code.add(self.w["outputs"], self.rows - 1), self.rows)
+        self.padded = code.mul(tiles, self.rows)
+        self.panels = code.stack("float", SHARE * shape.taps * self.wide)
+        self.tile = code.stack(self.kind, shape.rows * shape.vectors)
 
     def write(self) -> None:
         """Append the whole function: for each item, for each block of taps, pack and multiply."""
@@ -81,14 +81,14 @@ class PanelWriter:
                     given = f"ptr %args, ptr {image}, ptr {panel}, i64 {pixel}, i64 {count}"
                     code.do(f"call void {w['pack']}({given}, i64 {begin}, i64 {end})")
                 with (
-                    code.loop(low, high, ROWS) as rows,
+                    code.loop(low, high, self.rows) as rows,
                     code.loop(first, last) as panels,
                 ):
                     panel = self.panel_at(panels.index, first, capacity)
                     low_vector, high_vector = self.span(panels.index)
                     pixel = code.mul(low_vector, self.lanes)
                     count = code.sub(high_vector, low_vector)
-                    for n in range(1, VECTORS + 1):
+                    for n in range(1, self.vectors + 1):
                         with code.when(code.equal(count, n)):
                             tile = Tile(rows.index, panel, n, pixel, start, stop)
                             self.multiply(filters, bias, result, tile)
@@ -107,13 +107,13 @@ class PanelWriter:
     # --- the register tile ---
 
     def multiply(self, filters: str, bias: str, result: str, tile: Tile) -> None:
-        """Multiply a tile of ROWS outputs and ``n`` vectors over one block of taps."""
+        """Multiply a tile of outputs and ``n`` vectors over one block of taps."""
         code = self.code
         count = code.sub(tile.stop, tile.start)
         a = code.at(filters, "float", code.mul(tile.start, self.padded))
         a = code.at(a, "float", code.mul(tile.row, count))
         zero = self.vector.const("float32", 0.0).name
-        carried = [("ptr", a), ("ptr", tile.panel)] + [(self.kind, zero)] * (ROWS * tile.n)
+        carried = [("ptr", a), ("ptr", tile.panel)] + [(self.kind, zero)] * (self.rows * tile.n)
         whole = code.sub(count, UNROLL - 1)
         with code.loop(0, whole, UNROLL, carried) as main:
             main.next = self.advance(main.values, UNROLL, tile.n)
@@ -131,14 +131,14 @@ class PanelWriter:
                 self.vector.load(code.at(b, "float", step * self.wide + j * self.lanes), "float32")
                 for j in range(n)
             ]
-            for r in range(ROWS):
-                one = code.let(f"load float, ptr {code.at(a, 'float', step * ROWS + r)}, align 4")
+            for r in range(self.rows):
+                one = code.load("float", code.at(a, "float", step * self.rows + r))
                 weight = self.vector.splat(Value(one, "float32"))
                 for j in range(n):
                     at = r * n + j
                     tile[at] = self.vector.fma(columns[j], weight, Value(tile[at], "float32")).name
         return [
-            code.at(a, "float", steps * ROWS),
+            code.at(a, "float", steps * self.rows),
             code.at(b, "float", steps * self.wide),
             *tile,
         ]
@@ -147,10 +147,10 @@ class PanelWriter:
         """Add the tile to the bias (first block) or to what the result holds (later ones)."""
         code, w = self.code, self.w
         first = code.equal(tile.start, 0)
-        rows = code.least(ROWS, code.sub(w["outputs"], tile.row))
+        rows = code.least(self.rows, code.sub(w["outputs"], tile.row))
         end = code.add(tile.pixel, tile.n * self.lanes)
         inside = code.let(f"icmp sle i64 {end}, {w['plane_out']}")
-        full = code.both(inside, code.equal(rows, ROWS))
+        full = code.both(inside, code.equal(rows, self.rows))
         quick = code.both(first, full)
         with code.when(quick):
             self.store_full(bias, result, tile, sums, first=True)
@@ -184,7 +184,7 @@ class PanelWriter:
     ) -> None:
         """A whole tile of whole vectors."""
         code = self.code
-        for r in range(ROWS):
+        for r in range(self.rows):
             channel = code.add(tile.row, r)
             base = self.bias_of(bias, channel) if first else None
             line = self.line(result, channel, tile.pixel)

@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from crossdock.kernels import cpu_conv, cpu_conv_panel, table
+from crossdock.kernels.cpu_conv_pack import TileShape
 from crossdock.runtime.errors import Error
 from crossdock.runtime.tensor import Array
 from tests.kernels.cpu_run import call_of, candidate, candidates, check, device, execute
@@ -100,6 +101,20 @@ def test_a_wide_filter_shares_panels() -> None:
     shape = cpu_conv.geometry(call_of("conv2d", arrays), threads=1)
     assert 1 < shape["share"] <= cpu_conv_panel.SHARE
     check("conv2d", arrays, {}, (1,), name="cpu.conv2d.panel", tolerance=SUM)
+
+
+@pytest.mark.parametrize(
+    "tile", [TileShape(16, 8, 3, 128), TileShape(4, 4, 3, 512), TileShape(4, 8, 3, 60)], ids=str
+)
+@pytest.mark.parametrize("window", [1, 3])
+def test_tiles_of_other_processors(
+    tile: TileShape, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_conv, "tile_shape", lambda: tile)
+    arrays = [drawn(2, 70, 11, 13), drawn(37, 70, window, window), drawn(37, seed=2)]
+    for stride in (1, 2, 3):
+        attrs = {"padding": [window // 2] * 4, "strides": [stride] * 2}
+        check("conv2d", arrays, attrs, (1,), name="cpu.conv2d.panel", tolerance=1e-5)
 
 
 def test_a_constant_filter_is_packed_once() -> None:
