@@ -329,6 +329,11 @@ def test_non_zero_of_a_constant(check: Any, make: Any) -> None:
         load(make([helper.make_node("NonZero", ["x"], ["y"])], {"x": X}, ["y"]))
 
 
+def test_bit_cast_of_a_constant(check: Any) -> None:
+    check("BitCast", X, opset=26, fixed=[0], to=6, oracle="onnx")
+    check("BitCast", X, opset=26, to=1, oracle="onnx")
+
+
 def test_what_exporters_write_to_reshape_folds_away(make: Any) -> None:
     nodes = [
         helper.make_node("Shape", ["x"], ["s"]),
