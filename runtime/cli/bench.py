@@ -94,7 +94,8 @@ def _pytest(folder: Path, chosen: Sequence[Path], report: Path, only: str | None
     """Run pytest on the suites; what it prints goes to stderr."""
     command = [
         sys.executable, "-m", "pytest", "--benchmark-only", f"--benchmark-json={report}",
-        "--benchmark-quiet", "-q", "-W", "default", "--tb=short", *(("-k", only) if only else ()), *(str(path) for path in chosen),
+        "--benchmark-quiet", "-q", "-W", "default", "--tb=short",
+        *(("-k", only) if only else ()), *(str(path) for path in chosen),
     ]  # fmt: skip
     done = subprocess.run(command, cwd=folder.parent, stdout=2, check=False)
     return done.returncode

@@ -51,13 +51,15 @@ def prepare(
             message names the flag that gives it.
     """
     with about(path):
-        files = _read(graph, given)
+        files, numbers = _read(graph, given)
         bound = bind(graph, given, files)
         feeds: dict[str, Array] = {}
         rng = np.random.default_rng(given.seed)
         for name, spec in bound.inputs.items():
             array = files.get(name)
-            if array is None:
+            if name in numbers:
+                array = _filled(name, spec, numbers[name])
+            elif array is None:
                 array = generate(spec, rng)
                 say(f"input {name!r}: {spec} generated (seed {given.seed})")
             feeds[name] = array
@@ -116,10 +118,16 @@ def _sizes(spec: TensorSpec, shape: tuple[int, ...]) -> dict[str, int]:
     return {d: n for d, n in zip(spec.shape, shape, strict=False) if isinstance(d, str)}
 
 
-def _read(graph: Graph, given: Feeding) -> dict[str, Array]:
+def _read(graph: Graph, given: Feeding) -> tuple[dict[str, Array], dict[str, float | int]]:
+    """The arrays from files, and the numbers that fill whole inputs."""
     arrays: dict[str, Array] = {}
+    numbers: dict[str, float | int] = {}
     for text in given.files:
         name, path = _split(graph, text)
+        number = _number(path)
+        if name is not None and number is not None:
+            numbers[name] = number
+            continue
         held = _tensors(path)
         if name is None:
             for key in held:
@@ -138,7 +146,28 @@ def _read(graph: Graph, given: Feeding) -> dict[str, Array]:
                 f"--input {name}: the file holds {array.dtype}, the model wants "
                 f"{graph.inputs[name]}; save it with .astype({want!r})"
             )
-    return arrays
+    return arrays, numbers
+
+
+def _number(text: str) -> float | int | None:
+    """A number, unless it is the name of a file."""
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        return None if Path(text).exists() else value
+    return None
+
+
+def _filled(name: str, spec: TensorSpec, number: float) -> Array:
+    """An input with one number everywhere; raises FeedError where its type has no such number."""
+    try:
+        if spec.dtype not in FLOATS and number != int(number):
+            raise OverflowError
+        return np.full(spec.dims, number, to_numpy(spec.dtype))
+    except (OverflowError, ValueError) as error:
+        raise FeedError(f"--input {name}={number}: the model wants {spec}") from error
 
 
 def _split(graph: Graph, text: str) -> tuple[str | None, str]:

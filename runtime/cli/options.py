@@ -176,7 +176,7 @@ def feeding(command: Command) -> Command:
         gather,
         click.option("--input", metavar="NAME=F.npy", multiple=True,
                      help="An input from a file: npy, or a tensor of its name in npz or "
-                     "safetensors. Others are generated."),
+                     "safetensors; or a number that fills it. Others are generated."),
         click.option("--shape", **pairs("NAME=1,3,224,224", dims),
                      help="Shape of an input."),
         click.option("--dim", **pairs("NAME=N", count),

@@ -77,6 +77,18 @@ def test_a_file_alone_gives_all_inputs_by_name(tmp_path: Path) -> None:
     np.testing.assert_array_equal(got["i=0"], [7])
 
 
+def test_a_number_fills_an_input() -> None:
+    got = feeds(Feeding(("x=0.5", "i=0=7"), dims={"N": 2}))
+    np.testing.assert_array_equal(got["x"], np.full((2, 4), 0.5, np.float32))
+    np.testing.assert_array_equal(got["i=0"], np.array([7, 7], np.int32))
+
+
+@pytest.mark.parametrize("number", ["0.5", "3000000000", "inf", "nan"])
+def test_a_number_that_the_type_does_not_have_is_refused(number: str) -> None:
+    with pytest.raises(FeedError, match=r"the model wants int32\[1\]"):
+        feeds(Feeding((f"i=0={number}",), dims={"N": 1}))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
