@@ -31,10 +31,10 @@ def _collapsed_rank(call: OpCall) -> int:
 
 
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:
-    if (why := obstacle(call, device)) is not None:
-        return why
     if body_of(call) is None:
         return "not elementwise"
+    if (why := obstacle(call, device)) is not None:
+        return why
     if len(call.inputs) > MAX_OPERANDS:
         return f"more than {MAX_OPERANDS} operands"
     if _collapsed_rank(call) > MAX_RANK:
@@ -59,54 +59,58 @@ def lower_elementwise(call: OpCall, device: DeviceInfo) -> Lowered:
     return Lowered((pointwise(steps_of(body), operands, call.outputs[0], device, scalars=scalars),))
 
 
-def _same_shapes(call: OpCall) -> str | None:
-    dims = call.outputs[0].dims
-    for spec in call.inputs[1:]:
-        assert spec is not None
-        if any(n not in (1, d) for n, d in zip(spec.dims, dims, strict=True)):
-            return "scales by block"
-    return None
-
-
-def _fits_quantize(call: OpCall, device: DeviceInfo) -> str | None:
-    return obstacle(call, device) or _same_shapes(call)
-
-
 QUANTIZED = {
     "int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535),
 }  # fmt: skip
 
 
+def _blocks(call: OpCall) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The operand's dimensions, each cut in (blocks, block), and the strides of the scale there."""
+    dims, blocks = operand(call, 0).dims, operand(call, 1).dims
+    dense = broadcast_strides(blocks, blocks)
+    cut = tuple(n for size, b in zip(dims, blocks, strict=True) for n in (b, size // b))
+    return cut, tuple(n for stride in dense for n in (stride, 0))
+
+
+def _fits_quantized(call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := obstacle(call, device)) is not None:
+        return why
+    cut, strides = _blocks(call)
+    deep = len(Space(cut, (row_major(cut), strides)).collapsed().dims) > MAX_RANK
+    return f"more than {MAX_RANK} dimensions" if deep else None
+
+
 def _fits_narrow(call: OpCall, device: DeviceInfo) -> str | None:
     if call.outputs[0].dtype not in QUANTIZED:
         return f"no {call.outputs[0].dtype} result"
-    return _fits_quantize(call, device)
+    return _fits_quantized(call, device)
 
 
 def _lower_three(call: OpCall, device: DeviceInfo, text: str) -> Lowered:
-    operands = [Operand(In(i), operand(call, i).dtype, operand(call, i).dims) for i in range(3)]
-    step = Step(parse(text), (0, 1, 2), call.outputs[0].dtype)
-    return Lowered((pointwise([step], operands, call.outputs[0], device),))
+    cut, strides = _blocks(call)
+    result = call.outputs[0].with_shape(cut)
+    operands = [
+        Operand(In(i), operand(call, i).dtype, cut, strides if i else row_major(cut))
+        for i in range(3)
+    ]
+    step = Step(parse(text), (0, 1, 2), result.dtype)
+    return Lowered((pointwise([step], operands, result, device),))
 
 
 @kernel("grid.quantize_linear", "quantize_linear", KINDS, when=_fits_narrow, rank=20)
 def lower_quantize(call: OpCall, device: DeviceInfo) -> Lowered:
-    """round(x / scale) + zero point, saturated."""
+    """round(x / scale) + zero point, saturated; scales may stand for blocks."""
     low, high = QUANTIZED[call.outputs[0].dtype]
     return _lower_three(call, device, f"min(max(rint({{0}} / {{1}}) + {{2}}, {low}), {high})")
 
 
-@kernel("grid.dequantize_linear", "dequantize_linear", KINDS, when=_fits_quantize, rank=20)
+@kernel("grid.dequantize_linear", "dequantize_linear", KINDS, when=_fits_quantized, rank=20)
 def lower_dequantize(call: OpCall, device: DeviceInfo) -> Lowered:
-    """(x - zero point) * scale."""
+    """(x - zero point) * scale; scales may stand for blocks."""
     return _lower_three(call, device, "({0} - {2}) * {1}")
 
 
-def _fits_batch(call: OpCall, device: DeviceInfo) -> str | None:
-    return obstacle(call, device)
-
-
-@kernel("grid.batch_normalization", "batch_normalization", KINDS, when=_fits_batch, rank=20)
+@kernel("grid.batch_normalization", "batch_normalization", KINDS, when=obstacle, rank=20)
 def lower_batch_normalization(call: OpCall, device: DeviceInfo) -> Lowered:
     """(x - mean) / sqrt(variance + epsilon) * scale + bias, with vectors along the axis."""
     spec, axis = operand(call, 0), call.attrs["axis"]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.program import In, Lowered, Out
+from crossdock.devices.program import GridLaunch, In, Lowered, Out
 from crossdock.kernels.grid_common import (
     C_TYPES,
     KINDS,
@@ -39,17 +39,18 @@ DEVICE i32 placed(INDEX index, i32 size) {
 }
 """
 
-_GATHER = (
-    _INDEX
-    + r"""
-KERNEL void gather_rows(CONSTANT T *RESTRICT x, CONSTANT INDEX *RESTRICT indices,
-                        GLOBAL T *RESTRICT y, i32 rows, i32 count, i32 size, i32 inner) {
+_ROWS = r"""
+KERNEL void gather(CONSTANT T *RESTRICT x, CONSTANT INDEX *RESTRICT indices,
+                   GLOBAL T *RESTRICT y, i32 rows, i32 count, i32 size, i32 inner) {
     const i32 c = GLOBAL_ID(0), r = GLOBAL_ID(1);
     if (c < inner && r < rows) {
         const i32 outer = r / count, at = placed(indices[r - outer * count], size);
         y[r * inner + c] = x[(outer * size + at) * inner + c];
     }
 }
+"""
+
+_EACH = r"""
 KERNEL void gather(CONSTANT T *RESTRICT x, CONSTANT INDEX *RESTRICT indices,
                    GLOBAL T *RESTRICT y, i32 rows, i32 count, i32 size, i32 inner) {
     const i32 i = GLOBAL_ID(0);
@@ -60,48 +61,37 @@ KERNEL void gather(CONSTANT T *RESTRICT x, CONSTANT INDEX *RESTRICT indices,
     }
 }
 """
-)
 
-_ELEMENTS = (
-    _INDEX
-    + r"""
-#define WHERE(i) \
-    const i32 r = i / inner, outer = r / count; \
-    const i32 at = (outer * size + placed(indices[i], size)) * inner + i - r * inner;
-KERNEL void gather(CONSTANT T *RESTRICT x, CONSTANT INDEX *RESTRICT indices,
-                   GLOBAL T *RESTRICT y, i32 n, i32 count, i32 size, i32 inner) {
+_ELEMENTS = r"""
+KERNEL void elements(CONSTANT T *RESTRICT x, CONSTANT INDEX *RESTRICT indices,
+                     GLOBAL T *RESTRICT y, i32 n, i32 count, i32 size, i32 inner) {
     const i32 i = GLOBAL_ID(0);
-    if (i < n) { WHERE(i) y[i] = x[at]; }
-}
-KERNEL void scatter(CONSTANT T *RESTRICT updates, CONSTANT INDEX *RESTRICT indices,
-                    GLOBAL T *RESTRICT y, i32 n, i32 count, i32 size, i32 inner) {
-    const i32 i = GLOBAL_ID(0);
-    if (i < n) { WHERE(i) y[at] = updates[i]; }
+    if (i < n) {
+        const i32 r = i / inner, outer = r / count;
+        const i32 at = (outer * size + placed(indices[i], size)) * inner + i - r * inner;
+#if SCATTER
+        y[at] = x[i];
+#else
+        y[i] = x[at];
+#endif
+    }
 }
 """
-)
 
-_POINTS = (
-    _INDEX
-    + r"""
-KERNEL void gather(CONSTANT T *RESTRICT x, CONSTANT INDEX *RESTRICT indices,
+_POINTS = r"""
+KERNEL void points(CONSTANT T *RESTRICT x, CONSTANT INDEX *RESTRICT indices,
                    GLOBAL T *RESTRICT y, i32 n, i32 inner, @PARAMS@) {
     const i32 i = GLOBAL_ID(0);
     if (i < n) {
         const i32 point = i / inner, c = i - point * inner;
+#if SCATTER
+        y[@AT@ + c] = x[i];
+#else
         y[i] = x[@AT@ + c];
-    }
-}
-KERNEL void scatter(CONSTANT T *RESTRICT updates, CONSTANT INDEX *RESTRICT indices,
-                    GLOBAL T *RESTRICT y, i32 n, i32 inner, @PARAMS@) {
-    const i32 i = GLOBAL_ID(0);
-    if (i < n) {
-        const i32 point = i / inner, c = i - point * inner;
-        y[@AT@ + c] = updates[i];
+#endif
     }
 }
 """
-)
 
 BLOCK = 64
 
@@ -109,6 +99,13 @@ BLOCK = 64
 def _types(call: OpCall) -> Defines:
     index = C_TYPES[operand(call, 1).dtype]
     return define(T=RAW[item_size(operand(call, 0).dtype)], INDEX=index)
+
+
+def _one_each(
+    call: OpCall, text: str, entry: str, args: Args, n: int, *, scatter: bool
+) -> GridLaunch:
+    defines = _types(call) + define(SCATTER=int(scatter))
+    return launch(_INDEX + text, entry, args, (n,), (BLOCK,), defines)
 
 
 @kernel("grid.gather", "gather", KINDS, when=obstacle, rank=20)
@@ -120,9 +117,9 @@ def lower_gather(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 -
     args: Args = (In(0), In(1), Out(0), *i32(rows, count, dims[axis], inner))
     if inner >= LONG_ROW and rows <= MAX_ROWS:
         items, block = row_blocks(inner, rows)
-        step = launch(_GATHER, "gather_rows", args, items, block, _types(call))
+        step = launch(_INDEX + _ROWS, "gather", args, items, block, _types(call))
     else:
-        step = launch(_GATHER, "gather", args, (rows * inner,), (BLOCK,), _types(call))
+        step = launch(_INDEX + _EACH, "gather", args, (rows * inner,), (BLOCK,), _types(call))
     return Lowered((step,))
 
 
@@ -138,7 +135,7 @@ def lower_gather_elements(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa:
     """One work item an index."""
     sizes = _along(call)
     args: Args = (In(0), In(1), Out(0), *i32(*sizes))
-    return Lowered((launch(_ELEMENTS, "gather", args, sizes[:1], (BLOCK,), _types(call)),))
+    return Lowered((_one_each(call, _ELEMENTS, "elements", args, sizes[0], scatter=False),))
 
 
 def _start(call: OpCall, device: DeviceInfo) -> Lowered:
@@ -152,7 +149,7 @@ def lower_scatter_elements(call: OpCall, device: DeviceInfo) -> Lowered:
     """A copy, then one work item an update."""
     sizes = _along(call)
     args: Args = (In(2), In(1), Out(0), *i32(*sizes))
-    step = launch(_ELEMENTS, "scatter", args, sizes[:1], (BLOCK,), _types(call))
+    step = _one_each(call, _ELEMENTS, "elements", args, sizes[0], scatter=True)
     return Lowered((*_start(call, device).steps, step))
 
 
@@ -184,7 +181,7 @@ def lower_gather_nd(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG00
     text, values = _points(call)
     n = call.outputs[0].size
     args: Args = (In(0), In(1), Out(0), *i32(n, _inner(call), *values))
-    return Lowered((launch(text, "gather", args, (n,), (BLOCK,), _types(call)),))
+    return Lowered((_one_each(call, text, "points", args, n, scatter=False),))
 
 
 @kernel("grid.scatter_nd", "scatter_nd", KINDS, when=_fits_points, rank=20)
@@ -193,5 +190,5 @@ def lower_scatter_nd(call: OpCall, device: DeviceInfo) -> Lowered:
     text, values = _points(call)
     n = operand(call, 2).size
     args: Args = (In(2), In(1), Out(0), *i32(n, _inner(call), *values))
-    step = launch(text, "scatter", args, (n,), (BLOCK,), _types(call))
+    step = _one_each(call, text, "points", args, n, scatter=True)
     return Lowered((*_start(call, device).steps, step))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device, DeviceInfo
@@ -13,6 +15,7 @@ from crossdock.devices.program import Lowered
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime.binding import CompiledOp, bind_op, resident
+from crossdock.runtime.errors import Unavailable
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
 
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "float16": 4e-3, "bfloat16": 2e-2}
@@ -20,8 +23,21 @@ TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "float16": 4e-3, "bfloat16": 2e-
 
 
 def opencl_ids() -> list[str]:
-    """Ids of the OpenCL devices here."""
-    return [info.id for info in registry.probe_all(["opencl"])[0].devices]
+    """Ids of the OpenCL devices here; one that is absent is skipped with the reason."""
+    return [info.id for info in registry.probe_all(["opencl"])[0].devices] or ["opencl:0"]
+
+
+def opened(device_id: str) -> Device:
+    """The device, or a skip that says why there is none."""
+    try:
+        return registry.open_device(device_id)
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
+def as_gpu(info: DeviceInfo) -> DeviceInfo:
+    """The device as if it were a GPU: kernels are then lowered as they are for one."""
+    return replace(info, details={**info.details, "type": "gpu"}, compute_units=64)
 
 
 def call_of(
@@ -88,22 +104,24 @@ def check(
     arrays: Sequence[Array | None],
     device: Device,
     *,
-    kernels: Sequence[Kernel] | None = None,
+    info: DeviceInfo | None = None,
     tolerance: float | None = None,
 ) -> None:
-    """Run every fitting grid candidate and compare; at least one must fit."""
-    chosen = grid_kernels(call, device.info) if kernels is None else kernels
-    assert chosen, table.candidates(call, device.info).reason()
+    """Run every grid candidate that fits and compare; at least one must.
+
+    ``info`` is what the kernels are told about the device.
+    """
+    told = info or device.info
+    chosen = grid_kernels(call, told)
+    assert chosen, table.candidates(call, told).reason()
     want = expected(call, arrays)
     for kernel in chosen:
-        got = execute(kernel.lower(call, device.info), call, arrays, device)
+        got = execute(kernel.lower(call, told), call, arrays, device)
         for g, w, spec in zip(got, want, call.outputs, strict=True):
             compare(g, w, spec.dtype, f"{kernel.name} {call.key()}", tolerance)
 
 
-def compare(
-    got: Array, want: Array, dtype: str, what: str, tolerance: float | None = None
-) -> None:
+def compare(got: Array, want: Array, dtype: str, what: str, tolerance: float | None = None) -> None:
     """Equal integers; floats within the tolerance of the type, NaN and infinities in place."""
     assert got.shape == want.shape, what
     if dtype not in FLOATS:
