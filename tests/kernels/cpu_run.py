@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from crossdock.devices import cpu
+from crossdock.devices.program import NativeCall
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
-from crossdock.runtime.binding import bind_op, compile_op, resident
+from crossdock.runtime.binding import CompiledOp, bind_op, resident
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
 
 GARBAGE = 0xA5
@@ -55,9 +57,12 @@ def candidate(call: OpCall, name: str) -> Kernel:
 def execute(
     kernel: Kernel, call: OpCall, arrays: Sequence[Array | None], threads: int = 1
 ) -> list[Array]:
-    """Run one candidate; the operands must come out unchanged."""
+    """Run one candidate; the operands must come out unchanged.
+
+    With several threads every native step is cut as finely as it may be, however small it is.
+    """
     host = device(threads)
-    op = compile_op(host, kernel, call)
+    op = compiled(host, kernel, call, cut=threads > 1)
     inputs = [None if a is None else resident(host, a, "input") for a in arrays]
     outputs = [_garbage(host, spec.nbytes) for spec in call.outputs]
     scratch = [_garbage(host, nbytes) for nbytes in op.lowered.scratch]
@@ -68,6 +73,22 @@ def execute(
             kept = _read(host, buffer, TensorSpec.of(array))
             assert kept.tobytes() == np.ascontiguousarray(array).tobytes(), "an operand changed"
     return [_read(host, b, s) for b, s in zip(outputs, call.outputs, strict=True)]
+
+
+def compiled(host: cpu.CpuDevice, kernel: Kernel, call: OpCall, *, cut: bool) -> CompiledOp:
+    """The op on the host; ``cut`` shares every native step, however small it is."""
+    lowered = kernel.lower(call, host.info)
+    if cut:
+        steps = tuple(
+            replace(step, grain=1) if isinstance(step, NativeCall) else step
+            for step in lowered.steps
+        )
+        lowered = replace(lowered, steps=steps)
+    return CompiledOp(
+        lowered,
+        tuple(host.compile(step) for step in lowered.steps),
+        tuple(resident(host, pack.make(), "packed") for pack in lowered.packs),
+    )
 
 
 def _garbage(host: cpu.CpuDevice, nbytes: int) -> Any:

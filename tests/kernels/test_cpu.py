@@ -31,6 +31,8 @@ def test_case(case: Case) -> None:
     assert fitting, f"nothing runs {case}"
     for threads in (1, 2):
         for kernel in candidates(call, threads):
+            if threads > 1 and kernel.name == "array":
+                continue
             outputs = execute(kernel, call, arrays, threads)
             named = {f"y{i}": array for i, array in enumerate(outputs)}
             try:
