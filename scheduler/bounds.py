@@ -10,60 +10,56 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossdock.scheduler.problem import Floats, Problem
+from crossdock.scheduler.problem import Floats, Ints, Problem
 
-DUAL_STEPS = 60
+DUAL_STEPS = 30
+QUANTILES = (0.1, 0.25)  # of the lead-in and lead-out times that load windows are tried at
+
+
+def path_tables(problem: Problem) -> tuple[Floats, Floats]:
+    """(heads, tails), float64 (n, m) each; ``inf`` where impossible.
+
+    A head is the least time at which the task can finish on the device, from its ancestors alone;
+    a tail is the least time from its start there to the end of all that follows.
+    """
+    return _levels(problem, forward=True), problem.tails
 
 
 def tails(problem: Problem) -> Floats:
-    """Least time from the start of task t on device d to the end of all that follows it.
-
-    float64 (n, m); ``inf`` where the task cannot run or nothing can follow it from there.
-    """
+    """Least time from the start of task t on device d to the end; see ``path_tables``."""
     return _levels(problem, forward=False)
-
-
-def heads(problem: Problem) -> Floats:
-    """Least time at which task t on device d can finish, from its ancestors alone; (n, m)."""
-    return _levels(problem, forward=True)
 
 
 def _levels(problem: Problem, *, forward: bool) -> Floats:
     near = problem.preds if forward else problem.succs
-    ptr, task, edge = near.ptr.tolist(), near.task.tolist(), near.edge.tolist()
+    ptr = near.ptr.tolist()
     latency, inv_bw = problem.latency, problem.inv_bw
     if not forward:
         latency, inv_bw = latency.T, inv_bw.T
-    size = problem.edge_bytes.tolist()
+    size = problem.edge_bytes[near.edge][:, None, None]
     level = problem.cost.copy()
     order = problem.topo.tolist()
     for t in order if forward else reversed(order):
         low, high = ptr[t], ptr[t + 1]
-        if low == high:
-            continue
-        gap = np.zeros(problem.m)
-        for k in range(low, high):
-            # rows: the neighbour's device; columns: this task's device
-            arrive = level[task[k]][:, None] + (latency + size[edge[k]] * inv_bw)
-            np.maximum(gap, arrive.min(axis=0), out=gap)
-        level[t] += gap
+        if low < high:
+            # axes: edge, the neighbour's device, this task's device
+            way = level[near.task[low:high], :, None] + (latency + size[low:high] * inv_bw)
+            level[t] += way.min(axis=1).max(axis=0)
     return level
 
 
-def load_bound(cost: Floats, resource: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:
+def load_bound(cost: Floats, resource: Ints) -> float:
     """Fractional load bound of tasks (k, m) on exclusive resources, by multiplicative weights."""
     count = int(resource.max()) + 1
-    best = np.stack([cost[:, resource == r].min(axis=1) for r in range(count)], axis=1)
-    best = best[np.isfinite(best).any(axis=1)]
-    if not best.size:
-        return 0.0
+    least = np.stack([cost[:, resource == r].min(axis=1) for r in range(count)], axis=1)
     weight = np.full(count, 1.0 / count)
-    bound, rows = 0.0, np.arange(len(best))
+    bound, rows = 0.0, np.arange(len(least))
+    able = np.where(np.isfinite(least), least, 1e300)
     for step in range(DUAL_STEPS if count > 1 else 1):
-        scaled = np.where(np.isfinite(best), best * weight, np.inf)
+        scaled = able * weight
         at = scaled.argmin(axis=1)
         bound = max(bound, float(scaled[rows, at].sum()))
-        load = np.bincount(at, best[rows, at], minlength=count)
+        load = np.bincount(at, able[rows, at], minlength=count)
         peak = load.max()
         if peak <= 0.0:
             break
@@ -76,29 +72,22 @@ def lower_bound(problem: Problem) -> float:
     """The best of the path and load bounds, in the problem's time unit."""
     if not problem.n:
         return 0.0
-    tail, head = tails(problem), heads(problem)
-    with np.errstate(invalid="ignore"):
-        through = np.where(np.isfinite(tail), head + tail - problem.cost, np.inf)
-    path = float(np.nanmin(through, axis=1).max())
-    return max(path, _loaded_window(problem, head, tail))
+    head, tail = path_tables(problem)
+    possible = np.isfinite(head) & np.isfinite(tail)
+    cost = np.where(possible, problem.cost, 0.0)
+    before = np.where(possible, head - cost, np.inf)
+    after = np.where(possible, tail - cost, np.inf)
+    path = float((before + cost + after).min(axis=1).max())
+    table = np.where(possible, problem.cost, np.inf)
+    return max(path, _windows(problem, table, before.min(axis=1), after.min(axis=1)))
 
 
-def _loaded_window(problem: Problem, head: Floats, tail: Floats) -> float:
+def _windows(problem: Problem, cost: Floats, ready: Floats, after: Floats) -> float:
     """Load of the tasks that start late and end early, plus the least lead-in and lead-out."""
-    cost = np.where(np.isfinite(tail) & np.isfinite(head), problem.cost, np.inf)
-    with np.errstate(invalid="ignore"):
-        ready = np.where(np.isfinite(head), head - problem.cost, np.inf).min(axis=1)
-        after = np.where(np.isfinite(tail), tail - problem.cost, np.inf).min(axis=1)
     best = load_bound(cost, problem.resource)
-    for lead in _steps(ready):
-        for trail in _steps(after):
+    for lead in sorted({0.0, *np.quantile(ready, QUANTILES, method="lower").tolist()}):
+        for trail in sorted({0.0, *np.quantile(after, QUANTILES, method="lower").tolist()}):
             inside = (ready >= lead) & (after >= trail)
-            if inside.any() and (lead > 0 or trail > 0):
+            if inside.any() and (lead > 0.0 or trail > 0.0):
                 best = max(best, lead + trail + load_bound(cost[inside], problem.resource))
     return best
-
-
-def _steps(values: Floats) -> list[float]:
-    """A few thresholds over the values' range, zero among them."""
-    picks = np.quantile(values, [0.0, 0.1, 0.25], method="lower")
-    return sorted({0.0, *picks.tolist()})

@@ -6,16 +6,14 @@ when its first consumer on a device comes up in the order, behind what that dire
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from crossdock.scheduler.bounds import lower_bound
 from crossdock.scheduler.problem import Floats, Ints, Problem
-from crossdock.scheduler.result import Links, Schedule, Transfer
-from crossdock.scheduler.tensors import inputs_of
+from crossdock.scheduler.result import Links, Transfer
+from crossdock.scheduler.tensors import copy_bytes, inputs_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,8 @@ def decode(
     where = [int(d) for d in device]
     cost, resource = problem.cost.tolist(), problem.resource.tolist()
     latency, inv_bw = problem.latency.tolist(), problem.inv_bw.tolist()
-    inputs = inputs_of(problem, links)
+    inputs = inputs_of(problem)
+    size = copy_bytes(problem, where)
     start, finish = [0.0] * problem.n, [0.0] * problem.n
     free = [0.0] * problem.m
     channel: dict[tuple[int, int], float] = {}
@@ -44,6 +43,7 @@ def decode(
         task = int(t)
         d = where[task]
         begin = free[resource[d]]
+        missing: list[tuple[float, int, int]] = []
         for producer, tensor, nbytes in inputs[task]:
             src, at = where[producer], finish[producer]
             if src != d and links == "free":
@@ -51,68 +51,29 @@ def decode(
             elif src != d:
                 held = sent.get((tensor, d))
                 if held is None:
-                    go = max(at, channel.get((src, d), 0.0))
-                    end = go + latency[src][d] + nbytes * inv_bw[src][d]
-                    held = Transfer(producer, tensor, src, d, nbytes, go, end)
-                    sent[tensor, d] = held
-                    channel[src, d] = end
+                    missing.append((at, producer, tensor))
+                    continue
                 at = held.finish
             begin = max(begin, at)
+        for at, producer, tensor in sorted(missing):
+            held = sent.get((tensor, d))
+            if held is None:
+                src, nbytes = where[producer], size[tensor, d]
+                go = max(at, channel.get((src, d), 0.0))
+                end = go + latency[src][d] + nbytes * inv_bw[src][d]
+                held = sent[tensor, d] = Transfer(producer, tensor, src, d, nbytes, go, end)
+                channel[src, d] = end
+            begin = max(begin, held.finish)
         start[task], finish[task] = begin, begin + cost[task][d]
         free[resource[d]] = finish[task]
     return Timed(start, finish, sent, max(finish, default=0.0))
 
 
-def make_schedule(
-    problem: Problem,
-    links: Links,
-    device: Sequence[int] | Ints,
-    start: Sequence[float] | Floats,
-    finish: Sequence[float] | Floats,
-    sent: Mapping[tuple[int, int], Transfer],
-    policy: str,
-    *,
-    bound: float | None = None,
-    single: Mapping[str, float] | None = None,
-    stats: Mapping[str, float] | None = None,
-) -> Schedule:
-    """Freeze times into a Schedule; free-link transfers are derived here."""
-    where = np.array(device, np.int64)
-    begin, end = np.array(start, np.float64), np.array(finish, np.float64)
-    moves = list(sent.values()) if links == "serial" else free_transfers(problem, where, end)
-    makespan = float(end.max()) if problem.n else 0.0
-    if math.isinf(makespan):
-        raise ValueError("a schedule with an unreachable input is not a schedule")
-    least = lower_bound(problem) if bound is None else bound
-    for array in (where, begin, end):
-        array.flags.writeable = False
-    return Schedule(
-        problem=problem,
-        links=links,
-        device=where,
-        start=begin,
-        finish=end,
-        transfers=tuple(sorted(moves, key=lambda x: (x.start, x.finish, x.tensor, x.dst))),
-        makespan=makespan,
-        lower_bound=min(least, makespan),
-        policy=policy,
-        single=dict(single or {}),
-        stats=dict(stats or {}),
-    )
-
-
 def free_transfers(problem: Problem, device: Ints, finish: Floats) -> list[Transfer]:
     """One transfer a (tensor, device), as large as its largest edge there, sent at once."""
-    size: dict[tuple[int, int], float] = {}
-    producer: dict[int, int] = {}
-    crossing = np.flatnonzero(device[problem.edge_src] != device[problem.edge_dst])
-    for e in crossing.tolist():
-        tensor = int(problem.edge_tensor[e])
-        key = (tensor, int(device[problem.edge_dst[e]]))
-        producer[tensor] = int(problem.edge_src[e])
-        size[key] = max(size.get(key, 0.0), float(problem.edge_bytes[e]))
+    producer = dict(zip(problem.edge_tensor.tolist(), problem.edge_src.tolist(), strict=True))
     moves = []
-    for (tensor, dst), nbytes in size.items():
+    for (tensor, dst), nbytes in copy_bytes(problem, device.tolist()).items():
         a = producer[tensor]
         src, at = int(device[a]), float(finish[a])
         end = at + problem.transfer_s(nbytes, src, dst)

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from crossdock.runtime.errors import NoPlacement
-from crossdock.scheduler.bounds import tails
+from crossdock.runtime.errors import MemoryBudget, NoPlacement
+from crossdock.scheduler.limits import Limits
 from crossdock.scheduler.problem import Floats, Ints, Problem
 from crossdock.scheduler.result import Links, Transfer
-from crossdock.scheduler.tensors import inputs_of
+from crossdock.scheduler.tensors import inputs_of, tensor_bytes
 from crossdock.scheduler.timeline import Timeline
 
 MAX_CHILDREN = 60
@@ -30,16 +30,18 @@ class ListState:
     Not thread-safe; one instance a run.
     """
 
-    def __init__(self, problem: Problem, links: Links) -> None:
-        """Start with nothing placed."""
+    def __init__(self, problem: Problem, links: Links, limits: Limits) -> None:
         self.problem = problem
+        self.held: list[float] = limits.held.tolist()
+        self.room: list[float] = limits.room.tolist()
         self.serial = links == "serial"
         n, m = problem.n, problem.m
         self.cost: list[list[float]] = problem.cost.tolist()
         self.resource: list[int] = problem.resource.tolist()
         self.latency: list[list[float]] = problem.latency.tolist()
         self.inv_bw: list[list[float]] = problem.inv_bw.tolist()
-        self.inputs = inputs_of(problem, links)
+        self.inputs = inputs_of(problem)
+        self.size: list[float] = tensor_bytes(problem).tolist()
         self.lanes = [Timeline() for _ in range(max(self.resource, default=0) + 1)]
         self.channels = [[Timeline() for _ in range(m)] for _ in range(m)] if self.serial else []
         self.device = [-1] * n
@@ -70,7 +72,7 @@ class ListState:
     def probe(self, task: int, device: int) -> float:
         """Finish of ``task`` on ``device`` if placed now; inf where it cannot be."""
         exec_s = self.cost[task][device]
-        if math.isinf(exec_s):
+        if math.isinf(exec_s) or self.held[task] > self.room[device]:
             return math.inf
         ready = self.ready(task, device)
         if math.isinf(ready):
@@ -86,6 +88,7 @@ class ListState:
         begin, index = lane.earliest(ready, self.cost[task][device])
         end = begin + self.cost[task][device]
         lane.insert(index, begin, end)
+        self.room[device] -= self.held[task]
         self.device[task], self.start[task], self.finish[task] = device, begin, end
         self._journal.append((task, index, added))
         return end
@@ -93,24 +96,17 @@ class ListState:
     def undo(self) -> None:
         """Take back the last placement."""
         task, index, added = self._journal.pop()
+        self.room[self.device[task]] += self.held[task]
         self.lanes[self.resource[self.device[task]]].remove(index)
         self.device[task] = -1
         self._unsend(added)
-
-    def makespan(self) -> float:
-        """Last finish of the placed tasks."""
-        return max((f for f, d in zip(self.finish, self.device, strict=True) if d >= 0), default=0)
-
-    def transfers(self) -> tuple[Transfer, ...]:
-        """The serial model's transfers, by start time."""
-        return tuple(sorted(self.sent.values(), key=lambda x: (x.start, x.finish, x.task, x.dst)))
 
     def _send_inputs(
         self, task: int, device: int, added: list[tuple[Timeline, int, tuple[int, int]]]
     ) -> float:
         when = 0.0
-        missing: list[tuple[float, int, int, float]] = []
-        for producer, tensor, nbytes in self.inputs[task]:
+        missing: list[tuple[float, int, int]] = []
+        for producer, tensor, _ in self.inputs[task]:
             src = self.device[producer]
             if src < 0:
                 continue
@@ -118,14 +114,14 @@ class ListState:
             if src != device:
                 held = self.sent.get((tensor, device))
                 if held is None:
-                    missing.append((at, producer, tensor, nbytes))
+                    missing.append((at, producer, tensor))
                     continue
                 at = held.finish
             when = max(when, at)
-        for at, producer, tensor, nbytes in sorted(missing):
+        for at, producer, tensor in sorted(missing):
             held = self.sent.get((tensor, device))
             if held is None:
-                held = self._send(producer, tensor, nbytes, at, device, added)
+                held = self._send(producer, tensor, at, device, added)
             when = max(when, held.finish)
         return when
 
@@ -133,12 +129,11 @@ class ListState:
         self,
         producer: int,
         tensor: int,
-        nbytes: float,
         at: float,
         device: int,
         added: list[tuple[Timeline, int, tuple[int, int]]],
     ) -> Transfer:
-        src = self.device[producer]
+        src, nbytes = self.device[producer], self.size[tensor]
         takes = self.latency[src][device] + nbytes * self.inv_bw[src][device]
         channel = self.channels[src][device]
         if math.isinf(takes):
@@ -199,22 +194,31 @@ def priority_order(problem: Problem, priority: Sequence[float] | Floats) -> Ints
 Chooser = Callable[[ListState, int, list[int]], int]
 
 
-def run_list(problem: Problem, links: Links, order: Ints, choose: Chooser) -> ListState:
+def run_list(
+    problem: Problem, links: Links, limits: Limits, order: Ints, choose: Chooser
+) -> ListState:
     """Place the tasks of ``order`` where ``choose`` says, among the devices that may work.
 
     Raises:
         NoPlacement: a task that no device can run with its inputs where they are.
+        MemoryBudget: the devices that can have no room left.
     """
-    state = ListState(problem, links)
-    rest = tails(problem)
-    usable: list[list[int]] = [np.flatnonzero(np.isfinite(row)).tolist() for row in rest]
+    state = ListState(problem, links, limits)
+    usable: list[list[int]] = [np.flatnonzero(row).tolist() for row in np.isfinite(problem.tails)]
+    all_linked = bool(np.isfinite(problem.latency).all())
     for t in order.tolist():
-        options = [d for d in usable[t] if math.isfinite(state.ready(t, d))]
+        options = usable[t]
+        if not all_linked:
+            options = [d for d in options if math.isfinite(state.ready(t, d))]
+        name = problem.task_names[t]
         if not options:
             raise NoPlacement(
-                f"task {problem.task_names[t]!r}: no device can run it and receive its inputs; "
+                f"task {name!r}: no device can run it and receive its inputs; "
                 "add a link or loosen a pin"
             )
+        options = [d for d in options if state.held[t] <= state.room[d]]
+        if not options:
+            raise MemoryBudget(f"task {name!r}: no device has {state.held[t]:.0f} B left for it")
         state.place(t, options[0] if len(options) == 1 else choose(state, t, options))
     return state
 
@@ -252,7 +256,13 @@ def look_ahead(children: list[list[int]]) -> Chooser:
     return choose
 
 
-def fixed(device: Sequence[int] | Ints) -> Chooser:
-    """Choice of a given device vector."""
+def run_fixed(
+    problem: Problem, links: Links, limits: Limits, order: Ints, device: Sequence[int] | Ints
+) -> ListState | None:
+    """Insertion list schedule of a given device vector; None if it cannot work."""
+    state = ListState(problem, links, limits)
     where = [int(d) for d in device]
-    return lambda _state, task, _options: where[task]
+    for t in order.tolist():
+        if math.isinf(state.probe(t, where[t])) or math.isinf(state.place(t, where[t])):
+            return None
+    return state

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from crossdock.runtime.errors import NoPlacement, PlanError
-from crossdock.scheduler.decode import make_schedule
+from crossdock.runtime.errors import PlanError
+from crossdock.scheduler.drafts import Draft, best_of, draft_of, freeze, place_fixed
+from crossdock.scheduler.labels import cheapest_labels
+from crossdock.scheduler.limits import Limits
 from crossdock.scheduler.lists import (
-    ListState,
     earliest_finish,
-    fixed,
     look_ahead,
     priority_order,
     run_list,
@@ -20,6 +22,10 @@ from crossdock.scheduler.lists import (
 )
 from crossdock.scheduler.problem import Floats, Ints, Problem
 from crossdock.scheduler.result import Links, Options, Policy, Schedule
+from crossdock.scheduler.single import single_drafts, single_placement
+
+COMPILED = "crossdock.scheduler.refine"
+PROBES = 30_000  # more (edges times device pairs) take over a second in plain Python
 
 _POLICIES: dict[str, Policy] = {}
 
@@ -59,6 +65,8 @@ def schedule(
     """
     if policy not in _POLICIES:
         raise PlanError(f"no placement policy {policy!r}; there are {', '.join(policy_names())}")
+    if links not in ("free", "serial"):
+        raise PlanError(f"no link model {links!r}; there are free, serial")
     options = Options(links, budget_s, seed, iterations, memory, compiled)
     return _POLICIES[policy](problem, options)
 
@@ -66,41 +74,92 @@ def schedule(
 @policy("best_single")
 def best_single(problem: Problem, options: Options) -> Schedule:
     """Everything on one device, the best; tasks it cannot run go where they cost least."""
-    runs = single_device_runs(problem, options.links)
-    name = min(runs, key=lambda d: runs[d].makespan())
-    return freeze(runs[name], f"best_single:{name}", runs)
+    singles = single_drafts(problem, options.links, rank_order(problem))
+    draft = best_of(problem, options, lambda _limits: list(singles.values()))
+    return freeze(problem, options.links, draft, single=spans(singles))
 
 
 @policy("heft")
 def heft(problem: Problem, options: Options) -> Schedule:
     """HEFT with insertion."""
-    order = priority_order(problem, upward_ranks(problem))
-    return freeze(run_list(problem, options.links, order, earliest_finish), "heft")
+    draft = best_of(problem, options, lambda limits: [heft_draft(problem, options.links, limits)])
+    return freeze(problem, options.links, draft)
 
 
 @policy("lookahead")
 def lookahead(problem: Problem, options: Options) -> Schedule:
     """One-level look-ahead HEFT with insertion."""
-    rank = upward_ranks(problem)
-    order = priority_order(problem, rank)
-    choose = look_ahead(children_by_rank(problem, rank))
-    return freeze(run_list(problem, options.links, order, choose), "lookahead")
+    draft = best_of(
+        problem, options, lambda limits: [lookahead_draft(problem, options.links, limits)]
+    )
+    return freeze(problem, options.links, draft)
 
 
 @policy("auto")
 def auto(problem: Problem, options: Options) -> Schedule:
-    """The best of all seeds; never worse than any single device."""
-    runs = single_device_runs(problem, options.links)
+    """The best of all seeds, then searched on; never worse than any single device."""
+    started = time.perf_counter()
+    if use_compiled(options) and problem.n and problem.m > 1:
+        from crossdock.scheduler.refine import refine
+
+        return refine(problem, options, started)
+    singles = single_drafts(problem, options.links, rank_order(problem))
+
+    def make(limits: Limits) -> list[Draft]:
+        return [*singles.values(), *python_drafts(problem, options.links, limits)]
+
+    draft = best_of(problem, options, make)
+    draft = replace(draft, name=f"auto:{draft.name}")
+    return freeze(problem, options.links, draft, single=spans(singles))
+
+
+def use_compiled(options: Options) -> bool:
+    """Whether the compiled search is asked for, or loaded already."""
+    return COMPILED in sys.modules if options.compiled is None else options.compiled
+
+
+def warm_up() -> None:
+    """Load the compiled search (and compile it once a machine), so that ``auto`` uses it."""
+    from crossdock.scheduler.refine import warm_up as load
+
+    load()
+
+
+def spans(singles: Mapping[str, Draft]) -> dict[str, float]:
+    """Predicted makespan of every single-device plan."""
+    return {name: draft.makespan for name, draft in singles.items()}
+
+
+def rank_order(problem: Problem) -> Ints:
+    """HEFT's order of the tasks, int64 (n,)."""
+    return priority_order(problem, upward_ranks(problem))
+
+
+def heft_draft(problem: Problem, links: Links, limits: Limits) -> Draft:
+    """One HEFT run."""
+    state = run_list(problem, links, limits, rank_order(problem), earliest_finish)
+    return draft_of(state, "heft")
+
+
+def lookahead_draft(problem: Problem, links: Links, limits: Limits) -> Draft:
+    """One look-ahead run."""
     rank = upward_ranks(problem)
-    order = priority_order(problem, rank)
-    seeds = {f"best_single:{d}": s for d, s in runs.items()}
-    for name, choose in (
-        ("heft", earliest_finish),
-        ("lookahead", look_ahead(children_by_rank(problem, rank))),
-    ):
-        seeds[name] = run_list(problem, options.links, order, choose)
-    name = min(seeds, key=lambda k: seeds[k].makespan())
-    return freeze(seeds[name], f"auto:{name}", runs)
+    choose = look_ahead(children_by_rank(problem, rank))
+    state = run_list(problem, links, limits, priority_order(problem, rank), choose)
+    return draft_of(state, "lookahead")
+
+
+def python_drafts(problem: Problem, links: Links, limits: Limits) -> list[Draft]:
+    """HEFT and, where they are quick enough, look-ahead and the cheapest labelling."""
+    drafts = [heft_draft(problem, links, limits)]
+    if problem.m * problem.m * max(problem.n, len(problem.edge_src)) > PROBES:
+        return drafts
+    drafts.append(lookahead_draft(problem, links, limits))
+    starts = [single_placement(problem, d) for d in range(problem.m)]
+    labels = cheapest_labels(problem, [x.tolist() for x in starts] + [drafts[0].device])
+    order = rank_order(problem)
+    draft = place_fixed(problem, links, limits, order, np.array(labels, np.int64), "labels")
+    return drafts if draft is None else [*drafts, draft]
 
 
 def children_by_rank(problem: Problem, rank: Floats) -> list[list[int]]:
@@ -110,57 +169,3 @@ def children_by_rank(problem: Problem, rank: Floats) -> list[list[int]]:
         sorted(set(task[ptr[t] : ptr[t + 1]]), key=lambda c: (-rank[c], c))
         for t in range(problem.n)
     ]
-
-
-def single_device_runs(problem: Problem, links: Links) -> dict[str, ListState]:
-    """For every device that can run something: all on it, the rest by least added cost.
-
-    Raises:
-        NoPlacement: no single device works, even with the fallback.
-    """
-    order = priority_order(problem, upward_ranks(problem))
-    runs: dict[str, ListState] = {}
-    for d in range(problem.m):
-        if not np.isfinite(problem.cost[:, d]).any() and problem.n:
-            continue
-        try:
-            state = run_list(problem, links, order, fixed(single_placement(problem, d)))
-        except NoPlacement:
-            continue
-        if math.isfinite(state.makespan()):
-            runs[problem.device_ids[d]] = state
-    if not runs:
-        raise NoPlacement("no single device reaches every task, even with fallback; add links")
-    return runs
-
-
-def single_placement(problem: Problem, device: int) -> Ints:
-    """Device of every task, int64 (n,): ``device`` where it can, else the cheapest there.
-
-    A fallback's price is its cost plus the transfers of its edges to and from ``device``.
-    """
-    where = np.full(problem.n, device, np.int64)
-    for t in np.flatnonzero(~np.isfinite(problem.cost[:, device])).tolist():
-        price = problem.cost[t].copy()
-        for near, back in ((problem.preds, False), (problem.succs, True)):
-            for k in range(int(near.ptr[t]), int(near.ptr[t + 1])):
-                size = float(problem.edge_bytes[near.edge[k]])
-                for d in range(problem.m):
-                    pair = (d, device) if back else (device, d)
-                    price[d] += problem.transfer_s(size, *pair)
-        where[t] = int(price.argmin())
-    return where
-
-
-def freeze(state: ListState, name: str, runs: dict[str, ListState] | None = None) -> Schedule:
-    """Schedule of a complete list state."""
-    return make_schedule(
-        state.problem,
-        "serial" if state.serial else "free",
-        state.device,
-        state.start,
-        state.finish,
-        state.sent,
-        name,
-        single={d: s.makespan() for d, s in (runs or {}).items()},
-    )

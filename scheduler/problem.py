@@ -158,6 +158,16 @@ class Problem:
         """Whether some resource group makes two devices exclude each other."""
         return len(set(self.resource.tolist())) < self.m
 
+    @cached_property
+    def tails(self) -> Floats:
+        """Least time from a task's start on a device to the end of all that follows, (n, m).
+
+        ``inf`` where the task cannot run there, or something after it cannot follow.
+        """
+        from crossdock.scheduler.bounds import tails
+
+        return tails(self)
+
     def index(self, task: TaskRef) -> int:
         """Index of a task given by name or index."""
         return task if isinstance(task, int) else self._task_index[task]

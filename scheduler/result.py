@@ -183,8 +183,7 @@ class Options:
         seed: of the search; with ``iterations`` set the result depends on nothing else.
         iterations: search steps instead of wall time.
         memory: never exceed the devices' memory.
-        compiled: use the compiled search; ``None``: only where it is loaded already or the
-            budget is long enough to load it.
+        compiled: use the compiled search; ``None``: only where ``warm_up`` has loaded it.
     """
 
     links: Links = "serial"

@@ -1,11 +1,12 @@
-"""What each task reads: producers, tensors and bytes under a link model."""
+"""What each task reads, and how large a tensor's copy on another device is."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from crossdock.scheduler.problem import Floats, Problem
-from crossdock.scheduler.result import Links
 
 
 def tensor_bytes(problem: Problem) -> Floats:
@@ -16,22 +17,31 @@ def tensor_bytes(problem: Problem) -> Floats:
     return size
 
 
-def send_bytes(problem: Problem, links: Links) -> Floats:
-    """Bytes to send for every edge, float64 (e,): serial links send the whole tensor."""
-    if links == "free":
-        return problem.edge_bytes
-    return tensor_bytes(problem)[problem.edge_tensor]
-
-
-def inputs_of(problem: Problem, links: Links) -> list[list[tuple[int, int, float]]]:
-    """(producer, tensor, bytes to send) of every task."""
+def inputs_of(problem: Problem) -> list[list[tuple[int, int, float]]]:
+    """(producer, tensor, bytes) of every task's incoming edges."""
     rows: list[list[tuple[int, int, float]]] = [[] for _ in range(problem.n)]
     for a, b, x, size in zip(
         problem.edge_src.tolist(),
         problem.edge_dst.tolist(),
         problem.edge_tensor.tolist(),
-        send_bytes(problem, links).tolist(),
+        problem.edge_bytes.tolist(),
         strict=True,
     ):
         rows[b].append((a, x, size))
     return rows
+
+
+def copy_bytes(problem: Problem, device: Sequence[int]) -> dict[tuple[int, int], float]:
+    """Bytes of every (tensor, device) that is sent: the tensor's largest edge to that device."""
+    size: dict[tuple[int, int], float] = {}
+    for a, b, x, nbytes in zip(
+        problem.edge_src.tolist(),
+        problem.edge_dst.tolist(),
+        problem.edge_tensor.tolist(),
+        problem.edge_bytes.tolist(),
+        strict=True,
+    ):
+        if device[a] != device[b]:
+            key = (x, device[b])
+            size[key] = max(size.get(key, 0.0), nbytes)
+    return size

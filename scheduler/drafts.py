@@ -1,0 +1,128 @@
+"""Drafts: timed placements on their way to becoming a Schedule, and the choice among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from crossdock.runtime.errors import MemoryBudget, NoPlacement
+from crossdock.scheduler.bounds import lower_bound
+from crossdock.scheduler.decode import Timed, decode, free_transfers
+from crossdock.scheduler.limits import Limits
+from crossdock.scheduler.lists import ListState, run_fixed
+from crossdock.scheduler.memory import peak_bytes
+from crossdock.scheduler.problem import Ints, Problem
+from crossdock.scheduler.result import Links, Options, Schedule
+
+ATTEMPTS = 6  # times that the room for parameters is tightened by what live tensors need
+Maker = Callable[[Limits], "list[Draft]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A placement with times; ``device`` has n entries."""
+
+    name: str
+    device: Sequence[int] | Ints
+    timed: Timed
+
+    @property
+    def makespan(self) -> float:
+        """Predicted end."""
+        return self.timed.makespan
+
+
+def draft_of(state: ListState, name: str) -> Draft:
+    """Draft of a complete list state."""
+    timed = Timed(state.start, state.finish, state.sent, max(state.finish, default=0.0))
+    return Draft(name, state.device, timed)
+
+
+def place_fixed(
+    problem: Problem, links: Links, limits: Limits, order: Ints, device: Ints, name: str
+) -> Draft | None:
+    """The better of insertion and plain decoding of a device vector; None if it cannot work."""
+    state = run_fixed(problem, links, limits, order, device)
+    if state is None:
+        return None
+    plain = Draft(name, device, decode(problem, order, device, links))
+    return min((draft_of(state, name), plain), key=lambda x: x.makespan)
+
+
+def freeze(
+    problem: Problem,
+    links: Links,
+    draft: Draft,
+    *,
+    bound: float | None = None,
+    single: Mapping[str, float] | None = None,
+    stats: Mapping[str, float] | None = None,
+) -> Schedule:
+    """Make a draft a Schedule; free-link transfers are derived here."""
+    where = np.array(draft.device, np.int64)
+    begin = np.array(draft.timed.start, np.float64)
+    end = np.array(draft.timed.finish, np.float64)
+    serial = links == "serial"
+    moves = list(draft.timed.sent.values()) if serial else free_transfers(problem, where, end)
+    makespan = float(end.max()) if problem.n else 0.0
+    if math.isinf(makespan):
+        raise NoPlacement("an input cannot reach the device of its task; add a link")
+    least = lower_bound(problem) if bound is None else bound
+    for array in (where, begin, end):
+        array.flags.writeable = False
+    return Schedule(
+        problem=problem,
+        links=links,
+        device=where,
+        start=begin,
+        finish=end,
+        transfers=tuple(sorted(moves, key=lambda x: (x.start, x.finish, x.tensor, x.dst))),
+        makespan=makespan,
+        lower_bound=min(least, makespan),
+        policy=draft.name,
+        single=dict(single or {}),
+        stats=dict(stats or {}),
+    )
+
+
+def best_of(problem: Problem, options: Options, make: Maker) -> Draft:
+    """The earliest draft that ``make`` finds, within memory if the options ask for that.
+
+    Raises:
+        MemoryBudget: nothing found fits, with the device and the bytes that miss.
+        NoPlacement: there is no draft at all.
+    """
+    if not options.memory:
+        return min(make(Limits.none(problem)), key=lambda x: x.makespan)
+    room, complaint = problem.mem_bytes.copy(), ""
+    for attempt in range(ATTEMPTS + 1):
+        last = attempt == ATTEMPTS
+        limits = Limits.everything(problem) if last else Limits.parameters(problem, room)
+        try:
+            drafts = sorted(make(limits), key=lambda x: x.makespan)
+        except MemoryBudget as error:
+            complaint = complaint or str(error)
+            continue
+        excess = [_excess(problem, options.links, draft) for draft in drafts]
+        for draft, over in zip(drafts, excess, strict=True):
+            if (over <= 0.0).all():
+                return draft
+        least = min(excess, key=lambda over: float(over.max()))
+        worst = int(least.argmax())
+        complaint = (
+            f"no placement found that fits: {problem.device_ids[worst]} needs "
+            f"{least[worst]:.0f} B more than its {problem.mem_bytes[worst]:.0f} B"
+        )
+        room = room - np.maximum(least, 0.0)
+    raise MemoryBudget(complaint or "no placement found that fits the devices' memory")
+
+
+def _excess(
+    problem: Problem, links: Links, draft: Draft
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Bytes above each device's memory, float64 (m,); at most 0 where it fits."""
+    schedule = freeze(problem, links, draft, bound=0.0)
+    return peak_bytes(problem, schedule) - problem.mem_bytes

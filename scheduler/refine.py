@@ -1,0 +1,307 @@
+"""Portfolio of seeds, then iterated greedy and annealing, on the compiled evaluators.
+
+Importing this loads numba; the first call in a process loads (or compiles, once a machine) the
+kernels. Results depend on the seed alone when the search is bounded by iterations.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from crossdock.runtime.errors import MemoryBudget
+from crossdock.scheduler.compiled_bounds import graph_bound
+from crossdock.scheduler.compiled_core import BIG, Graph, compile_graph, random_state
+from crossdock.scheduler.compiled_greedy import iterated_greedy
+from crossdock.scheduler.compiled_lists import (
+    MEAN,
+    MIDDLE,
+    OPTIMISTIC,
+    insertion,
+    look_ahead,
+    mean_link,
+    order_by,
+    order_by_start,
+    ranks,
+)
+from crossdock.scheduler.compiled_search import Moves, anneal, new_moves
+from crossdock.scheduler.compiled_state import State, new_state
+from crossdock.scheduler.decode import decode
+from crossdock.scheduler.drafts import Draft, best_of, freeze
+from crossdock.scheduler.labels import cheapest_labels
+from crossdock.scheduler.limits import Limits
+from crossdock.scheduler.lists import priority_order, upward_ranks
+from crossdock.scheduler.problem import DeviceSpec, Floats, Ints, LinkSpec, Problem, TaskSpec
+from crossdock.scheduler.result import Links, Options, Schedule
+from crossdock.scheduler.single import single_drafts, single_placement
+
+LINKS: tuple[Links, ...] = ("free", "serial")
+RANK_OF = {MEAN: "heft", MIDDLE: "middle", OPTIMISTIC: "peft"}
+KEPT = 4  # single devices that are seeds, and seeds tried where memory is short
+NEAR = 1.3  # a seed this much worse than the best is no start
+GREEDY = 0.15  # share of the budget for iterated greedy
+ROUND_MOVES = 40  # moves that one round of it counts for
+SMALL = 64  # tasks below which the search starts hotter and from more seeds
+PLAN_SMALL = ((0, 0.4, 1.0), (1, 0.3, 1.0), (-1, 0.3, 0.3))  # (seed, share, heat); -1: the best
+PLAN = ((0, 0.6, 0.5), (1, 0.2, 0.5), (-1, 0.2, 0.2))
+COOLING = 15.0  # first over last temperature of an annealing run
+COMM = 0.3  # weight of the mean transfer in the temperature scale
+LABEL_WORK = 2e4  # edges times device pairs that labelling may take on a second of budget
+RESERVE_S, RESERVE_TASK_S = 5e-4, 2e-6  # of the budget, to turn a solution into a schedule
+SLICE_S = 0.004  # longest compiled call between looks at the clock
+
+
+@dataclass(slots=True)
+class Solution:
+    """A topological order and device vector with its makespan."""
+
+    makespan: float
+    order: Ints
+    device: Ints
+    name: str
+
+
+class Clock:
+    """Budget of a search: wall time until ``until``, or a number of moves."""
+
+    def __init__(self, until: float, iterations: int | None) -> None:
+        self.until = until
+        self.iterations = iterations
+        self.used = 0
+        self.rate = 1e5  # moves a second
+
+    def left(self) -> float:
+        """Seconds that are left; with iterations, moves at a nominal microsecond each."""
+        if self.iterations is not None:
+            return max(0, self.iterations - self.used) * 1e-6
+        return self.until - time.perf_counter()
+
+    def steps(self, seconds: float) -> int:
+        """Moves to make in one compiled call that should take about ``seconds``."""
+        if self.iterations is not None:
+            return max(1, min(4096, round(seconds * 1e6)))
+        return max(1, int(self.rate * min(seconds, SLICE_S)))
+
+    def spent(self, steps: int, seconds: float) -> None:
+        """Account for a call."""
+        self.used += steps
+        self.rate = 0.5 * self.rate + 0.5 * steps / max(seconds, 1e-7)
+
+
+class Search:
+    """One search of one problem under fixed limits; ``run`` gives the best solution.
+
+    Args:
+        problem, options: what to schedule and how.
+        limits: static memory limits that seeds and moves respect.
+        until: clock time to stop at, unless the options count iterations.
+    """
+
+    def __init__(self, problem: Problem, options: Options, limits: Limits, until: float) -> None:
+        self.problem = problem
+        self.clock = Clock(until, options.iterations)
+        self.graph: Graph = compile_graph(problem, options.links, limits)
+        self.bound: float = graph_bound(self.graph)
+        self.rng = random_state(options.seed)
+        self.seeds: list[Solution] = []
+        self.moves: Moves = new_moves(self.graph, self.rng)
+        self.budget = self.clock.left()
+
+    def run(self) -> Solution:
+        """Seeds, iterated greedy, annealing.
+
+        Raises:
+            MemoryBudget: no seed respects the limits.
+        """
+        self._list_seeds()
+        self._label_seeds()
+        if not self.seeds:
+            raise MemoryBudget("no list schedule keeps within the devices' memory")
+        self.seeds.sort(key=lambda x: x.makespan)
+        best = self._greedy(self.seeds[0])
+        return self._anneal(best)
+
+    def done(self, best: Solution) -> bool:
+        """Whether time is up or nothing can be better."""
+        return self.clock.left() <= 0.0 or best.makespan <= self.bound * (1.0 + 1e-12)
+
+    def _add(self, device: Ints, order: Ints, name: str) -> None:
+        """Evaluate a seed exactly and keep it."""
+        makespan = self._value(order, device)
+        if makespan < BIG:
+            self.seeds.append(Solution(makespan, order, device, name))
+
+    def _value(self, order: Ints, device: Ints) -> float:
+        """Exact makespan; list schedules only estimate it under serial links."""
+        return float(new_state(self.graph, order, device).value[0])
+
+    def _list_seeds(self) -> None:
+        g, tail = self.graph, np.minimum(self.graph.tail, BIG)
+        for mode, name in ((MEAN, "heft"), (MIDDLE, "middle"), (OPTIMISTIC, "peft")):
+            began = time.perf_counter()
+            rank = ranks(g, mode)
+            order = order_by(g, rank)
+            for share in (0.0, 0.5, 1.0):
+                found = insertion(g, order, share * tail)
+                self._keep_list(found, f"{name}+{share:g}tail" if share else name)
+            took = time.perf_counter() - began
+            fan_out = len(g.succ) / max(1, self.problem.n)
+            ahead = took / 3.0 * (1.0 + self.problem.m * fan_out)
+            if self.clock.iterations is not None or ahead < 0.2 * self.clock.left():
+                self._keep_list(look_ahead(g, order, rank), f"{name}+lookahead")
+            if self.clock.iterations is None and self.clock.left() < 0.5 * self.budget:
+                break
+        self._single_seeds(order_by(g, ranks(g, MEAN)))
+
+    def _keep_list(self, found: tuple[float, Ints, Floats], name: str) -> None:
+        makespan, device, start = found
+        if makespan < BIG:
+            self._add(device, order_by_start(self.graph, device, start), name)
+
+    def _single_seeds(self, order: Ints) -> None:
+        if np.isfinite(self.graph.room).any():
+            return
+        for d in np.argsort(self.problem.cost.sum(axis=0), kind="stable")[:KEPT].tolist():
+            device = single_placement(self.problem, d)
+            self._add(device, order, f"best_single:{self.problem.device_ids[d]}")
+
+    def _label_seeds(self) -> None:
+        p = self.problem
+        if len(p.edge_src) * p.m * p.m > LABEL_WORK * self.clock.left() or not self.seeds:
+            return
+        starts = [x.device.tolist() for x in sorted(self.seeds, key=lambda x: x.makespan)[:1]]
+        starts += [single_placement(p, d).tolist() for d in range(min(p.m, 3))]
+        device = np.array(cheapest_labels(p, starts), np.int64)
+        held = np.bincount(device, self.graph.held, minlength=p.m)
+        if (held <= self.graph.room).all():
+            self._add(device, order_by(self.graph, ranks(self.graph, MEAN)), "labels")
+
+    def _greedy(self, seed: Solution) -> Solution:
+        """Iterated greedy from the ranks of the best seed's kind."""
+        g, clock, best = self.graph, self.clock, seed
+        mode = next((m for m, n in RANK_OF.items() if best.name.startswith(n)), MIDDLE)
+        rank, bias = ranks(g, mode), np.zeros(g.cost.shape)
+        if best.name.endswith("tail"):
+            bias = np.minimum(g.tail, BIG) * (0.5 if "0.5" in best.name else 1.0)
+        stop = clock.left() - GREEDY * self.budget
+        rounds = 2
+        while clock.left() > stop and not self.done(best):
+            began = time.perf_counter()
+            makespan, device, start = iterated_greedy(g, rank, bias, rounds, self.rng)
+            each = (time.perf_counter() - began) / (rounds + 1)
+            if makespan < best.makespan * (1.0 - 1e-12):
+                order, name = order_by_start(g, device, start), seed.name + "+greedy"
+                exact = self._value(order, device)
+                if exact < best.makespan * (1.0 - 1e-12):
+                    best = Solution(exact, order, device, name)
+            clock.used += rounds * ROUND_MOVES
+            if clock.iterations is None:
+                rounds = max(1, int(min(SLICE_S, max(0.0, clock.left() - stop)) / each))
+            else:
+                rounds = 16
+        return best
+
+    def _anneal(self, best: Solution) -> Solution:
+        """Annealing runs from the best seeds and then from the best solution."""
+        starts = [best] + [
+            x for x in self.seeds if x is not best and x.makespan < NEAR * best.makespan
+        ]
+        total = self.clock.left()
+        done = 0.0
+        for which, share, heat in PLAN_SMALL if self.problem.n < SMALL else PLAN:
+            done += share
+            start = starts[which] if 0 <= which < len(starts) else best
+            best = self._cool(best, start, heat, total * (1.0 - done))
+        return best
+
+    def _cool(self, best: Solution, start: Solution, heat: float, stop: float) -> Solution:
+        """One annealing run, until ``stop`` seconds are left."""
+        g, clock = self.graph, self.clock
+        span = clock.left() - stop
+        if span <= 0.0 or self.done(best):
+            return best
+        state = new_state(g, start.order, start.device)
+        hot = heat * self._scale() / max(best.makespan, 1e-300)
+        while not self.done(best):
+            at = 1.0 - (clock.left() - stop) / span
+            if at >= 1.0:
+                break
+            steps = clock.steps(min(span / 12.0, clock.left() - stop))
+            ahead = min(1.0, at + steps / max(clock.rate * span, 1.0))
+            began = time.perf_counter()
+            anneal(g, state, self.moves, steps, hot * COOLING**-at, hot * COOLING**-ahead)
+            clock.spent(steps, time.perf_counter() - began)
+            best = self._improved(state, best, start.name)
+        return best
+
+    def _improved(self, state: State, best: Solution, name: str) -> Solution:
+        makespan = float(state.value[1])
+        if makespan >= best.makespan * (1.0 - 1e-12):
+            return best
+        label = name if name.endswith("+search") else f"{name}+search"
+        return Solution(makespan, state.best_order.copy(), state.best_device.copy(), label)
+
+    def _scale(self) -> float:
+        """Typical cost of a change: a task's least cost plus a share of a transfer."""
+        g = self.graph
+        scale = float(g.cost.min(axis=1).mean())
+        if len(g.pred):
+            latency, inv_bw = mean_link(g)
+            scale += COMM * (latency + float(g.pred_bytes.mean()) * inv_bw)
+        return scale
+
+
+def refine(problem: Problem, options: Options, started: float) -> Schedule:
+    """Search ``problem`` within the options' budget, counted from ``started``."""
+    reserve = RESERVE_S + RESERVE_TASK_S * (problem.n + len(problem.edge_src))
+    until = started + max(0.0, options.budget_s - reserve)
+    bounds: list[float] = []
+    moves: list[int] = []
+
+    def make(limits: Limits) -> list[Draft]:
+        search = Search(problem, options, limits, until)
+        best = search.run()
+        bounds.append(search.bound)
+        moves.append(search.clock.used)
+        drafts = sorted(search.seeds, key=lambda x: x.makespan) if options.memory else []
+        return [as_draft(problem, options, x) for x in (best, *drafts[:KEPT])]
+
+    draft = best_of(problem, options, make)
+    single = {
+        d: float(s) for d, s in zip(problem.device_ids, problem.cost.sum(axis=0), strict=True)
+    }
+    if not np.isfinite(problem.cost).all():
+        order = order_of(problem)
+        drafts = single_drafts(problem, options.links, order)
+        single = {name: x.makespan for name, x in drafts.items()}
+        if not options.memory:
+            draft = min([draft, *drafts.values()], key=lambda x: x.makespan)
+    stats = {"moves": float(sum(moves)), "seconds": time.perf_counter() - started}
+    named = replace(draft, name=f"auto:{draft.name}")
+    return freeze(problem, options.links, named, bound=max(bounds), single=single, stats=stats)
+
+
+def as_draft(problem: Problem, options: Options, found: Solution) -> Draft:
+    """Times of a solution, in plain Python: what is reported does not rest on compiled code."""
+    return Draft(
+        found.name, found.device, decode(problem, found.order, found.device, options.links)
+    )
+
+
+def order_of(problem: Problem) -> Ints:
+    """HEFT's order of the tasks, int64 (n,)."""
+    return priority_order(problem, upward_ranks(problem))
+
+
+def warm_up() -> None:
+    """Load or compile every kernel, for both link models."""
+    problem = Problem.build(
+        [TaskSpec(str(i), [1.0, 1.0]) for i in range(7)],
+        [(0, 1, 1.0), (0, 2, 1.0), (1, 3, 1.0), (2, 3, 1.0)],
+        [DeviceSpec("a"), DeviceSpec("b")],
+        [LinkSpec("a", "b", 0.1, 10.0, both=True)],
+    )
+    for links in LINKS:
+        Search(problem, Options(links=links, iterations=64), Limits.none(problem), 0.0).run()
