@@ -40,7 +40,7 @@ def to_numpy(dtype: str) -> np.dtype[Any]:
 
 def from_numpy(dtype: Any) -> str:
     """Return the type name of a numpy dtype (or anything ``numpy.dtype`` takes)."""
-    name = np.dtype(dtype).name
+    name = str(np.dtype(dtype).name)
     if name not in DTYPES:
         raise ShapeError(f"element type {name!r} is not supported; use one of {', '.join(DTYPES)}")
     return name

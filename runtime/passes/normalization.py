@@ -77,7 +77,8 @@ def _batch_norm(
     if node.inputs[0] != value or any(v not in constants for v in node.operands[1:]):
         return None
     arrays = [None if v is None else constants[v].astype(np.float64) for v in node.inputs[1:]]
-    mean, variance, gain, bias = (*arrays, *[None] * (4 - len(arrays)))
+    arrays += [None] * (4 - len(arrays))
+    mean, variance, gain, bias = arrays
     assert mean is not None
     assert variance is not None
     scale = 1.0 / np.sqrt(variance + float(node.attrs["epsilon"]))
