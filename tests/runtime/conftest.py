@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,14 @@ from crossdock.devices.base import Device, DeviceInfo
 from crossdock.devices.sim import SimSpec
 from crossdock.runtime import costing
 from tests.runtime.lazy_device import LazyDevice, World
+
+
+@pytest.fixture
+def no_hang() -> Iterator[None]:
+    """End the whole run, and show every thread's stack, if one test takes two minutes."""
+    faulthandler.dump_traceback_later(120, exit=True, file=2)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")
