@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import faulthandler
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from crossdock.devices import registry, sim
 from crossdock.devices.base import Device, DeviceInfo
-from crossdock.devices.sim import SimSpec
+from crossdock.devices.sim import SimQueue, SimSpec
 from crossdock.runtime import costing
 from tests.runtime.lazy_device import LazyDevice, World
 
@@ -82,3 +84,31 @@ def machine(costs: costing.CostStore) -> Iterator[Machine]:
     made = Machine()
     yield made
     made.end()
+
+
+class Gate:
+    """Holds up what simulated devices compute until it is opened."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.reached = threading.Event()
+
+    def hold(self) -> None:
+        """Called by a queue before it computes."""
+        self.reached.set()
+        assert self.open.wait(60)
+
+
+@pytest.fixture
+def gate(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """A closed gate before the compute queues of simulated devices."""
+    made = Gate()
+    execute = SimQueue.execute
+
+    def held(self: SimQueue, *args: Any, **options: Any) -> Any:
+        made.hold()
+        return execute(self, *args, **options)
+
+    monkeypatch.setattr(SimQueue, "execute", held)
+    yield made
+    made.open.set()

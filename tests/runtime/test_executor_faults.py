@@ -1,0 +1,205 @@
+"""Failures at every step of every device: the first cause reaches the caller, and nobody hangs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import crossdock as xd
+from crossdock.devices import cpu, registry, sim
+from crossdock.devices.sim import Fault
+from crossdock.kernels.reference import evaluate
+from crossdock.runtime.errors import (
+    DeviceError,
+    DeviceLost,
+    ExecutionError,
+    OutOfMemory,
+    Timeout,
+)
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.session import Session
+from tests.runtime.conftest import Machine
+from tests.runtime.strategies import whole_feeds
+
+Array = np.ndarray[Any, np.dtype[Any]]
+pytestmark = pytest.mark.usefixtures("no_hang")
+A, B = "sim:a", "sim:b"
+PLACES = {"n0": A, "n1": B, "n2": A, "n3": "cpu:0", "n4": B, "n5": A, "n6": A}
+WANTED = {"oom": OutOfMemory, "launch": DeviceError, "lost": DeviceLost}
+
+
+def relay() -> Graph:
+    """Values handed from device to device, with branches that run at the same time."""
+    b = xd.GraphBuilder()
+    x = b.input("x", (3, 4))
+    n0 = b.add(x, x, label="n0")
+    n1 = b.mul(n0, x, label="n1")
+    n2 = b.sub(n0, x, label="n2")
+    n3 = b.add(n1, n2, label="n3")
+    n4 = b.max(n3, n1, label="n4")
+    n5 = b.transpose(b.add(n3, n4, label="n5"), label="n6")
+    return b.build({"y": n5, "z": n4})
+
+
+def compiled(graph: Graph, **options: Any) -> Session:
+    rules = xd.Constraints(pin=PLACES)
+    return xd.compile(graph, ["cpu:0", A, B], constraints=rules, measure=False, **options)
+
+
+def check(session: Session, graph: Graph, seed: int) -> None:
+    feeds = whole_feeds(graph, seed)
+    got, want = session.run(feeds, timeout=30), evaluate(graph, feeds)
+    for name, array in want.items():
+        np.testing.assert_array_equal(got[name], array)
+
+
+def faulty(machine: Machine, device: str, fault: Fault) -> None:
+    for name in ("a", "b"):
+        machine.sim(name, faults=(fault,) if device == f"sim:{name}" else ())
+
+
+EVERYWHERE = [(d, i) for d in (A, B) for i in range(list(PLACES.values()).count(d))]
+
+
+@pytest.mark.parametrize(("device", "step"), EVERYWHERE)
+@pytest.mark.parametrize("kind", ["oom", "launch"])
+def test_a_passing_failure_is_told_and_the_session_goes_on(
+    machine: Machine, kind: str, device: str, step: int
+) -> None:
+    faulty(machine, device, Fault(kind, step))
+    graph = relay()
+    with compiled(graph, runs_at_once=1) as session:
+        with pytest.raises(WANTED[kind], match=f"{device}: step {step} .*as its fault plan says"):
+            session.run(whole_feeds(graph, 0))
+        for seed in range(3):
+            check(session, graph, seed)
+
+
+@pytest.mark.parametrize(("device", "step"), EVERYWHERE)
+def test_a_lost_device_fails_every_run_from_then_on(
+    machine: Machine, device: str, step: int
+) -> None:
+    faulty(machine, device, Fault("lost", step))
+    graph = relay()
+    with compiled(graph, runs_at_once=1) as session:
+        for _ in range(3):
+            with pytest.raises(DeviceLost, match=f"{device} was lost at step {step}"):
+                session.run(whole_feeds(graph, 0))
+
+
+@pytest.mark.parametrize(("device", "step"), EVERYWHERE)
+def test_a_hanging_device_lets_the_caller_go_at_the_deadline(
+    machine: Machine, device: str, step: int
+) -> None:
+    faulty(machine, device, Fault("hang", step))
+    graph = relay()
+    with compiled(graph) as session:
+        with pytest.raises(Timeout, match=r"not done after 0\.05 s"):
+            session.run(whole_feeds(graph, 0), timeout=0.05)
+        future = session.submit(whole_feeds(graph, 0), timeout=0.05)
+        with pytest.raises(Timeout):
+            future.result(30)
+        # Closing the device fails what hangs: its workers come back to life.
+        pool = session._bound().pool
+    machine.forget(device)
+    with pool._change:
+        assert pool._change.wait_for(lambda: len(pool._free) == pool._made, 30)
+
+
+def test_a_slow_device_changes_no_answer(machine: Machine) -> None:
+    faulty(machine, "sim:a", Fault("slow", 1, factor=1e6))
+    graph = relay()
+    with compiled(graph) as session:
+        for seed in range(3):
+            check(session, graph, seed)
+
+
+def test_a_failure_takes_one_run_of_many(machine: Machine) -> None:
+    faulty(machine, "sim:b", Fault("launch", 40))
+    graph = relay()
+    feeds = [whole_feeds(graph, i) for i in range(8)]
+    wants = [evaluate(graph, f) for f in feeds]
+    with compiled(graph, runs_at_once=4) as session:
+        futures = [(i, session.submit(feeds[i])) for _ in range(5) for i in range(8)]
+        errors = [f.exception(60) for _, f in futures]
+        (failed,) = [e for e in errors if e is not None]
+        assert "sim:b: step 40" in str(failed)
+        for i, future in futures:
+            if future.exception() is None:
+                np.testing.assert_array_equal(future.result()["y"], wants[i]["y"])
+
+
+def test_what_is_no_error_of_ours_is_wrapped_with_its_cause(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty(machine, "", Fault("slow", 0, factor=1.0))
+    graph = relay()
+
+    def bad(*_: object) -> None:
+        raise ZeroDivisionError("in a kernel")
+
+    with compiled(graph) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(sim._Timed, "run", bad)
+            with pytest.raises(ExecutionError, match="ZeroDivisionError: in a kernel") as caught:
+                session.run(whole_feeds(graph, 0))
+            assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        check(session, graph, 1)
+
+
+def test_the_same_on_the_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = relay()
+
+    def bad(*_: object) -> None:
+        raise ZeroDivisionError("in a kernel")
+
+    with xd.compile(graph, "cpu:0", measure=False, runs_at_once=1) as session:
+        for timeout in (None, 30):
+            with monkeypatch.context() as patch:
+                patch.setattr(cpu.CpuQueue, "execute", bad)
+                with pytest.raises(ExecutionError, match="ZeroDivisionError: in a kernel"):
+                    session.run(whole_feeds(graph, 0), timeout=timeout)
+            check(session, graph, 1)
+
+
+def test_a_queue_that_cannot_even_finish_is_survived(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty(machine, "sim:a", Fault("launch", 1))
+    graph = relay()
+
+    def bad(*_: object) -> None:
+        raise RuntimeError("the driver is gone")
+
+    with compiled(graph, runs_at_once=1) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(sim.SimQueue, "finish", bad)
+            with pytest.raises(DeviceError, match="sim:a: step 1"):
+                session.run(whole_feeds(graph, 0), timeout=30)
+        check(session, graph, 1)
+
+
+def test_a_closed_device_is_an_error_and_no_hang(machine: Machine) -> None:
+    faulty(machine, "", Fault("slow", 0, factor=1.0))
+    graph = relay()
+    with compiled(graph, runs_at_once=1) as session:
+        check(session, graph, 0)
+        machine.device("sim:b").worker("compute").stop()
+        for _ in range(2):
+            with pytest.raises(DeviceError, match="sim:b compute: it was closed"):
+                session.run(whole_feeds(graph, 0), timeout=30)
+
+
+def test_an_opencl_device_closed_under_a_session_is_an_error(opencl: Any) -> None:
+    graph = relay()
+    rules = xd.Constraints(pin={"n0": opencl.id, "n3": "cpu:0"})
+    devices = [opencl.id, "cpu:0"]
+    with xd.compile(graph, devices, constraints=rules, measure=False, threads=1) as session:
+        check(session, graph, 0)
+        closed = session.devices[opencl.id]
+        closed.close()
+        registry._OPEN.pop((opencl.id, 1, None))
+        with pytest.raises(DeviceError):
+            session.run(whole_feeds(graph, 0), timeout=30)
