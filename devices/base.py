@@ -9,6 +9,7 @@ cause to every waiter, and nobody hangs.
 
 from __future__ import annotations
 
+import atexit
 import bisect
 import copy
 import enum
@@ -304,10 +305,48 @@ class Point:
         self.timeline.advance(self.value, event)
 
 
+EXIT_SECONDS = 1.0
+"""How long the end of the process waits for jobs: a thread that the interpreter kills inside of a
+driver's code takes the process down with it."""
+
+
+class _Jobs:
+    """The jobs that run in this process, counted so that its end can wait for them."""
+
+    def __init__(self) -> None:
+        self.ending = False
+        self._running = 0
+        self._changed = threading.Condition()
+
+    def run(self, job: Callable[[], None]) -> None:
+        with self._changed:
+            self._running += 1
+        try:
+            job()
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def end(self) -> None:
+        self.ending = True
+        with self._changed:
+            self._changed.wait_for(lambda: self._running == 0, EXIT_SECONDS)
+
+
+_JOBS = _Jobs()
+atexit.register(_JOBS.end)
+
+
+def ending() -> bool:
+    """Whether the process is ending: jobs should, too."""
+    return _JOBS.ending
+
+
 def run_job(job: Callable[[], None]) -> None:
     """Call a job; one that raises is reported, so that its thread goes on with the others."""
     try:
-        job()
+        _JOBS.run(job)
     except Exception as error:  # noqa: BLE001 - one bad job must not strand the others
         told = (type(error), error, error.__traceback__, threading.current_thread())
         threading.excepthook(threading.ExceptHookArgs(told))

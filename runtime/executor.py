@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from crossdock.devices.base import Event, Point, Queue, Span, Timeline, run_job
+from crossdock.devices.base import Event, Point, Queue, Span, Timeline, ending, run_job
 from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory, Timeout
 from crossdock.runtime.lower import Instance, Program, Segment
 from crossdock.runtime.tensor import Array
@@ -70,6 +70,7 @@ class Run:
         try:
             self._feed(feeds)
             for part in self.program.segments:
+                self._check()
                 self._do(part, ())
             return self._collect(began)
         except Error:
@@ -164,8 +165,7 @@ class Run:
         try:
             last: Event | None = None
             for part in parts:
-                if self.cancelled:
-                    raise Cancelled(f"run of {self.program.graph.name!r} was cancelled")
+                self._check()
                 last = self._do(part, self._waits(part))
                 point = self._points.get(part.index)
                 if point is not None:
@@ -179,6 +179,10 @@ class Run:
             self._settle(parts[0])
         finally:
             self._end()
+
+    def _check(self) -> None:
+        if self.cancelled or ending():
+            raise Cancelled(f"run of {self.program.graph.name!r} was cancelled")
 
     def _end(self) -> None:
         """One queue has done its part; the last one ends the run."""

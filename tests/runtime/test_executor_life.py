@@ -1,0 +1,349 @@
+"""Runs given up, sessions closed and forgotten, processes that end: nothing leaks or stays."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import crossdock as xd
+from crossdock.devices import registry
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.host_memory import Budget
+from crossdock.kernels.reference import evaluate
+from crossdock.runtime.errors import FeedError, OutOfMemory, PlanError, Timeout
+from crossdock.runtime.executor import Pool
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.session import Session
+from tests.runtime.conftest import Gate, Machine
+from tests.runtime.lazy_device import World
+from tests.runtime.strategies import whole_feeds
+
+pytestmark = pytest.mark.usefixtures("no_hang")
+
+
+def small() -> Graph:
+    """One op, a weight, and a second output that is the weight."""
+    b = xd.GraphBuilder()
+    x = b.input("x", (3, 4))
+    w = b.constant(np.ones((4, 5), np.float32))
+    return b.build({"y": b.matmul(x, w, label="mm"), "w": b.transpose(b.identity(w), label="t")})
+
+
+def on(device: str, graph: Graph, **options: Any) -> Session:
+    return xd.compile(graph, device, measure=False, **options)
+
+
+def check(session: Session, seed: int = 1) -> None:
+    feeds = whole_feeds(session.graph, seed)
+    want = evaluate(session.graph, feeds)
+    for name, array in session.run(feeds, timeout=60).items():
+        np.testing.assert_array_equal(array, want[name])
+
+
+def pool_of(session: Session) -> Pool:
+    return session._bound().pool
+
+
+def all_free(pool: Pool, made: int) -> bool:
+    """Whether every instance comes back, once each, within ten seconds."""
+    with pool._change:
+        back = pool._change.wait_for(lambda: len(pool._free) >= made, 10)
+        once = len({id(i) for i in pool._free}) == len(pool._free) == pool._made == made
+        return back and once
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        gc.collect()
+        time.sleep(0.005)
+    return true()
+
+
+def test_a_run_out_of_time_leaves_its_memory_to_the_worker(machine: Machine, gate: Gate) -> None:
+    with on(machine.sim("a"), small(), runs_at_once=1) as session:
+        with pytest.raises(Timeout, match=r"not done after 0\.02 s; the session stays usable"):
+            session.run(whole_feeds(session.graph, 0), timeout=0.02)
+        pool = pool_of(session)
+        assert not pool._free, "the worker still uses the instance"
+        with pytest.raises(Timeout, match="no free slot"):
+            session.run(whole_feeds(session.graph, 0), timeout=0.02)
+        with pytest.raises(Timeout):
+            session.submit(whole_feeds(session.graph, 0), timeout=0.02).result(30)
+        gate.open.set()
+        assert all_free(pool, 1)
+        for seed in range(3):
+            check(session, seed)
+        assert all_free(pool, 1)
+
+
+def test_a_host_run_out_of_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from crossdock.devices.cpu import CpuQueue
+
+    held, execute = threading.Event(), CpuQueue.execute
+
+    def slow(self: CpuQueue, *args: Any) -> None:
+        held.wait(30)
+        execute(self, *args)
+
+    with on("cpu:0", small(), runs_at_once=1) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(CpuQueue, "execute", slow)
+            with pytest.raises(Timeout):
+                session.run(whole_feeds(session.graph, 0), timeout=0.02)
+            held.set()
+            assert all_free(pool_of(session), 1)
+        check(session)
+
+
+def test_the_deadline_of_submit_counts_from_submit(machine: Machine, gate: Gate) -> None:
+    with on(machine.sim("a"), small(), runs_at_once=1) as session:
+        first = session.submit(whole_feeds(session.graph, 0))
+        assert gate.reached.wait(10)
+        late = session.submit(whole_feeds(session.graph, 0), timeout=0.02)
+        time.sleep(0.05)
+        gate.open.set()
+        assert first.result(30)
+        with pytest.raises(Timeout):
+            late.result(30)
+
+
+def test_a_future_cancelled_before_its_turn_never_runs(machine: Machine, gate: Gate) -> None:
+    with on(machine.sim("a"), small(), runs_at_once=1) as session:
+        first = session.submit(whole_feeds(session.graph, 0))
+        assert gate.reached.wait(10)
+        second = session.submit({"nonsense": 0})
+        assert second.cancel()
+        assert not first.cancel()
+        gate.open.set()
+        assert first.result(30)
+        assert second.cancelled()
+        check(session)
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Callable[[Gate], None]]:
+    """Sends this process Ctrl-C once a gate has been reached."""
+    threads = []
+
+    def start(gate: Gate) -> None:
+        def send() -> None:
+            assert gate.reached.wait(10)
+            time.sleep(0.02)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+        threads.append(threading.Thread(target=send))
+        threads[-1].start()
+
+    yield start
+    for thread in threads:
+        thread.join()
+
+
+def test_control_c_frees_the_caller_and_the_session_goes_on(
+    machine: Machine, gate: Gate, interrupt: Callable[[Gate], None]
+) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals reach the main thread alone")
+    with on(machine.sim("a"), small(), runs_at_once=1) as session:
+        interrupt(gate)
+        with pytest.raises(KeyboardInterrupt):
+            session.run(whole_feeds(session.graph, 0))
+        pool = pool_of(session)
+        assert not pool._free
+        gate.open.set()
+        assert all_free(pool, 1)
+        check(session)
+
+
+def test_a_session_closed_under_a_run_lets_it_end(machine: Machine, gate: Gate) -> None:
+    device = machine.sim("a")
+    session = on(device, small())
+    feeds = whole_feeds(session.graph, 3)
+    future = session.submit(feeds)
+    assert gate.reached.wait(10)
+    session.close()
+    session.close()
+    with pytest.raises(PlanError, match="closed"):
+        session.run(feeds)
+    with pytest.raises(PlanError, match="closed"):
+        session.submit(feeds).result(10)
+    with pytest.raises(PlanError, match="closed"):
+        _ = session.plan
+    gate.open.set()
+    np.testing.assert_array_equal(future.result(30)["y"], evaluate(session.graph, feeds)["y"])
+    assert session.receipt.ops
+    assert freed(machine.device(device)._budget)  # type: ignore[attr-defined]
+
+
+def freed(budget: Budget) -> bool:
+    return wait_until(lambda: budget.free == budget.limit)
+
+
+@pytest.mark.parametrize("how", ["close", "forget"])
+def test_memory_is_given_back_with_the_session(machine: Machine, how: str) -> None:
+    device = machine.sim("a")
+    budget: Budget = machine.device(device)._budget  # type: ignore[attr-defined]
+    session = on(device, small(), runs_at_once=3)
+    feeds = whole_feeds(session.graph, 0)
+    for future in [session.submit(feeds) for _ in range(9)]:
+        future.result(30)
+    with pytest.raises(FeedError):
+        session.submit({}).result(30)
+    assert budget.free < budget.limit
+    if how == "close":
+        session.close()
+        receipt = session.receipt  # outlives the memory
+        assert receipt.links == {"cpu:0->sim:a": 48, "sim:a->cpu:0": 60}
+        assert freed(budget)
+    else:
+        gone = weakref.ref(session)
+        del session, future
+        assert wait_until(lambda: gone() is None)
+        assert freed(budget)
+
+
+def test_opencl_memory_is_given_back_with_the_session(opencl: DeviceInfo, costs: object) -> None:
+    device: Any = registry.open_device(opencl.id)
+    device._take(0)
+    before = device._used
+    b = xd.GraphBuilder()
+    graph = b.build({"y": b.tanh(b.input("x", (256, 256)))})
+    session = on(opencl.id, graph)
+    check(session)
+    assert device._used > before
+    del session
+
+    def back() -> bool:
+        device._take(0)
+        return bool(device._used == before)
+
+    assert wait_until(back)
+
+
+def test_memory_of_failed_instances_comes_back(machine: Machine) -> None:
+    """The weight fits, an arena does not; then it does."""
+    device = machine.sim("a", memory_bytes=60_000)
+    b = xd.GraphBuilder()
+    graph = b.build({"y": b.add(b.input("x", (50, 50)), b.constant(np.ones((50, 50), np.float32)))})
+    with on(device, graph) as session:
+        other = machine.device(device).allocate(45_000)
+        for _ in range(3):
+            with pytest.raises(OutOfMemory, match="sim:a"):
+                session.run(whole_feeds(graph, 0))
+        other.release()
+        check(session)
+
+
+def test_runs_wait_where_the_device_has_room_for_one(machine: Machine) -> None:
+    device = machine.sim("a", memory_bytes=60_000)
+    b = xd.GraphBuilder()
+    x = b.input("x", (70, 70))
+    graph = b.build({"y": b.add(x, x), "z": b.neg(x)})  # arena of 58,800 bytes
+    with on(device, graph) as session:
+        feeds = whole_feeds(graph, 0)
+        futures = [session.submit(feeds) for _ in range(12)]
+        for future in futures:
+            np.testing.assert_array_equal(future.result(30)["y"], feeds["x"] * 2)
+        assert pool_of(session)._made == 1
+
+
+def opposite(graph: Graph, here: str, there: str) -> tuple[Session, Session]:
+    """Two sessions whose runs go from one device to the other, and back the other way."""
+    ids = ["cpu:0", here, there]
+    ways = [{"left*": a, "right*": b, "join": b} for a, b in ((here, there), (there, here))]
+    one, two = (
+        xd.compile(graph, ids, constraints=xd.Constraints(pin=pin), measure=False, runs_at_once=3)
+        for pin in ways
+    )
+    return one, two
+
+
+def crossing() -> Graph:
+    b = xd.GraphBuilder()
+    x = b.input("x", (3, 4))
+    left = b.abs(b.neg(x, label="left0"), label="left1")
+    right = b.neg(b.abs(left, label="right0"), label="right1")
+    return b.build({"y": b.add(b.neg(right, label="left2"), x, label="join")})
+
+
+@pytest.mark.parametrize("kind", ["sim", "lazy", "opencl"])
+def test_sessions_in_opposite_directions_never_lock_each_other(
+    machine: Machine, kind: str, request: pytest.FixtureRequest
+) -> None:
+    graph = crossing()
+    world = World(5)
+    if kind == "opencl":
+        here, there = str(request.getfixturevalue("opencl").id), machine.sim("b")
+    elif kind == "lazy":
+        here, there = machine.lazy("a", world), machine.lazy("b", world)
+    else:
+        here, there = machine.sim("a"), machine.sim("b")
+    one, two = opposite(graph, here, there)
+    feeds = [whole_feeds(graph, i) for i in range(4)]
+    wants = [evaluate(graph, f)["y"] for f in feeds]
+    with one, two:
+        futures = [(i, s.submit(feeds[i])) for _ in range(12) for i in range(4) for s in (one, two)]
+        for i, future in futures:
+            np.testing.assert_array_equal(future.result(60)["y"], wants[i])
+
+
+EXIT = """
+import sys, threading, time
+import numpy as np
+import crossdock as xd
+from crossdock.devices import sim
+from crossdock.devices.sim import Fault, SimSpec
+
+kind = sys.argv[1]
+b = xd.GraphBuilder()
+x = b.input("x", (512, 512))
+y = x
+for _ in range(50):
+    y = b.matmul(y, x) if kind == "cpu:0" else b.tanh(b.add(y, x))
+    y = b.clamp(y, min_value=-1.0, max_value=1.0)
+graph = b.build({"y": y})
+if kind == "sim:hung":
+    sim.register(SimSpec("hung", faults=(Fault("hang", 1),)))
+session = xd.compile(graph, kind, measure=False)
+feeds = {"x": np.ones((512, 512), np.float32)}
+futures = [session.submit(feeds) for _ in range(20)]
+if kind != "sim:hung":
+    futures[0].result()
+else:
+    time.sleep(0.05)
+print(time.time(), sum(f.done() for f in futures), flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["cpu:0", "sim:hung", "opencl:0"])
+def test_a_process_ends_at_once_with_work_in_flight(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if kind == "opencl:0":
+        kind = str(request.getfixturevalue("opencl").id)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", EXIT, kind],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=tmp_path,
+    )
+    ended = time.time()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    began, finished = done.stdout.split()
+    assert int(finished) < 20, "all work was done already: the test shows nothing"
+    assert ended - float(began) < 4  # two seconds, and what a busy machine adds
