@@ -22,7 +22,7 @@ from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, Ready, prepare
 from crossdock.runtime.prepare import Progress as Progress
 from crossdock.runtime.receipt import Receipt
-from crossdock.runtime.tensor import Array, TensorSpec
+from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 from crossdock.scheduler import policy_names
 
 SHAPES_KEPT = 8
@@ -325,6 +325,8 @@ def _arrays(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, Array]:
 def _checked(name: str, spec: TensorSpec, value: Any) -> Array:
     try:
         array = np.asarray(value)
+    if array.dtype == to_numpy(spec.dtype) and array.shape == spec.shape:
+        return array
         have = TensorSpec.of(array)
     except (Error, TypeError, ValueError) as error:
         raise FeedError(f"input {name!r} wants {spec}: {error}") from error
