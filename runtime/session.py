@@ -325,8 +325,8 @@ def _arrays(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, Array]:
 def _checked(name: str, spec: TensorSpec, value: Any) -> Array:
     try:
         array = np.asarray(value)
-    if array.dtype == to_numpy(spec.dtype) and array.shape == spec.shape:
-        return array
+        if array.dtype == to_numpy(spec.dtype) and array.shape == spec.shape:
+            return array
         have = TensorSpec.of(array)
     except (Error, TypeError, ValueError) as error:
         raise FeedError(f"input {name!r} wants {spec}: {error}") from error
