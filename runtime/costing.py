@@ -137,7 +137,7 @@ class CostStore:
         try:
             data: dict[str, Any] = json.loads(self.path.read_bytes())
             CostModel.from_json(data)
-        except (OSError, ValueError, PlanError):
+        except (OSError, ArithmeticError, ValueError, PlanError):
             return None
         return data
 

@@ -35,13 +35,14 @@ class Target:
 
     ``devices`` holds every device considered, the host first; ``asked`` the ids that ops are
     placed on (the host alone runs what no asked device can). ``capacity`` says how many devices
-    of a resource group may compute at once.
+    of a resource group may compute at once; ``broken`` why a device computes nothing, by id.
     """
 
     devices: tuple[DeviceInfo, ...]
     asked: frozenset[str]
     model: CostModel
     capacity: Mapping[str, int] = field(default_factory=dict)
+    broken: Mapping[str, str] = field(default_factory=dict)
 
     def link(self, src: DeviceInfo, dst: DeviceInfo) -> LinkModel:
         """The measured link, or the default."""
@@ -326,6 +327,8 @@ class _Rules:
 
     def banned(self, node: Node, device: str) -> str:
         """Why a constraint keeps a node off a device; empty where none does."""
+        if device in self._target.broken:
+            return self._target.broken[device]
         if device in self.full:
             return "its memory is too small for this graph"
         for pattern, pinned in self._given.pin.items():

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 
 from crossdock.devices import topology
 from crossdock.devices.base import Cap, Device, DeviceInfo, Span
+from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
 from crossdock.runtime import costing, measure, passes, planner, profiles
 from crossdock.runtime.executor import Pool
@@ -73,8 +74,10 @@ def prepare(
     graph = simplify(graph, config.constraints, config.skip_passes)
     asked = frozenset(devices if config.devices is None else config.devices)
     infos = tuple(d.info for d in devices.values())
-    target = planner.Target(infos, asked, costing.store().model, group_capacity(infos))
     measure_missing(graph, config, devices, progress)
+    broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
+    model = costing.store().model
+    target = planner.Target(infos, asked, model, group_capacity(infos), broken)
     options = planner.Options(config.policy, config.constraints, config.expected_runs)
     plan = planner.make_plan(graph, target, options)
     used = {HOST, *(s.device for s in plan.steps)}
@@ -108,6 +111,16 @@ def group_capacity(infos: Sequence[DeviceInfo], cores: int | None = None) -> dic
     return result
 
 
+_PROBED: dict[str, str] = {}
+"""Why a device failed its probe in this process, by fingerprint; empty where it passed."""
+
+
+def _failure(profile: DeviceProfile | None) -> str:
+    if profile is None or profile.status is Status.PASS:
+        return ""
+    return f"failed its probe: {profile.reason}"
+
+
 def measure_missing(
     graph: Graph, config: Config, devices: Mapping[str, Device], progress: Progress | None
 ) -> None:
@@ -117,16 +130,20 @@ def measure_missing(
     costs = costing.store()
     before = costs.model.version
     real = [d.info for d in devices.values() if Cap.VIRTUAL_TIME not in d.info.caps]
-    if any(costs.model.rates(info.fingerprint) is None for info in real):
+    unknown = [i for i in real if costs.model.rates(i.fingerprint) is None]
+    if any(info.fingerprint not in _PROBED for info in unknown):
         ids = [info.id for info in real]
-        profiles.apply(probe(quick=True, devices=ids, threads=config.threads), costs.model)
-    for name, device in devices.items():
-        if name != HOST:
+        machine = probe(quick=True, devices=ids, threads=config.threads)
+        profiles.apply(machine, costs.model)
+        _PROBED.update((i.fingerprint, _failure(machine.device(i.id))) for i in real)
+    sound = [d for d in devices.values() if not _PROBED.get(d.info.fingerprint)]
+    for device in sound:
+        if device.info.id != HOST:
             measure.measure_link(devices[HOST], device, costs.model)
     budget = MEASURE_SECONDS if config.measure is True else float(config.measure)
     measure.measure_ops(
         costing.op_calls(graph),
-        list(devices.values()),
+        sound,
         costs.model,
         budget_s=budget,
         progress=progress,

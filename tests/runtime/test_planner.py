@@ -218,6 +218,15 @@ def test_forbidden_devices_are_left_out_with_the_reason() -> None:
     assert "forbidden by 'left'" in plan.explain_op("left")
 
 
+def test_a_broken_device_gets_nothing_and_its_reason_is_told() -> None:
+    on = replace(target((CPU, SLOW), (A, FAST)), broken={"sim:a": "failed its probe: 2 + 2 = 5"})
+    plan = make_plan(two_branches(), on, Options())
+    assert set(where(plan).values()) == {"cpu:0"}
+    assert "2 + 2 = 5" in plan.explain_op("left")
+    with pytest.raises(NoPlacement, match="2 \\+ 2 = 5"):
+        make_plan(two_branches(), on, Options(constraints=Constraints(pin={"*": "sim:a"})))
+
+
 def test_rules_that_leave_nothing_name_every_op() -> None:
     everywhere = ("cpu:0", "sim:a")
     rules = Constraints(forbid={"left": everywhere, "join": everywhere})

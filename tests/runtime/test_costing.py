@@ -1,0 +1,145 @@
+"""Costs of ops on devices, and the file they are kept in."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import crossdock as xd
+from crossdock.devices import cpu
+from crossdock.runtime import costing
+from crossdock.runtime.costing import UNKNOWN_SECONDS, CostStore
+from crossdock.runtime.graph import Graph
+from crossdock.scheduler import CostModel, DeviceRates, Estimate, LinkModel
+
+CPU = cpu.probe().devices[0]
+GPU = replace(CPU, id="opencl:9", kind="nothing-runs-here")
+
+
+def graph() -> Graph:
+    b = xd.GraphBuilder(fold=False)
+    x = b.input("x", (8, 16))
+    w = b.constant(np.ones((16, 4), np.float32))
+    y = b.reshape(b.matmul(x, w, label="mm"), [4, 8], label="shape")
+    return b.build({"y": b.identity(b.reshape(y, [32])), "z": b.relu(y, label="act")})
+
+
+def test_calls_know_specs_and_constants() -> None:
+    calls = costing.op_calls(graph())
+    assert [str(s) for s in calls["mm"].inputs] == ["float32[8,16]", "float32[16,4]"]
+    assert list(calls["mm"].constants) == [1]
+    work = costing.op_work(calls["mm"])
+    assert work.flops == 2 * 8 * 16 * 4
+    assert costing.cost_work(calls["mm"]).op_class == "gemm"
+
+
+def test_aliases_share_the_bytes_of_their_root() -> None:
+    made = graph()
+    roots = costing.alias_roots(made)
+    mm, act = (next(n for n in made.nodes if n.name == name) for name in ("mm", "act"))
+    assert roots[made.outputs["y"]] == mm.outputs[0]
+    assert roots[act.outputs[0]] == act.outputs[0]
+    assert roots["x"] == "x"
+    assert {roots[c] for c in made.constants} == set(made.constants)
+
+
+def test_the_cheapest_known_kernel_is_offered() -> None:
+    call = costing.op_calls(graph())["mm"]
+    model = CostModel()
+    blind = costing.offers(call, [CPU], model)
+    assert not blind.best[CPU.id].estimate.known
+    model.record_many(CPU.fingerprint, "array", call.key(), [1e-6] * 5)
+    assert costing.offers(call, [CPU], model).best[CPU.id].kernel.name == "array"
+
+
+def test_a_device_without_a_kernel_says_why() -> None:
+    made = costing.offers(costing.op_calls(graph())["mm"], [CPU, GPU], CostModel())
+    assert set(made.best) == {CPU.id}
+    assert set(made.reasons) == {GPU.id}
+    assert made.reasons[GPU.id]
+
+
+def test_an_interval_is_ordered_even_for_the_unknown() -> None:
+    for estimate in (Estimate.unknown(), DEFINITE):
+        seconds, low, high = costing.interval(estimate)
+        assert 0 <= low <= seconds <= high
+    assert costing.interval(Estimate.unknown())[0] == UNKNOWN_SECONDS
+
+
+MODEL = CostModel()
+MODEL.record_many("cpu", "kernel", "key", [1e-3, 2e-3, 1e-3])
+DEFINITE = MODEL.estimate("cpu", "kernel", "key")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CROSSDOCK_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def filled(key: str, folder: Path) -> CostStore:
+    """A store with one measurement, its rates and a link."""
+    made = CostStore()
+    made.model.record_many("cpu", "kernel", key, [1e-3, 2e-3])
+    made.model.set_rates(f"device of {key}", DeviceRates({"*": 1e9}, 1e9, 1e-6))
+    made.model.set_link("cpu", f"device of {key}", LinkModel(1e-6, ((1.0, 1e9),)))
+    return made
+
+
+def test_costs_are_kept_and_read_again(folder: Path) -> None:
+    filled("a", folder).save()
+    assert [p.name for p in folder.iterdir()] == ["costs.json"]
+    again = CostStore()
+    assert again.model.samples("cpu", "kernel", "a") == (1e-3, 2e-3)
+    version = again.model.version
+    again.save()
+    assert CostStore().model.version == version
+
+
+def test_what_another_process_measured_meanwhile_is_not_lost(folder: Path) -> None:
+    one, two = filled("a", folder), filled("b", folder)
+    two.model.record_many("cpu", "kernel", "a", [5e-3])
+    one.save()
+    two.save()
+    both = CostStore().model
+    assert both.samples("cpu", "kernel", "a") == (5e-3,), "the last to write is believed"
+    assert both.samples("cpu", "kernel", "b") == (1e-3, 2e-3)
+    assert both.rates("device of a") is not None
+    assert both.link("cpu", "device of b") is not None
+
+
+@pytest.mark.parametrize("junk", ["", "{", "[]", "3", '{"schema": "other"}', "\x00\xff"])
+def test_a_damaged_file_means_measuring_again(folder: Path, junk: str) -> None:
+    (folder / "costs.json").write_text(junk, encoding="latin-1")
+    made = filled("a", folder)
+    assert made.model.samples("cpu", "kernel", "a")
+    made.save()
+    assert json.loads((folder / "costs.json").read_text())["kernels"]
+
+
+def test_a_file_that_cannot_be_written_is_no_failure(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = filled("a", folder)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    made.save()
+    assert list(folder.iterdir()) == []
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    made.save()
+
+
+def test_without_a_cache_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSDOCK_CACHE_DIR", "off")
+    made = CostStore()
+    assert made.path is None
+    made.save()
