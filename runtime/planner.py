@@ -64,12 +64,18 @@ class Target:
 
 @dataclass(frozen=True)
 class Options:
-    """How to plan; see ``session.compile``."""
+    """How to plan; see ``session.compile``.
+
+    ``search`` lets the policy search on with compiled code for ``budget_s`` seconds: better plans,
+    but code that takes seconds to load, and a plan that depends on the time there was. Without,
+    the same graph, target and options give the same plan.
+    """
 
     policy: str = "auto"
     constraints: Constraints = field(default_factory=Constraints)
     expected_runs: int = 1000
     budget_s: float = 0.2
+    search: bool = False
 
 
 def make_plan(graph: Graph, target: Target, options: Options) -> Plan:
@@ -127,7 +133,13 @@ def _draft(
     edges = _edges(graph, placed)
     problem = _problem(graph, placed, offered, edges, target, options, rules)
     made = schedule(
-        problem, options.policy, links="serial", budget_s=options.budget_s, seed=0, memory=memory
+        problem,
+        options.policy,
+        links="serial",
+        budget_s=options.budget_s,
+        seed=0,
+        memory=memory,
+        compiled=options.search,
     )
     tensors = {
         int(number): str(edge.tensor)
