@@ -1,0 +1,75 @@
+"""Two independent branches on two one-core devices; prints what was found as JSON.
+
+Run in a process of its own, since PoCL reads the number of its threads when it is loaded: a part of
+a device made by fission still runs on all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from typing import Any
+
+os.environ["POCL_MAX_PTHREAD_COUNT"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+import numpy as np
+
+import crossdock as xd
+from crossdock.scheduler import warm_up
+
+ROUNDS = 15
+
+
+def branches(depth: int, size: int) -> Any:
+    """Two independent chains of matrix products and their sum."""
+    rng = np.random.default_rng(0)
+    b = xd.GraphBuilder("two branches")
+    x = b.input("x", (size, size))
+    ends = []
+    for side in ("left", "right"):
+        y = x
+        for i in range(depth):
+            w = b.constant((rng.standard_normal((size, size)) / size**0.5).astype(np.float32))
+            y = b.tanh(b.matmul(y, w, label=f"{side}{i}"))
+        ends.append(y)
+    return b.build({"y": b.add(*ends)})
+
+
+def measure(depth: int, size: int) -> dict[str, Any]:
+    """Medians of interleaved runs, predictions and shares; seconds."""
+    opencl = next(d.id for d in xd.devices() if d.kind == "opencl")
+    sets = {"cpu": ["cpu:0"], "opencl": [opencl], "both": ["cpu:0", opencl]}
+    graph = branches(depth, size)
+    feed = {"x": np.random.default_rng(1).standard_normal((size, size)).astype(np.float32)}
+    sessions = {k: xd.compile(graph, v, threads=1) for k, v in sets.items()}
+    answers = {k: s.run(feed)["y"] for k, s in sessions.items()}
+    for answer in answers.values():
+        np.testing.assert_allclose(answer, answers["cpu"], atol=1e-3)
+    times: dict[str, list[float]] = {k: [] for k in sessions}
+    for _ in range(ROUNDS):
+        for name, session in sessions.items():
+            start = time.perf_counter()
+            session.run(feed)
+            times[name].append(time.perf_counter() - start)
+    measured = {k: statistics.median(v) for k, v in times.items()}
+    predicted = {k: s.estimate().seconds for k, s in sessions.items()}
+    plan = sessions["both"].plan
+    return {
+        "size": size,
+        "measured": measured,
+        "predicted": predicted,
+        "speedup": min(measured["cpu"], measured["opencl"]) / measured["both"],
+        "predicted_speedup": min(predicted["cpu"], predicted["opencl"]) / predicted["both"],
+        "lower_bound": plan.lower_bound,
+        "shares": plan.shares(),
+        "policy": plan.policy,
+    }
+
+
+if __name__ == "__main__":
+    warm_up()
+    print(json.dumps([measure(6, int(size)) for size in sys.argv[1:]]))
