@@ -19,7 +19,6 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import numpy as np
 
 import crossdock as xd
-from crossdock.scheduler import warm_up
 
 ROUNDS = 15
 
@@ -45,7 +44,7 @@ def measure(depth: int, size: int) -> dict[str, Any]:
     sets = {"cpu": ["cpu:0"], "opencl": [opencl], "both": ["cpu:0", opencl]}
     graph = branches(depth, size)
     feed = {"x": np.random.default_rng(1).standard_normal((size, size)).astype(np.float32)}
-    sessions = {k: xd.compile(graph, v, threads=1) for k, v in sets.items()}
+    sessions = {k: xd.compile(graph, v, threads=1, search=True) for k, v in sets.items()}
     answers = {k: s.run(feed)["y"] for k, s in sessions.items()}
     for answer in answers.values():
         np.testing.assert_allclose(answer, answers["cpu"], atol=1e-3)
@@ -71,5 +70,4 @@ def measure(depth: int, size: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    warm_up()
     print(json.dumps([measure(6, int(size)) for size in sys.argv[1:]]))

@@ -40,6 +40,7 @@ class Config:
     measure: bool | float = True
     skip_passes: tuple[str, ...] = ()
     runs_at_once: int = RUNS_AT_ONCE
+    search: bool = False
 
 
 @dataclass
@@ -78,7 +79,9 @@ def prepare(
     broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
     model = costing.store().model
     target = planner.Target(infos, asked, model, group_capacity(infos), broken)
-    options = planner.Options(config.policy, config.constraints, config.expected_runs)
+    options = planner.Options(
+        config.policy, config.constraints, config.expected_runs, search=config.search
+    )
     plan = planner.make_plan(graph, target, options)
     used = {HOST, *(s.device for s in plan.steps)}
     program = lower(graph, plan, {d: devices[d] for d in devices if d in used}, progress)

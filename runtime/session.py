@@ -59,6 +59,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     measure: bool | float = True,
     skip_passes: Sequence[str] = (),
     runs_at_once: int = RUNS_AT_ONCE,
+    search: bool = False,
     progress: Progress | None = None,
 ) -> Session:
     """Compile a graph for this machine.
@@ -76,6 +77,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         measure: time kernels not measured before; a number is the budget in seconds.
         skip_passes: graph passes to leave out, by name.
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
+        search: search on from the policy's plan with compiled code: better plans where devices
+            share a graph; the first use on a machine compiles that code, for a minute or two.
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:
@@ -92,6 +95,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         measure,
         tuple(skip_passes),
         runs_at_once,
+        search,
     )
     _check(graph, config)
     session = Session(graph, config, progress)
