@@ -13,7 +13,7 @@ import pytest
 import crossdock as xd
 from crossdock.devices.topology import cpu_count
 
-SIZES = (384, 768, 1024)
+SIZES = (384, 512, 768)
 
 
 @pytest.mark.benchmark(group="placement")
