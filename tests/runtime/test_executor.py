@@ -7,7 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import crossdock as xd
+from crossdock.devices.base import DeviceInfo
 from crossdock.devices.host_memory import HostBuffer
+from crossdock.kernels import table
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime import costing
 from crossdock.runtime.executor import Deadline
@@ -66,3 +68,30 @@ def test_answers_hold_however_late_work_is_done(
     rules = xd.Constraints(pin={name: ids[at] for name, at in where.items()})
     with xd.compile(graph, ids, constraints=rules, measure=False) as session:
         check_runs(session, graph, seed)
+
+
+def able(graph: Graph, info: DeviceInfo) -> set[str]:
+    """The ops that a device has a kernel for."""
+    calls = costing.op_calls(graph)
+    return {name for name, call in calls.items() if table.candidates(call, info).fitting}
+
+
+@settings(ADVERSARIAL, max_examples=12)
+@given(placed_graphs(), st.integers(0, 1 << 16))
+def test_answers_hold_between_real_and_late_devices(
+    machine: Machine, opencl: DeviceInfo, made: tuple[Graph, dict[str, int]], seed: int
+) -> None:
+    graph, where = made
+    can = able(graph, opencl)
+    ids = ["cpu:0", opencl.id, machine.lazy("a", World(seed)), opencl.id]
+    pin = {n: ids[at] for n, at in where.items() if ids[at] != opencl.id or n in can}
+    with xd.compile(
+        graph, ids, constraints=xd.Constraints(pin=pin), measure=False, runs_at_once=2
+    ) as session:
+        check_runs(session, graph, seed)
+        feeds = whole_feeds(graph, seed)
+        want = evaluate(graph, feeds)
+        futures = [session.submit(feeds, timeout=60) for _ in range(6)]
+        for future in futures:
+            for name, array in future.result().items():
+                np.testing.assert_array_equal(array, want[name], err_msg=name)
