@@ -107,9 +107,7 @@ def parse(text: str, attrs: Mapping[str, Any] | None = None) -> Expr:
     Raises:
         GraphError: the text is not in the language (a bug in an op entry).
     """
-    filled = re.sub(
-        r"\{([a-z_]\w*)\}", lambda m: literal((attrs or {})[m.group(1)]), text
-    )
+    filled = re.sub(r"\{([a-z_]\w*)\}", lambda m: literal((attrs or {})[m.group(1)]), text)
     return _Parser(filled).whole()
 
 

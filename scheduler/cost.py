@@ -165,12 +165,12 @@ class CostModel:
         """A new model with both contents; the other's samples count as the newer ones."""
         result = CostModel(keep=max(self._keep, other._keep))
         for model in (self, other):
-            for (fingerprint, variant), shapes in model._kernels.items():
+            for (fingerprint, variant), shapes in model._kernels.items():  # noqa: SLF001 - our own
                 for key, s in shapes.items():
                     result.record_many(fingerprint, variant, key, s.seconds, s.work)
                     result._kernels[fingerprint, variant][key].count += s.count - len(s.seconds)
-            result._rates.update(model._rates)
-            result._links.update(model._links)
+            result._rates.update(model._rates)  # noqa: SLF001
+            result._links.update(model._links)  # noqa: SLF001
         return result
 
     @property

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from crossdock.scheduler.problem import Floats, Ints, Problem
 from crossdock.scheduler.result import Links, Transfer
 from crossdock.scheduler.tensors import copy_bytes, inputs_of

@@ -97,7 +97,7 @@ def _process(
 ) -> tuple[float, Fit]:
     """Log likelihood of held-out shapes (leave one out) and the process."""
     matrix = signal * _kernel(points, points, length) + noise * np.eye(len(rest))
-    inverse = np.linalg.inv(matrix)
+    inverse: Floats = np.linalg.inv(matrix).astype(np.float64)
     weights = inverse @ rest
     spread = 1.0 / np.diag(inverse)
     miss = weights * spread
@@ -129,4 +129,5 @@ def _log_work(works: Sequence[Work]) -> Floats:
 
 def _kernel(a: Floats, b: Floats, length: float) -> Floats:
     gap = ((a[:, None, :] - b[None, :, :]) ** 2).sum(axis=2)
-    return np.exp(gap / (-2.0 * length**2))
+    near: Floats = np.exp(gap / (-2.0 * length**2))
+    return near

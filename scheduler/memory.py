@@ -38,11 +38,12 @@ def peak_bytes(problem: Problem, schedule: Schedule) -> Floats:
         last_use[key] = max(last_use.get(key, 0.0), float(s.finish[b]))
     for x in s.transfers:
         hold(x.dst, x.start, last_use.get((x.tensor, x.dst), x.finish), x.nbytes)
-    return fixed + np.array([_peak(rows) for rows in events])
+    peaks: Floats = fixed + np.array([_peak(rows) for rows in events])
+    return peaks
 
 
 def _release_times(p: Problem, s: Schedule) -> list[float]:
-    release = s.finish.tolist()
+    release: list[float] = s.finish.tolist()
     for t in np.flatnonzero(np.diff(p.succs.ptr) == 0).tolist():
         release[t] = s.makespan
     for a, b in zip(p.edge_src.tolist(), p.edge_dst.tolist(), strict=True):

@@ -146,9 +146,7 @@ class LazyDevice(SimDevice):
     def __init__(self, spec: sim.SimSpec, world: World) -> None:
         super().__init__(spec)
         self.world = world
-        self.queues = {
-            role: LazyQueue(self, role) for role in ("compute", "upload", "download")
-        }
+        self.queues = {role: LazyQueue(self, role) for role in ("compute", "upload", "download")}
 
     def allocate(self, nbytes: int, label: str = "") -> SimBuffer:
         made = super().allocate(nbytes, label)
