@@ -1,4 +1,4 @@
-"""conv2d on a grid: 1x1 as matrix products, depthwise directly, all others as implicit products."""
+"""conv2d on a grid: 1x1 as matrix products, all others but depthwise as implicit products."""
 
 from __future__ import annotations
 
@@ -7,63 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.program import Argument, GridLaunch, In, Lowered, Out, Slot
+from crossdock.devices.program import In, Lowered, Slot
 from crossdock.kernels.grid_common import (
     KINDS,
     MAX_ROWS,
-    Defines,
-    accessors,
-    define,
     has,
-    i32,
-    launch,
     not_among,
     obstacle,
-    on_cpu,
     operand,
     row_major,
 )
-from crossdock.kernels.grid_matmul import DTYPES, FEW_ROWS, Factors, few_rows, tiled
+from crossdock.kernels.grid_matmul import DTYPES, FEW_ROWS, Factors, few_rows, no_tile, tiled
 from crossdock.kernels.grid_pad import Padding, padded
-from crossdock.kernels.grid_product import no_tile
 from crossdock.kernels.grid_window import Assembly, Lattice, Taps, Window, implicit, prepads
 from crossdock.kernels.ops_conv import FILTER_AXES
 from crossdock.kernels.ops_window import Image
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
-
-_DEPTHWISE = r"""
-KERNEL void depthwise(
-    CONSTANT T *RESTRICT x, CONSTANT T *RESTRICT weights, BIAS_PARAM GLOBAL T *RESTRICT y,
-    i32 channels, i32 times, i32 out_h, i32 out_w, i32 window_h, i32 window_w,
-    i32 step_h, i32 step_w, i32 dilation_h, i32 dilation_w, i32 top, i32 left, i32 in_h, i32 in_w,
-    i32 xn, i32 xc, i32 xh, i32 xw, i32 yn, i32 yc, i32 yh, i32 yw)
-{
-    const i32 right = GLOBAL_ID(0), down0 = GLOBAL_ID(1) * PER, z = GLOBAL_ID(2);
-    if (right < out_w && down0 < out_h) {
-        const i32 image = z / channels, channel = z - image * channels;
-        const i32 column = right * step_w - left, row = down0 * step_h - top;
-        CONSTANT T *from = x + image * xn + channel / times * xc;
-        CONSTANT T *taps = weights + channel * window_h * window_w;
-        float acc[PER];
-        UNROLL for (i32 j = 0; j < PER; ++j) acc[j] = BIAS;
-        for (i32 ky = 0; ky < window_h; ++ky) {
-            for (i32 kx = 0; kx < window_w; ++kx) {
-                const float tap = T_LOAD(taps, ky * window_w + kx);
-                const i32 w = column + kx * dilation_w;
-                UNROLL for (i32 j = 0; j < PER; ++j) {
-                    const i32 h = row + j * step_h + ky * dilation_h;
-                    if (INSIDE) acc[j] += tap * T_LOAD(from, h * xh + w * xw);
-                }
-            }
-        }
-        UNROLL for (i32 j = 0; j < PER; ++j)
-            if (down0 + j < out_h)
-                T_STORE(y, image * yn + channel * yc + (down0 + j) * yh + right * yw, acc[j]);
-    }
-}
-"""
-_CHECK = "(u32)h < (u32)in_h && (u32)w < (u32)in_w"
 
 
 @dataclass(frozen=True)
@@ -104,6 +64,11 @@ class Convolution:
         return self.image[1] // self.groups, self.result[1] // self.groups
 
     @property
+    def is_depthwise(self) -> bool:
+        """True where each input channel is a group."""
+        return self.groups > 1 and self.per_group[0] == 1
+
+    @property
     def is_product(self) -> bool:
         """True where each place depends on the same place only."""
         return self.window == (1, 1) and self.steps == (1, 1) and self.padding == (0, 0, 0, 0)
@@ -113,7 +78,7 @@ def _sizes(image: Image) -> tuple[int, int, int, int]:
     return (int(image.batch), int(image.channels), int(image.height), int(image.width))
 
 
-def _weights(parts: Assembly) -> Slot:
+def filter_rows(parts: Assembly) -> Slot:
     """The filter as rows of (channel, row, column): as it is, or rearranged."""
     layout = parts.call.attrs["filter_layout"]
     if layout == "oihw":
@@ -137,15 +102,17 @@ def padded_image(
         padding = Padding((n, h, w, c), (0, top, left, 0), (0, bottom, right, 0))
     tall, wide = h + top + bottom, w + left + right
     slot = parts.buffer(n * c * tall * wide * operand(parts.call, 0).nbytes // (n * c * h * w))
-    parts.steps.append(padded(conv.dtype, padding, target=slot))
+    parts.steps.append(padded(conv.dtype, padding, device=parts.device, target=slot))
     return slot, (tall, wide), (0, 0)
 
 
-def _bias(call: OpCall) -> Slot | None:
+def bias_of(call: OpCall) -> Slot | None:
+    """The slot of the bias, where there is one."""
     return In(2) if has(call, 2) else None
 
 
-def _fits(call: OpCall, device: DeviceInfo) -> str | None:
+def fits(call: OpCall, device: DeviceInfo) -> str | None:
+    """What rules out every convolution kernel."""
     return obstacle(call, device) or not_among(DTYPES, call)
 
 
@@ -153,10 +120,10 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
 
 
 def _fits_implicit(call: OpCall, device: DeviceInfo) -> str | None:
-    if (why := _fits(call, device) or no_tile(device)) is not None:
+    if (why := fits(call, device) or no_tile(device)) is not None:
         return why
     conv = Convolution.of(call)
-    if _fits_depthwise(call, device) is None:
+    if conv.is_depthwise:
         return "depthwise"
     if _fits_product(call, device) is None:
         return "a plain matrix product"
@@ -167,7 +134,7 @@ def _fits_implicit(call: OpCall, device: DeviceInfo) -> str | None:
 def lower_implicit(call: OpCall, device: DeviceInfo) -> Lowered:
     """At most a padding step and a filter's rearrangement, then one product."""
     conv, parts = Convolution.of(call), Assembly(call, device)
-    weights = _weights(parts)
+    weights = filter_rows(parts)
     slot, bounds, origin = padded_image(parts, conv)
     _, channels, *_ = conv.image
     per_in, per_out = conv.per_group
@@ -201,7 +168,7 @@ def lower_implicit(call: OpCall, device: DeviceInfo) -> Lowered:
             x=slot,
             weights=weights,
             table=parts.table(taps),
-            bias=_bias(call),
+            bias=bias_of(call),
             checked=slot == In(0) and any(conv.padding),
         )
     )
@@ -212,7 +179,7 @@ def lower_implicit(call: OpCall, device: DeviceInfo) -> Lowered:
 
 
 def _fits_product(call: OpCall, device: DeviceInfo) -> str | None:
-    if (why := _fits(call, device) or no_tile(device)) is not None:
+    if (why := fits(call, device) or no_tile(device)) is not None:
         return why
     conv = Convolution.of(call)
     if not conv.is_product:
@@ -245,7 +212,7 @@ def _product_of(call: OpCall) -> Factors:
             per_in,
             conv.dtype,
             b_transposed=rows_of_outputs,
-            c=_bias(call),
+            c=bias_of(call),
             c_strides=(0, 1),
         )
     return Factors(
@@ -261,69 +228,5 @@ def _product_of(call: OpCall) -> Factors:
         a_transposed=not rows_of_outputs,
         a=In(1),
         b=In(0),
-        c=_bias(call),
-    )
-
-
-# --- depthwise ------------------------------------------------------------------------------------
-
-
-def _fits_depthwise(call: OpCall, device: DeviceInfo) -> str | None:
-    if (why := _fits(call, device)) is not None:
-        return why
-    conv = Convolution.of(call)
-    if conv.per_group[0] != 1 or conv.groups == 1:
-        return "not depthwise"
-    over = conv.image[0] * conv.result[1] > MAX_ROWS
-    return f"more than {MAX_ROWS} channels of images" if over else None
-
-
-@kernel("grid.conv2d.depthwise", "conv2d", KINDS, when=_fits_depthwise, rank=15)
-def lower_depthwise(call: OpCall, device: DeviceInfo) -> Lowered:
-    """At most a padding step and a filter's rearrangement, then one item for a few results."""
-    conv, parts = Convolution.of(call), Assembly(call, device)
-    weights = _weights(parts)
-    slot, bounds, origin = padded_image(parts, conv)
-    parts.steps.append(_depthwise(conv, call, device, slot, weights, bounds, origin))
-    return parts.lowered()
-
-
-def _depthwise(
-    conv: Convolution,
-    call: OpCall,
-    device: DeviceInfo,
-    slot: Slot,
-    weights: Slot,
-    bounds: tuple[int, int],
-    origin: tuple[int, int],
-) -> GridLaunch:
-    n, channels, *_ = conv.image
-    _, outputs, oh, ow = conv.result
-    x = Lattice.of(channels, *bounds, conv.layout)
-    y = Lattice.of(outputs, oh, ow, conv.layout)
-    bias = _bias(call)
-    per = 1 if on_cpu(device) else 4
-    slots: tuple[Argument, ...] = (slot, weights, *((bias,) if bias else ()), Out(0))
-    numbers = i32(
-        outputs, conv.per_group[1], oh, ow, *conv.window, *conv.steps, *conv.dilations,
-        -origin[0], -origin[1], *bounds, x.n, x.c, x.h, x.w, y.n, y.c, y.h, y.w,
-    )  # fmt: skip
-    unchecked = slot != In(0) or not any(conv.padding)
-    row_check = "1" if per == 1 else "h < in_h"
-    defines: Defines = define(
-        PER=per,
-        BIAS_PARAM="CONSTANT T *RESTRICT bias," if bias else "",
-        BIAS="T_LOAD(bias, channel)" if bias else "0.0f",
-        INSIDE=row_check if unchecked else _CHECK,
-    )
-    wide = next((b for b in (8, 16, 32) if ow <= b), 64)
-    block = (wide, 64 // wide, 1)
-    items = (ow, -(-oh // per), n * outputs)
-    return launch(
-        _DEPTHWISE,
-        "depthwise",
-        (*slots, *numbers),
-        items,
-        block,
-        (*accessors(conv.dtype), *defines),
+        c=bias_of(call),
     )

@@ -8,7 +8,8 @@ multiplication by the zeros between the image's cells is left (the sub-pixel vie
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +20,15 @@ from crossdock.kernels.grid_common import (
     KINDS,
     MAX_ROWS,
     has,
+    item_size,
     not_among,
     obstacle,
     operand,
     row_major,
 )
-from crossdock.kernels.grid_matmul import DTYPES
-from crossdock.kernels.grid_product import no_tile
-from crossdock.kernels.grid_window import Assembly, Lattice, Taps, Window, implicit
+from crossdock.kernels.grid_matmul import DTYPES, no_tile
+from crossdock.kernels.grid_pad import Padding, padded
+from crossdock.kernels.grid_window import Assembly, Lattice, Taps, Window, implicit, prepads
 from crossdock.kernels.ops_conv import TRANSPOSED_FILTER_AXES
 from crossdock.kernels.ops_window import Image
 from crossdock.kernels.spec import OpCall
@@ -59,6 +61,13 @@ def phases(out: int, window: int, stride: int, dilation: int, before: int) -> It
         yield Phase(first, count, taps[0] if taps else 0, every, away)
 
 
+def beyond(axis: Sequence[Phase], size: int) -> tuple[int, int]:
+    """How many cells the phases of an axis reach before and after an image of ``size``."""
+    low = min((a for p in axis for a in p.away), default=0)
+    high = max((p.count - 1 + a for p in axis for a in p.away), default=0)
+    return max(0, -low), max(0, high - size + 1)
+
+
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     why = obstacle(call, device) or not_among(DTYPES, call) or no_tile(device)
     if why is not None:
@@ -85,9 +94,31 @@ class _Phases:
         image = Image.of(operand(self.call, 0), layout)
         result = Image.of(self.call.outputs[0], layout)
         self.images = int(image.batch)
+        self.image = image
         self.bounds = (int(image.height), int(image.width))
+        self.origin = (0, 0)
+        self.slot: Slot = In(0)
         self.x = Lattice.of(int(image.channels), *self.bounds, layout)
         self.y = Lattice.of(int(result.channels), int(result.height), int(result.width), layout)
+
+    def pad(self, rows: Sequence[Phase], columns: Sequence[Phase]) -> None:
+        """Append a step that pads the image with all that the phases reach beyond it."""
+        n, channels = self.images, int(self.image.channels)
+        (top, bottom), (left, right) = (
+            beyond(axis, size) for axis, size in zip((rows, columns), self.bounds, strict=True)
+        )
+        if not (top or bottom or left or right):
+            return
+        h, w = self.bounds
+        layout, dtype = self.call.attrs["input_layout"], operand(self.call, 0).dtype
+        if layout == "nchw":
+            padding = Padding((n, channels, h, w), (0, 0, top, left), (0, 0, bottom, right))
+        else:
+            padding = Padding((n, h, w, channels), (0, top, left, 0), (0, bottom, right, 0))
+        self.bounds, self.origin = (h + top + bottom, w + left + right), (top, left)
+        self.slot = self.parts.buffer(math.prod(padding.out) * item_size(dtype))
+        self.x = Lattice.of(channels, *self.bounds, layout)
+        self.parts.steps.append(padded(dtype, padding, device=self.parts.device, target=self.slot))
 
     def add(self, rows: Phase, columns: Phase) -> None:
         """Append a phase's steps."""
@@ -106,7 +137,7 @@ class _Phases:
             images=self.images,
             out=(rows.count, columns.count),
             steps=(1, 1),
-            origin=(0, 0),
+            origin=self.origin,
             bounds=self.bounds,
             taps=taps,
             x=x,
@@ -120,11 +151,11 @@ class _Phases:
             implicit(
                 window,
                 self.parts.device,
-                x=In(0),
+                x=self.slot,
                 weights=self._weights(rows, columns) if taps.count else In(0),
                 table=self.parts.table(taps),
                 bias=In(2) if has(self.call, 2) else None,
-                checked=True,
+                checked=not prepads(self.parts.device),
             )
         )
 
@@ -161,6 +192,8 @@ def lower_phases(call: OpCall, device: DeviceInfo) -> Lowered:
         )
         for i, size in enumerate((int(result.height), int(result.width)))
     ]
+    if prepads(device):
+        work.pad(*axes)
     for rows in axes[0]:
         for columns in axes[1]:
             work.add(rows, columns)

@@ -24,11 +24,12 @@ from crossdock.kernels.grid_common import (
     item_size,
     launch,
     obstacle,
+    on_cpu,
     operand,
     row_major,
 )
 from crossdock.kernels.grid_move import copy
-from crossdock.kernels.grid_pointwise import LONG_ROW, row_blocks
+from crossdock.kernels.grid_pointwise import LONG_ROW, LOOP, row_blocks
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -49,6 +50,19 @@ KERNEL void gather(CONSTANT T *RESTRICT x, CONSTANT INDEX *RESTRICT indices,
     }
 }
 """
+
+_LOOPS = r"""
+KERNEL BLOCK_SIZE(1, 1, 1)
+void gather(CONSTANT T *RESTRICT x, CONSTANT INDEX *RESTRICT indices, GLOBAL T *RESTRICT y,
+            i32 rows, i32 count, i32 size, i32 inner, i32 per) {
+    const i32 first = GROUP_ID(0) * per, last = first + per < rows ? first + per : rows;
+    for (i32 r = first; r < last; ++r) {
+        const i32 outer = r / count, at = placed(indices[r - outer * count], size);
+        for (i32 c = 0; c < inner; ++c) y[r * inner + c] = x[(outer * size + at) * inner + c];
+    }
+}
+"""
+"""For processors: an item copies some rows."""
 
 _EACH = r"""
 KERNEL void gather(CONSTANT T *RESTRICT x, CONSTANT INDEX *RESTRICT indices,
@@ -109,13 +123,17 @@ def _one_each(
 
 
 @kernel("grid.gather", "gather", KINDS, when=obstacle, rank=20)
-def lower_gather(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - lower
+def lower_gather(call: OpCall, device: DeviceInfo) -> Lowered:
     """Rows of the inner dimensions, one for each index in each outer place."""
     dims, axis = operand(call, 0).dims, call.attrs["axis"]
     count, inner = operand(call, 1).size, math.prod(dims[axis + 1 :])
     rows = math.prod(dims[:axis]) * count
     args: Args = (In(0), In(1), Out(0), *i32(rows, count, dims[axis], inner))
-    if inner >= LONG_ROW and rows <= MAX_ROWS:
+    if on_cpu(device):
+        per = max(1, min(LOOP // inner, rows // (4 * max(1, device.compute_units))))
+        looped = (*args, *i32(per))
+        step = launch(_INDEX + _LOOPS, "gather", looped, (-(-rows // per),), (1,), _types(call))
+    elif inner >= LONG_ROW and rows <= MAX_ROWS:
         items, block = row_blocks(inner, rows)
         step = launch(_INDEX + _ROWS, "gather", args, items, block, _types(call))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from crossdock.kernels import (
     grid_conv,
     grid_conv_transpose,
+    grid_depthwise,
     grid_elementwise,
     grid_gather,
     grid_matmul,
@@ -21,6 +22,7 @@ from crossdock.kernels import (
 __all__ = [
     "grid_conv",
     "grid_conv_transpose",
+    "grid_depthwise",
     "grid_elementwise",
     "grid_gather",
     "grid_matmul",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Argument, GridLaunch, In, Lowered, Out, Slot
+from crossdock.kernels import grid_panels, grid_product
 from crossdock.kernels.grid_common import (
     KINDS,
     MAX_ROWS,
@@ -25,22 +26,15 @@ from crossdock.kernels.grid_common import (
     operand,
     row_major,
 )
-from crossdock.kernels.grid_product import (
-    COLUMNS_OF_A,
-    COLUMNS_OF_B,
-    ROWS_OF_A,
-    ROWS_OF_B,
-    Parts,
-    choose,
-    no_tile,
-    product,
-)
+from crossdock.kernels.grid_tile import Parts, choose
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_BATCH_DIMS = 3
 FEW_ROWS = 8
+CHUNK = 64
+"""Columns of a work item on a processor, in products of few rows."""
 
 _PARAMS = (
     "CONSTANT T *RESTRICT a, CONSTANT T *RESTRICT b, @C_PARAM@ GLOBAL T *RESTRICT y, "
@@ -119,6 +113,46 @@ void few_rows(@PARAMS@)
 """
 
 
+_FEW_ROWS_ONE_ITEM = r"""
+#define ADD(W) for (i32 l = 0; l < W; ++l) acc[i][l] += left * T_LOAD(from, l);
+#define DOT(W) for (i32 l = 0; l < W; ++l) part[l] += T_LOAD(row, k + l) * T_LOAD(from, k + l);
+KERNEL BLOCK_SIZE(1, 1, 1)
+void few_rows(@PARAMS@)
+{
+    const i32 n0 = GROUP_ID(0) * CHUNK, z = GROUP_ID(2);
+    const i32 wide = N - n0 < CHUNK ? N - n0 : CHUNK;
+    float acc[ROWS][CHUNK];
+    @SETUP@
+    for (i32 i = 0; i < ROWS; ++i)
+        for (i32 l = 0; l < CHUNK; ++l) acc[i][l] = 0.0f;
+#if B_TRANSPOSED
+    for (i32 n = 0; n < wide; ++n) {
+        CONSTANT T *from = b + (n0 + n) * ldb;
+        for (i32 i = 0; i < ROWS; ++i) {
+            CONSTANT T *row = a + i * lda;
+            float part[16] = {0.0f};
+            i32 k = 0;
+            for (; k + 16 <= K; k += 16) DOT(16)
+            for (; k < K; ++k) DOT(1)
+            for (i32 l = 0; l < 16; ++l) acc[i][n] += part[l];
+        }
+    }
+#else
+    for (i32 k = 0; k < K; ++k) {
+        CONSTANT T *from = b + k * ldb + n0;
+        for (i32 i = 0; i < ROWS; ++i) {
+            const float left = T_LOAD(a, i * lda + k);
+            if (wide == CHUNK) { ADD(CHUNK) } else { ADD(wide) }
+        }
+    }
+#endif
+    for (i32 i = 0; i < ROWS; ++i)
+        for (i32 l = 0; l < wide; ++l)
+            T_STORE(y, i * N + n0 + l, alpha * acc[i][l] ADDED(i, n0 + l));
+}
+"""
+
+
 @dataclass(frozen=True)
 class Factors:
     """A batch of products y = alpha a b + beta c.
@@ -183,41 +217,53 @@ def _params(factors: Factors) -> str:
 
 
 def tiled(factors: Factors, device: DeviceInfo) -> GridLaunch:
-    """The product through tiles in local memory."""
-    batch = math.prod(factors.batch)
+    """The product through tiles of both factors."""
+    sizes = (factors.m, factors.n, math.prod(factors.batch))
+    cpu = on_cpu(device)
+    texts = grid_panels if cpu else grid_product
     parts = Parts(
         _params(factors),
         _BATCH,
-        COLUMNS_OF_A if factors.a_transposed else ROWS_OF_A,
-        COLUMNS_OF_B if factors.b_transposed else ROWS_OF_B,
+        texts.COLUMNS_OF_A if factors.a_transposed else texts.ROWS_OF_A,
+        texts.COLUMNS_OF_B if factors.b_transposed else texts.ROWS_OF_B,
         _STORE,
     )
-    return product(
-        choose(factors.m, factors.n, batch, device),
-        parts,
-        (factors.m, factors.n, batch),
-        factors.arguments(),
-        device,
-        factors.dtype,
-        aligned=factors.aligned(),
-        defines=define(HAS_C=int(factors.c is not None)),
+    tile = choose(texts.fitting(device), *sizes, device)
+    args, dtype = factors.arguments(), factors.dtype
+    defines = define(HAS_C=int(factors.c is not None))
+    if cpu:
+        return grid_panels.product(tile, parts, sizes, args, dtype, defines=defines)
+    return grid_product.product(
+        tile, parts, sizes, args, dtype, aligned=factors.aligned(), defines=defines
     )
+
+
+def no_tile(device: DeviceInfo) -> str | None:
+    """The reason where no tile fits a device."""
+    texts = grid_panels if on_cpu(device) else grid_product
+    fits = texts.fitting(device)
+    return None if fits else "too little local memory or too small work-groups"
 
 
 def few_rows(factors: Factors, device: DeviceInfo) -> GridLaunch:
     """The product of few rows: each element of the right factor is read once."""
     batch = math.prod(factors.batch)
     cpu = on_cpu(device)
-    if factors.b_transposed:
-        text, block = _FEW_ROWS_TRANSPOSED, (16 if cpu else 64, 1, 1)
+    block: tuple[int, int, int] = (1, 1, 1)
+    if cpu:
+        text = _FEW_ROWS_ONE_ITEM
+        items = (-(-factors.n // CHUNK), 1, batch)
+    elif factors.b_transposed:
+        text, block = _FEW_ROWS_TRANSPOSED, (64, 1, 1)
         items = (factors.n * block[0], 1, batch)
     else:
-        text, block = _FEW_ROWS, (64, 1, 1) if cpu else (32, 8, 1)
+        text, block = _FEW_ROWS, (32, 8, 1)
         items = (factors.n, block[1], batch)
     text = text.replace("@PARAMS@", _params(factors)).replace("@SETUP@", _BATCH)
     defines = define(
-        ROWS=factors.m, LANES=block[0], DEPTH=block[1], HAS_C=int(factors.c is not None)
-    )
+        ROWS=factors.m, LANES=block[0], DEPTH=block[1], HAS_C=int(factors.c is not None),
+        CHUNK=CHUNK, B_TRANSPOSED=int(factors.b_transposed),
+    )  # fmt: skip
     return launch(
         text, "few_rows", factors.arguments(), items, block, (*defines, *accessors(factors.dtype))
     )

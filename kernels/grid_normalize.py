@@ -22,7 +22,15 @@ from crossdock.kernels.grid_common import (
     launch,
     not_among,
     obstacle,
+    on_cpu,
     operand,
+)
+from crossdock.kernels.grid_lines import (
+    SOFTMAX_COLUMNS,
+    SOFTMAX_ROWS,
+    STANDARDIZE_ROWS,
+    line_args,
+    lines,
 )
 from crossdock.kernels.grid_move import transposable, transposed
 from crossdock.kernels.grid_reduce import BLOCK, Shape, gathered, lanes, last_order, rows
@@ -185,9 +193,14 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
 
 @kernel("grid.softmax", "softmax", KINDS, when=_fits, rank=20)
 def _softmax(call: OpCall, device: DeviceInfo) -> Lowered:
-    outer, length, inner = rows(call, (int(call.attrs["axis"]),))
-    args: Args = (In(0), Out(0), *i32(outer * inner, length, inner))
-    types = accessors(operand(call, 0).dtype)
+    shape = rows(call, (int(call.attrs["axis"]),))
+    outer, length, inner = shape
+    args, dtype = line_args(In(0), Out(0), shape), operand(call, 0).dtype
+    types = accessors(dtype)
+    if on_cpu(device):
+        texts = (SOFTMAX_ROWS, SOFTMAX_COLUMNS)
+        step = lines(*texts, "softmax", args, shape, device, types, dtype=dtype)
+        return Lowered((step,))
     width = lanes(device, length) if inner == 1 else 0
     if width:
         defines = (*types, *define(LANES=width))
@@ -270,7 +283,11 @@ def _normalized(
         *i32(outer * inner, length, inner, channels), *f32(float(call.attrs["epsilon"])),
     )  # fmt: skip
     flags = define(HAS_SCALE=int(has(call, 1)), HAS_BIAS=int(has(call, 2)))
-    types = (*accessors(operand(call, 0).dtype), *flags, at)
+    dtype = operand(call, 0).dtype
+    types = (*accessors(dtype), *flags, at)
+    if on_cpu(device):
+        text = _text(_WRITE + STANDARDIZE_ROWS, call, 1, 2)
+        return lines(text, text, "standardize", args, shape, device, types, dtype=dtype)
     width = lanes(device, length) if inner == 1 else 0
     if width:
         text, items, block = _NORM_ROW, outer * width, width

@@ -21,10 +21,11 @@ from crossdock.kernels.grid_common import (
     item_size,
     launch,
     obstacle,
+    on_cpu,
     operand,
     row_major,
 )
-from crossdock.kernels.grid_pointwise import decode, row_blocks
+from crossdock.kernels.grid_pointwise import LONG_ROW, decode, row_blocks
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import to_numpy
@@ -49,6 +50,30 @@ KERNEL void pad(CONSTANT T *RESTRICT x, GLOBAL T *RESTRICT y, T value, i32 colum
     }
 }
 """
+
+_PAD_ROWS = r"""
+#define FOLD(v, n) (v)
+KERNEL BLOCK_SIZE(1, 1, 1)
+void pad(CONSTANT T *RESTRICT x, GLOBAL T *RESTRICT y, T value, i32 columns, i32 rows,
+         @PARAMS@) {
+    const i32 first = GROUP_ID(0) * PER, last = first + PER < rows ? first + PER : rows;
+    for (i32 r = first; r < last; ++r) {
+        bool inside = 1;
+        @DECODE@
+        @OUTER@
+        GLOBAL T *to = y + r * columns;
+        if (inside) {
+            CONSTANT T *from = x + @FROM@;
+            for (i32 c = 0; c < before; ++c) to[c] = value;
+            for (i32 c = 0; c < inner; ++c) to[before + c] = from[c];
+            for (i32 c = before + inner; c < columns; ++c) to[c] = value;
+        } else {
+            for (i32 c = 0; c < columns; ++c) to[c] = value;
+        }
+    }
+}
+"""
+"""Constant padding on a processor: an item copies some rows with plain loops."""
 
 _TRIANGLE = r"""
 KERNEL void triangle(CONSTANT T *RESTRICT x, GLOBAL T *RESTRICT y, i32 n, i32 width, i32 height,
@@ -97,6 +122,7 @@ def padded(
     dtype: str,
     padding: Padding,
     *,
+    device: DeviceInfo,
     mode: str = "constant",
     value: float = 0,
     source: Slot = In(0),  # noqa: B008 - immutable
@@ -117,22 +143,32 @@ def padded(
             f"inside = inside && v{k} >= 0 && v{k} < n{k};"
         )
         terms.append(f"v{k} * s{k}")
-    text = _PAD.replace("@PARAMS@", ", ".join(f"i32 {n}" for n in numbers))
+    rows, columns = math.prod(out[:-1]), out[-1]
+    by_rows = on_cpu(device) and mode == "constant" and columns >= LONG_ROW
+    text = _PAD_ROWS if by_rows else _PAD
+    text = text.replace("@PARAMS@", ", ".join(f"i32 {n}" for n in numbers))
     text = text.replace("@DECODE@", " ".join(decode("r", outer)))
     text = text.replace("@OUTER@", " ".join(lines))
     text = text.replace("@FROM@", " + ".join(terms) or "0")
-    rows, columns = math.prod(out[:-1]), out[-1]
+    args: tuple[Argument, ...] = (
+        source,
+        target,
+        _raw(value, dtype),
+        *i32(columns, rows, *numbers.values()),
+    )
+    types = define(T=RAW[item_size(dtype)])
+    if by_rows:
+        per = max(1, min(32, rows // (4 * max(1, device.compute_units))))
+        return launch(text, "pad", args, (-(-rows // per),), (1,), types + define(PER=per))
     (_, _), block = row_blocks(columns, rows)
     stripe = min(MAX_ROWS // block[1] * block[1], -(-rows // block[1]) * block[1])
-    sizes = i32(columns, rows, *numbers.values())
-    args: tuple[Argument, ...] = (source, target, _raw(value, dtype), *sizes)
     return launch(
         text,
         "pad",
         args,
         (columns, stripe, -(-rows // stripe)),
         (*block, 1),
-        define(T=RAW[item_size(dtype)], MODE=MODES[mode], STRIPE="GLOBAL_SIZE(1)"),
+        types + define(MODE=MODES[mode], STRIPE="GLOBAL_SIZE(1)"),
     )
 
 
@@ -158,11 +194,11 @@ def _fits_pad(call: OpCall, device: DeviceInfo) -> str | None:
 
 
 @kernel("grid.pad", "pad", KINDS, when=_fits_pad, rank=20)
-def lower_pad(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - lower
+def lower_pad(call: OpCall, device: DeviceInfo) -> Lowered:
     """One launch over the result."""
-    attrs = call.attrs
+    mode, value = call.attrs["mode"], call.attrs["value"]
     dtype = operand(call, 0).dtype
-    return Lowered((padded(dtype, _padding(call), mode=attrs["mode"], value=attrs["value"]),))
+    return Lowered((padded(dtype, _padding(call), device=device, mode=mode, value=value),))
 
 
 @kernel("grid.triangular", "triangular", KINDS, when=obstacle, rank=20)

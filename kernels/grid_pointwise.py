@@ -1,9 +1,10 @@
 """The texts of kernels that compute each element of a result from elements of operands.
 
 Operands and result may lie anywhere in their buffers (an offset and strides), so that the same
-texts broadcast, transpose, slice and join. There are three, chosen once dimensions are collapsed:
-*flat* where everything is dense or one element; *rows* over a two-dimensional grid where the
-innermost dimension is long, so that only a row's number is divided; *strided* for the rest.
+texts broadcast, transpose, slice and join. On a processor
+they are plain *loops* over rows. On a GPU they are chosen once dimensions are collapsed: *flat*
+where everything is dense or one element; *rows* over a two-dimensional grid where the innermost
+dimension is long, so that only a row's number is divided; *strided* for the rest.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from crossdock.kernels.grid_common import (
 )
 from crossdock.kernels.grid_emit import Body, Step, Value, emit
 from crossdock.runtime.tensor import TensorSpec
+
+LOOP = 4096
+"""Elements of a work item on a processor."""
 
 LONG_ROW = 16
 """From this length on, a row is a dimension of the grid."""
@@ -75,11 +79,11 @@ def pointwise(
         scalars=scalars,
     )
     text = _Text(body, operands, target, result.dtype)
-    if len(space.dims) == 1 and all(s[0] in (0, 1) for s in space.strides):
-        if not on_cpu(device) and text.vectorises(space.size):
-            return _flat_by_four(text, space)
-        return _flat(text, space)
     rows = space.size // space.dims[-1]
+    if on_cpu(device):
+        return _loops(text, space, rows, device)
+    if len(space.dims) == 1 and all(s[0] in (0, 1) for s in space.strides):
+        return _flat_by_four(text, space) if text.vectorises(space.size) else _flat(text, space)
     if space.dims[-1] >= LONG_ROW and rows <= MAX_ROWS:
         return _rows(text, space, rows)
     return _strided(text, space)
@@ -120,6 +124,17 @@ class _Text:
             f"{self.body.helpers}DEVICE {COMPUTE[self.dtype]} body({params}) {{\n    {steps}\n}}\n"
             f"KERNEL void pointwise({arguments}) {{\n    {inner}\n}}\n"
         )
+
+    def launch(
+        self,
+        numbers: _Numbers,
+        lines: Sequence[str],
+        items: Sequence[int],
+        block: Sequence[int],
+    ) -> GridLaunch:
+        """The launch of these lines."""
+        args = (*self.slots(), *i32(*numbers.values))
+        return launch(self.kernel(numbers.names, lines), "pointwise", args, items, block)
 
     def apply(self, indices: Sequence[str]) -> str:
         """The statement that computes one element: indices of the result, then the operands."""
@@ -162,13 +177,7 @@ def _flat(text: _Text, space: Space) -> GridLaunch:
         for t, (strides, offset) in enumerate(zip(space.strides, text.offsets(), strict=True))
     ]
     lines = ["const i32 i = GLOBAL_ID(0);", f"if (i < {count}) {{ {text.apply(places)} }}"]
-    return launch(
-        text.kernel(numbers.names, lines),
-        "pointwise",
-        (*text.slots(), *i32(*numbers.values)),
-        (space.size,),
-        (256 if space.size >= 4096 else 64,),
-    )
+    return text.launch(numbers, lines, (space.size,), (256 if space.size >= 4096 else 64,))
 
 
 def _flat_by_four(text: _Text, space: Space) -> GridLaunch:
@@ -200,31 +209,53 @@ def decode(source: str, rank: int) -> list[str]:
     return lines
 
 
+def _loops(text: _Text, space: Space, rows: int, device: DeviceInfo) -> GridLaunch:
+    """For processors: an item does some rows, or a part of a long one, with a plain loop."""
+    columns = space.dims[-1]
+    chunk = min(columns, LOOP)
+    per = max(1, min(LOOP // chunk, rows // (4 * max(1, device.compute_units))))
+    numbers = _Numbers()
+    for name, value in (("columns", columns), ("rows", rows), ("chunk", chunk), ("per", per)):
+        numbers.add(name, value)
+    places = _places(text, space, numbers, "c")
+    lines = [
+        "const i32 first = GROUP_ID(0) * per, begin = GROUP_ID(1) * chunk;",
+        "const i32 last = first + per < rows ? first + per : rows;",
+        "const i32 end = begin + chunk < columns ? begin + chunk : columns;",
+        "for (i32 r = first; r < last; ++r) {",
+        *decode("r", len(space.dims) - 1),
+        f"for (i32 c = begin; c < end; ++c) {{ {text.apply(places)} }}",
+        "}",
+    ]
+    items = (-(-rows // per), -(-columns // chunk))
+    return text.launch(numbers, lines, items, (1, 1))
+
+
+def _places(text: _Text, space: Space, numbers: _Numbers, last: str) -> list[str]:
+    """Sizes of the dimensions but the first and last, then where each tensor's element lies."""
+    rank = len(space.dims)
+    for k in range(1, rank - 1 if last == "c" else rank):
+        numbers.add(f"d{k}", space.dims[k])
+    return [
+        numbers.index(str(t), strides, offset, last)
+        for t, (strides, offset) in enumerate(zip(space.strides, text.offsets(), strict=True))
+    ]
+
+
 def _rows(text: _Text, space: Space, rows: int) -> GridLaunch:
     """Columns are the first grid dimension, rows the second; outer indices come by division."""
     outer = len(space.dims) - 1
     numbers = _Numbers()
     numbers.add("columns", space.dims[-1])
     numbers.add("rows", rows)
-    for k in range(1, outer):
-        numbers.add(f"d{k}", space.dims[k])
-    places = [
-        numbers.index(str(t), strides, offset, "c")
-        for t, (strides, offset) in enumerate(zip(space.strides, text.offsets(), strict=True))
-    ]
+    places = _places(text, space, numbers, "c")
     inner = "\n        ".join([*decode("r", outer), text.apply(places)])
     lines = [
         "const i32 c = GLOBAL_ID(0), r = GLOBAL_ID(1);",
         f"if (c < columns && r < rows) {{\n        {inner}\n    }}",
     ]
     items, block = row_blocks(space.dims[-1], rows)
-    return launch(
-        text.kernel(numbers.names, lines),
-        "pointwise",
-        (*text.slots(), *i32(*numbers.values)),
-        items,
-        block,
-    )
+    return text.launch(numbers, lines, items, block)
 
 
 def row_blocks(columns: int, rows: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -237,18 +268,7 @@ def _strided(text: _Text, space: Space) -> GridLaunch:
     rank = len(space.dims)
     numbers = _Numbers()
     numbers.add("n", space.size)
-    for k in range(1, rank):
-        numbers.add(f"d{k}", space.dims[k])
-    places = [
-        numbers.index(str(t), strides, offset, f"i{rank - 1}")
-        for t, (strides, offset) in enumerate(zip(space.strides, text.offsets(), strict=True))
-    ]
+    places = _places(text, space, numbers, f"i{rank - 1}")
     inner = "\n        ".join([*decode("i", rank), text.apply(places)])
     lines = ["const i32 i = GLOBAL_ID(0);", f"if (i < n) {{\n        {inner}\n    }}"]
-    return launch(
-        text.kernel(numbers.names, lines),
-        "pointwise",
-        (*text.slots(), *i32(*numbers.values)),
-        (space.size,),
-        (256 if space.size >= 4096 else 64,),
-    )
+    return text.launch(numbers, lines, (space.size,), (256 if space.size >= 4096 else 64,))

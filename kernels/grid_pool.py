@@ -1,6 +1,8 @@
-"""Two-dimensional pooling on a grid: one work item a result; layouts are strides."""
+"""Two-dimensional pooling on a grid; layouts are strides, and a whole image is a reduction."""
 
 from __future__ import annotations
+
+import dataclasses
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import In, Lowered, Out
@@ -8,25 +10,33 @@ from crossdock.kernels.grid_common import (
     COMPUTE,
     KINDS,
     MAX_ROWS,
+    Args,
+    Defines,
     accessors,
     define,
     i32,
     launch,
     obstacle,
+    on_cpu,
     operand,
 )
+from crossdock.kernels.grid_reduce import reduction
 from crossdock.kernels.grid_window import Lattice
 from crossdock.kernels.ops_window import Image
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
-_TEXT = r"""
-KERNEL void pool(
-    CONSTANT T *RESTRICT x, GLOBAL T *RESTRICT y, i32 channels, i32 out_h, i32 out_w,
-    i32 window_h, i32 window_w, i32 step_h, i32 step_w, i32 dilation_h, i32 dilation_w,
-    i32 top, i32 left, i32 in_h, i32 in_w, i32 bottom_edge, i32 right_edge,
-    i32 xn, i32 xc, i32 xh, i32 xw, i32 yn, i32 yc, i32 yh, i32 yw)
-{
+_PARAMS = (
+    "CONSTANT T *RESTRICT x, GLOBAL T *RESTRICT y, i32 channels, i32 out_h, i32 out_w, "
+    "i32 window_h, i32 window_w, i32 step_h, i32 step_w, i32 dilation_h, i32 dilation_w, "
+    "i32 top, i32 left, i32 in_h, i32 in_w, i32 bottom_edge, i32 right_edge, "
+    "i32 xn, i32 xc, i32 xh, i32 xw, i32 yn, i32 yc, i32 yh, i32 yw"
+)
+
+_EACH = (
+    "KERNEL void pool("
+    + _PARAMS
+    + r""") {
     const i32 right = GLOBAL_ID(0), down = GLOBAL_ID(1), z = GLOBAL_ID(2);
     if (right < out_w && down < out_h) {
         const i32 image = z / channels, channel = z - image * channels;
@@ -41,23 +51,83 @@ KERNEL void pool(
                 if ((u32)h < (u32)in_h && (u32)w < (u32)in_w) {
                     const T_C v = T_LOAD(from, h * xh + w * xw);
                     acc = NEXT;
+                    count += !PADS_COUNT;
                 }
-                count += COUNTED;
+                if (PADS_COUNT) count += h < bottom_edge && w < right_edge;
             }
         }
         T_STORE(y, image * yn + channel * yc + down * yh + right * yw, RESULT);
     }
 }
 """
+)
+
+_ROWS = (
+    r"""
+#define FIRST(at) ((at) <= 0 ? 0 : ((at) + step_w - 1) / step_w)
+#define WITHIN(c, name, edge) \
+    i32 name##0 = FIRST(edge##0 - (c)) - begin, name##1 = FIRST(edge##1 - (c)) - begin; \
+    name##0 = name##0 < 0 ? 0 : name##0; \
+    name##1 = name##1 > wide ? wide : name##1;
+KERNEL BLOCK_SIZE(1, 1, 1)
+void pool("""
+    + _PARAMS
+    + r""") {
+    const i32 z = GROUP_ID(1), first = GROUP_ID(0) * PER;
+    const i32 last = first + PER < out_h ? first + PER : out_h;
+    const i32 image = z / channels, channel = z - image * channels;
+    const i32 in0 = 0, in1 = in_w, edge0 = -left, edge1 = right_edge;
+    CONSTANT T *from = x + image * xn + channel * xc;
+    GLOBAL T *to = y + image * yn + channel * yc;
+    for (i32 down = first; down < last; ++down) {
+        for (i32 begin = 0; begin < out_w; begin += CHUNK) {
+            const i32 wide = out_w - begin < CHUNK ? out_w - begin : CHUNK;
+            T_C sums[CHUNK];
+            i32 counts[CHUNK];
+            for (i32 l = 0; l < wide; ++l) { sums[l] = START; counts[l] = 0; }
+            for (i32 ky = 0; ky < window_h; ++ky) {
+                const i32 h = down * step_h - top + ky * dilation_h;
+                for (i32 kx = 0; kx < window_w; ++kx) {
+                    const i32 w = kx * dilation_w - left;
+#if PADS_COUNT
+                    if (h < bottom_edge) {
+                        WITHIN(w, c, edge)
+                        for (i32 l = c0; l < c1; ++l) counts[l] += 1;
+                    }
+#endif
+                    if ((u32)h < (u32)in_h) {
+                        WITHIN(w, r, in)
+                        CONSTANT T *run = from + h * xh + (begin * step_w + w) * xw;
+                        for (i32 l = r0; l < r1; ++l) {
+                            const T_C v = T_LOAD(run, l * APART), acc = sums[l];
+                            sums[l] = NEXT;
+#if COUNTS
+                            counts[l] += 1;
+#endif
+                        }
+                    }
+                }
+            }
+            for (i32 l = 0; l < wide; ++l) {
+                const T_C acc = sums[l];
+                const i32 count = counts[l];
+                T_STORE(to, down * yh + (begin + l) * yw, RESULT);
+            }
+        }
+    }
+}
+"""
+)
+"""For processors: an item makes some rows of a channel, tap by tap."""
+
+PER = 4
+CHUNK = 64
 
 LOWEST = {
     "f32": "-INFINITY", "f64": "-(double)INFINITY", "u32": "0", "u64": "0",
     "i64": "((i64)(-9223372036854775807 - 1))", "i32": "(-2147483647 - 1)",
 }  # fmt: skip
 """What no element lies below, by compute type."""
-
-_INSIDE = "(u32)h < (u32)in_h && (u32)w < (u32)in_w"
-_PADDED = "h < bottom_edge && w < right_edge"
 
 
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:
@@ -68,24 +138,38 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     return f"more than {MAX_ROWS} channels of images" if many else None
 
 
-def _meaning(call: OpCall) -> dict[str, str]:
-    """The defines that make the text the op."""
+def _meaning(call: OpCall) -> Defines:
+    """The defines that make the texts the op."""
     if call.op == "max_pool2d":
         start = LOWEST[COMPUTE[operand(call, 0).dtype]]
-        return {"START": start, "NEXT": "X_MAX(v, acc)", "COUNTED": "0", "RESULT": "acc"}
+        return define(START=start, NEXT="X_MAX(v, acc)", PADS_COUNT=0, COUNTS=0, RESULT="acc")
     if call.op == "l2_pool2d":
-        return {"START": "0", "NEXT": "acc + v * v", "COUNTED": "0", "RESULT": "X_SQRT(acc)"}
-    return {
-        "START": "0",
-        "NEXT": "acc + v",
-        "COUNTED": f"({_PADDED if call.attrs['count_include_pad'] else _INSIDE})",
-        "RESULT": "acc / (T_C)(count > 0 ? count : 1)",
-    }
+        result = "X_SQRT(acc)"
+        return define(START=0, NEXT="acc + v * v", PADS_COUNT=0, COUNTS=0, RESULT=result)
+    padded = int(call.attrs["count_include_pad"])
+    result = "acc / (T_C)(count > 0 ? count : 1)"
+    return define(START=0, NEXT="acc + v", PADS_COUNT=padded, COUNTS=1 - padded, RESULT=result)
 
 
-def _lower(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - lower
+GLOBAL = {"average_pool2d": "mean", "l2_pool2d": "l2", "max_pool2d": "max"}
+"""What a pool over the whole image reduces by."""
+
+
+def _is_global(call: OpCall) -> bool:
+    attrs = call.attrs
+    image = Image.of(operand(call, 0), attrs["layout"])
+    whole = attrs["window_dimensions"] == (image.height, image.width)
+    return whole and not any(attrs["padding"]) and attrs["dilations"] == (1, 1)
+
+
+def _lower(call: OpCall, device: DeviceInfo) -> Lowered:
     attrs, spec = call.attrs, operand(call, 0)
     layout = attrs["layout"]
+    if _is_global(call):
+        n, c, h, w = (int(d) for d in dataclasses.astuple(Image.of(spec, layout)))
+        shape = (n * c, h * w, 1) if layout == "nchw" else (n, h * w, c)
+        step = reduction(GLOBAL[call.op], spec.dtype, shape, In(0), device)
+        return Lowered((step,))
     image, result = Image.of(spec, layout), Image.of(call.outputs[0], layout)
     n, channels = int(image.batch), int(image.channels)
     bounds = (int(image.height), int(image.width))
@@ -97,16 +181,16 @@ def _lower(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - lower
         top, left, *bounds, bounds[0] + bottom, bounds[1] + right,
         x.n, x.c, x.h, x.w, y.n, y.c, y.h, y.w,
     )  # fmt: skip
+    args: Args = (In(0), Out(0), *numbers)
+    defines = accessors(spec.dtype) + _meaning(call)
+    if on_cpu(device):
+        apart = "1" if attrs["strides"][1] * x.w == 1 else "(step_w * xw)"
+        defines += define(PER=PER, CHUNK=CHUNK, APART=apart)
+        items = (-(-out[0] // PER), n * channels)
+        return Lowered((launch(_ROWS, "pool", args, items, (1, 1), defines),))
     wide = next((b for b in (8, 16, 32) if out[1] <= b), 64)
-    step = launch(
-        _TEXT,
-        "pool",
-        (In(0), Out(0), *numbers),
-        (out[1], out[0], n * channels),
-        (wide, 64 // wide, 1),
-        (*accessors(spec.dtype), *define(**_meaning(call))),
-    )
-    return Lowered((step,))
+    spread = (out[1], out[0], n * channels)
+    return Lowered((launch(_EACH, "pool", args, spread, (wide, 64 // wide, 1), defines),))
 
 
 for _op in ("average_pool2d", "l2_pool2d", "max_pool2d"):

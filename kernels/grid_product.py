@@ -6,42 +6,26 @@ What differs between ops is how the right factor is read and where results go: t
 text that a caller fills in. The scheme is the blocked product of Goto and van de Geijn (ACM
 Transactions on Mathematical Software 34, 2008) with local memory in the place of the packed panels.
 
-On a processor a work item's loop must not look uniform: PoCL would move the loop over work items
-inside it, and the registers out to memory. ``OPAQUE_ZERO`` is a zero that it cannot see through.
+A processor gets another text of the same scheme, ``grid_panels``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Argument, GridLaunch
-from crossdock.kernels.grid_common import Defines, accessors, define, launch, on_cpu
+from crossdock.kernels.grid_common import Defines, accessors, define, launch
+from crossdock.kernels.grid_tile import Parts, Tile
 
 _HEAD = r"""
-#if W == 8
-#define VEC f32x8
-#define V_SPLAT SPLAT8
-#define V_FMA FMA8
-#else
-#define VEC f32x4
-#define V_SPLAT SPLAT4
-#define V_FMA FMA4
-#endif
 #define ITEMS_X (TN / RN)
 #define ITEMS_Y (TM / RM)
 #define ITEMS (ITEMS_X * ITEMS_Y)
+#define W 4
 #define VECS (RN / W)
-#if CPU
-#define OPAQUE_ZERO LOCAL_ID(2)
-#define LDA TK
-#define STORE_LOOP
-#else
-#define OPAQUE_ZERO 0
 #define LDA (TK + 4)
 #define STORE_LOOP UNROLL
-#endif
 #define PUT4(to, step, p, left, aligned) \
     if ((left) > 3) { \
         float v0, v1, v2, v3; \
@@ -69,48 +53,34 @@ KERNEL BLOCK_SIZE(ITEMS_X, ITEMS_Y, 1)
 void product(@PARAMS@)
 {
     LOCAL f32x4 a_tile[TM * LDA / 4];
-    LOCAL VEC b_tile[TK * TN / W];
+    LOCAL f32x4 b_tile[TK * TN / W];
     LOCAL_PTR float *as = (LOCAL_PTR float *)a_tile;
     LOCAL_PTR float *bs = (LOCAL_PTR float *)b_tile;
     const i32 tx = LOCAL_ID(0), ty = LOCAL_ID(1), t = ty * ITEMS_X + tx;
     const i32 m0 = GROUP_ID(1) * TM, n0 = GROUP_ID(0) * TN, z = GROUP_ID(2);
-    VEC acc[RM][VECS];
+    f32x4 acc[RM][VECS];
     @SETUP@
     UNROLL for (i32 i = 0; i < RM; ++i)
         UNROLL for (i32 j = 0; j < VECS; ++j)
-            acc[i][j] = V_SPLAT(0.0f);
+            acc[i][j] = SPLAT4(0.0f);
     for (i32 k0 = 0; k0 < K; k0 += TK) {
         const i32 rest = K - k0;
         @FILL_A@
         @FILL_B@
         BARRIER();
-#if CPU
-        const i32 depth = (rest < TK ? rest : TK) + OPAQUE_ZERO;
-        for (i32 k = 0; k < depth; ++k) {
-            VEC b[VECS];
-            UNROLL for (i32 j = 0; j < VECS; ++j)
-                b[j] = b_tile[k * (TN / W) + j * ITEMS_X + tx];
-            UNROLL for (i32 i = 0; i < RM; ++i) {
-                const VEC a = V_SPLAT(as[(i * ITEMS_Y + ty) * LDA + k]);
-                UNROLL for (i32 j = 0; j < VECS; ++j)
-                    acc[i][j] = V_FMA(a, b[j], acc[i][j]);
-            }
-        }
-#else
 #define ONE_DEEP(s, c) \
         UNROLL for (i32 j = 0; j < VECS; ++j) \
             b[j] = b_tile[(k + c) * (TN / W) + j * ITEMS_X + tx]; \
         UNROLL for (i32 i = 0; i < RM; ++i) \
             UNROLL for (i32 j = 0; j < VECS; ++j) \
-                acc[i][j] = V_FMA(V_SPLAT(a[i].s), b[j], acc[i][j]);
+                acc[i][j] = FMA4(SPLAT4(a[i].s), b[j], acc[i][j]);
         UNROLL for (i32 k = 0; k < TK; k += 4) {
             f32x4 a[RM];
-            VEC b[VECS];
+            f32x4 b[VECS];
             UNROLL for (i32 i = 0; i < RM; ++i)
                 a[i] = a_tile[((i * ITEMS_Y + ty) * LDA + k) / 4];
             ONE_DEEP(s0, 0) ONE_DEEP(s1, 1) ONE_DEEP(s2, 2) ONE_DEEP(s3, 3)
         }
-#endif
         BARRIER();
     }
     UNROLL for (i32 i = 0; i < RM; ++i) {
@@ -118,7 +88,7 @@ void product(@PARAMS@)
         if (m < M) {
             UNROLL for (i32 j = 0; j < VECS; ++j) {
                 const i32 n = n0 + (j * ITEMS_X + tx) * W, left = N - n < W ? N - n : W;
-                const VEC sums = acc[i][j];
+                const f32x4 sums = acc[i][j];
                 const float *sum = (const float *)&sums;
                 @STORE@
             }
@@ -128,7 +98,7 @@ void product(@PARAMS@)
 """
 
 ROWS_OF_A = r"""
-        for (i32 e = t; e < TM * (TK / 4) + OPAQUE_ZERO; e += ITEMS) {
+        for (i32 e = t; e < TM * (TK / 4); e += ITEMS) {
             const i32 m = e / (TK / 4), k = e % (TK / 4) * 4;
             CONSTANT T *p = a + (m0 + m) * lda + k0 + k;
             const i32 left = m0 + m < M ? rest - k : 0;
@@ -138,7 +108,7 @@ ROWS_OF_A = r"""
 """Reads a tile of the left factor, whose rows are dense."""
 
 COLUMNS_OF_A = r"""
-        for (i32 e = t; e < TK * (TM / 4) + OPAQUE_ZERO; e += ITEMS) {
+        for (i32 e = t; e < TK * (TM / 4); e += ITEMS) {
             const i32 k = e / (TM / 4), m = e % (TM / 4) * 4;
             CONSTANT T *p = a + (k0 + k) * lda + m0 + m;
             const i32 left = k < rest ? M - m0 - m : 0;
@@ -148,7 +118,7 @@ COLUMNS_OF_A = r"""
 """Reads a tile of a left factor that is stored transposed."""
 
 ROWS_OF_B = r"""
-        for (i32 e = t; e < TK * (TN / 4) + OPAQUE_ZERO; e += ITEMS) {
+        for (i32 e = t; e < TK * (TN / 4); e += ITEMS) {
             const i32 k = e / (TN / 4), n = e % (TN / 4) * 4;
             CONSTANT T *p = b + (k0 + k) * ldb + n0 + n;
             const i32 left = k < rest ? N - n0 - n : 0;
@@ -158,7 +128,7 @@ ROWS_OF_B = r"""
 """Reads a tile of the right factor, whose rows are dense."""
 
 COLUMNS_OF_B = r"""
-        for (i32 e = t; e < TN * (TK / 4) + OPAQUE_ZERO; e += ITEMS) {
+        for (i32 e = t; e < TN * (TK / 4); e += ITEMS) {
             const i32 n = e / (TK / 4), k = e % (TK / 4) * 4;
             CONSTANT T *p = b + (n0 + n) * ldb + k0 + k;
             const i32 left = n0 + n < N ? rest - k : 0;
@@ -168,75 +138,22 @@ COLUMNS_OF_B = r"""
 """Reads a tile of a right factor that is stored transposed."""
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Sizes of a work-group's tile and a work item's part; ``pace`` is its relative speed."""
-
-    tm: int
-    tn: int
-    tk: int
-    rm: int
-    rn: int
-    w: int
-    pace: float
-
-    @property
-    def block(self) -> tuple[int, int, int]:
-        """The work-group."""
-        return (self.tn // self.rn, self.tm // self.rm, 1)
-
-    def local_bytes(self) -> int:
-        """Local memory of a work-group."""
-        return 4 * (self.tm * (self.tk + 4) + self.tk * self.tn)
-
-
-CPU_TILES = (
-    Tile(64, 64, 64, 4, 16, 8, 1.0),
-    Tile(16, 128, 64, 4, 16, 8, 0.8),
+TILES = (
+    Tile(128, 128, 16, 8, 8, 1.0),
+    Tile(64, 64, 16, 4, 4, 0.6),
+    Tile(16, 128, 16, 2, 8, 0.4),
 )
-GPU_TILES = (
-    Tile(128, 128, 16, 8, 8, 4, 1.0),
-    Tile(64, 64, 16, 4, 4, 4, 0.6),
-    Tile(16, 128, 16, 2, 8, 4, 0.4),
-)
+"""Fastest first where all fill the device."""
 
 
-def tiles(device: DeviceInfo) -> tuple[Tile, ...]:
+def fitting(device: DeviceInfo) -> tuple[Tile, ...]:
     """The tiles that fit a device."""
-    known = CPU_TILES if on_cpu(device) else GPU_TILES
     return tuple(
         t
-        for t in known
-        if t.local_bytes() <= (device.local_memory or t.local_bytes())
-        and t.block[0] * t.block[1] <= (device.max_work_group or 1024)
+        for t in TILES
+        if 4 * (t.tm * (t.tk + 4) + t.tk * t.tn) <= (device.local_memory or 32 << 10)
+        and t.tm * t.tn // (t.rm * t.rn) <= (device.max_work_group or 256)
     )
-
-
-def choose(m: int, n: int, batch: int, device: DeviceInfo) -> Tile:
-    """The tile that ends first, by rounds of work-groups over the device's units."""
-
-    def seconds(tile: Tile) -> float:
-        groups = -(-m // tile.tm) * -(-n // tile.tn) * batch
-        rounds = -(-groups // max(1, device.compute_units))
-        return rounds * tile.tm * tile.tn / tile.pace
-
-    return min(tiles(device), key=seconds)
-
-
-def no_tile(device: DeviceInfo) -> str | None:
-    """The reason where no tile fits a device."""
-    return None if tiles(device) else "too little local memory or too small work-groups"
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a caller fills in: C text."""
-
-    params: str
-    setup: str
-    fill_a: str
-    fill_b: str
-    store: str
 
 
 def product(
@@ -244,7 +161,6 @@ def product(
     parts: Parts,
     sizes: tuple[int, int, int],
     args: Sequence[Argument],
-    device: DeviceInfo,
     dtype: str,
     *,
     aligned: tuple[bool, bool] = (False, False),
@@ -254,26 +170,15 @@ def product(
 
     ``aligned`` says whether every run of four elements of a factor starts at a multiple of four.
     """
-    text = _KERNEL
-    for name, part in (
-        ("PARAMS", parts.params),
-        ("SETUP", parts.setup),
-        ("FILL_A", parts.fill_a),
-        ("FILL_B", parts.fill_b),
-        ("STORE", parts.store),
-    ):
-        text = text.replace(f"@{name}@", part)
-    cpu = on_cpu(device)
-    vector = dtype == "float32" and not cpu and any(aligned)
+    text = parts.into(_KERNEL)
+    vector = dtype == "float32" and any(aligned)
     known = define(
-        TM=tile.tm, TN=tile.tn, TK=tile.tk, RM=tile.rm, RN=tile.rn, W=tile.w, CPU=int(cpu),
-        VECTOR_LOADS=int(vector), ALIGNED_A=int(aligned[0]), ALIGNED_B=int(aligned[1]),
+        TM=tile.tm, TN=tile.tn, TK=tile.tk, RM=tile.rm, RN=tile.rn, VECTOR_LOADS=int(vector),
+        ALIGNED_A=int(vector and aligned[0]), ALIGNED_B=int(vector and aligned[1]),
     )  # fmt: skip
-    if not vector:
-        known = tuple((k, "0" if k.startswith("ALIGNED") else v) for k, v in known)
     m, n, batch = sizes
-    x, y, _ = tile.block
-    items = (-(-n // tile.tn) * x, -(-m // tile.tm) * y, batch)
+    block = (tile.tn // tile.rn, tile.tm // tile.rm, 1)
+    items = (-(-n // tile.tn) * block[0], -(-m // tile.tm) * block[1], batch)
     return launch(
-        _HEAD + text, "product", args, items, tile.block, (*known, *accessors(dtype), *defines)
+        _HEAD + text, "product", args, items, block, (*known, *accessors(dtype), *defines)
     )

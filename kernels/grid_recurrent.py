@@ -28,8 +28,7 @@ from crossdock.kernels.grid_common import (
     power_of_two,
 )
 from crossdock.kernels.grid_math import prelude
-from crossdock.kernels.grid_matmul import DTYPES, FEW_ROWS, Factors, few_rows, tiled
-from crossdock.kernels.grid_product import no_tile
+from crossdock.kernels.grid_matmul import DTYPES, FEW_ROWS, Factors, few_rows, no_tile, tiled
 from crossdock.kernels.grid_window import Assembly
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel

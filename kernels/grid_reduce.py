@@ -26,6 +26,14 @@ from crossdock.kernels.grid_common import (
     on_cpu,
     operand,
 )
+from crossdock.kernels.grid_lines import (
+    LOG_SUM_EXP_COLUMNS,
+    LOG_SUM_EXP_ROWS,
+    REDUCE_COLUMNS,
+    REDUCE_ROWS,
+    line_args,
+    lines,
+)
 from crossdock.kernels.grid_move import transposable, transposed
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
@@ -33,6 +41,7 @@ from crossdock.kernels.table import kernel
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 WHOLE = ("int32", "uint32", "int64", "uint64")
 BLOCK = 64
+LANES = 128
 
 # first value, step with the next one, and what is made of the end; x is in the compute type
 REDUCTIONS: dict[str, tuple[str, str, str]] = {
@@ -216,8 +225,7 @@ def gathered(call: OpCall, axes: Sequence[int], device: DeviceInfo) -> Gathered:
 
 def lanes(device: DeviceInfo, length: int) -> int:
     """Lanes of the work group that reduces a row; 0 where an item had better do it alone."""
-    wide = 16 if on_cpu(device) else 128
-    return wide if length >= 4 * wide and wide <= device.max_work_group else 0
+    return LANES if length >= 4 * LANES and (device.max_work_group or LANES) >= LANES else 0
 
 
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:
@@ -239,19 +247,28 @@ def _lower(call: OpCall, device: DeviceInfo) -> Lowered:
     axes, dtype = call.attrs["axes"], operand(call, 0).dtype
     name = call.op.removeprefix("reduce_")
     if neighbours(call, axes):
-        return Lowered((_reduced(name, dtype, rows(call, axes), In(0), device),))
+        return Lowered((reduction(name, dtype, rows(call, axes), In(0), device),))
     source = gathered(call, axes, device)
-    step = _reduced(name, dtype, source.shape, source.slot, device)
+    step = reduction(name, dtype, source.shape, source.slot, device)
     return Lowered((source.step, step), source.scratch)
 
 
-def _reduced(name: str, dtype: str, shape: Shape, source: Slot, device: DeviceInfo) -> GridLaunch:
+def reduction(name: str, dtype: str, shape: Shape, source: Slot, device: DeviceInfo) -> GridLaunch:
+    """reduce_NAME over the middle of [outer, length, inner]."""
     outer, length, inner = shape
-    args: Args = (source, Out(0), *i32(outer * inner, length, inner))
-    width = lanes(device, length) if inner == 1 else 0
+    args = line_args(source, Out(0), shape)
     shifted = name == "log_sum_exp"
+    origin = "data, base"
+    if on_cpu(device):
+        origin = "line, l" if inner > 1 else "line, 0"
     defines = accessors(dtype)
-    defines += () if shifted else _steps(name, dtype, row=bool(width))
+    defines += () if shifted else _steps(name, dtype, origin)
+    if on_cpu(device):
+        texts = (REDUCE_ROWS, REDUCE_COLUMNS)
+        if shifted:
+            texts = (LOG_SUM_EXP_ROWS, LOG_SUM_EXP_COLUMNS)
+        return lines(*texts, "reduce", args, shape, device, defines, dtype=dtype)
+    width = lanes(device, length) if inner == 1 else 0
     if width:
         text = _LOG_SUM_EXP_ROW if shifted else _ROW
         defines += define(LANES=width)
@@ -261,16 +278,15 @@ def _reduced(name: str, dtype: str, shape: Shape, source: Slot, device: DeviceIn
     return launch(text, "reduce", args, (outer * inner,), (BLOCK,), defines)
 
 
-def _steps(name: str, dtype: str, *, row: bool) -> Defines:
+def _steps(name: str, dtype: str, first: str) -> Defines:
     init, step, done = REDUCTIONS[name]
     absolute = "X_ABS(v)" if dtype in FLOATS else ("(v)" if "uint" in dtype else "X_IABS(v)")
-    first = "T_LOAD(data, base)"
     return (
-        ("INIT", init.replace("FIRST", first)),
+        ("INIT", init.replace("FIRST", f"T_LOAD({first})")),
         ("STEP", step),
         ("DONE", done),
         ("ABS(v)", absolute),
-        *((("MERGE", _MERGE.get(name, "acc + x")),) if row else ()),
+        ("MERGE", _MERGE.get(name, "acc + x")),
     )
 
 

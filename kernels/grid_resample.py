@@ -25,10 +25,11 @@ from crossdock.kernels.grid_common import (
     item_size,
     launch,
     obstacle,
+    on_cpu,
     operand,
 )
 from crossdock.kernels.grid_move import copy
-from crossdock.kernels.grid_pointwise import row_blocks
+from crossdock.kernels.grid_pointwise import LOOP, row_blocks
 from crossdock.kernels.ops_pool import taps_of
 from crossdock.kernels.ops_resample import Taps
 from crossdock.kernels.ops_resize import resize_taps
@@ -36,13 +37,27 @@ from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import TensorSpec
 
-_PLACE = r"""
-    const i32 c = GLOBAL_ID(0), r = GLOBAL_ID(1);
-    if (c < columns && r < rows) {
-        const i32 b = c / inner, i = c - b * inner;
+_BEGIN = r"""
+#if LOOPS
+    const i32 first = GROUP_ID(0) * PER, last = first + PER < rows ? first + PER : rows;
+    for (i32 r = first; r < last; ++r) {
+#else
+    const i32 r = GLOBAL_ID(1);
+    if (r < rows) {
+#endif
         const i32 rest = r / between, m = r - rest * between;
         const i32 o = rest / out_a, a = rest - o * out_a;
         CONSTANT i32 *cells_b = cells + out_a * taps_a;
+"""
+
+_COLUMNS = r"""
+#if LOOPS
+        for (i32 c = 0; c < columns; ++c) {
+#else
+        const i32 c = GLOBAL_ID(0);
+        if (c < columns) {
+#endif
+            const i32 b = INNER == 1 ? c : c / inner, i = c - b * inner;
 """
 
 _PARAMS = (
@@ -54,10 +69,14 @@ _COPY = (
     "KERNEL void pick(CONSTANT T *RESTRICT x, CONSTANT i32 *RESTRICT cells, "
     + _PARAMS
     + ") {"
-    + _PLACE
+    + _BEGIN
     + r"""
-        const i32 at = ((o * in_a + cells[a]) * between + m) * in_b + cells_b[b];
-        y[r * columns + c] = x[at * inner + i];
+        CONSTANT T *from = x + ((o * in_a + cells[a]) * between + m) * in_b * inner;
+"""
+    + _COLUMNS
+    + r"""
+            y[r * columns + c] = from[cells_b[b] * inner + i];
+        }
     }
 }
 """
@@ -68,19 +87,24 @@ _WEIGH = (
     "CONSTANT float *RESTRICT weights, "
     + _PARAMS
     + ") {"
-    + _PLACE
+    + _BEGIN
     + r"""
         CONSTANT float *weights_b = weights + out_a * taps_a;
-        float sum = 0.0f;
-        for (i32 p = 0; p < taps_a; ++p) {
-            const i32 row = (o * in_a + cells[a * taps_a + p]) * between + m;
-            float part = 0.0f;
-            for (i32 q = 0; q < taps_b; ++q)
-                part += weights_b[b * taps_b + q]
-                    * T_LOAD(x, (row * in_b + cells_b[b * taps_b + q]) * inner + i);
-            sum += weights[a * taps_a + p] * part;
+        CONSTANT T *from = x + (o * in_a * between + m) * in_b * inner;
+"""
+    + _COLUMNS
+    + r"""
+            float sum = 0.0f;
+            UNROLL for (i32 p = 0; p < TAPS_A; ++p) {
+                CONSTANT T *line = from + cells[a * taps_a + p] * between * in_b * inner + i;
+                float part = 0.0f;
+                UNROLL for (i32 q = 0; q < TAPS_B; ++q)
+                    part += weights_b[b * taps_b + q]
+                        * T_LOAD(line, cells_b[b * taps_b + q] * inner);
+                sum += weights[a * taps_a + p] * part;
+            }
+            T_STORE(y, r * columns + c, RESULT);
         }
-        T_STORE(y, r * columns + c, RESULT);
     }
 }
 """
@@ -131,7 +155,9 @@ class Sampling:
         return cls(sizes, taps[a], taps[b])
 
 
-def sampled(sampling: Sampling, dtype: str) -> tuple[GridLaunch, tuple[Pack, ...]]:
+def sampled(
+    sampling: Sampling, dtype: str, device: DeviceInfo
+) -> tuple[GridLaunch, tuple[Pack, ...]]:
     """The launch, and its tables: cells, then weights where there are any."""
     _, in_a, between, in_b, inner = sampling.dims
     a, b = sampling.a, sampling.b
@@ -142,10 +168,20 @@ def sampled(sampling: Sampling, dtype: str) -> tuple[GridLaunch, tuple[Pack, ...
         a.cells.shape[1], b.cells.shape[1],
     )  # fmt: skip
     items, block = row_blocks(columns, sampling.rows)
+    shape = define(
+        LOOPS=int(on_cpu(device)),
+        INNER=1 if inner == 1 else 0,
+        TAPS_A=a.cells.shape[1],
+        TAPS_B=b.cells.shape[1],
+    )
+    if on_cpu(device):
+        per = max(1, min(LOOP // columns, sampling.rows // (4 * max(1, device.compute_units))))
+        items, block = (-(-sampling.rows // per), 1), (1, 1)
+        shape += define(PER=per)
     packs = [Pack(lambda: cells, TensorSpec.of(cells))]
     if sampling.copies:
         picked: Args = (In(0), Packed(0), Out(0), *numbers)
-        raw = define(T=RAW[item_size(dtype)])
+        raw = define(T=RAW[item_size(dtype)]) + shape
         return launch(_COPY, "pick", picked, items, block, raw), tuple(packs)
     weights = np.concatenate([t.weights.reshape(-1) for t in (a, b)]).astype(np.float32)
     packs.append(Pack(lambda: weights, TensorSpec.of(weights)))
@@ -153,7 +189,7 @@ def sampled(sampling: Sampling, dtype: str) -> tuple[GridLaunch, tuple[Pack, ...
     if dtype in ROUNDED:
         low, high = ROUNDED[dtype]
         result = f"X_MIN(X_MAX(X_RINT(sum), {low}.0f), {high}.0f)"
-    defines = (*accessors(dtype), *define(RESULT=result))
+    defines = (*accessors(dtype), *define(RESULT=result), *shape)
     tabled: Args = (In(0), Packed(0), Packed(1), Out(0), *numbers)
     return launch(_WEIGH, "weigh", tabled, items, block, defines), tuple(packs)
 
@@ -193,7 +229,7 @@ def _lower(call: OpCall, device: DeviceInfo) -> Lowered:
     if not taps:
         step = copy(spec.dtype, (spec.size,), device, source=In(0), strides=(1,))
         return Lowered((step,))
-    launched, packs = sampled(Sampling.of(spec.dims, taps), spec.dtype)
+    launched, packs = sampled(Sampling.of(spec.dims, taps), spec.dtype, device)
     return Lowered((launched,), packs=packs)
 
 

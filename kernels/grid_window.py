@@ -27,10 +27,11 @@ from crossdock.devices.program import (
     Slot,
     Step,
 )
+from crossdock.kernels import grid_panels, grid_product
 from crossdock.kernels.grid_common import define, i32, on_cpu
 from crossdock.kernels.grid_move import copy
 from crossdock.kernels.grid_pointwise import Target
-from crossdock.kernels.grid_product import ROWS_OF_A, Parts, choose, product
+from crossdock.kernels.grid_tile import Parts, choose
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime.tensor import Array, TensorSpec
 
@@ -42,11 +43,7 @@ _PARAMS = (
 )
 
 _SETUP = r"""
-#if CPU
-#define COLUMN(j) (quad * 4 + j)
-#else
 #define COLUMN(j) (quad + j * (TN / 4))
-#endif
 #define PLACE(j) \
     const i32 c##j = n0 + COLUMN(j), q##j = c##j < N ? c##j : N - 1; \
     const i32 r##j = q##j / out_w, i##j = r##j / out_h; \
@@ -55,49 +52,85 @@ _SETUP = r"""
     const i32 x##j = i##j * xn + h##j * xh + w##j * xw;
     const i32 quad = t % (TN / 4), first = t / (TN / 4);
     PLACE(0) PLACE(1) PLACE(2) PLACE(3)
-    const i32 dense = x1 - x0 == 1 && x2 - x0 == 2 && x3 - x0 == 3;
     x += z * xg;
     a += z * M * lda;
     y += z * yg + yo;
 """
 
 _FILL_B = r"""
-        for (i32 k = first; k < TK + OPAQUE_ZERO; k += ITEMS / (TN / 4)) {
+        for (i32 k = first; k < TK; k += ITEMS / (TN / 4)) {
             LOCAL_PTR float *to = bs + k * TN;
             float v0 = 0.0f, v1 = 0.0f, v2 = 0.0f, v3 = 0.0f;
             if (k < rest) {
-                const i32 from = taps[k0 + k];
-#if CHECKED
-                const i32 tap = taps[K + k0 + k];
+                const i32 from = taps[k0 + k], tap = taps[K + k0 + k];
                 const i32 dy = (i32)((u32)tap >> 16) - 32768, dx = (tap & 0xffff) - 32768;
+#if CHECKED
 #define INSIDE(j) ((u32)(h##j + dy) < (u32)in_h && (u32)(w##j + dx) < (u32)in_w)
+#else
+#define INSIDE(j) 1
+#endif
                 if (INSIDE(0)) v0 = T_LOAD(x, x0 + from);
                 if (INSIDE(1)) v1 = T_LOAD(x, x1 + from);
                 if (INSIDE(2)) v2 = T_LOAD(x, x2 + from);
                 if (INSIDE(3)) v3 = T_LOAD(x, x3 + from);
-#else
-                if (dense) {
-                    CONSTANT T *p = x + x0 + from;
-                    v0 = T_LOAD(p, 0); v1 = T_LOAD(p, 1); v2 = T_LOAD(p, 2); v3 = T_LOAD(p, 3);
-                } else {
-                    v0 = T_LOAD(x, x0 + from); v1 = T_LOAD(x, x1 + from);
-                    v2 = T_LOAD(x, x2 + from); v3 = T_LOAD(x, x3 + from);
-                }
-#endif
             }
             to[COLUMN(0)] = v0; to[COLUMN(1)] = v1; to[COLUMN(2)] = v2; to[COLUMN(3)] = v3;
         }
 """
 
+_SETUP_PANELS = r"""
+#define ONE_OF_8(s, p, n, index) { const i32 l = n; v.s = T_LOAD(p, index); }
+#define EACH8(p, index) \
+    ONE_OF_8(s0, p, 0, index) ONE_OF_8(s1, p, 1, index) ONE_OF_8(s2, p, 2, index) \
+    ONE_OF_8(s3, p, 3, index) ONE_OF_8(s4, p, 4, index) ONE_OF_8(s5, p, 5, index) \
+    ONE_OF_8(s6, p, 6, index) ONE_OF_8(s7, p, 7, index)
+    i32 place[TN], dense[TN / 8];
+    for (i32 c = 0; c < TN; ++c) {
+        const i32 q = n0 + c < N ? n0 + c : N - 1, r = q / out_w, i = r / out_h;
+        const i32 h = (r - i * out_h) * step_h - top, w = (q - r * out_w) * step_w - left_pad;
+        place[c] = i * xn + h * xh + w * xw;
+    }
+    for (i32 g = 0; g < TN / 8; ++g) {
+        dense[g] = 1;
+        for (i32 l = 1; l < 8; ++l)
+            if (place[g * 8 + l] != place[g * 8] + l) dense[g] = 0;
+    }
+    x += z * xg;
+    a += z * M * lda;
+    y += z * yg + yo;
+"""
+
+_FILL_B_PANELS = r"""
+        for (i32 k = 0; k < depth; ++k) {
+            CONSTANT T *from = x + taps[k0 + k];
+            for (i32 g = 0; g * 8 < columns; ++g) {
+                f32x8 v;
+                if (dense[g]) {
+                    CONSTANT T *run = from + place[g * 8];
+                    EACH8(run, l)
+                } else {
+                    EACH8(from, place[g * 8 + l])
+                }
+                b_tile[(g * 8 / RN * TK + k) * VECS + g * 8 % RN / 8] = v;
+            }
+        }
+"""
+
 _STORE = r"""
-                i32 r = n / out_w, right = n - r * out_w, image = r / out_h;
-                i32 down = r - image * out_h;
-                STORE_LOOP for (i32 l = 0; l < W; ++l) {
-                    if (l < left)
-                        T_STORE(y, image * yn + m * ym + down * yh + right * yw, sum[l] BIAS);
-                    right += 1;
-                    if (right == out_w) { right = 0; down += 1; }
-                    if (down == out_h) { down = 0; image += 1; }
+                const i32 size = out_h * out_w, whole = n / size, at = n - whole * size;
+                const i32 row = whole * yn + m * ym;
+                if (yh == out_w * yw && at + left <= size) {
+                    STORE_LOOP for (i32 l = 0; l < W; ++l)
+                        if (l < left) T_STORE(y, row + (at + l) * yw, sum[l] BIAS);
+                } else {
+                    i32 down = at / out_w, right = at - down * out_w, image = whole;
+                    STORE_LOOP for (i32 l = 0; l < W; ++l) {
+                        if (l < left)
+                            T_STORE(y, image * yn + m * ym + down * yh + right * yw, sum[l] BIAS);
+                        right += 1;
+                        if (right == out_w) { right = 0; down += 1; }
+                        if (down == out_h) { down = 0; image += 1; }
+                    }
                 }
 """
 
@@ -178,13 +211,7 @@ def implicit(
     """The launch; ``weights`` are dense [groups * m, taps], ``table`` is ``Taps.table()``."""
     n = window.images * window.out[0] * window.out[1]
     k = window.taps.count
-    parts = Parts(
-        _PARAMS.replace("@BIAS@", "CONSTANT T *RESTRICT bias," if bias else ""),
-        _SETUP,
-        ROWS_OF_A,
-        _FILL_B,
-        _STORE,
-    )
+    params = _PARAMS.replace("@BIAS@", "CONSTANT T *RESTRICT bias," if bias else "")
     slots: tuple[Argument, ...] = (x, weights, table, *((bias,) if bias else ()), y)
     numbers = i32(
         window.m, n, k, k, *window.out, *window.steps, -window.origin[0], -window.origin[1],
@@ -192,16 +219,18 @@ def implicit(
         window.y.n, window.y.c, window.y.h, window.y.w, window.y_offset,
     )  # fmt: skip
     added = "+ T_LOAD(bias, z * M + m)" if bias else ""
-    return product(
-        choose(window.m, n, window.groups, device),
-        parts,
-        (window.m, n, window.groups),
-        (*slots, *numbers),
-        device,
-        window.dtype,
-        aligned=(k % 4 == 0, False),
-        defines=define(CHECKED=int(checked), BIAS=added),
-    )
+    sizes = (window.m, n, window.groups)
+    args, dtype = (*slots, *numbers), window.dtype
+    defines = define(CHECKED=int(checked), BIAS=added)
+    if on_cpu(device):
+        assert not checked
+        parts = Parts(params, _SETUP_PANELS, grid_panels.ROWS_OF_A, _FILL_B_PANELS, _STORE)
+        tile = choose(grid_panels.fitting(device), *sizes, device)
+        return grid_panels.product(tile, parts, sizes, args, dtype, defines=defines)
+    parts = Parts(params, _SETUP, grid_product.ROWS_OF_A, _FILL_B, _STORE)
+    tile = choose(grid_product.fitting(device), *sizes, device)
+    aligned = (k % 4 == 0, False)
+    return grid_product.product(tile, parts, sizes, args, dtype, aligned=aligned, defines=defines)
 
 
 @dataclass

@@ -14,9 +14,10 @@ from tests.kernels.grid_run import as_gpu, execute, grid_kernels, opencl_ids, op
 from tests.kernels.test_cpu import instance
 
 FOR_GPUS = (
-    "add", "conv2d", "conv_transpose2d", "gelu", "gemm", "gru", "instance_normalization",
-    "layer_normalization", "lstm", "matmul", "reduce_log_sum_exp", "reduce_max", "reduce_sum",
-    "softmax", "transpose",
+    "add", "average_pool2d", "clamp", "concat", "conv2d", "conv_transpose2d", "dequantize_linear",
+    "expand", "gather", "gelu", "gemm", "gru", "instance_normalization", "l2_pool2d",
+    "layer_normalization", "lstm", "matmul", "max_pool2d", "pad", "reduce_log_sum_exp",
+    "reduce_max", "reduce_sum", "resample2d", "resize", "slice", "softmax", "transpose", "where",
 )  # fmt: skip
 """Ops whose kernels differ between processors and GPUs; elementwise ops share one emitter."""
 

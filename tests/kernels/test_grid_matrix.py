@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossdock.devices.base import Device
-from crossdock.kernels import table
+from crossdock.kernels import grid_panels, grid_product, table
 from crossdock.kernels.grid_conv_transpose import phases
-from crossdock.kernels.grid_product import CPU_TILES, GPU_TILES, choose, tiles
+from crossdock.kernels.grid_tile import choose
 from crossdock.runtime.tensor import Array
 from tests.kernels.grid_run import as_gpu, call_of, check, execute, grid_kernels, opencl_ids, opened
 
@@ -157,16 +157,17 @@ def test_phases_hold_every_meeting_of_result_and_tap_once(
 
 
 def test_tiles_fit_the_device(device: Device) -> None:
-    info = device.info
-    assert tiles(info) in (CPU_TILES, GPU_TILES)
-    small = replace(as_gpu(info), local_memory=16 << 10, max_work_group=256)
-    assert GPU_TILES[0] not in tiles(small)
-    assert choose(1000, 1000, 1, small) in tiles(small)
-    none = replace(info, local_memory=1 << 10)
+    info = as_gpu(device.info)
+    small = replace(info, local_memory=12 << 10, max_work_group=256)
+    assert grid_product.TILES[0] not in grid_product.fitting(small)
+    assert grid_panels.fitting(replace(info, local_memory=32 << 10)) == grid_panels.TILES[1:]
+    none = replace(device.info, local_memory=1 << 10)
     arrays = [normal(20, 20), normal(20, 20)]
     assert "too little local memory" in table.candidates(call_of("matmul", arrays), none).reason()
 
 
-def test_a_small_product_gets_a_small_tile(device: Device) -> None:
-    assert choose(16, 4096, 1, device.info).tm == 16
-    assert choose(512, 512, 1, device.info).tm == 64
+def test_the_tile_that_wastes_least_is_chosen(device: Device) -> None:
+    card = replace(as_gpu(device.info), compute_units=100)
+    assert choose(grid_product.TILES, 16, 40_960, 1, card).tm == 16
+    assert choose(grid_product.TILES, 4096, 4096, 1, card).tm == 128
+    assert choose(grid_product.TILES, 512, 512, 1, card).tm == 64
