@@ -7,6 +7,7 @@ those that do not fit are kept for the explanation.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -80,23 +81,36 @@ def cost_work(call: OpCall) -> CostWork:
     return CostWork(work.flops, work.bytes_read, work.bytes_written, kind, dtype)
 
 
-def offers(call: OpCall, devices: Sequence[DeviceInfo], model: CostModel) -> Offers:
-    """Find and cost the kernels for an op on each device."""
+Memo = dict[tuple[str, str, str], Estimate]
+"""Estimates by fingerprint, kernel and key: a graph's ops are often alike."""
+
+
+def offers(
+    call: OpCall, devices: Sequence[DeviceInfo], model: CostModel, memo: Memo | None = None
+) -> Offers:
+    """Find and cost the kernels for an op on each device; ``memo`` serves the ops of one graph."""
     best: dict[str, Offer] = {}
     reasons: dict[str, str] = {}
-    key, work = call.key(), cost_work(call)
+    known = {} if memo is None else memo
+    key = call.key()
     for info in devices:
         found = table.candidates(call, info)
         if not found.fitting:
             reasons[info.id] = found.reason()
             continue
-        made = [
-            Offer(info.id, k, model.estimate(info.fingerprint, k.name, key, work))
-            for k in found.fitting
-        ]
-        known = [o for o in made if o.estimate.seconds is not None]
-        best[info.id] = min(known, key=lambda o: o.estimate.seconds or 0.0) if known else made[0]
+        made = []
+        for kernel in found.fitting:
+            mark = (info.fingerprint, kernel.name, key)
+            if mark not in known:
+                known[mark] = model.estimate(*mark, cost_work(call))
+            made.append(Offer(info.id, kernel, known[mark]))
+        best[info.id] = min(made, key=_seconds)
     return Offers(call, best, reasons)
+
+
+def _seconds(offer: Offer) -> float:
+    """Predicted seconds; an unknown cost is taken only where all are unknown, best rank first."""
+    return math.inf if offer.estimate.seconds is None else offer.estimate.seconds
 
 
 def is_alias(node: Node) -> bool:

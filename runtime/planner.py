@@ -88,7 +88,10 @@ def make_plan(graph: Graph, target: Target, options: Options) -> Plan:
     """
     calls = costing.op_calls(graph)
     placed = [n for n in graph.nodes if not costing.is_alias(n)]
-    offered = {n.name: costing.offers(calls[n.name], target.devices, target.model) for n in placed}
+    memo: costing.Memo = {}
+    offered = {
+        n.name: costing.offers(calls[n.name], target.devices, target.model, memo) for n in placed
+    }
     rules = _Rules(options.constraints, target, graph)
     plan = _draft(graph, placed, offered, target, options, rules)
     if rules.over_budget(plan):
