@@ -111,7 +111,7 @@ def _folded(
     shape = [1, 1, 1, 1]
     shape[_OUT_AXIS[conv.attrs["filter_layout"]]] = -1
     bias = affine.shift + (0.0 if b is None else constants[b].astype(np.float64) * affine.scale)
-    names = (f"{node.outputs[0]}.weights", f"{node.outputs[0]}.bias")
+    names = [_unused(f"{node.outputs[0]}.{part}", specs) for part in ("weights", "bias")]
     scaled = weights.astype(np.float64) * affine.scale.reshape(shape)
     for name, array in zip(names, (scaled, bias), strict=True):
         made = np.ascontiguousarray(array.astype(weights.dtype))
@@ -119,3 +119,10 @@ def _folded(
         constants[name] = made
         specs[name] = TensorSpec.of(made)
     return Node(conv.name, "conv2d", (x, *names), node.outputs, conv.attrs)
+
+
+def _unused(name: str, specs: dict[str, TensorSpec]) -> str:
+    """The name, or one like it that no value of the graph has."""
+    while name in specs:
+        name += "_"
+    return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from crossdock.kernels.reference import evaluate
 from crossdock.runtime import passes
 from crossdock.runtime.errors import GraphError
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.passes.normalization import fold_affine
+from crossdock.runtime.tensor import TensorSpec
+from tests.runtime.strategies import exact_graphs, whole_feeds
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -71,7 +75,7 @@ def conv_graph(tail: str, layout: str = "nchw") -> Graph:
 @pytest.mark.parametrize("tail", ["bn", "mul", "add", "sub", "mul add", "bn mul add relu"])
 def test_per_channel_steps_fold_into_the_convolution(tail: str, layout: str) -> None:
     graph = conv_graph(tail, layout)
-    folded = passes.fold_affine(graph, frozenset())
+    folded = fold_affine(graph, frozenset())
     assert_same(graph, folded)
     assert ops(folded) == ["conv2d"] + ["relu"] * tail.count("relu")
 
@@ -79,7 +83,7 @@ def test_per_channel_steps_fold_into_the_convolution(tail: str, layout: str) -> 
 def test_what_is_no_affine_step_of_the_result_stays() -> None:
     for tail in ("rsub", "relu mul", "div"):
         graph = conv_graph(tail)
-        folded = passes.fold_affine(graph, frozenset())
+        folded = fold_affine(graph, frozenset())
         assert_same(graph, folded)
         assert len(folded.nodes) == len(graph.nodes)
 
@@ -147,3 +151,78 @@ def elementwise_graphs(draw: st.DrawFn) -> Graph:
 @given(elementwise_graphs())
 def test_all_passes_keep_the_meaning(graph: Graph) -> None:
     assert_same(graph, passes.run(graph))
+
+
+@given(exact_graphs(), st.data())
+def test_whole_numbers_stay_exact_whatever_is_kept_or_skipped(
+    graph: Graph, data: st.DataObject
+) -> None:
+    names = [n.name for n in graph.nodes]
+    keep = data.draw(st.lists(st.sampled_from(names), max_size=6)) if names else []
+    skip = data.draw(st.lists(st.sampled_from(sorted(passes.PASSES)), max_size=2))
+    done = passes.run(graph, keep=keep, skip=skip)
+    feeds = whole_feeds(graph, 5)
+    want, got = evaluate(graph, feeds), evaluate(done, feeds)
+    assert list(got) == list(want)
+    for name, array in want.items():
+        np.testing.assert_array_equal(got[name], array)
+        assert got[name].dtype == array.dtype
+    live = {n.name for n in passes.run(graph, skip=set(passes.PASSES) - {"prune"}).nodes}
+    assert set(keep) & live <= {n.name for n in done.nodes}, "a kept node that is needed stays"
+
+
+@given(exact_graphs())
+def test_passes_end(graph: Graph) -> None:
+    once = passes.run(graph)
+    again = passes.run(once)
+    assert ops(again) == ops(once)
+
+
+def test_weights_of_a_model_named_like_folded_ones_are_left_alone() -> None:
+    """A model may well call a value ``y`` and a constant ``y.weights``."""
+    graph = conv_graph("mul")
+    (mul,) = (n for n in graph.nodes if n.op == "mul")
+    b = xd.GraphBuilder()
+    extra = b.build({"z": b.neg(b.input("v", (2,)))})
+    name = f"{mul.outputs[0]}.weights"
+    constant = np.array([5.0, 6.0], np.float32)
+    node = replace(extra.nodes[0], name="last", inputs=(name,), outputs=("z",))
+    both = replace(
+        graph,
+        nodes=(*graph.nodes, node),
+        constants={**graph.constants, name: constant},
+        specs={**graph.specs, name: TensorSpec.of(constant), "z": TensorSpec.of(constant)},
+        outputs={**graph.outputs, "z": "z"},
+    )
+    folded = fold_affine(both.check())
+    assert_same(both, folded)
+    assert ops(folded) == ["conv2d", "neg"]
+
+
+def test_a_convolution_that_others_see_is_left_alone() -> None:
+    rng = np.random.default_rng(1)
+    b = xd.GraphBuilder()
+    x = b.input("x", (1, 3, 6, 6))
+    w = b.constant(rng.standard_normal((4, 3, 3, 3)).astype(np.float32))
+    scale = b.constant(np.full((1, 4, 1, 1), 2.0, np.float32))
+    seen, read = b.conv2d(x, w, label="seen"), b.conv2d(x, w, label="read")
+    graph = b.build(
+        {"a": seen, "b": b.mul(seen, scale), "c": b.add(b.mul(read, scale), b.tanh(read))}
+    )
+    folded = fold_affine(graph)
+    assert_same(graph, folded)
+    assert len(folded.nodes) == len(graph.nodes)
+
+
+@pytest.mark.parametrize(("layout", "groups"), [("hwio", 1), ("ohwi", 1), ("ihwo", 4), ("oihw", 2)])
+def test_scales_fold_into_weights_of_any_layout(layout: str, groups: int) -> None:
+    rng = np.random.default_rng(2)
+    sizes = {"o": 8, "i": 4 // groups, "h": 3, "w": 3}
+    b = xd.GraphBuilder()
+    x = b.input("x", (1, 6, 6, 4))
+    w = b.constant(rng.standard_normal([sizes[d] for d in layout]).astype(np.float32))
+    y = b.conv2d(x, w, groups=groups, input_layout="nhwc", filter_layout=layout)
+    graph = b.build({"y": b.mul(b.constant(rng.random(8).astype(np.float32) + 0.5), y)})
+    folded = fold_affine(graph)
+    assert_same(graph, folded)
+    assert ops(folded) == ["conv2d"]
