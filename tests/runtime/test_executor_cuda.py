@@ -1,0 +1,65 @@
+"""Plans across the host and a CUDA card that is not here: the fake cupy checks every use of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import crossdock as xd
+from crossdock.devices import registry
+from crossdock.kernels.reference import evaluate
+from crossdock.runtime import costing
+from crossdock.runtime.graph import Graph
+from tests.fakes import cupy_fake
+from tests.runtime.conftest import Machine
+from tests.runtime.strategies import whole_feeds
+from tests.runtime.test_executor import ADVERSARIAL, able, check_runs, placed_graphs
+
+pytestmark = pytest.mark.usefixtures("no_hang")
+
+
+@pytest.fixture
+def card(opencl: Any, monkeypatch: pytest.MonkeyPatch, costs: costing.CostStore) -> Iterator[str]:
+    """A card on the fake cupy, which runs kernels on the OpenCL device."""
+    del opencl, costs
+    cupy_fake.install(monkeypatch)
+    yield "cuda:0"
+    device = registry._OPEN.pop(("cuda:0", None, None), None)
+    if device is not None:
+        device.close()
+    import cupy
+
+    assert cupy.machine.errors == []
+
+
+@settings(ADVERSARIAL, max_examples=15)
+@given(placed_graphs(), st.integers(0, 1 << 16))
+def test_answers_hold_and_nothing_is_used_wrongly(
+    machine: Machine, card: str, made: tuple[Graph, dict[str, int]], seed: int
+) -> None:
+    graph, where = made
+    ids = ["cpu:0", card, machine.sim("a"), card]
+    can = able(graph, registry.open_device(card).info)
+    pin = {n: ids[at] for n, at in where.items() if ids[at] != card or n in can}
+    with xd.compile(
+        graph, ids, constraints=xd.Constraints(pin=pin), measure=False, runs_at_once=2
+    ) as session:
+        check_runs(session, graph, seed)
+
+
+def test_runs_at_once_share_the_card(card: str) -> None:
+    b = xd.GraphBuilder()
+    x = b.input("x", (3, 4))
+    y = b.add(b.mul(x, x, label="up"), x, label="host")
+    graph = b.build({"y": b.neg(b.max(y, x, label="up again"), label="last")})
+    rules = xd.Constraints(pin={"up*": card, "host": "cpu:0", "last": card})
+    with xd.compile(graph, [card], constraints=rules, measure=False, runs_at_once=4) as session:
+        feeds = [whole_feeds(graph, i) for i in range(12)]
+        futures = [session.submit(f) for f in feeds]
+        for f, future in zip(feeds, futures, strict=True):
+            np.testing.assert_array_equal(future.result(60)["y"], evaluate(graph, f)["y"])
