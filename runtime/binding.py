@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossdock.devices.base import Bound, Buffer, Device, Executable
+from crossdock.devices.base import Bound, Buffer, Device, Executable, Queue
 from crossdock.devices.program import In, Lowered, Out, Packed, Scratch, Slot
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime.tensor import Array
@@ -35,10 +35,14 @@ def resident(device: Device, array: Array, label: str) -> Buffer:
     source = np.ascontiguousarray(array)
     buffer = device.allocate(max(1, source.nbytes), label)
     if source.nbytes:
-        event = device.queues["upload"].write(buffer, source)
-        if event is not None:
-            event.wait()
+        device.call("upload", lambda queue: _write(queue, buffer, source))
     return buffer
+
+
+def _write(queue: Queue, buffer: Buffer, source: Array) -> None:
+    event = queue.write(buffer, source)
+    if event is not None:
+        event.wait()
 
 
 def bind_op(

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from crossdock.devices.base import Event, Point, Queue, Span, Timeline, ending, run_job
+from crossdock.devices.base import Event, Point, Queue, Span, Timeline
+from crossdock.devices.worker import ending, run_job
 from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory, Timeout
 from crossdock.runtime.lower import Instance, Program, Segment
 from crossdock.runtime.tensor import Array

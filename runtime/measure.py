@@ -123,11 +123,10 @@ def measure_kernel(device: Device, kernel: Kernel, call: OpCall, *, whole: int =
 
 
 def _timed(device: Device, commands: CommandBuffer) -> float:
-    queue = device.queues["compute"]
-    return _elapsed(device, queue, lambda: queue.execute(commands))
+    return device.call("compute", lambda queue: _elapsed(queue, lambda: queue.execute(commands)))
 
 
-def _elapsed(device: Device, queue: Queue, submit: Callable[[], Event | None]) -> float:
+def _elapsed(queue: Queue, submit: Callable[[], Event | None]) -> float:
     """Seconds until submitted work is done: wall time, or virtual where the device's time is."""
     start = time.perf_counter()
     event = submit()
@@ -135,7 +134,7 @@ def _elapsed(device: Device, queue: Queue, submit: Callable[[], Event | None]) -
     if event is not None:
         event.wait()
     span = None
-    if Cap.VIRTUAL_TIME in device.info.caps and event is not None:
+    if Cap.VIRTUAL_TIME in queue.device.info.caps and event is not None:
         span = event.span()
     begin, end = (start, time.perf_counter()) if span is None else span
     return max(end - begin, 1e-9)
@@ -172,7 +171,7 @@ def measure_link(host: Device, device: Device, model: CostModel) -> None:
 
 
 def _copy(device: Device, role: str, buffer: Buffer, array: Array) -> float:
-    queue = device.queues[role]
-    if role == "upload":
-        return _elapsed(device, queue, lambda: queue.write(buffer, array))
-    return _elapsed(device, queue, lambda: queue.read(buffer, array))
+    def submit(queue: Queue) -> Event | None:
+        return queue.write(buffer, array) if role == "upload" else queue.read(buffer, array)
+
+    return device.call(role, lambda queue: _elapsed(queue, lambda: submit(queue)))

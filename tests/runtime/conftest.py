@@ -11,8 +11,10 @@ import pytest
 
 from crossdock.devices import registry, sim
 from crossdock.devices.base import Device, DeviceInfo
+from crossdock.devices.machine import DeviceProfile
+from crossdock.devices.machine import Machine as MachineProfile
 from crossdock.devices.sim import SimQueue, SimSpec
-from crossdock.runtime import costing
+from crossdock.runtime import costing, prepare
 from tests.runtime.lazy_device import LazyDevice, World
 
 
@@ -78,9 +80,17 @@ class Machine:
             sim.unregister(name)
 
 
+def no_profile(*devices: DeviceProfile) -> MachineProfile:
+    """What a probe gives that measured nothing."""
+    return MachineProfile(
+        "0", "cpu", 1, {}, "2026-01-01T00:00:00", quick=True, seconds=0, devices=devices
+    )
+
+
 @pytest.fixture
-def machine(costs: costing.CostStore) -> Iterator[Machine]:
-    """Simulated devices, and costs of their own."""
+def machine(costs: costing.CostStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """Simulated devices, and costs of their own; the real ones are not probed."""
+    monkeypatch.setattr(prepare, "probe", lambda **_: no_profile())
     made = Machine()
     yield made
     made.end()

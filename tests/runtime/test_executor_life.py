@@ -20,6 +20,7 @@ import crossdock as xd
 from crossdock.devices import registry
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.host_memory import Budget
+from crossdock.devices.sim import SimQueue
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.errors import FeedError, OutOfMemory, PlanError, Timeout
 from crossdock.runtime.executor import Pool
@@ -299,6 +300,38 @@ def test_sessions_in_opposite_directions_never_lock_each_other(
         futures = [(i, s.submit(feeds[i])) for _ in range(12) for i in range(4) for s in (one, two)]
         for i, future in futures:
             np.testing.assert_array_equal(future.result(60)["y"], wants[i])
+
+
+def test_a_queue_is_used_by_its_worker_alone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measuring, sending weights and running, all at once: queues need no locks of their own."""
+    used: set[tuple[str, str, str]] = set()
+
+    def watched(name: str) -> Callable[..., Any]:
+        method = getattr(SimQueue, name)
+
+        def call(queue: SimQueue, *args: Any) -> Any:
+            used.add((queue.device.info.id, queue.role, threading.current_thread().name))
+            return method(queue, *args)
+
+        return call
+
+    for name in ("execute", "write", "read"):
+        monkeypatch.setattr(SimQueue, name, watched(name))
+    device = machine.sim("a")
+    with on(device, small()) as session:
+        futures = [session.submit(whole_feeds(session.graph, i)) for i in range(20)]
+        b = xd.GraphBuilder()
+        x = b.input("x", (3, 4))
+        other = b.build({"y": b.matmul(x, b.constant(np.ones((4, 7), np.float32)))})
+        with xd.compile(other, [device], measure=5.0) as second:
+            second.profile(whole_feeds(other, 0))
+        for future in futures:
+            future.result(30)
+    assert used == {
+        (device, r, f"crossdock {device} {r}") for r in ("compute", "upload", "download")
+    }
 
 
 EXIT = """

@@ -21,6 +21,7 @@ from crossdock.runtime.costing import CostStore
 from crossdock.runtime.graph import Graph
 from crossdock.scheduler import CostModel
 from tests.runtime.conftest import Machine as Bench
+from tests.runtime.conftest import no_profile
 
 
 def graph(n: int = 32) -> Graph:
@@ -116,9 +117,8 @@ def test_memory_is_given_back(machine: Bench) -> None:
     assert device._budget.free == device._budget.limit
 
 
-def test_sessions_measure_and_plan_by_it(machine: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_measure_and_plan_by_it(machine: Bench) -> None:
     """A fast and a slow device: what the model has learned decides."""
-    monkeypatch.setattr(prepare, "probe", lambda **_: no_machine())
     machine.sim("slow", launch_s=1.0)
     machine.sim("fast", launch_s=1e-9, bandwidth=1e15, link_latency=1e-9, link_bandwidth=1e15)
     with xd.compile(graph(), ["sim:slow", "sim:fast"]) as session:
@@ -126,10 +126,6 @@ def test_sessions_measure_and_plan_by_it(machine: Bench, monkeypatch: pytest.Mon
         assert {s.source for s in session.plan.steps} == {"measured"}
         slow = next(c for c in session.plan.launches()[0].choices if c.device == "sim:slow")
         assert slow.seconds == pytest.approx(1.0, rel=0.01)
-
-
-def no_machine(*devices: DeviceProfile) -> Machine:
-    return Machine("0", "cpu", 1, {}, "2026-01-01T00:00:00", quick=True, seconds=0, devices=devices)
 
 
 def test_a_device_that_failed_its_probe_computes_nothing(
@@ -140,7 +136,7 @@ def test_a_device_that_failed_its_probe_computes_nothing(
 
     def look(*, quick: bool, devices: list[str], threads: int | None) -> Machine:
         probes.append(tuple(devices))
-        return no_machine(failed)
+        return no_profile(failed)
 
     monkeypatch.setattr(prepare, "probe", look)
     monkeypatch.setattr(prepare, "_PROBED", {})
@@ -162,11 +158,9 @@ def test_sessions_compiled_at_once_do_not_disturb_each_other(machine: Bench) -> 
         except BaseException as error:  # noqa: BLE001 - shown below
             errors.append(error)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "probe", lambda **_: no_machine())
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
     assert errors == []

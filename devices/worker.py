@@ -1,0 +1,95 @@
+"""Threads that do the work of queues, and what they owe a process that ends."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from crossdock.runtime.errors import DeviceError
+
+EXIT_SECONDS = 1.0
+"""How long the end of the process waits for jobs: a thread that the interpreter kills inside of a
+driver's code takes the process down with it."""
+
+
+class _Jobs:
+    """The jobs that run in this process, counted so that its end can wait for them."""
+
+    def __init__(self) -> None:
+        self.ending = False
+        self._running = 0
+        self._changed = threading.Condition()
+
+    def run(self, job: Callable[[], None]) -> None:
+        with self._changed:
+            self._running += 1
+        try:
+            job()
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def end(self) -> None:
+        self.ending = True
+        with self._changed:
+            self._changed.wait_for(lambda: self._running == 0, EXIT_SECONDS)
+
+
+_JOBS = _Jobs()
+atexit.register(_JOBS.end)
+
+
+def ending() -> bool:
+    """Whether the process is ending: jobs should, too."""
+    return _JOBS.ending
+
+
+def run_job(job: Callable[[], None]) -> None:
+    """Call a job; one that raises is reported, so that its thread goes on with the others."""
+    try:
+        _JOBS.run(job)
+    except Exception as error:  # noqa: BLE001 - one bad job must not strand the others
+        told = (type(error), error, error.__traceback__, threading.current_thread())
+        threading.excepthook(threading.ExceptHookArgs(told))
+
+
+class Worker:
+    """A daemon thread that runs what is posted, in order."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._stop = False
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
+
+    def post(self, job: Callable[[], None]) -> None:
+        """Append a job; it must not raise (jobs hand their errors to their own timeline).
+
+        Raises DeviceError after ``stop``: nothing would ever run the job.
+        """
+        with self._wake:
+            if self._stop:
+                raise DeviceError(f"{self.thread.name}: it was closed; open the device again")
+            self._jobs.append(job)
+            self._wake.notify()
+
+    def stop(self) -> None:
+        """End the thread after the jobs already posted."""
+        with self._wake:
+            self._stop = True
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._jobs:
+                    if self._stop:
+                        return
+                    self._wake.wait()
+                job = self._jobs.popleft()
+            run_job(job)
+            del job  # a thread that sleeps keeps nothing alive
