@@ -6,6 +6,9 @@ device that is told to be one runs them all the same, only slowly.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import pytest
 
 from crossdock.kernels import table
@@ -14,14 +17,17 @@ from tests.kernels.grid_run import as_gpu, execute, grid_kernels, opencl_ids, op
 from tests.kernels.test_cpu import instance
 
 FOR_GPUS = (
-    "add", "average_pool2d", "clamp", "concat", "conv2d", "conv_transpose2d", "dequantize_linear",
-    "expand", "gather", "gelu", "gemm", "gru", "instance_normalization", "l2_pool2d",
-    "layer_normalization", "lstm", "matmul", "max_pool2d", "pad", "reduce_log_sum_exp",
-    "reduce_max", "reduce_sum", "resample2d", "resize", "slice", "softmax", "transpose", "where",
+    "add", "conv2d", "conv_transpose2d", "gemm", "layer_normalization", "lstm", "matmul",
+    "max_pool2d", "reduce_sum", "resample2d", "softmax", "transpose",
 )  # fmt: skip
-"""Ops whose kernels differ between processors and GPUs; elementwise ops share one emitter."""
+"""Ops whose kernels differ between processors and GPUs, one or two of each family."""
 
-GPU_CASES = [c for c in CASES if c.op in FOR_GPUS and "float16" not in str(c)]
+FOR_GPUS_TOO = (
+    "average_pool2d", "clamp", "concat", "dequantize_linear", "expand", "gather", "gelu", "gru",
+    "instance_normalization", "l2_pool2d", "pad", "reduce_log_sum_exp", "reduce_max", "resize",
+    "slice", "where",
+)  # fmt: skip
+"""The others: each kernel takes a quarter of a second to build."""
 
 WITHOUT = {
     "identity": "an alias: it runs nowhere",
@@ -42,14 +48,37 @@ def judge(case: Case, device_id: str, *, gpu: bool = False) -> None:
             raise AssertionError(f"{kernel.name}: {error}") from error
 
 
+ALL_OF = ("conv2d", "gemm", "matmul", "max_pool2d", "softmax")
+"""Ops whose cases always run. Of other ops the first does, and the rest are slow: nearly each
+builds a kernel of its own, which takes PoCL a third of a second."""
+
+
+def first(case: Case) -> bool:
+    return case is next(c for c in CASES if c.op == case.op)
+
+
+def quick(case: Case) -> bool:
+    return case.op in ALL_OF or first(case)
+
+
+def marked(cases: Iterable[Case], is_quick: Callable[[Case], bool]) -> list[Any]:
+    return [
+        pytest.param(c, id=str(c), marks=() if is_quick(c) else pytest.mark.slow) for c in cases
+    ]
+
+
+RUN = [c for c in CASES if c.op not in WITHOUT]
+SINGLE = [c for c in CASES if "float16" not in str(c) and c.op in (*FOR_GPUS, *FOR_GPUS_TOO)]
+
+
 @pytest.mark.parametrize("device_id", opencl_ids())
-@pytest.mark.parametrize("case", [c for c in CASES if c.op not in WITHOUT], ids=str)
+@pytest.mark.parametrize("case", marked(RUN, quick))
 def test_case(case: Case, device_id: str) -> None:
     judge(case, device_id)
 
 
 @pytest.mark.parametrize("device_id", opencl_ids())
-@pytest.mark.parametrize("case", GPU_CASES, ids=str)
+@pytest.mark.parametrize("case", marked(SINGLE, lambda c: c.op in FOR_GPUS and first(c)))
 def test_case_as_on_a_gpu(case: Case, device_id: str) -> None:
     judge(case, device_id, gpu=True)
 
