@@ -21,7 +21,12 @@ from crossdock.scheduler.tensors import tensor_bytes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Bools = NDArray[np.bool_]
+Words = NDArray[np.uint64]
+Vector = TypeVar("Vector", Ints, Floats)
 BIG = 1e300  # stands for an impossible time; stays finite so that comparisons stay cheap
+NOWHERE = cast(
+    "int", np.int64(-1)
+)  # no device or task; typed, or numba compiles callees for the literal too
 
 
 def _sources_stamp() -> str:
@@ -35,47 +40,74 @@ def _sources_stamp() -> str:
 STAMP = _sources_stamp()
 
 
-def compiled(function: Function, **options: bool) -> Function:
-    """Compile ``function`` with numba, cached on disk until any compiled file changes."""
-    dispatcher = njit(cache=True, **options)(function)
+def kernel(function: Function) -> Function:
+    """Compile a function that allocates nothing, cached on disk until any compiled file changes.
+
+    Without reference counting it runs ten times as fast, and compiles sooner, where its arguments
+    are tuples of arrays; so all arrays are made outside.
+    """
+    return _compile(function)
+
+
+def leaf(function: Function) -> Function:
+    """A small kernel of few arguments that is always part of its callers."""
+    return _compile(function, forceinline=True)
+
+
+def _compile(function: Function, **options: Any) -> Function:
+    options |= {"cache": True, "_nrt": False}
+    dispatcher: Any = njit(**options)(function)
     # A cached caller holds its callees' code, so that its cache must fall with theirs.
-    stored = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    stored: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if hasattr(stored, "_source_stamp"):
         stored._source_stamp = STAMP  # noqa: SLF001 - numba has no public way
     return cast("Function", dispatcher)
 
 
-def kernel(function: Function) -> Function:
-    """Compile a function that allocates nothing, without reference counting.
+class Net(NamedTuple):
+    """Edges by consumer (pred) and by producer (succ), as in Csr; e entries each."""
 
-    That makes it ten times as fast where its arguments are tuples of dozens of arrays.
-    """
-    return compiled(function, _nrt=False)
-
-
-class Graph(NamedTuple):
-    """A problem as flat arrays; n tasks, m devices, e edges in consumer and producer order."""
-
-    cost: Floats  # (n, m), BIG where a task cannot run
-    lane: Ints  # (m,) exclusive resource of a device
-    lanes: int
-    latency: Floats  # (m, m), BIG where unreachable
-    inv_bw: Floats  # (m, m)
-    topo: Ints  # (n,)
     pred_ptr: Ints  # (n + 1,)
     pred: Ints  # (e,) producers of a task
     pred_bytes: Floats  # (e,)
     pred_tensor: Ints  # (e,)
     succ_ptr: Ints  # (n + 1,)
-    succ: Ints  # (e,)
+    succ: Ints  # (e,) consumers of a task
     succ_bytes: Floats  # (e,)
     succ_tensor: Ints  # (e,)
-    tensors: int
     mixed: Bools  # (tensors,) edges of different sizes, so that the copies differ by device
+
+
+class Wires(NamedTuple):
+    """Transfer times of ordered device pairs."""
+
+    latency: Floats  # (m, m), BIG where unreachable
+    inv_bw: Floats  # (m, m)
+
+
+class Graph(NamedTuple):
+    """A problem as flat arrays: n tasks, m devices, e edges.
+
+    Kernels take out the parts that they use: an access costs compile time for every array that
+    the tuple at hand holds.
+    """
+
+    net: Net
+    wires: Wires
+    cost: Floats  # (n, m), BIG where a task cannot run
     tail: Floats  # (n, m) least time after the task's finish on the device
-    serial: bool
+    lane: Ints  # (m,) exclusive resource of a device
+    topo: Ints  # (n,)
     held: Floats  # (n,) bytes a task keeps on its device
     room: Floats  # (m,) bytes a device has
+    lanes: int
+    tensors: int
+    serial: bool
+
+
+def zeros(*shape: int) -> Ints:
+    """Zeros, int64."""
+    return np.zeros(shape, np.int64)
 
 
 def compile_graph(problem: Problem, links: Links, limits: Limits) -> Graph:
@@ -85,61 +117,73 @@ def compile_graph(problem: Problem, links: Links, limits: Limits) -> Graph:
     largest = tensor_bytes(problem)
     mixed = np.zeros(len(largest), np.bool_)
     mixed[tensor[size < largest[tensor]]] = links == "serial"
-    bare = Graph(
-        cost=np.where(np.isfinite(problem.cost), problem.cost, BIG),
-        lane=problem.resource.copy(),
-        lanes=int(problem.resource.max()) + 1,
-        latency=np.where(np.isfinite(problem.latency), problem.latency, BIG),
-        inv_bw=problem.inv_bw.copy(),
-        topo=problem.topo,
-        pred_ptr=preds.ptr,
-        pred=preds.task,
-        pred_bytes=size[preds.edge],
-        pred_tensor=tensor[preds.edge],
-        succ_ptr=succs.ptr,
-        succ=succs.task,
-        succ_bytes=size[succs.edge],
-        succ_tensor=tensor[succs.edge],
-        tensors=len(largest),
-        mixed=mixed,
-        tail=np.zeros((problem.n, problem.m)),
-        serial=links == "serial",
-        held=limits.held.copy(),
-        room=limits.room.copy(),
+    net = Net(
+        preds.ptr,
+        preds.task,
+        size[preds.edge],
+        tensor[preds.edge],
+        succs.ptr,
+        succs.task,
+        size[succs.edge],
+        tensor[succs.edge],
+        mixed,
     )
-    fill_tails(bare)
-    return bare
+    wires = Wires(
+        np.where(np.isfinite(problem.latency), problem.latency, BIG), problem.inv_bw.copy()
+    )
+    cost = np.where(np.isfinite(problem.cost), problem.cost, BIG)
+    tail = np.zeros((problem.n, problem.m))
+    fill_tails(net, wires, cost, problem.topo, tail)
+    return Graph(
+        net,
+        wires,
+        cost,
+        tail,
+        problem.resource.copy(),
+        problem.topo,
+        limits.held.copy(),
+        limits.room.copy(),
+        int(problem.resource.max()) + 1,
+        len(largest),
+        links == "serial",
+    )
 
 
 @kernel
-def fill_tails(g: Graph) -> None:
-    """Fill ``g.tail`` in reverse topological order; BIG where nothing can follow."""
-    n, m = g.cost.shape
+def fill_tails(net: Net, wires: Wires, cost: Floats, topo: Ints, tail: Floats) -> None:
+    """Fill ``tail`` (n, m) in reverse topological order; BIG where nothing can follow."""
+    n, m = cost.shape
     for q in range(n - 1, -1, -1):
-        t = g.topo[q]
+        t = topo[q]
         for d in range(m):
             worst = 0.0
-            for k in range(g.succ_ptr[t], g.succ_ptr[t + 1]):
-                c = g.succ[k]
+            for k in range(net.succ_ptr[t], net.succ_ptr[t + 1]):
+                c = net.succ[k]
                 best = BIG
                 for e in range(m):
-                    v = g.cost[c, e] + g.tail[c, e]
+                    v = cost[c, e] + tail[c, e]
                     if e != d:
-                        v += g.latency[d, e] + g.succ_bytes[k] * g.inv_bw[d, e]
+                        v += wires.latency[d, e] + net.succ_bytes[k] * wires.inv_bw[d, e]
                     best = min(best, v)
                 worst = max(worst, best)
-            g.tail[t, d] = worst
+            tail[t, d] = worst
 
 
-@kernel
-def copy_into(target: np.ndarray, source: np.ndarray) -> None:
+@leaf
+def hop(wires: Wires, nbytes: float, a: int, b: int) -> float:
+    """Seconds from device ``a`` to another device ``b``."""
+    return wires.latency[a, b] + nbytes * wires.inv_bw[a, b]
+
+
+@leaf
+def copy_into(target: Vector, source: Vector) -> None:
     """Copy a short vector; slice assignment would allocate."""
     for i in range(len(target)):
         target[i] = source[i]
 
 
-@kernel
-def random_u64(state: np.ndarray) -> np.uint64:
+@leaf
+def random_u64(state: Words) -> np.uint64:
     """Next number of a xorshift64* generator (S. Vigna, ACM TOMS 42(4), 2016)."""
     x = state[0]
     x ^= x >> np.uint64(12)
@@ -149,19 +193,19 @@ def random_u64(state: np.ndarray) -> np.uint64:
     return x * np.uint64(2685821657736338717)
 
 
-@kernel
-def uniform(state: np.ndarray) -> float:
+@leaf
+def uniform(state: Words) -> float:
     """Uniform in [0, 1)."""
     return float(random_u64(state) >> np.uint64(11)) * 1.1102230246251565e-16
 
 
-@kernel
-def below(state: np.ndarray, n: int) -> int:
+@leaf
+def below(state: Words, n: int) -> int:
     """Uniform integer in [0, n)."""
     return int(uniform(state) * n)
 
 
-def random_state(seed: int) -> np.ndarray:
+def random_state(seed: int) -> Words:
     """Generator state of a seed, uint64 (1,)."""
     mixed = (seed * 0x9E3779B97F4A7C15 + 0x1234567DEADBEEF) % 2**64
     return np.array([mixed or 1], np.uint64)

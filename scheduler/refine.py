@@ -14,20 +14,21 @@ import numpy as np
 from crossdock.runtime.errors import MemoryBudget
 from crossdock.scheduler.compiled_bounds import graph_bound
 from crossdock.scheduler.compiled_core import BIG, Graph, compile_graph, random_state
-from crossdock.scheduler.compiled_greedy import iterated_greedy
-from crossdock.scheduler.compiled_lists import (
+from crossdock.scheduler.compiled_evaluate import new_state
+from crossdock.scheduler.compiled_greedy import iterated_greedy, new_base
+from crossdock.scheduler.compiled_lists import empty_partial, insertion, look_ahead
+from crossdock.scheduler.compiled_moves import Moves, new_moves
+from crossdock.scheduler.compiled_ranks import (
     MEAN,
     MIDDLE,
     OPTIMISTIC,
-    insertion,
-    look_ahead,
     mean_link,
     order_by,
     order_by_start,
     ranks,
 )
-from crossdock.scheduler.compiled_search import Moves, anneal, new_moves
-from crossdock.scheduler.compiled_state import State, new_state
+from crossdock.scheduler.compiled_search import anneal
+from crossdock.scheduler.compiled_state import BEST, CURRENT, State
 from crossdock.scheduler.decode import decode
 from crossdock.scheduler.drafts import Draft, best_of, freeze
 from crossdock.scheduler.labels import cheapest_labels
@@ -135,25 +136,28 @@ class Search:
 
     def _value(self, order: Ints, device: Ints) -> float:
         """Exact makespan; list schedules only estimate it under serial links."""
-        return float(new_state(self.graph, order, device).value[0])
+        return float(new_state(self.graph, order, device).value[CURRENT])
 
     def _list_seeds(self) -> None:
-        g, tail = self.graph, np.minimum(self.graph.tail, BIG)
+        g = self.graph
         for mode, name in ((MEAN, "heft"), (MIDDLE, "middle"), (OPTIMISTIC, "peft")):
             began = time.perf_counter()
             rank = ranks(g, mode)
-            order = order_by(g, rank)
+            order = order_by(g.net, rank)
             for share in (0.0, 0.5, 1.0):
-                found = insertion(g, order, share * tail)
+                found = insertion(g, order, g.tail, share)
                 self._keep_list(found, f"{name}+{share:g}tail" if share else name)
             took = time.perf_counter() - began
-            fan_out = len(g.succ) / max(1, self.problem.n)
+            fan_out = len(g.net.succ) / max(1, self.problem.n)
             ahead = took / 3.0 * (1.0 + self.problem.m * fan_out)
             if self.clock.iterations is not None or ahead < 0.2 * self.clock.left():
                 self._keep_list(look_ahead(g, order, rank), f"{name}+lookahead")
             if self.clock.iterations is None and self.clock.left() < 0.5 * self.budget:
                 break
-        self._single_seeds(order_by(g, ranks(g, MEAN)))
+        self._single_seeds(self._rank_order())
+
+    def _rank_order(self) -> Ints:
+        return order_by(self.graph.net, ranks(self.graph, MEAN))
 
     def _keep_list(self, found: tuple[float, Ints, Floats], name: str) -> None:
         makespan, device, start = found
@@ -176,7 +180,7 @@ class Search:
         device = np.array(cheapest_labels(p, starts), np.int64)
         held = np.bincount(device, self.graph.held, minlength=p.m)
         if (held <= self.graph.room).all():
-            self._add(device, order_by(self.graph, ranks(self.graph, MEAN)), "labels")
+            self._add(device, self._rank_order(), "labels")
 
     def _greedy(self, seed: Solution) -> Solution:
         """Iterated greedy from the ranks of the best seed's kind."""
@@ -185,22 +189,22 @@ class Search:
         rank, bias = ranks(g, mode), np.zeros(g.cost.shape)
         if best.name.endswith("tail"):
             bias = np.minimum(g.tail, BIG) * (0.5 if "0.5" in best.name else 1.0)
-        stop = clock.left() - GREEDY * self.budget
-        rounds = 2
+        base, partial = new_base(g, rank, bias), empty_partial(g)
+        stop, rounds = clock.left() - GREEDY * self.budget, 2
         while clock.left() > stop and not self.done(best):
-            began = time.perf_counter()
-            makespan, device, start = iterated_greedy(g, rank, bias, rounds, self.rng)
-            each = (time.perf_counter() - began) / (rounds + 1)
-            if makespan < best.makespan * (1.0 - 1e-12):
-                order, name = order_by_start(g, device, start), seed.name + "+greedy"
+            began, before = time.perf_counter(), float(base.best[0])
+            iterated_greedy(g, partial, base, rounds, self.rng)
+            each = (time.perf_counter() - began) / rounds
+            if base.best[0] < min(before, best.makespan * (1.0 - 1e-12)):
+                device = base.best_device.copy()
+                order = order_by_start(g, device, base.best_start)
                 exact = self._value(order, device)
                 if exact < best.makespan * (1.0 - 1e-12):
-                    best = Solution(exact, order, device, name)
+                    best = Solution(exact, order, device, seed.name + "+greedy")
             clock.used += rounds * ROUND_MOVES
+            rounds = 16
             if clock.iterations is None:
                 rounds = max(1, int(min(SLICE_S, max(0.0, clock.left() - stop)) / each))
-            else:
-                rounds = 16
         return best
 
     def _anneal(self, best: Solution) -> Solution:
@@ -237,7 +241,7 @@ class Search:
         return best
 
     def _improved(self, state: State, best: Solution, name: str) -> Solution:
-        makespan = float(state.value[1])
+        makespan = float(state.value[BEST])
         if makespan >= best.makespan * (1.0 - 1e-12):
             return best
         label = name if name.endswith("+search") else f"{name}+search"
@@ -247,9 +251,9 @@ class Search:
         """Typical cost of a change: a task's least cost plus a share of a transfer."""
         g = self.graph
         scale = float(g.cost.min(axis=1).mean())
-        if len(g.pred):
-            latency, inv_bw = mean_link(g)
-            scale += COMM * (latency + float(g.pred_bytes.mean()) * inv_bw)
+        if len(g.net.pred):
+            latency, inv_bw = mean_link(g.wires)
+            scale += COMM * (latency + float(g.net.pred_bytes.mean()) * inv_bw)
         return scale
 
 
@@ -304,4 +308,4 @@ def warm_up() -> None:
         [LinkSpec("a", "b", 0.1, 10.0, both=True)],
     )
     for links in LINKS:
-        Search(problem, Options(links=links, iterations=64), Limits.none(problem), 0.0).run()
+        Search(problem, Options(links=links, iterations=400), Limits.none(problem), 0.0).run()
