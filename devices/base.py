@@ -68,7 +68,7 @@ class DeviceInfo:
     local_memory: int = 0
     max_work_group: int = 0
     alignment: int = 64
-    details: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,34 @@ def test_a_hanging_device_lets_the_caller_go_at_the_deadline(
     machine.forget(device)
     with pool._change:
         assert pool._change.wait_for(lambda: len(pool._free) == pool._made, 30)
+
+
+@pytest.mark.parametrize("number", range(11))
+def test_a_copy_that_fails_is_told_and_the_session_goes_on(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Every copy of the plan in turn: up, down, and both hops of one that is staged."""
+    faulty(machine, "", Fault("slow", 0, factor=1.0))
+    graph = relay()
+    left = itertools.count()
+
+    def failing(name: str) -> Any:
+        method = getattr(sim.SimQueue, name)
+
+        def copy(queue: sim.SimQueue, *args: Any) -> Any:
+            if next(left) == number:
+                raise DeviceLost(f"{queue.device.info.id}: the wire broke")
+            return method(queue, *args)
+
+        return copy
+
+    with compiled(graph, runs_at_once=1) as session:
+        assert len(session.plan.copies()) == 11
+        for name in ("write", "read"):
+            monkeypatch.setattr(sim.SimQueue, name, failing(name))
+        with pytest.raises(DeviceLost, match="the wire broke"):
+            session.run(whole_feeds(graph, 0), timeout=30)
+        check(session, graph, 1)
 
 
 def test_a_slow_device_changes_no_answer(machine: Machine) -> None:
