@@ -88,6 +88,7 @@ def assemble(
         device_kinds=tuple(d.kind for d in devices),
     )
     problem.check_placeable()
+    assert len(problem.topo) == problem.n  # computed here, where a cycle is the caller's error
     return problem
 
 
