@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -33,6 +34,10 @@ class Outcome:
     began: float = 0.0
 
 
+TURN = 0.1
+"""Seconds that a caller waits before it looks at signals again."""
+
+
 class Deadline:
     """When the caller's patience ends; ``seconds`` None is never."""
 
@@ -43,6 +48,19 @@ class Deadline:
     def left(self) -> float | None:
         """Seconds left, never below 0."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    def wait(self, done: Callable[[float], bool]) -> bool:
+        """Call ``done(seconds)``, which waits that long, until it is true or the deadline is over.
+
+        It waits in short turns: compilers inside drivers (NVRTC's is one) set a handler for Ctrl-C
+        that restarts a wait, and Python then sees the signal only where the wait returns.
+        """
+        while True:
+            left = self.left()
+            if done(TURN if left is None else min(TURN, left)):
+                return True
+            if left is not None and left <= TURN:
+                return done(0.0)
 
 
 class Run:
@@ -95,7 +113,7 @@ class Run:
             raise
         try:
             self._post()
-            ended = self._ended.wait(deadline.left())
+            ended = deadline.wait(self._ended.wait)
         except BaseException:
             if not self._abandon():
                 self._release()
@@ -299,7 +317,8 @@ class Pool:
             return self._made == 0 or (self._made < self._limit and not full)
 
         with self._change:
-            if not self._change.wait_for(lambda: self._free or may_make(), deadline.left()):
+            ready = partial(self._change.wait_for, lambda: bool(self._free) or may_make())
+            if not deadline.wait(ready):
                 raise Timeout(
                     f"no free slot for a run after {deadline.seconds} s; {self._made} are in use"
                 )

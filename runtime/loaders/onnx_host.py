@@ -1,0 +1,124 @@
+"""The table of ONNX operators that the host runs: their results hang on values, or are no tensors.
+
+A host function is registered with the first opset whose meaning it implements::
+
+    @host_op("NonZero", since=9)
+    def non_zero(call: HostCall) -> HostValue: ...
+
+It is used where no converter can write the node into the IR: the operator has none, a value is of
+a type that the IR lacks (strings, sequences, optionals, small floats), or the shape of a result is
+known only once values are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from crossdock.runtime.errors import MalformedModel, UnsupportedModel
+from crossdock.runtime.loaders.onnx_model import OnnxGraph, OnnxNode
+from crossdock.runtime.tensor import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """An optional without an element."""
+
+
+EMPTY = Empty()
+
+HostValue = Array | list[Any] | Empty
+"""A tensor (strings: dtype object; small floats and ints: dtypes of ``ml_dtypes``), a sequence (a
+list of tensors), or an empty optional. An optional with an element is that element."""
+
+RunBody = Callable[[OnnxGraph, Sequence[HostValue]], list[HostValue]]
+
+
+@dataclass(frozen=True, slots=True)
+class HostCall:
+    """One node to run on the host: its values, and ``body`` to run one of its subgraphs."""
+
+    node: OnnxNode
+    opset: int
+    inputs: tuple[HostValue | None, ...]
+    body: RunBody
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def opt(self, index: int) -> HostValue | None:
+        """Input ``index``, or None where it is absent."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def x(self, index: int = 0) -> HostValue:
+        """Input ``index``, which must be there."""
+        value = self.opt(index)
+        if value is None:
+            raise self.malformed(f"input {index} is missing")
+        return value
+
+    def array(self, index: int = 0) -> Array:
+        """Input ``index``, which must be a tensor."""
+        value = self.x(index)
+        if not isinstance(value, np.ndarray):
+            raise self.malformed(f"input {index} is no tensor")
+        return value
+
+    def sequence(self, index: int = 0) -> list[Any]:
+        """Input ``index``, which must be a sequence."""
+        value = self.x(index)
+        if not isinstance(value, list):
+            raise self.malformed(f"input {index} is no sequence")
+        return value
+
+    def unsupported(self, what: str) -> UnsupportedModel:
+        """The error for a legal use that crossdock lacks."""
+        return UnsupportedModel(f"{self.node}: {what} is not supported")
+
+    def malformed(self, what: str) -> MalformedModel:
+        """The error for a use that ONNX does not allow."""
+        return MalformedModel(f"{self.node}: {what}")
+
+
+HostFunction = Callable[[HostCall], HostValue | Sequence[HostValue | None]]
+"""One value where the node has one output, else a tuple of them in order (never a bare list: that
+is a sequence)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostEntry:
+    """A host function and the first opset it is for."""
+
+    op: str
+    domain: str
+    since: int
+    run: HostFunction
+
+
+_TABLE: dict[tuple[str, str], list[HostEntry]] = {}
+
+
+def host_op(
+    *names: str, since: int = 1, domain: str = ""
+) -> Callable[[HostFunction], HostFunction]:
+    """Decorator: register a host function for operators from opset ``since`` on."""
+
+    def register(run: HostFunction) -> HostFunction:
+        for name in names:
+            entries = _TABLE.setdefault((domain, name), [])
+            entries.append(HostEntry(name, domain, since, run))
+            entries.sort(key=lambda e: -e.since)
+        return run
+
+    return register
+
+
+def find_host(node: OnnxNode, opset: int) -> HostEntry | None:
+    """The host function for a node's operator at an opset, or None."""
+    for entry in _TABLE.get((node.domain, node.op), ()):
+        if entry.since <= opset:
+            return entry
+    return None
