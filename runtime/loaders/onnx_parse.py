@@ -29,6 +29,9 @@ from crossdock.runtime.tensor import Array, Dim
 _ANONYMOUS = frozenset({"", "?", "*", "-1", "None"})
 """What exporters write for a dimension that they know nothing of."""
 
+MAX_TYPE_DEPTH = 16
+"""Sequences and optionals in one another that a declared type may have."""
+
 _FIELD_OF_TYPE = {
     1: "f",
     2: "i",
@@ -171,11 +174,20 @@ class _Parser:
         return found
 
     def value(self, proto: Any) -> OnnxValue:
-        name, kind = text(proto.name), proto.type.WhichOneof("value")
-        if kind != "tensor_type":
-            what = str(kind or "value without a type").removesuffix("_type")
-            return OnnxValue(name, None, None, what)
-        tensor = proto.type.tensor_type
+        return self.typed(text(proto.name), proto.type)
+
+    def typed(self, name: str, proto: Any, depth: int = 0) -> OnnxValue:
+        """A name with its TypeProto."""
+        kind = str(proto.WhichOneof("value") or "").removesuffix("_type")
+        if depth > MAX_TYPE_DEPTH:
+            raise self.fail(f"the type of {shown(name)} is nested too deep")
+        if kind in ("sequence", "optional"):
+            element = self.typed(name, getattr(proto, f"{kind}_type").elem_type, depth + 1)
+            what = f"{'seq' if kind == 'sequence' else kind}({element.what})"
+            return OnnxValue(name, None, None, what, kind, element)
+        if kind != "tensor":
+            return OnnxValue(name, None, None, kind or "value without a type", kind)
+        tensor = proto.tensor_type
         dtype = ONNX_DTYPES.get(tensor.elem_type)
         what = f"tensor({dtype_name(tensor.elem_type)})"
         if not tensor.HasField("shape"):
@@ -243,7 +255,9 @@ class _Parser:
             return decode(value, self.source, f"{self.source.label}: {where}")
         if kind == "SparseTensorProto":
             return decode_sparse(value, self.source, f"{self.source.label}: {where}")
-        return Opaque("a type")
+        if kind == "TypeProto":
+            return self.typed("", value)
+        return Opaque(kind)
 
 
 def _guess(proto: Any) -> str | None:
