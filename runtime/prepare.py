@@ -12,11 +12,12 @@ from crossdock.devices.base import Cap, Device, DeviceInfo, Span
 from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
 from crossdock.runtime import costing, measure, passes, planner, profiles
-from crossdock.runtime.executor import Pool
+from crossdock.runtime.executor import Deadline, Outcome, Pool, Run
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Program, instantiate, lower
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.receipt import Receipt, make_receipt
+from crossdock.runtime.tensor import Array
 
 Progress = Callable[[str, int, int], None]
 RUNS_AT_ONCE = 8
@@ -66,6 +67,14 @@ class Ready:
     program: Program
     pool: Pool
     recorder: Recorder
+
+    def run(self, arrays: Mapping[str, Array], deadline: Deadline, *, profile: bool) -> Outcome:
+        """Run once, with arrays of the inputs' types and shapes."""
+        instance = self.pool.take(deadline)
+        run = Run(self.program, instance, partial(self.pool.give, instance), profile=profile)
+        if self.program.host_only and deadline.seconds is None:
+            return run.inline(arrays)
+        return run.across(arrays, deadline)
 
 
 def prepare(

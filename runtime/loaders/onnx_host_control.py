@@ -117,7 +117,7 @@ def _scanned(
     rows: list[list[Array]] = [[] for _ in range(len(body.outputs) - len(state))]
     for step in range(lengths.pop()):
         bounded(call, step)
-        results = call.body(body, [*state, *(np.ascontiguousarray(v[step]) for v in views)])
+        results = call.body(body, [*state, *(np.asarray(v[step]) for v in views)])
         state = results[: len(state)]
         _keep(call, rows, results[len(state) :])
     return state, rows

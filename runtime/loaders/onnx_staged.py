@@ -83,7 +83,9 @@ class OnnxStaged:
         self.model = model
         self._specs = specs
         self._first = first
-        self.inputs: Mapping[str, str] = {v.name: str(specs.get(v.name) or v.what) for v in model.graph.free_inputs}
+        self.inputs: Mapping[str, str] = {
+            v.name: str(specs.get(v.name) or v.what) for v in model.graph.free_inputs
+        }
 
     def checked(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """The feeds as host values; raises FeedError naming the input."""
