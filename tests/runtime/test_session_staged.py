@@ -148,9 +148,7 @@ def test_shapes_that_are_values(devices: str) -> None:
             np.testing.assert_allclose(got["y"], y, rtol=1e-5)
 
 
-def test_a_second_run_converts_and_plans_nothing(
-    prepared: list[str], converted: list[str]
-) -> None:
+def test_a_second_run_converts_and_plans_nothing(prepared: list[str], converted: list[str]) -> None:
     feeds = {"x": X, "shape": np.array([2, 3])}
     with compiled(reshaping()) as session:
         first = session.run(feeds)["y"]
@@ -232,9 +230,7 @@ def test_plan_estimate_and_receipt_are_of_the_last_run(session: xd.Session) -> N
     assert ops["Where1"].predicted is None
     assert ops["Where1"].measured > 0
     assert ops["Where1"].physical_id == ops["Neg"].physical_id
-    assert receipt.notes == (
-        "Where1 (Where1) ran on the host: the operator has no form in the IR",
-    )
+    assert receipt.notes == ("Where1 (Where1) ran on the host: the operator has no form in the IR",)
     assert receipt.measured > 0
     json.dumps(receipt.to_json())
 
@@ -268,7 +264,9 @@ def test_threads_with_values_of_their_own() -> None:
 def test_kept_stages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staged_module, "STAGES_KEPT", 3)
     monkeypatch.setattr(onnx_staged, "STAGES_KEPT", 4)
-    graph = load([node("Reshape", "x shape", "y")], [info("x", F, [24]), info("shape", I, [2])], "y")
+    graph = load(
+        [node("Reshape", "x shape", "y")], [info("x", F, [24]), info("shape", I, [2])], "y"
+    )
     x = np.arange(24, dtype=np.float32)
     with compiled(graph) as session:
         for rows in (1, 2, 3, 4, 6, 8, 12, 24, 1):
@@ -327,7 +325,9 @@ def test_symbols_beside_inputs_of_unknown_rank_are_one_size() -> None:
     )
     with compiled(graph) as session:
         np.testing.assert_array_equal(session.run({"x": X, "y": X, "z": X})["t"], 2 * X * X)
-        with pytest.raises(FeedError, match=r"'y' wants tensor\(float32\) of shape \[n\], got \[2\]"):
+        with pytest.raises(
+            FeedError, match=r"'y' wants tensor\(float32\) of shape \[n\], got \[2\]"
+        ):
             session.run({"x": X, "y": X[:2], "z": X})
 
 
