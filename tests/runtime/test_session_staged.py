@@ -29,7 +29,7 @@ from crossdock.runtime.loaders import onnx_staged
 from crossdock.runtime.loaders.onnx_host import HostCall, host_op
 from crossdock.runtime.prepare import prepare
 
-F, I, B = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+F, INT, B = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 DOMAIN = "crossdock.testing"
 
 
@@ -80,7 +80,7 @@ def reshaping() -> xd.Graph:
             node("Div", "shape two", "half"),
             node("Tile", "e half", "y"),
         ],
-        [info("x", F, [6]), info("shape", I, [2])],
+        [info("x", F, [6]), info("shape", INT, [2])],
         ["y"],
         two=np.array([2, 1]),
     )
@@ -161,7 +161,9 @@ def test_a_second_run_converts_and_plans_nothing(prepared: list[str], converted:
 
 
 def test_nothing_runs_for_a_value_that_is_fed(prepared: list[str]) -> None:
-    graph = load([node("Reshape", "x shape", "y")], [info("x", F, [6]), info("shape", I, [2])], "y")
+    graph = load(
+        [node("Reshape", "x shape", "y")], [info("x", F, [6]), info("shape", INT, [2])], "y"
+    )
     with compiled(graph) as session:
         assert not prepared
         session.run({"x": X, "shape": np.array([3, 2])})
@@ -209,7 +211,7 @@ def session() -> Iterator[xd.Session]:
 
 def test_plan_estimate_and_receipt_are_of_the_last_run(session: xd.Session) -> None:
     for ask in (lambda: session.plan, session.estimate, lambda: session.bind({"x": (6,)})):
-        with pytest.raises(PlanError, match="'model' runs in stages.*call run first"):
+        with pytest.raises(PlanError, match=r"'model' runs in stages.*call run first"):
             ask()
     with pytest.raises(PlanError, match="call run first"):
         _ = session.receipt
@@ -265,7 +267,7 @@ def test_kept_stages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staged_module, "STAGES_KEPT", 3)
     monkeypatch.setattr(onnx_staged, "STAGES_KEPT", 4)
     graph = load(
-        [node("Reshape", "x shape", "y")], [info("x", F, [24]), info("shape", I, [2])], "y"
+        [node("Reshape", "x shape", "y")], [info("x", F, [24]), info("shape", INT, [2])], "y"
     )
     x = np.arange(24, dtype=np.float32)
     with compiled(graph) as session:
@@ -298,7 +300,7 @@ def test_what_a_later_stage_cannot_convert_is_said_when_it_is_known() -> None:
 def test_a_deadline_holds_between_steps() -> None:
     nodes = [node("Sleeps", "x", "a", DOMAIN), node("Sleeps", "a", "y", DOMAIN)]
     with compiled(load(nodes, [info("x", F, [6])], ["y"])) as session:
-        with pytest.raises(Timeout, match="'model' not done after 0.05 s"):
+        with pytest.raises(Timeout, match=r"'model' not done after 0.05 s"):
             session.run({"x": X}, timeout=0.05)
         np.testing.assert_array_equal(session.run({"x": X})["y"], X)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import tomllib
 import unittest
 import warnings
@@ -150,11 +151,13 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     outcome = run_suite(args.device, args.part)
-    for name, why in outcome.failed.items():
-        print(f"{name}: {why}")
+    lines = [f"{name}: {why}" for name, why in outcome.failed.items()]
     for op, names in sorted(outcome.strays.items()):
-        print(f"{op} has no kernel on {args.device}: {len(names)} cases such as {min(names)}")
-    print(f"{len(outcome.passed)} passed, {len(outcome.failed)} failed")
+        lines.append(
+            f"{op} has no kernel on {args.device}: {len(names)} cases such as {min(names)}"
+        )
+    lines.append(f"{len(outcome.passed)} passed, {len(outcome.failed)} failed")
+    sys.stdout.write("\n".join((*lines, "")))
     if args.write:
         old = tomllib.loads(TABLE.read_text(encoding="utf-8")).get("excluded", [])
         TABLE.write_text(text_of(updated(outcome, old)), encoding="utf-8")

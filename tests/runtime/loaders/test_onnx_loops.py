@@ -17,7 +17,7 @@ from crossdock.runtime.errors import FeedError, IterationLimit, MalformedModel
 from crossdock.runtime.loaders import load
 from crossdock.runtime.settings import MAX_ITERATIONS, max_iterations
 
-F, I, B = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+F, INT, B = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 X = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 
@@ -35,7 +35,7 @@ def body(nodes: list[Any], inputs: list[Any], outputs: list[Any], **constants: A
     return helper.make_graph(nodes, "body", inputs, outputs, held)
 
 
-STATE = [info("i", I, []), info("going", B, [])]
+STATE = [info("i", INT, []), info("going", B, [])]
 
 
 def counting(*, stop_at: float | None = None) -> Any:
@@ -79,7 +79,7 @@ def check(model: Any, feeds: dict[str, Any]) -> dict[str, Any]:
 
 
 LOOP_ENDS = [info("final", F, [2]), info("rows", F, ["n", 2]), info("numbers", F, ["n"])]
-COUNTED = [info("trips", I, []), info("start", F, [2]), info("step", F, [2])]
+COUNTED = [info("trips", INT, []), info("start", F, [2]), info("step", F, [2])]
 
 
 @given(trips=st.integers(0, 5), step=st.floats(-2, 2, width=32))
@@ -131,7 +131,7 @@ def test_a_carried_value_may_grow_and_a_body_read_results_from_around() -> None:
         node("Loop", "trips - x", "grown", body=inner),
         node("ReduceSum", "grown", "y", keepdims=0),
     ]
-    model = model_of(nodes, [info("trips", I, []), info("x", F, [3, 2])], [info("y", F, [])])
+    model = model_of(nodes, [info("trips", INT, []), info("x", F, [3, 2])], [info("y", F, [])])
     for trips in (1, 3):
         check(model, {"trips": np.array(trips), "x": X})
 
@@ -143,7 +143,7 @@ def test_loops_in_loops_and_in_functions() -> None:
             node("Loop", "turn - v0", "u2 rows numbers", body=counting()),
             node("Identity", "more", "still"),
         ],
-        [info("turn", I, []), info("more", B, []), info("u", F, [2])],
+        [info("turn", INT, []), info("more", B, []), info("u", F, [2])],
         [info("still", B, []), info("u2", F, [2])],
     )
     called = helper.make_function(
@@ -241,7 +241,7 @@ def test_scan_of_opset_8_has_a_batch(lengths: list[int] | None) -> None:
     inputs = [info("start", F, [2, 2]), info("x", F, [2, 3, 2])]
     feeds = {"start": np.ones((2, 2), np.float32), "x": x}
     if lengths is not None:
-        inputs.insert(0, info("n", I, [2]))
+        inputs.insert(0, info("n", INT, [2]))
         feeds["n"] = np.array(lengths)
     scan = node(
         "Scan",
@@ -279,7 +279,7 @@ def test_sequence_map() -> None:
     pair = body(
         [node("MatMul", "a b", "c"), node("Shape", "c", "s")],
         [info("a", F, None), info("b", F, None)],
-        [info("c", F, None), info("s", I, None)],
+        [info("c", F, None), info("s", INT, None)],
     )
     mapped = node("SequenceMap", "xs w", "ys shapes", body=pair)
     shapes = onnx.ValueInfoProto(name="shapes")

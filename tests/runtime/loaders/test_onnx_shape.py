@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from crossdock.runtime.errors import MalformedModel, UnsafeModel, UnsupportedModel
+from crossdock.runtime.errors import MalformedModel, UnsafeModel
 from crossdock.runtime.loaders import load
 
 X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)

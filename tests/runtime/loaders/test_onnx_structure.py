@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.errors import (
-    FeedError,
     Error,
+    FeedError,
     LoadError,
     MalformedModel,
     UnsupportedModel,
