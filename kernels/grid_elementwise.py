@@ -67,6 +67,7 @@ QUANTIZED = {
 def _blocks(call: OpCall) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The operand's dimensions, each cut in (blocks, block), and the strides of the scale there."""
     dims, blocks = operand(call, 0).dims, operand(call, 1).dims
+    blocks = (1,) * (len(dims) - len(blocks)) + blocks
     dense = broadcast_strides(blocks, blocks)
     cut = tuple(n for size, b in zip(dims, blocks, strict=True) for n in (b, size // b))
     return cut, tuple(n for stride in dense for n in (stride, 0))
