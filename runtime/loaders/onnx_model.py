@@ -196,13 +196,17 @@ class OnnxNode:
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """A graph or subgraph; nodes stand in topological order once checked."""
+    """A graph or subgraph; nodes stand in topological order once checked.
+
+    ``data`` is the serialised GraphProto of a subgraph that ONNX writes into a function's body.
+    """
 
     name: str
     inputs: tuple[OnnxValue, ...]
     outputs: tuple[OnnxValue, ...]
     nodes: tuple[OnnxNode, ...]
     constants: Mapping[str, Array | Opaque]
+    data: bytes = field(default=b"", repr=False, compare=False)
 
     @property
     def free_inputs(self) -> tuple[OnnxValue, ...]:
