@@ -108,9 +108,9 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the graphs that are planned."""
     seen: list[str] = []
 
-    def counting(graph: xd.Graph, *rest: Any) -> Any:
+    def counting(graph: xd.Graph, *rest: Any, **options: Any) -> Any:
         seen.append(graph.name)
-        return prepare(graph, *rest)
+        return prepare(graph, *rest, **options)
 
     monkeypatch.setattr(staged_module, "prepare", counting)
     return seen
