@@ -6,10 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
-
-from crossdock.runtime.errors import UnsupportedModel
-from crossdock.runtime.loaders import load
 
 RNG = np.random.default_rng(0)
 
@@ -166,14 +162,6 @@ def test_lstm_batch_first(check: Any) -> None:
         atol=1e-5,
         oracle="onnx",
     )
-
-
-def test_lstm_uses_that_are_refused(make: Any) -> None:
-    x, w, r, *_ = cell(4)
-    for attrs in ({"clip": 1.0}, {"activations": ["Affine", "Tanh", "Tanh"]}):
-        node = helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=4, **attrs)
-        with pytest.raises(UnsupportedModel, match="not supported"):
-            load(make([node], {"x": x}, ["y"], 14, {"w": w, "r": r}))
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
