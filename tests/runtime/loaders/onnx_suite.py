@@ -15,7 +15,7 @@ import sys
 import tomllib
 import unittest
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,18 +34,26 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     strays: dict[str, set[str]] = field(default_factory=dict)
 
-    def wrong(self, excluded: Mapping[str, str]) -> list[str]:
+    def wrong(self, table: Mapping[str, Exclusion]) -> list[str]:
         """One line for each case that is not as the table has it."""
-        lines = [f"{n}: {why}" for n, why in self.failed.items() if n not in excluded]
-        kept = [n for n in self.passed if n in excluded]
+        lines = [f"{n}: {why}" for n, why in self.failed.items() if n not in table]
+        kept = [n for n in self.passed if n in table and not table[n].chance]
         return lines + [f"{n} passes; take it off the list" for n in kept]
 
 
-def excluded(device: str) -> dict[str, str]:
-    """Reason by case; the rows without devices are for all of them."""
+@dataclass(frozen=True)
+class Exclusion:
+    """Why a case is not expected to pass; by ``chance`` it may."""
+
+    reason: str
+    chance: bool = False
+
+
+def excluded(device: str) -> dict[str, Exclusion]:
+    """What is excluded on a device, by case; the rows without devices are for all of them."""
     rows = tomllib.loads(TABLE.read_text(encoding="utf-8"))["excluded"]
     return {
-        case: row["reason"]
+        case: Exclusion(row["reason"], row.get("chance", False))
         for row in rows
         if device in row.get("devices", [device])
         for case in row["cases"]
@@ -91,11 +99,11 @@ def cases(backend: type[Any]) -> Iterator[tuple[str, Any]]:
                 yield name.removesuffix("_cpu"), getattr(holder, name)
 
 
-def run_suite(device: str, part: str = "", leave: Mapping[str, str] | None = None) -> Outcome:
+def run_suite(device: str, part: str = "", leave: Collection[str] = ()) -> Outcome:
     """Run the cases whose names match ``part``, but those in ``leave``."""
     outcome, asked = Outcome(), [""]
     for name, case in cases(backend_on(device, outcome, asked)):
-        if not re.search(part, name) or name in (leave or {}):
+        if not re.search(part, name) or name in leave:
             continue
         asked[0] = name
         try:
@@ -119,7 +127,8 @@ def updated(outcome: Outcome, old: list[dict[str, Any]]) -> list[dict[str, Any]]
     for row in old:
         if row["reason"].startswith(UNEXPLAINED):
             continue
-        left = [c for c in row["cases"] if "devices" in row or c not in outcome.passed]
+        stays = "devices" in row or row.get("chance", False)
+        left = [c for c in row["cases"] if stays or c not in outcome.passed]
         if left:
             rows.append({**row, "cases": left})
     known = {case for row in rows if "devices" not in row for case in row["cases"]}
@@ -137,6 +146,8 @@ def text_of(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         quoted = row["reason"].replace("\\", "\\\\").replace('"', '\\"')
         parts.append(f'\n[[excluded]]\nreason = "{quoted}"\n')
+        if row.get("chance"):
+            parts.append("chance = true\n")
         if "devices" in row:
             parts.append(f"devices = {list(row['devices'])!r}\n".replace("'", '"'))
         listed = "".join(f'    "{case}",\n' for case in sorted(row["cases"]))

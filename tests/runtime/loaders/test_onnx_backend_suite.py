@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,16 +61,22 @@ def test_on_the_fake_card(card: str) -> None:
 
 def test_the_table_is_brought_up_to_date() -> None:
     old = [
-        {"reason": "random", "cases": ["test_a", "test_b"]},
+        {"reason": "random", "chance": True, "cases": ["test_f"]},
+        {"reason": "odd", "cases": ["test_a", "test_b"]},
         {"reason": "unexplained: E", "cases": ["test_c", "test_d"]},
         {"reason": "slow there", "devices": ["opencl:0"], "cases": ["test_e"]},
     ]
-    outcome = onnx_suite.Outcome(["test_b", "test_c", "test_e"], {"test_a": "x", "test_d": "y 3"})
+    outcome = onnx_suite.Outcome(
+        ["test_b", "test_c", "test_e", "test_f"], {"test_a": "x", "test_d": "y 3"}
+    )
     rows = onnx_suite.updated(outcome, old)
     assert rows == [
-        {"reason": "random", "cases": ["test_a"]},
+        {"reason": "random", "chance": True, "cases": ["test_f"]},
+        {"reason": "odd", "cases": ["test_a"]},
         {"reason": "slow there", "devices": ["opencl:0"], "cases": ["test_e"]},
         {"reason": "unexplained: y #", "cases": ["test_d"]},
     ]
-    wrong = outcome.wrong({"test_a": "random", "test_b": "random"})
+    table = {name: onnx_suite.Exclusion("odd") for name in ("test_a", "test_b")}
+    wrong = outcome.wrong({**table, "test_f": onnx_suite.Exclusion("random", True)})
     assert wrong == ["test_d: y 3", "test_b passes; take it off the list"]
+    assert tomllib.loads(onnx_suite.text_of(rows))["excluded"] == rows
