@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 from crossdock.devices import topology
@@ -108,6 +108,19 @@ def prepare(
     program = lower(graph, plan, opened, progress, [ready.program for ready in kept])
     pool = Pool(partial(instantiate, program), config.runs_at_once)
     return Ready(program, pool, Recorder(plan, asked))
+
+
+def concerning(graph: Graph, constraints: Constraints) -> Constraints:
+    """The constraints that concern a stage: those of a staged graph name ops of all its stages."""
+
+    def some(pattern: str) -> bool:
+        return any(planner.matches(pattern, node) for node in graph.nodes)
+
+    return replace(
+        constraints,
+        pin={p: device for p, device in constraints.pin.items() if some(p)},
+        forbid={p: devices for p, devices in constraints.forbid.items() if some(p)},
+    )
 
 
 def simplify(graph: Graph, constraints: Constraints, skip: Sequence[str] = ()) -> Graph:

@@ -25,6 +25,7 @@ from crossdock.runtime.prepare import (
     Config,
     Progress,
     Ready,
+    concerning,
     prepare,
 )
 from crossdock.runtime.receipt import Receipt
@@ -111,6 +112,7 @@ class StagedReady:
     def _made(self, graph: Graph) -> Ready:
         """Prepare a stage; all of them share the seconds that may be spent on measuring."""
         config = self._config
+        config = replace(config, constraints=concerning(graph, config.constraints))
         if config.measure is not False:
             config = replace(config, measure=self._budget)
         began = time.perf_counter()

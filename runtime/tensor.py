@@ -40,10 +40,16 @@ def to_numpy(dtype: str) -> np.dtype[Any]:
 
 def from_numpy(dtype: Any) -> str:
     """Return the type name of a numpy dtype (or anything ``numpy.dtype`` takes)."""
-    name = str(np.dtype(dtype).name)
+    name = type_name(np.dtype(dtype))
     if name not in DTYPES:
         raise ShapeError(f"element type {name!r} is not supported; use one of {', '.join(DTYPES)}")
     return name
+
+
+@functools.cache
+def type_name(dtype: np.dtype[Any]) -> str:
+    """A numpy dtype's name; numpy itself puts it together anew each time."""
+    return str(dtype.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from crossdock.runtime.prepare import (
     PREPARING,
     Config,
     Progress,
+    concerning,
     group_capacity,
     measure_missing,
     simplify,
@@ -49,8 +50,12 @@ def plan_model(
     changes: Changes,
     machine: Machine | None = None,
     progress: Progress | None = None,
+    *,
+    stage: bool = False,
 ) -> Planned:
     """Plan a static graph; kernels not measured before are measured where the devices are here.
+
+    Of a ``stage`` of a graph, constraints may name ops that are in others.
 
     Raises:
         PlanError: no plan, or an option names a device that there is not.
@@ -58,6 +63,8 @@ def plan_model(
         DeviceError: a device cannot be opened.
     """
     constraints = placing.constraints(changes.memory)
+    if stage:
+        constraints = concerning(graph, constraints)
     graph = simplify(graph, constraints)
     if machine is None:
         target = _here(graph, placing, changes.without, progress)

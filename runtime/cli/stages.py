@@ -56,7 +56,7 @@ class _Planner:
         """Plan a stage, and evaluate it."""
         made = self._planned.get(key)
         if made is None:
-            made = self._planned[key] = plan_model(graph, *self._arguments)
+            made = self._planned[key] = plan_model(graph, *self._arguments, stage=True)
         self.last = made
         self.log.stage(key, made.plan, made.target.asked, {})
         outputs: dict[str, Array] = evaluate(graph, feeds)

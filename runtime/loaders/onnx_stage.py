@@ -15,7 +15,7 @@ import numpy as np
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.loaders.onnx_host import EMPTY, HostEntry, HostValue
 from crossdock.runtime.loaders.onnx_model import OnnxFunction, OnnxGraph, OnnxNode, Opaque
-from crossdock.runtime.tensor import DTYPES, Array, TensorSpec
+from crossdock.runtime.tensor import DTYPES, Array, TensorSpec, type_name
 
 Constant = HostValue | Opaque | None
 """A value known while converting; None stands for an optional input that was left out."""
@@ -96,13 +96,14 @@ class Stage:
 
 def in_ir(value: object) -> bool:
     """True for an array of a type that the IR has."""
-    return isinstance(value, np.ndarray) and value.dtype.name in DTYPES
+    return isinstance(value, np.ndarray) and type_name(value.dtype) in DTYPES
 
 
 def kind_of(value: HostValue) -> Kind:
     """A value's spec, or what it is where the IR lacks its type."""
     if isinstance(value, np.ndarray):
-        return TensorSpec.of(value) if in_ir(value) else f"tensor({array_type(value)})"
+        name = type_name(value.dtype)
+        return TensorSpec(name, value.shape) if name in DTYPES else f"tensor({array_type(value)})"
     return "an empty optional" if value is EMPTY else "a sequence"
 
 

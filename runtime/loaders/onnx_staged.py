@@ -169,6 +169,17 @@ class _At:
         return held
 
 
+@dataclass(frozen=True)
+class _Body:
+    """A subgraph of a node that runs now: what it has from around it does not change meanwhile."""
+
+    scope: Scope
+    inputs: tuple[str, ...]
+    key: bytes
+    values: Mapping[str, HostValue]
+    constants: Mapping[str, Constant]
+
+
 class _Run:
     """One run of a staged graph."""
 
@@ -234,7 +245,8 @@ class _Run:
         """Run a node's host function, timed without what its subgraphs take."""
         node = step.node
         inputs = tuple(at.get(name) if name else None for name in node.inputs)
-        call = HostCall(node, step.opset, inputs, partial(self.body, step, at), self.runner.check)
+        body = partial(self.body, step, at, {})
+        call = HostCall(node, step.opset, inputs, body, self.runner.check)
         assert step.entry is not None
         before, began = self.spent, time.perf_counter()
         results = run_entry(step.entry, call)
@@ -244,19 +256,27 @@ class _Run:
         return results
 
     def body(
-        self, step: HostStep, at: _At, graph: OnnxGraph, inputs: Sequence[HostValue]
+        self,
+        step: HostStep,
+        at: _At,
+        opened: dict[int, _Body],
+        graph: OnnxGraph,
+        inputs: Sequence[HostValue],
     ) -> list[HostValue]:
         """Run a subgraph of a node on values of its inputs."""
         if len(inputs) != len(graph.inputs):
             raise MalformedModel(
                 f"{step.node}: its body has {len(graph.inputs)} inputs, it gives {len(inputs)}"
             )
-        index = next(i for i, g in enumerate(step.node.subgraphs()) if g is graph)
-        scope = Scope.of(graph, step.opsets)
-        values = {v.name: value for v, value in zip(graph.inputs, inputs, strict=True)}
-        outer, constants = self._captured(graph, at)
-        key = _key(at.key, {}, label=f"{step.node.label}/{index}")
-        results = self.scope(scope, {**outer, **values}, constants, key)
+        found = opened.get(id(graph))
+        if found is None:
+            index = next(i for i, g in enumerate(step.node.subgraphs()) if g is graph)
+            key = _key(at.key, {}, label=f"{step.node.label}/{index}")
+            names = tuple(v.name for v in graph.inputs)
+            found = _Body(Scope.of(graph, step.opsets), names, key, *self._captured(graph, at))
+            opened[id(graph)] = found
+        values = {**found.values, **dict(zip(found.inputs, inputs, strict=True))}
+        results = self.scope(found.scope, values, found.constants, found.key)
         if any(value is None for value in results):
             raise MalformedModel(f"{step.node}: its body gives no value for an output")
         return [value for value in results if value is not None]

@@ -237,6 +237,16 @@ def test_plan_estimate_and_receipt_are_of_the_last_run(session: xd.Session) -> N
     json.dumps(receipt.to_json())
 
 
+def test_constraints_may_name_ops_of_any_stage() -> None:
+    rules = xd.Constraints(pin={"Add": "opencl:0"}, forbid={"Neg": "opencl:0"})
+    with compiled(selecting(), ["cpu:0", "opencl:0"], constraints=rules) as session:
+        np.testing.assert_array_equal(session.run({"x": X})["y"], [4, 8, 12])
+        where = {o.name: o.device for o in session.receipt.ops}
+    assert where["Add"] == "opencl:0"
+    assert where["Neg"] == where["Where1"] == "cpu:0"
+    assert session.receipt.links["opencl:0->cpu:0"] == 12
+
+
 def test_profiles_span_stages_and_host_ops(session: xd.Session) -> None:
     outcome = session.profile({"x": X})
     labels = [s.label for s in outcome.spans["cpu:0/compute"]]
