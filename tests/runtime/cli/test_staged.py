@@ -76,6 +76,22 @@ def test_plan_and_explain(call: Callable[..., Any], staged: Path, fed: Path) -> 
     assert len(found.json["rows"]) == 1
 
 
+def test_a_model_that_the_host_runs_alone(
+    call: Callable[..., Any], tmp_path: Path, fed: Path
+) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"])
+    nodes = [helper.make_node("Positive", ["x"], ["y"], name="all", domain=DOMAIN)]
+    model = saved(tmp_path / "host.onnx", nodes, [x], "y")
+    args = (model, "--input", f"x={fed}", "--device", "cpu:0", "--json", "-")
+    for command in ("plan", "explain"):
+        found = call(command, *args)
+        assert found.status == 0, found.err
+        assert [s["kernel"] for s in found.json["steps"]] == ["host"]
+    found = call("run", *args, "--repeat", "1")
+    assert found.status == 0, found.err
+    assert found.json["placement"] == {"cpu:0": 1.0}
+
+
 def test_inputs_that_nothing_can_be_made_up_for(
     call: Callable[..., Any], tmp_path: Path, fed: Path
 ) -> None:
