@@ -148,6 +148,54 @@ def test_shapes_that_are_values(devices: str) -> None:
             np.testing.assert_allclose(got["y"], y, rtol=1e-5)
 
 
+def in_function(nodes: list[Any], inputs: list[str], outputs: list[str]) -> xd.Graph:
+    """A model that is one call of a local function, and a node behind it."""
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
+    called = helper.make_function("local", "Called", inputs, outputs, nodes, imports)
+    graph = helper.make_graph(
+        [node("Called", "x shape", "r", "local"), node("Neg", "r", "y")],
+        "model",
+        [info("x", F, [6]), info("shape", INT, [2])],
+        [info("y")],
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[*imports, helper.make_opsetid("local", 1)],
+        functions=[called],
+        ir_version=8,
+    )
+    return xd.load(model)
+
+
+def test_values_in_local_functions() -> None:
+    """A value that is fed, one that is computed within, a host op, and a branch by a value."""
+    thens = helper.make_graph([node("Transpose", "e", "t")], "then", [], [info("t")])
+    elses = helper.make_graph([node("Abs", "e", "a")], "else", [], [info("a")])
+    graph = in_function(
+        [
+            node("Reshape", "x shape", "d"),
+            node("Where1", "x", "at", DOMAIN),
+            node("Size", "at", "count"),
+            node("Exp", "d", "e"),
+            node("ReduceSum", "x", "total", keepdims=0),
+            helper.make_node("Constant", [], ["zero"], value_float=0.0),
+            node("Greater", "total zero", "up"),
+            node("If", "up", "r", then_branch=thens, else_branch=elses),
+        ],
+        ["x", "shape"],
+        ["r"],
+    )
+    with compiled(graph) as session:
+        for x in (X, -X):
+            for shape in ((2, 3), (6, 1)):
+                e = np.exp(x.reshape(shape))
+                want = -(e.T if x.sum() > 0 else e)
+                feeds = {"x": x, "shape": np.array(shape)}
+                np.testing.assert_allclose(session.run(feeds)["y"], want, rtol=1e-5)
+                np.testing.assert_allclose(evaluate(graph, feeds)["y"], want, rtol=1e-5)
+        assert "Called/Where1" in session.receipt.devices
+
+
 def test_a_second_run_converts_and_plans_nothing(prepared: list[str], converted: list[str]) -> None:
     feeds = {"x": X, "shape": np.array([2, 3])}
     with compiled(reshaping()) as session:
