@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from crossdock.runtime.builder import GraphBuilder, Operand
     from crossdock.runtime.graph import Graph
     from crossdock.runtime.loaders import load, load_tensors
+    from crossdock.runtime.onnx_backend import onnx_backend
     from crossdock.runtime.plan import Constraints, Plan
     from crossdock.runtime.receipt import Receipt
     from crossdock.runtime.session import Estimate, Session, compile  # noqa: A004
@@ -41,6 +42,7 @@ _WHERE = {
     "compile": "crossdock.runtime.session",
     "load": "crossdock.runtime.loaders",
     "load_tensors": "crossdock.runtime.loaders",
+    "onnx_backend": "crossdock.runtime.onnx_backend",
     "probe": "crossdock.devices.probe",
 }
 
@@ -61,6 +63,7 @@ __all__ = [
     "devices",
     "load",
     "load_tensors",
+    "onnx_backend",
     "probe",
     "scheduler",
 ]
