@@ -70,7 +70,7 @@ def pad_by_attribute(ctx: Context) -> Operand:
     pads = ctx.node.get_ints("pads")
     if pads is None:
         raise ctx.malformed("attribute 'pads' is missing")
-    return _pad(ctx, pads, None, ctx.node.get_float("value"))
+    return pad_by(ctx, pads, None, ctx.node.get_float("value"))
 
 
 @onnx_op("Pad", since=11)
@@ -78,12 +78,13 @@ def pad_by_operand(ctx: Context) -> Operand:
     """Pads, value and (since opset 18) axes as constant operands."""
     value = 0 if ctx.opt(2) is None else ctx.scalar(2, "a padding value")
     axes = None if ctx.opt(3) is None else ctx.ints(3, "a list of axes")
-    return _pad(ctx, ctx.ints(1, "a padding"), axes, value)
+    return pad_by(ctx, ctx.ints(1, "a padding"), axes, value)
 
 
-def _pad(
+def pad_by(
     ctx: Context, pads: tuple[int, ...], axes: tuple[int, ...] | None, value: float
 ) -> Operand:
+    """Pad operand 0 by all begins, then all ends, on some axes; negative amounts crop."""
     x = ctx.x()
     rank = len(x.shape)
     places = list(range(rank)) if axes is None else ctx.axes(axes, rank)

@@ -25,7 +25,7 @@ def batch_normalization(ctx: Context) -> Operand:
     )
 
 
-@onnx_op("InstanceNormalization", since=6)
+@onnx_op("InstanceNormalization")
 def instance_normalization(ctx: Context) -> Operand:
     """Each channel of each sample normalised over its spatial axes."""
     x = ctx.x()
