@@ -21,14 +21,15 @@ from crossdock.kernels.ops_work import pointwise
 from crossdock.kernels.spec import REQUIRED, Specs
 from crossdock.runtime.tensor import DTYPES, TensorSpec, to_numpy
 
-UNSIGNED = frozenset({"uint8", "uint16", "uint32", "uint64"})
-INTEGER = UNSIGNED | {"int8", "int16", "int32", "int64"}
+INTEGER = frozenset(
+    {"uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"}
+)
 
 
-def _pair(name: str, run: Callable[..., Any], dtypes: frozenset[str] = INTEGER) -> None:
+def _pair(name: str, run: Callable[..., Any]) -> None:
     entry(
         name,
-        {"a": of(dtypes), "b": like("a")},
+        {"a": of(INTEGER), "b": like("a")},
         infer=broadcast_pair(name),
         run=run,
         work=pointwise(),
@@ -37,23 +38,33 @@ def _pair(name: str, run: Callable[..., Any], dtypes: frozenset[str] = INTEGER) 
     )
 
 
-def _shift(name: str) -> Callable[..., Any]:
-    """numpy's shift; by the type's width or more it gives 0, which C leaves open."""
+def _shift_left(xp: Any, a: Any, b: Any) -> Any:
+    """numpy's shift; too far a shift (or a negative one), which C leaves open, gives 0."""
+    near = _near(a, b)
+    shifted = xp.left_shift(a, xp.where(near, b, xp.zeros_like(b)))
+    return xp.where(near, shifted, xp.zeros_like(shifted))
 
-    def run(xp: Any, a: Any, b: Any) -> Any:
-        width = 8 * a.dtype.itemsize
-        near = b < width
-        shifted = getattr(xp, name)(a, xp.where(near, b, xp.zeros_like(b)))
+
+def _shift_right(xp: Any, a: Any, b: Any) -> Any:
+    """The arithmetic shift; too far a shift (or a negative one) leaves the sign alone."""
+    near = _near(a, b)
+    shifted = xp.right_shift(a, xp.where(near, b, xp.zeros_like(b)))
+    if a.dtype.kind == "u":
         return xp.where(near, shifted, xp.zeros_like(shifted))
+    sign = xp.where(a < 0, xp.full_like(a, -1), xp.zeros_like(a))
+    return xp.where(near, shifted, sign)
 
-    return run
+
+def _near(a: Any, b: Any) -> Any:
+    """Where a shift is less than the type's width."""
+    return (b >= 0) & (b < 8 * a.dtype.itemsize)
 
 
 _pair("bitwise_and", lambda xp, a, b: xp.bitwise_and(a, b))
 _pair("bitwise_or", lambda xp, a, b: xp.bitwise_or(a, b))
 _pair("bitwise_xor", lambda xp, a, b: xp.bitwise_xor(a, b))
-_pair("shift_left", _shift("left_shift"), UNSIGNED)
-_pair("shift_right", _shift("right_shift"), UNSIGNED)
+_pair("shift_left", _shift_left)
+_pair("shift_right", _shift_right)
 
 entry(
     "bitwise_not",

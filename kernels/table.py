@@ -28,6 +28,7 @@ FAMILIES = (
     "ops_shape",
     "ops_extend",
     "ops_gather",
+    "ops_scatter",
     "ops_reduce",
     "ops_along",
     "ops_bits",

@@ -19,6 +19,9 @@ UNARY = {
     "Sin": "sin",
     "Cos": "cos",
     "Tan": "tan",
+    "Acos": "acos",
+    "Asin": "asin",
+    "Atan": "atan",
     "Erf": "erf",
     "Neg": "neg",
 }

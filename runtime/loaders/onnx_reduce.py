@@ -1,4 +1,4 @@
-"""ONNX reductions, index of extremes, running sums."""
+"""ONNX reductions: sums and their kin, index of extremes, determinants, norms."""
 
 from __future__ import annotations
 
@@ -98,14 +98,10 @@ def arg_extreme(ctx: Context) -> Operand:
     return b.sub(ctx.like(x.shape[axis] - 1, found), found) if last else found
 
 
-@onnx_op("CumSum", since=11)
-def cumulative_sum(ctx: Context) -> Operand:
-    """Running sum along a constant axis."""
-    x = ctx.x()
-    axis = ctx.axis(int(ctx.scalar(1, "an axis")), len(x.shape))
-    exclusive = bool(ctx.node.get_int("exclusive"))
-    reverse = bool(ctx.node.get_int("reverse"))
-    return ctx.b.cumulative_sum(x, axis, exclusive=exclusive, reversed=reverse)
+@onnx_op("Det", since=11)
+def determinant(ctx: Context) -> Operand:
+    """Determinants of the matrices in the last two axes."""
+    return ctx.b.det(ctx.x())
 
 
 @onnx_op("LpNormalization")

@@ -48,6 +48,9 @@ FAMILIES = (
     "onnx_recurrent",
     "onnx_control",
     "onnx_legacy",
+    "onnx_bits",
+    "onnx_order",
+    "onnx_signal",
 )
 """Modules of this package that register converters."""
 
