@@ -103,7 +103,9 @@ class Steps:
             value = None if first.value is None else spec.run(np, first.value, **attrs)
             return [Part(outs[0], value, None if value is not None else first)]
         made = [Part(out) for out in outs]
-        known = {i: o.value for i, o in enumerate(operands) if o is not None and o.value is not None}
+        known = {
+            i: o.value for i, o in enumerate(operands) if o is not None and o.value is not None
+        }
         self.calls.append((OpCall(name, attrs, specs, outs, known, name), operands, made))
         return made
 

@@ -73,9 +73,7 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
 def _defines(call: OpCall) -> Defines:
     return (
         *accessors(operand(call, 0).dtype),
-        *define(
-            INDEX=C_TYPES[operand(call, 1).dtype], COMBINED=COMBINED[call.attrs["reduction"]]
-        ),
+        *define(INDEX=C_TYPES[operand(call, 1).dtype], COMBINED=COMBINED[call.attrs["reduction"]]),
     )
 
 

@@ -21,9 +21,7 @@ from crossdock.kernels.ops_work import pointwise
 from crossdock.kernels.spec import REQUIRED, Specs
 from crossdock.runtime.tensor import DTYPES, TensorSpec, to_numpy
 
-INTEGER = frozenset(
-    {"uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"}
-)
+INTEGER = frozenset({"uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"})
 
 
 def _pair(name: str, run: Callable[..., Any]) -> None:
@@ -39,7 +37,7 @@ def _pair(name: str, run: Callable[..., Any]) -> None:
 
 
 def _shift_left(xp: Any, a: Any, b: Any) -> Any:
-    """numpy's shift; too far a shift (or a negative one), which C leaves open, gives 0."""
+    """Numpy's shift; too far a shift (or a negative one), which C leaves open, gives 0."""
     near = _near(a, b)
     shifted = xp.left_shift(a, xp.where(near, b, xp.zeros_like(b)))
     return xp.where(near, shifted, xp.zeros_like(shifted))

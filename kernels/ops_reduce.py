@@ -21,7 +21,6 @@ from crossdock.kernels.ops_rules import (
     entry,
     flag,
     of,
-    same_as_first,
     some,
 )
 from crossdock.kernels.ops_work import TRANSCENDENTAL, per_input

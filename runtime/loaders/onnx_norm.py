@@ -72,9 +72,7 @@ def _batch_statistics(ctx: Context, *, each: bool) -> list[Operand | None]:
     mean = b.reduce_mean(wide, axes=axes, keep_dimensions=True)
     apart = b.sub(wide, mean)
     variance = b.reduce_mean(b.mul(apart, apart), axes=axes, keep_dimensions=True)
-    scale, bias = (
-        _against(ctx, _as(ctx, ctx.x(i), wide.dtype), each=each) for i in (1, 2)
-    )
+    scale, bias = (_against(ctx, _as(ctx, ctx.x(i), wide.dtype), each=each) for i in (1, 2))
     results: list[Operand | None] = [
         _as(ctx, _normalised(ctx, wide, scale, bias, mean, variance), x.dtype)
     ]

@@ -51,6 +51,7 @@ FAMILIES = (
     "onnx_bits",
     "onnx_order",
     "onnx_signal",
+    "onnx_vision",
 )
 """Modules of this package that register converters."""
 
