@@ -5,6 +5,7 @@ Negative indices count from the end; indices out of range are clamped.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from crossdock.kernels import ops_math
@@ -43,15 +44,39 @@ def _canon(op: str, specs: Specs, attrs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _placed(xp: Any, x: Any, at: tuple[Any, ...], updates: Any, reduction: str) -> Any:
-    """A copy of ``x`` with updates written, or combined, at positions."""
+    """A copy of ``x`` with updates written, or combined, at positions of its leading axes."""
     if reduction == "none":
         out = x.copy()
         out[at] = updates
         return out
-    half = ops_math.is_half(x)
-    out = x.astype("float32") if half else x.copy()
-    getattr(xp, REDUCTIONS[reduction]).at(out, at, updates.astype(out.dtype))
-    return out.astype(x.dtype) if half else out
+    count = math.prod(updates.shape[: updates.ndim - x.ndim + len(at)])
+    place = xp.zeros((count,), dtype="int64")
+    for size, part in zip(x.shape, at, strict=False):
+        place = place * size + part.reshape(-1)
+    rows = ops_math.widen(x).reshape(math.prod(x.shape[: len(at)]), -1).copy()
+    found = ops_math.widen(updates).reshape(count, -1)
+    if count:
+        combine = getattr(xp, REDUCTIONS[reduction])
+        place, found = _combined(xp, place, found, combine)
+        rows[place] = combine(rows[place], found)
+    return rows.reshape(x.shape).astype(x.dtype)
+
+
+def _combined(xp: Any, place: Any, found: Any, combine: Any) -> tuple[Any, Any]:
+    """Every place once, with all of its updates combined: a segmented scan of sorted places.
+
+    After a pass of step s an entry has taken in the next 2 s - 1 of its place, if so many follow.
+    """
+    order = xp.argsort(place, kind="stable")
+    place, found = place[order], found[order]
+    step = 1
+    while step < place.shape[0]:
+        same = (place[:-step] == place[step:])[:, None]
+        joined = xp.where(same, combine(found[:-step], found[step:]), found[:-step])
+        found = xp.concatenate((joined, found[-step:]))
+        step *= 2
+    first = xp.concatenate((xp.ones((1,), dtype="bool"), place[1:] != place[:-1]))
+    return place[first], found[first]
 
 
 def _elements_canon(specs: Specs, attrs: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """ONNX operators as opsets 1 to 6 had them, where they meant something else later.
 
 Then broadcasting was one-sided and asked for: with ``broadcast`` the second operand's axes stand
-in the first's from ``axis`` on, at the end by default. Shapes, repetitions and pads were attributes,
-and element types were names.
+in the first's from ``axis`` on, at the end by default. Shapes and pads were attributes, and
+element types were names.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ FAMILIES = (
     "onnx_order",
     "onnx_signal",
     "onnx_vision",
+    "onnx_einsum",
 )
 """Modules of this package that register converters."""
 

@@ -48,6 +48,7 @@ TYPES = {
     "ending_padding": "Sequence[int]",
     "axis": "int",
     "hidden_size": "int",
+    "k": "int",
     "max_value": "float | None",
     "min_value": "float | None",
     "new_shape": "Sequence[Dim]",
@@ -66,6 +67,7 @@ TYPES = {
     "strides": "Sequence[int] | None",
     "then_branch": "Graph",
     "value": "float",
+    "width": "int | None",
     "window_dimensions": "Sequence[int] | None",
 }
 """Types of the attributes whose default does not tell."""
