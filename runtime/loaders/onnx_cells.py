@@ -199,13 +199,14 @@ def _weights(ctx: Context, index: int) -> Weights:
     width = GATES[ctx.node.op] * r.shape[2]
     if w.shape[1] != width or r.shape[1] != width:
         raise ctx.malformed(f"W {list(w.shape)} and R {list(r.shape)} for {r.shape[2]} units")
-    biases: Sequence[Operand | None] = (None, None)
+    w_bias: Operand | None = None
+    r_bias: Operand | None = None
     if ctx.opt(3) is not None:
-        biases = b.split(_part(ctx, ctx.x(3), index), 2, axis=1)
+        w_bias, r_bias = b.split(_part(ctx, ctx.x(3), index), 2, axis=1)
     peepholes = None
     if ctx.node.op == "LSTM" and ctx.opt(7) is not None:
         peepholes = list(b.split(_part(ctx, ctx.x(7), index), 3, axis=1))
-    return Weights(_part(ctx, w, index), _part(ctx, r, index), *biases, peepholes)
+    return Weights(_part(ctx, w, index), _part(ctx, r, index), w_bias, r_bias, peepholes)
 
 
 def _one_way(

@@ -97,16 +97,16 @@ def convolved(
         x = b.gather(x, b.constant(places.astype(np.int64)), axis=at)
         sizes.append(size)
     n, c = x.shape[:2]
-    image = x.shape[-2:]
+    plane = x.shape[-2:]
     order = [0, *(2 + 2 * i for i in range(lead)), 1, *(3 + 2 * i for i in range(lead))]
     x = b.transpose(x, permutation=[*order, 2 + 2 * lead, 3 + 2 * lead])
     cells = math.prod(over.kernel[:lead])
-    x = b.reshape(x, [n * math.prod(sizes), c * cells, *image])
-    o, per_group = weights.shape[:2]
-    filters = b.reshape(weights, [o, per_group * cells, *over.kernel[lead:]])
+    x = b.reshape(x, [n * math.prod(sizes), c * cells, *plane])
+    outputs, per_group = weights.shape[:2]
+    filters = b.reshape(weights, [outputs, per_group * cells, *over.kernel[lead:]])
     last = over.part(lead, count)
     y = b.conv2d(x, filters, bias=bias, **last.options(), groups=groups)
-    y = b.reshape(y, [n, *sizes, o, *y.shape[2:]])
+    y = b.reshape(y, [n, *sizes, outputs, *y.shape[2:]])
     back = [0, lead + 1, *range(1, lead + 1), lead + 2, lead + 3]
     return b.transpose(y, permutation=back)
 
