@@ -53,22 +53,24 @@ def activations(ctx: Context, directions: int) -> list[list[Activation]]:
         raise ctx.malformed(f"{len(names)} activations; {len(each)} a direction are needed")
     alphas, betas = (iter(node.get_floats(f"activation_{n}") or ()) for n in ("alpha", "beta"))
     made = []
-    for name in names:
+    for index, name in enumerate(names):
         kind = name.lower()
         if kind not in PLAIN and kind not in ALPHA:
             raise ctx.malformed(f"activation {shown(name)}")
         alpha = next(alphas, ALPHA[kind]) if kind in ALPHA else 0.0
         beta = next(betas, BETA[kind]) if kind in BETA else 0.0
-        made.append(_activation(ctx, kind, alpha, beta))
+        # What an LSTM shows of its cell state is not clipped, as runtimes have it.
+        clip = "clip" in node.attrs and index % len(each) < 2
+        made.append(_activation(ctx, kind, alpha, beta, clip=clip))
     return [made[i : i + len(each)] for i in range(0, len(made), len(each))]
 
 
-def _activation(ctx: Context, kind: str, alpha: float, beta: float) -> Activation:
+def _activation(ctx: Context, kind: str, alpha: float, beta: float, *, clip: bool) -> Activation:
     b = ctx.b
     limit = abs(ctx.node.get_float("clip"))
 
     def apply(x: Operand) -> Operand:
-        if "clip" in ctx.node.attrs:
+        if clip:
             x = b.clamp(x, min_value=-limit, max_value=limit)
         if kind in PLAIN:
             method: Activation = getattr(b, PLAIN[kind])

@@ -96,7 +96,9 @@ def axis_taps(
     if mode == "nearest":
         whole = _held(ctx, b.round_even(at), size, padding, corners=corners)
         return [_cell(ctx, whole, None, size, padding, corners=corners)]
-    at = _held(ctx, at, size, padding, corners=corners)
+    if mode == "linear" or padding == "reflection":
+        # Cubic weights stay those of the place outside; each of the four cells is the border's.
+        at = _held(ctx, at, size, padding, corners=corners)
     low = b.floor(at)
     part = b.sub(at, low)
     one = ctx.like(1, part)
