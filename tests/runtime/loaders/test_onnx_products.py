@@ -6,10 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
-
-from crossdock.runtime.errors import UnsupportedModel
-from crossdock.runtime.loaders import load
 
 RNG = np.random.default_rng(0)
 
@@ -166,19 +162,6 @@ def test_lstm_batch_first(check: Any) -> None:
         atol=1e-5,
         oracle="onnx",
     )
-
-
-def test_lstm_uses_that_are_refused(make: Any) -> None:
-    x, w, r, *_ = cell(4)
-    feeds = {"x": x, "l": np.array([5, 2], np.int32)}
-    for attrs, inputs in (
-        ({"clip": 1.0}, ["x", "w", "r"]),
-        ({"activations": ["Affine", "Tanh", "Tanh"]}, ["x", "w", "r"]),
-        ({}, ["x", "w", "r", "", "l"]),
-    ):
-        node = helper.make_node("LSTM", inputs, ["y"], hidden_size=4, **attrs)
-        with pytest.raises(UnsupportedModel, match="not supported"):
-            load(make([node], feeds, ["y"], 14, {"w": w, "r": r}))
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
