@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device
-from crossdock.kernels import table
-from crossdock.runtime import costing
+from crossdock.runtime import costing, emulation
 from crossdock.runtime.binding import CompiledOp, bind_op, compile_op, resident
 from crossdock.runtime.errors import StalePlan
 from crossdock.runtime.graph import Graph
@@ -84,7 +83,7 @@ def lower(
             progress(f"preparing {step.op} on {step.device}", i, len(launches))
         device = devices[step.device]
         call = calls[step.name]
-        fitting = table.candidates(call, device.info).fitting
+        fitting = emulation.candidates(call, device.info).fitting
         kernel = next((k for k in fitting if k.name == step.kernel), None)
         if kernel is None:
             raise StalePlan(

@@ -15,7 +15,7 @@ import numpy as np
 from crossdock.devices.base import Buffer, Cap, CommandBuffer, Device, Event, Queue
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
-from crossdock.runtime import costing
+from crossdock.runtime import costing, emulation
 from crossdock.runtime.binding import bind_op, compile_op, resident
 from crossdock.runtime.errors import FeedError
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
@@ -71,7 +71,7 @@ def _missing(
         key = call.key()
         for device in devices:
             info = device.info
-            for rank, kernel in enumerate(table.candidates(call, info).fitting):
+            for rank, kernel in enumerate(emulation.candidates(call, info).fitting):
                 mark = (info.fingerprint, kernel.name, key)
                 if mark in seen or model.samples(*mark):
                     continue
