@@ -14,6 +14,7 @@ from crossdock.kernels import reference, table
 from crossdock.kernels.grid_order import MOST
 from crossdock.kernels.reference import run_op
 from crossdock.kernels.spec import OpCall
+from crossdock.runtime import emulation
 from crossdock.runtime.builder import GraphBuilder
 from crossdock.runtime.errors import ShapeError
 from crossdock.runtime.tensor import TensorSpec
@@ -134,6 +135,18 @@ def test_a_reduction_has_a_name() -> None:
     x, i, u = np.ones(3, np.float32), np.zeros((1, 1), np.int32), np.ones(1, np.float32)
     with pytest.raises(ShapeError, match="reduction must be one of none, add"):
         call_of("scatter_nd", [x, i, u], {"reduction": "mean"})
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "match"),
+    [("det", (40, 40), "matrices of 40 rows"), ("dft", (8192, 2), "lines of 8192")],
+)
+def test_large_ones_are_not_taken_apart(op: str, shape: tuple[int, ...], match: str) -> None:
+    info = opened(opencl_ids()[0]).info
+    call = call_of(op, [np.ones(shape, np.float32)])
+    assert match in str(emulation.parts_of(call, info))
+    (small,) = emulation.candidates(call_of(op, [np.ones((2, 2), np.float32)]), info).fitting
+    assert not small.native
 
 
 def test_long_lines_are_not_compared_each_with_each() -> None:
