@@ -30,19 +30,19 @@ def plain(ctx: Context) -> Operand:
     return method(ctx, PLAIN[ctx.node.op])(ctx.x())
 
 
-@onnx_op("Elu", since=6)
+@onnx_op("Elu")
 def elu(ctx: Context) -> Operand:
     """The operand, or alpha (exp(x) - 1) below zero."""
     return ctx.b.elu(ctx.x(), alpha=ctx.node.get_float("alpha", 1.0))
 
 
-@onnx_op("LeakyRelu", since=6)
+@onnx_op("LeakyRelu")
 def leaky_relu(ctx: Context) -> Operand:
     """The operand, or alpha x below zero."""
     return ctx.b.leaky_relu(ctx.x(), alpha=ctx.node.get_float("alpha", 0.01))
 
 
-@onnx_op("HardSigmoid", since=6)
+@onnx_op("HardSigmoid")
 def hard_sigmoid(ctx: Context) -> Operand:
     """Clipped line: max(0, min(1, alpha x + beta))."""
     alpha, beta = ctx.node.get_float("alpha", 0.2), ctx.node.get_float("beta", 0.5)
@@ -130,7 +130,7 @@ def prelu(ctx: Context) -> Operand:
     return b.prelu(x, slope)
 
 
-@onnx_op("Clip", since=6)
+@onnx_op("Clip")
 def clip_by_attribute(ctx: Context) -> Operand:
     """Bounds as attributes."""
     low = ctx.node.attrs.get("min")

@@ -42,7 +42,7 @@ def product(ctx: Context, a: Operand, b: Operand) -> Operand:
     return reshaped(ctx, out, shape)
 
 
-@onnx_op("Gemm", since=7)
+@onnx_op("Gemm")
 def gemm(ctx: Context) -> Operand:
     """General product alpha A B + beta C, each of A and B transposed on request."""
     node = ctx.node

@@ -27,7 +27,7 @@ from crossdock.runtime.tensor import FLOATS, Array, to_numpy
 if TYPE_CHECKING:
     from crossdock.runtime.loaders.onnx_frame import Frame
 
-OLDEST = 7
+OLDEST = 1
 """The oldest opset of the default domain that converters know."""
 
 REVIEWED = 28
@@ -47,6 +47,12 @@ FAMILIES = (
     "onnx_resize",
     "onnx_recurrent",
     "onnx_control",
+    "onnx_legacy",
+    "onnx_bits",
+    "onnx_order",
+    "onnx_signal",
+    "onnx_vision",
+    "onnx_einsum",
 )
 """Modules of this package that register converters."""
 
