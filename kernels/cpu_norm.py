@@ -185,10 +185,7 @@ def lower_batch(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - 
     kinds = (out.dtype, out.dtype)
     names = ("sub", "mul", "add") if _there(call, 4) else ("sub", "mul")
     body = FusedBody(
-        tuple(
-            FusedStep(name, {}, (-i, i + 1), out.dtype, kinds)
-            for i, name in enumerate(names)
-        )
+        tuple(FusedStep(name, {}, (-i, i + 1), out.dtype, kinds) for i, name in enumerate(names))
     )
     packs = tuple(
         Pack(lambda which=which: _batch_vector(call, which).reshape(channels.dims), channels)  # type: ignore[misc]
