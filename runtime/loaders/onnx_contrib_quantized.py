@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from crossdock.runtime.builder import Operand
 from crossdock.runtime.loaders.onnx_linear import as_matrices
-from crossdock.runtime.loaders.onnx_pool import average_pool
+from crossdock.runtime.loaders.onnx_pool import averaged
 from crossdock.runtime.loaders.onnx_quantize import (
     MICROSOFT,
     cast,
@@ -117,7 +117,7 @@ def qlinear_average_pool(ctx: Context) -> Operand:
     last = bool(ctx.node.get_int("channels_last"))
     if last:
         x = ctx.b.transpose(x, permutation=[0, rank - 1, *range(1, rank - 1)])
-    y = average_pool(replace(ctx, inputs=(Value(x),)))
+    y = averaged(replace(ctx, inputs=(Value(x),)))
     if last:
         y = ctx.b.transpose(y, permutation=[0, *range(2, rank), 1])
     return back(ctx, y, 3)

@@ -50,6 +50,11 @@ def as_matrices(
 @onnx_op("Gemm")
 def gemm(ctx: Context) -> Operand:
     """General product alpha A B + beta C, each of A and B transposed on request."""
+    return general_product(ctx)
+
+
+def general_product(ctx: Context) -> Operand:
+    """The same by a node's operands and attributes."""
     node = ctx.node
     return ctx.b.gemm(
         ctx.x(0),

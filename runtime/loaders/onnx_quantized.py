@@ -82,11 +82,8 @@ def convolution(
         w_zero = scalar(ctx, w_zero)
     if rank > 4:
         # Beyond two spatial dimensions the zero points come off first, in a float that is exact.
-        sides = [b.cast(side, "float64") for side in (x, w)]
-        for i, zero in enumerate((x_zero, w_zero)):
-            if zero is not None:
-                sides[i] = b.sub(sides[i], b.cast(zero, "float64"))
-        return b.cast(convolved(ctx, *sides, None, window, groups), "int32")
+        left, right = _centred(ctx, x, x_zero), _centred(ctx, w, w_zero)
+        return b.cast(convolved(ctx, left, right, None, window, groups), "int32")
     out = b.conv_integer(
         as_image(ctx, x),
         as_image(ctx, w),
@@ -96,6 +93,11 @@ def convolution(
         groups=groups,
     )
     return from_image(ctx, out, rank)
+
+
+def _centred(ctx: Context, x: Operand, zero: Operand | None) -> Operand:
+    wide = ctx.b.cast(x, "float64")
+    return wide if zero is None else ctx.b.sub(wide, ctx.b.cast(zero, "float64"))
 
 
 @onnx_op("ConvInteger", since=10)
