@@ -34,6 +34,7 @@ FAMILIES = (
     "ops_bits",
     "ops_matmul",
     "ops_conv",
+    "ops_integer",
     "ops_pool",
     "ops_normalization",
     "ops_quantize",

@@ -63,6 +63,12 @@ class Operators:
         dilations: Sequence[int] | None = None, groups: int = 1, input_layout: str = "nchw",
         filter_layout: str = "oihw", label: str = "",
     ) -> Operand: ...
+    def conv_integer(
+        self, input: Operand, filter: Operand, *, input_zero_point: Operand | None = None,
+        filter_zero_point: Operand | None = None, padding: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None, dilations: Sequence[int] | None = None,
+        groups: int = 1, input_layout: str = "nchw", filter_layout: str = "oihw", label: str = "",
+    ) -> Operand: ...
     def conv_transpose2d(
         self, input: Operand, filter: Operand, *, bias: Operand | None = None,
         padding: Sequence[int] | None = None, strides: Sequence[int] | None = None,
@@ -174,6 +180,10 @@ class Operators:
         layout: str = "iofg", activations: Sequence[str] | None = None, label: str = "",
     ) -> tuple[Operand, ...]: ...
     def matmul(self, a: Operand, b: Operand, *, label: str = "") -> Operand: ...
+    def matmul_integer(
+        self, a: Operand, b: Operand, *, a_zero_point: Operand | None = None,
+        b_zero_point: Operand | None = None, label: str = "",
+    ) -> Operand: ...
     def max(self, a: Operand, b: Operand, *, label: str = "") -> Operand: ...
     def max_pool2d(
         self, input: Operand, *, window_dimensions: Sequence[int] | None = None,

@@ -113,9 +113,14 @@ def swiglu(ctx: Context) -> Operand:
 @onnx_op("Gelu", since=20)
 def gelu(ctx: Context) -> Operand:
     """Gaussian error linear unit, exact or by tanh (Hendrycks & Gimpel 2016)."""
-    b, x = ctx.b, ctx.x()
     if ctx.node.get_str("approximate", "none") != "tanh":
-        return b.gelu(x)
+        return ctx.b.gelu(ctx.x())
+    return gelu_by_tanh(ctx, ctx.x())
+
+
+def gelu_by_tanh(ctx: Context, x: Operand) -> Operand:
+    """The approximation x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    b = ctx.b
     cube = b.mul(b.mul(b.mul(x, x), x), ctx.like(0.044715, x))
     inner = b.mul(b.add(x, cube), ctx.like(math.sqrt(2 / math.pi), x))
     return b.mul(b.mul(x, ctx.like(0.5, x)), b.add(b.tanh(inner), ctx.like(1, x)))

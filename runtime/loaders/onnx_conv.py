@@ -18,6 +18,11 @@ def _filter(ctx: Context) -> Operand:
 @onnx_op("Conv")
 def conv(ctx: Context) -> Operand:
     """Convolution; channels first, filter by output and input channel."""
+    return convolution(ctx)
+
+
+def convolution(ctx: Context) -> Operand:
+    """The same by a node's operands and attributes."""
     x, weights = ctx.x(0), _filter(ctx)
     window = spatial(ctx, weights.shape[2:])
     return convolved(ctx, x, weights, ctx.opt(2), window, ctx.node.get_int("group", 1))

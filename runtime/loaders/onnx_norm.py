@@ -102,9 +102,12 @@ def instance_normalization(ctx: Context) -> Operand:
     return reshaped(ctx, out, x.shape)
 
 
-@onnx_op("LayerNormalization", since=17)
+@onnx_op("LayerNormalization")
 def layer_normalization(ctx: Context) -> list[Operand | None]:
-    """Normalised over the axes from ``axis`` on; mean and inverse deviation on request."""
+    """Normalised over the axes from ``axis`` on; mean and inverse deviation on request.
+
+    ONNX has it since opset 17; before that onnxruntime's optimiser writes it as its own.
+    """
     b, x = ctx.b, ctx.x()
     rank = len(x.shape)
     axes = list(range(ctx.axis(ctx.node.get_int("axis", -1), rank), rank))
@@ -127,16 +130,23 @@ def layer_normalization(ctx: Context) -> list[Operand | None]:
 
 @onnx_op("RMSNormalization", since=23)
 def rms_normalization(ctx: Context) -> Operand:
-    """Divided by the root mean square over the axes from ``axis`` on (Zhang & Sennrich 2019)."""
-    b, x = ctx.b, ctx.x()
+    """Divided by the root mean square over the axes from ``axis`` on."""
+    x = ctx.x()
     rank = len(x.shape)
     axes = list(range(ctx.axis(ctx.node.get_int("axis", -1), rank), rank))
+    return over_root_mean_square(ctx, x, axes)[0]
+
+
+def over_root_mean_square(ctx: Context, x: Operand, axes: list[int]) -> tuple[Operand, Operand]:
+    """``x`` over its root mean square (Zhang & Sennrich 2019), times operand 1; and the inverse."""
+    b = ctx.b
     epsilon = ctx.node.get_float("epsilon", 1e-5)
     half = x.dtype in ("float16", "bfloat16")
     wide = b.cast(x, "float32") if half else x
     square = b.reduce_mean(b.mul(wide, wide), axes=axes, keep_dimensions=True)
-    out = b.div(wide, b.sqrt(b.add(square, ctx.like(epsilon, square))))
-    return b.mul(b.cast(out, x.dtype) if half else out, ctx.x(1))
+    root = b.sqrt(b.add(square, ctx.like(epsilon, square)))
+    out = b.div(wide, root)
+    return b.mul(b.cast(out, x.dtype) if half else out, ctx.x(1)), b.reciprocal(root)
 
 
 @onnx_op("GroupNormalization", since=18)

@@ -70,6 +70,11 @@ def max_unpool(ctx: Context) -> Operand:
 @onnx_op("AveragePool")
 def average_pool(ctx: Context) -> Operand:
     """Mean of each window, with or without the padding."""
+    return averaged(ctx)
+
+
+def averaged(ctx: Context) -> Operand:
+    """Operand 0 averaged over the node's windows."""
     over = spatial(ctx)
     extra = {"count_include_pad": True} if ctx.node.get_int("count_include_pad") else {}
     return pooled(ctx, ctx.x(), over, _sizes(ctx, over), ctx.b.average_pool2d, **extra)
