@@ -31,6 +31,12 @@ FAMILIES = (
     "onnx_host_select",
     "onnx_host_cast",
     "onnx_host_quantize",
+    "onnx_host_strings",
+    "onnx_host_tfidf",
+    "onnx_host_ml",
+    "onnx_host_trees",
+    "onnx_host_random",
+    "onnx_host_image",
 )
 """Modules of this package that register host functions."""
 

@@ -48,6 +48,7 @@ FAMILIES = (
     "onnx_resize",
     "onnx_recurrent",
     "onnx_control",
+    "onnx_training",
 )
 """Modules of this package that register converters."""
 
