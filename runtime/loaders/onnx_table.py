@@ -49,6 +49,7 @@ FAMILIES = (
     "onnx_recurrent",
     "onnx_control",
     "onnx_training",
+    "onnx_gradient",
 )
 """Modules of this package that register converters."""
 
