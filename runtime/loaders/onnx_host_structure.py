@@ -13,12 +13,14 @@ from dataclasses import replace
 import numpy as np
 
 from crossdock.kernels.reference import evaluate
+from crossdock.runtime.errors import UnsafeModel
 from crossdock.runtime.loaders.onnx_convert import Converter
 from crossdock.runtime.loaders.onnx_frame import Frame, Writer
 from crossdock.runtime.loaders.onnx_host import EMPTY, HostCall, HostValue, host_op
 from crossdock.runtime.loaders.onnx_host_tools import is_string, objects, sized
 from crossdock.runtime.loaders.onnx_model import OnnxGraph, OnnxModel, shown
 from crossdock.runtime.loaders.onnx_table import Value, find
+from crossdock.runtime.loaders.onnx_tensor import MAX_DENSE
 from crossdock.runtime.tensor import Array
 
 _ALL = ()
@@ -28,7 +30,7 @@ _DATA: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), (0,)),
     **dict.fromkeys(("Slice", "Split", "Gather", "GatherElements", "GatherND"), (0,)),
     **dict.fromkeys(("Expand", "Tile", "Trilu", "ReverseSequence"), (0,)),
-    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), (0,)),
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth", "CenterCropPad"), (0,)),
     **dict.fromkeys(("Scatter", "ScatterElements", "ScatterND", "Pad"), (0, 2)),
     "TensorScatter": (0, 1),
     "Where": (1, 2),
@@ -54,7 +56,8 @@ def move(call: HostCall) -> tuple[HostValue, ...]:
         array = call.array(index)
         start = next(places)
         numbers[index] = np.arange(start, start + array.size, dtype=np.int64).reshape(array.shape)
-    return tuple(pool[picked] for picked in run_converted(call, numbers))
+    made = run_converted(call, numbers)
+    return tuple(pool[picked.reshape(-1)].reshape(picked.shape) for picked in made)
 
 
 def _data_inputs(call: HostCall) -> list[int]:
@@ -97,9 +100,10 @@ def run_converted(call: HostCall, inputs: Sequence[HostValue | None]) -> list[Ar
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise call.malformed(str(error)) from error
     made = {f"out{i}": v for i, v in enumerate(values) if isinstance(v, Value)}
-    return [
-        np.asarray(v) for v in evaluate(frame.writer.build(made, "", booleans=True), {}).values()
-    ]
+    graph = frame.writer.build(made, "", booleans=True)
+    if any(spec.nbytes > MAX_DENSE for spec in graph.specs.values()):
+        raise UnsafeModel(f"{call.node}: would make a tensor of more than {MAX_DENSE:,} bytes")
+    return [np.asarray(value) for value in evaluate(graph, {}).values()]
 
 
 @host_op("Identity", when="foreign")
