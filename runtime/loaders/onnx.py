@@ -14,6 +14,7 @@ from typing import Any
 
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.loaders.onnx_check import check_support, sort_model
+from crossdock.runtime.loaders.onnx_gradient import attach
 from crossdock.runtime.loaders.onnx_model import OnnxModel
 from crossdock.runtime.loaders.onnx_parse import parse, parse_proto
 from crossdock.runtime.loaders.onnx_staged import graph_of, output_spec, staged_graph
@@ -36,7 +37,7 @@ def load_proto(proto: Any, folder: str | Path | None = None) -> Graph:
 
 
 def _graph(parsed: OnnxModel) -> Graph:
-    model = sort_model(parsed)
+    model = attach(sort_model(parsed))
     check_support(model, support)
     inputs = model.graph.free_inputs
     specs = {

@@ -62,6 +62,8 @@ FAMILIES = (
     "onnx_signal",
     "onnx_vision",
     "onnx_einsum",
+    "onnx_training",
+    "onnx_gradient",
 )
 """Modules of this package that register converters."""
 
