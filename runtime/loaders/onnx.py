@@ -1,4 +1,4 @@
-"""ONNX models, opset 7 to the newest that the installed package ``onnx`` knows.
+"""ONNX models, opset 1 to the newest that the installed package ``onnx`` knows.
 
 A model of fixed shapes becomes its graph at once. One with open dimensions is parsed and checked,
 and converted by ``Graph.bind`` for given sizes: then shapes are numbers, and what exporters write
@@ -14,6 +14,7 @@ from typing import Any
 
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.loaders.onnx_check import check_support, sort_model
+from crossdock.runtime.loaders.onnx_gradient import attach
 from crossdock.runtime.loaders.onnx_model import OnnxModel
 from crossdock.runtime.loaders.onnx_parse import parse, parse_proto
 from crossdock.runtime.loaders.onnx_staged import graph_of, output_spec, staged_graph
@@ -36,7 +37,7 @@ def load_proto(proto: Any, folder: str | Path | None = None) -> Graph:
 
 
 def _graph(parsed: OnnxModel) -> Graph:
-    model = sort_model(parsed)
+    model = attach(sort_model(parsed))
     check_support(model, support)
     inputs = model.graph.free_inputs
     specs = {

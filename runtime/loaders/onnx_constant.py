@@ -10,8 +10,8 @@ import numpy as np
 
 from crossdock.runtime.builder import Operand
 from crossdock.runtime.errors import UnsafeModel
-from crossdock.runtime.loaders.onnx_elementwise import cast_to
 from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, dtype_name, shown
+from crossdock.runtime.loaders.onnx_stage import in_ir
 from crossdock.runtime.loaders.onnx_table import Context, Value, onnx_op
 from crossdock.runtime.loaders.onnx_tensor import MAX_DENSE, MAX_RANK
 from crossdock.runtime.tensor import Array, to_numpy
@@ -29,6 +29,8 @@ def constant(ctx: Context) -> Value:
         if not isinstance(node.attrs[name], np.ndarray):
             raise ctx.malformed(f"attribute {shown(name)} is no tensor")
         array = node.attrs[name]
+        if not in_ir(array):
+            raise ctx.unsupported(f"a constant of {array.dtype}")
     elif name in ("value_float", "value_floats"):
         value = node.get_float(name) if name == "value_float" else node.get_floats(name)
         array = np.array(value, np.float32)
@@ -61,6 +63,8 @@ def constant_of_shape(ctx: Context) -> Value:
     fill = ctx.node.attrs.get("value", np.zeros(1, np.float32))
     if not isinstance(fill, np.ndarray) or fill.size != 1:
         raise ctx.malformed("attribute 'value' is no tensor of one element")
+    if not in_ir(fill):
+        raise ctx.unsupported(f"a tensor of {fill.dtype}")
     shape = checked_size(ctx, ctx.ints(0, "a shape"), fill.dtype.name)
     return ctx.frame.filled(shape, fill.reshape(()))
 
@@ -138,17 +142,3 @@ def non_zero(ctx: Context) -> Value:
     """Indices of non-zero elements of a constant, one column an element."""
     found = np.array(np.nonzero(ctx.value(0, "an input")), np.int64)
     return known(ctx, found.reshape(len(ctx.x().shape), -1))
-
-
-@onnx_op("BitCast", since=26)
-def bit_cast(ctx: Context) -> Value:
-    """A constant's bytes as another type of the same width."""
-    dtype = ONNX_DTYPES.get(ctx.node.get_int("to"))
-    if dtype is None:
-        raise ctx.unsupported(f"a cast to {dtype_name(ctx.node.get_int('to'))}")
-    if ctx.x().dtype == dtype:
-        return cast_to(ctx, ctx.node.get_int("to"))
-    array = ctx.value(0, "an input")
-    if array.dtype.itemsize != to_numpy(dtype).itemsize:
-        raise ctx.malformed("the types differ in width")
-    return known(ctx, array.view(to_numpy(dtype)))

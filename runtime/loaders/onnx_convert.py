@@ -291,7 +291,8 @@ class Converter:
                 )
             return self.apply(frame, entry, node, opset)
         except (UnsupportedModel, UnsupportedOp, Demand) as error:
-            if host is None:
+            foreign = any(isinstance(frame.get(n), Foreign) for n in node.inputs if n)
+            if host is None or not host.suits(foreign, isinstance(error, Demand)):
                 raise
             return self.folded(frame, node, opset, host, str(error).removeprefix(f"{node}: "))
 
@@ -322,7 +323,8 @@ class Converter:
     ) -> list[Value | Foreign | None]:
         """What the host makes of constants; raises ForHost where something is none."""
         names = [name for name in node.inputs if name]
-        if any(node.subgraphs()) or not all(frame.is_known(name) for name in names):
+        fresh = host.draws and "seed" not in node.attrs
+        if fresh or any(node.subgraphs()) or not all(frame.is_known(name) for name in names):
             raise ForHost(why, host)
         inputs = tuple(frame.constant_of(name) if name else None for name in node.inputs)
         results = run_entry(host, HostCall(node, opset, _readable(inputs), no_body))

@@ -16,7 +16,7 @@ import functools
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,20 @@ from crossdock.runtime.errors import Error, ExecutionError, MalformedModel, Unsu
 from crossdock.runtime.loaders.onnx_model import OnnxGraph, OnnxNode
 from crossdock.runtime.tensor import Array
 
-FAMILIES = ("onnx_host_control",)
+FAMILIES = (
+    "onnx_host_control",
+    "onnx_host_structure",
+    "onnx_host_sequence",
+    "onnx_host_select",
+    "onnx_host_cast",
+    "onnx_host_quantize",
+    "onnx_host_strings",
+    "onnx_host_tfidf",
+    "onnx_host_ml",
+    "onnx_host_trees",
+    "onnx_host_random",
+    "onnx_host_image",
+)
 """Modules of this package that register host functions."""
 
 
@@ -102,28 +115,49 @@ HostFunction = Callable[[HostCall], HostValue | Sequence[HostValue | None]]
 is a sequence)."""
 
 
+When = Literal["asked", "refused", "foreign"]
+"""When the host is preferred to a device: where a converter asks for values that are not known
+yet; only where it refuses them, too; or only for inputs of types that the IR lacks."""
+
+
 @dataclass(frozen=True, slots=True)
 class HostEntry:
-    """A host function and the first opset it is for."""
+    """A host function and the first opset it is for.
+
+    ``draws``: without an attribute "seed" its results are new every time.
+    """
 
     op: str
     domain: str
     since: int
     run: HostFunction
+    when: When = "asked"
+    draws: bool = False
+
+    def suits(self, foreign: bool, demand: bool) -> bool:
+        """True where the host is to run a node that no converter took.
+
+        Args:
+            foreign: one of its inputs has a type that the IR lacks.
+            demand: a converter takes it once it knows values that it asks for.
+        """
+        if foreign or self.when == "asked":
+            return True
+        return self.when == "refused" and not demand
 
 
 _TABLE: dict[tuple[str, str], list[HostEntry]] = {}
 
 
 def host_op(
-    *names: str, since: int = 1, domain: str = ""
+    *names: str, since: int = 1, domain: str = "", when: When = "asked", draws: bool = False
 ) -> Callable[[HostFunction], HostFunction]:
     """Decorator: register a host function for operators from opset ``since`` on."""
 
     def register(run: HostFunction) -> HostFunction:
         for name in names:
             entries = _TABLE.setdefault((domain, name), [])
-            entries.append(HostEntry(name, domain, since, run))
+            entries.append(HostEntry(name, domain, since, run, when, draws))
             entries.sort(key=lambda e: -e.since)
         return run
 

@@ -33,6 +33,16 @@ def test_matmul(check: Any, a: Any, b: Any) -> None:
     check("MatMul", rand(*a), rand(*b), opset=9, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
+def test_products_of_integers(check: Any, dtype: str) -> None:
+    a, b = (RNG.integers(0, 2**16, s).astype(dtype) for s in ((2, 3, 4), (4, 5)))
+    check("MatMul", a, b, opset=13)
+    check("MatMul", a, b[:, 0], opset=13)
+    a, b = a // 1000, np.ascontiguousarray(b.T // 1000)
+    attrs = {"opset": 13, "transB": 1, "alpha": 2.0, "beta": 3.0, "oracle": "onnx"}
+    check("Gemm", a[0], b, b[:, 0], **attrs)
+
+
 def test_gemm(check: Any) -> None:
     for opset in (7, 9, 11, 13):
         check("Gemm", rand(3, 4), rand(4, 5), rand(5), opset=opset, atol=1e-5)
