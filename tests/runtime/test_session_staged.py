@@ -176,7 +176,9 @@ def test_values_in_local_functions() -> None:
             node("Reshape", "x shape", "d"),
             node("Where1", "x", "at", DOMAIN),
             node("Size", "at", "count"),
-            node("Exp", "d", "e"),
+            node("Cast", "count", "factor", to=F),
+            node("Exp", "d", "grown"),
+            node("Mul", "grown factor", "e"),
             node("ReduceSum", "x", "total", keepdims=0),
             helper.make_node("Constant", [], ["zero"], value_float=0.0),
             node("Greater", "total zero", "up"),
@@ -188,7 +190,7 @@ def test_values_in_local_functions() -> None:
     with compiled(graph) as session:
         for x in (X, -X):
             for shape in ((2, 3), (6, 1)):
-                e = np.exp(x.reshape(shape))
+                e = 3 * np.exp(x.reshape(shape))
                 want = -(e.T if x.sum() > 0 else e)
                 feeds = {"x": x, "shape": np.array(shape)}
                 np.testing.assert_allclose(session.run(feeds)["y"], want, rtol=1e-5)
