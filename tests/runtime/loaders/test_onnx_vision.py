@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from crossdock.runtime.errors import MalformedModel, UnsupportedModel
+from crossdock.kernels.reference import evaluate
+from crossdock.runtime.errors import MalformedModel
 from crossdock.runtime.loaders import load
 from tests.runtime.loaders.conftest import build_model
 
@@ -64,11 +65,14 @@ def test_roi_align(check: Any, mode: str, ratio: int) -> None:
         check("RoiAlign", *args, opset=opset, fixed=[1], spatial_scale=0.75, atol=1e-4, **attrs)
 
 
-def test_regions_of_values_need_a_number_of_points() -> None:
+def test_regions_that_are_fed_give_the_number_of_points_when_they_are_known() -> None:
     node = helper.make_node("RoiAlign", ["x", "r", "b"], ["y"], output_height=2, output_width=2)
     feeds = {"x": rand(2, 3, 8, 8), "r": ROIS, "b": ROWS}
-    with pytest.raises(UnsupportedModel, match="number of points a bin"):
-        load(build_model([node], feeds, ["y"], 16))
+    graph = load(build_model([node], feeds, ["y"], 16))
+    assert graph.staged is not None
+    fixed = load(build_model([node], {"x": feeds["x"], "b": ROWS}, ["y"], 16, {"r": ROIS}))
+    want = evaluate(fixed, {"x": feeds["x"], "b": ROWS})["y"]
+    np.testing.assert_array_equal(evaluate(graph, feeds)["y"], want)
 
 
 def test_max_roi_pool(check: Any) -> None:
