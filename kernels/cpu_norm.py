@@ -174,33 +174,38 @@ def _batch_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001
 
 @kernel("cpu.batch_normalization", "batch_normalization", ("cpu",), when=_batch_fits, rank=20)
 def lower_batch(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
-    """Lower a batch normalisation with constant statistics to one multiply-add a channel."""
+    """Lower a batch normalisation with constant statistics: a sum, a product and a sum.
+
+    The mean is taken off first: one multiply-add, with the mean in its constant, would lose the
+    digits of results that are small beside it.
+    """
     out = call.outputs[0]
     axis = call.attrs["axis"]
     channels = TensorSpec(out.dtype, tuple(d if i == axis else 1 for i, d in enumerate(out.dims)))
     kinds = (out.dtype, out.dtype)
+    names = ("sub", "mul", "add") if _there(call, 4) else ("sub", "mul")
     body = FusedBody(
-        (
-            FusedStep("mul", {}, (0, 1), out.dtype, kinds),
-            FusedStep("add", {}, (-1, 2), out.dtype, kinds),
-        )
+        tuple(FusedStep(name, {}, (-i, i + 1), out.dtype, kinds) for i, name in enumerate(names))
     )
-    step = elementwise_call(body, [out, channels, channels], out, [In(0), Packed(0), Packed(1)])
     packs = tuple(
-        Pack(lambda which=which: _batch_line(call)[which].reshape(channels.dims), channels)  # type: ignore[misc]
-        for which in (0, 1)
+        Pack(lambda which=which: _batch_vector(call, which).reshape(channels.dims), channels)  # type: ignore[misc]
+        for which in names
+    )
+    step = elementwise_call(
+        body,
+        [out, *[channels] * len(packs)],
+        out,
+        [In(0), *(Packed(i) for i in range(len(packs)))],
     )
     return Lowered((step,), (), packs, frozenset(range(1, len(call.inputs))))
 
 
-def _batch_line(call: OpCall) -> tuple[Array, Array]:
-    """Slope and intercept of each channel, computed in float64."""
-    mean, variance = (call.constants[i].astype(np.float64) for i in (1, 2))
-    slope = 1.0 / np.sqrt(variance + call.attrs["epsilon"])
+def _batch_vector(call: OpCall, step: str) -> Array:
+    """The channels' second operand of a step; the scale is computed in float64."""
+    if step != "mul":
+        return call.constants[1 if step == "sub" else 4]
+    scale = 1.0 / np.sqrt(call.constants[2].astype(np.float64) + call.attrs["epsilon"])
     if _there(call, 3):
-        slope = slope * call.constants[3]
-    intercept = -mean * slope
-    if _there(call, 4):
-        intercept = intercept + call.constants[4]
-    dtype = call.outputs[0].dtype
-    return slope.astype(dtype), intercept.astype(dtype)
+        scale = scale * call.constants[3]
+    vector: Array = scale.astype(call.outputs[0].dtype)
+    return vector

@@ -23,11 +23,9 @@ from crossdock.kernels.grid_common import (
     launch,
     not_among,
     obstacle,
-    on_cpu,
     operand,
     power_of_two,
 )
-from crossdock.kernels.grid_math import prelude
 from crossdock.kernels.grid_matmul import DTYPES, FEW_ROWS, Factors, few_rows, no_tile, tiled
 from crossdock.kernels.grid_window import Assembly
 from crossdock.kernels.spec import OpCall
@@ -95,7 +93,7 @@ _GRU = r"""
             DOT(gz, h[now], AT_Z)
             DOT(gr, h[now], AT_R)
             DOT(pull, h[now], AT_N)
-            const float z = ACT_0(gz), r = ACT_0(gr);
+            const float z = ACT_0(gz), rest = REST_0(gz), r = ACT_0(gr);
             const float n = ACT_1(T_LOAD(drive, from + AT_N * H + j) + r * pull);
 #else
         for (i32 j = lane; j < H; j += ITEMS) {
@@ -109,10 +107,10 @@ _GRU = r"""
             float pull = R_BIAS(AT_N);
             DOT(gz, h[now], AT_Z)
             DOT(pull, other, AT_N)
-            const float z = ACT_0(gz);
+            const float z = ACT_0(gz), rest = REST_0(gz);
             const float n = ACT_1(T_LOAD(drive, from + AT_N * H + j) + pull);
 #endif
-            const float next = z * h[now][j] + (1.0f - z) * n;
+            const float next = z * h[now][j] + rest * n;
             h[1 - now][j] = next;
             KEEP(seq, (t * DIRECTIONS + d) * batch * H + b * H + j, next)
         }
@@ -124,9 +122,11 @@ _GRU = r"""
 
 _ACTIVATIONS = {
     "relu": "X_MAX(x, 0.0f)",
-    "sigmoid": "(1.0f / (1.0f + G_EXP(-(x))))",
-    "tanh": "G_TANH(x)",
+    "sigmoid": "(1.0f / (1.0f + X_EXP(-(x))))",
+    "tanh": "X_TANH(x)",
 }
+_COMPLEMENTS = {"sigmoid": "(1.0f / (1.0f + X_EXP(x)))"}
+"""One minus an activation where that can be had without cancellation."""
 
 
 @dataclass(frozen=True)
@@ -214,11 +214,13 @@ def _meaning(call: OpCall, names: Names) -> Defines:
     activations = tuple(
         (f"ACT_{i}(x)", _ACTIVATIONS[name]) for i, name in enumerate(call.attrs["activations"])
     )
+    rest = _COMPLEMENTS.get(call.attrs["activations"][0], "(1.0f - ACT_0(x))")
     bias = "T_LOAD(r_bias, d * GATES * H + (gate) * H + j)"
     peephole = "c * T_LOAD(peephole, d * 3 * H + (which) * H + j)"
     return (
         *gates,
         *activations,
+        ("REST_0(x)", rest),
         ("R_BIAS(gate)", bias if _given(call, names.recurrent_bias) else "0.0f"),
         ("PEEP(which, c)", peephole if _given(call, names.peephole) else "0.0f"),
         ("FIRST_H", "T_LOAD(h0, state + j)" if _given(call, names.h0) else "0.0f"),
@@ -249,8 +251,7 @@ def _recur(
 ) -> GridLaunch:
     params, slots = _pointers(call, names)
     sequence = len(call.outputs) > (2 if names.lstm else 1)
-    text = prelude(("exp", "tanh"), cpu=on_cpu(device)) + _BEGIN
-    text += _LSTM if names.lstm else _GRU
+    text = _BEGIN + (_LSTM if names.lstm else _GRU)
     text = text.replace("@PARAMS@", "".join(f"{p}, " for p in params))
     items = min(power_of_two(sizes.hidden), 256, device.max_work_group or 256)
     backward = int(call.attrs.get("direction") == "backward")

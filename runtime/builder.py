@@ -44,6 +44,8 @@ else:
 __all__ = ["GraphBuilder", "Operand", "UnknownOperator"]
 
 FOLD_LIMIT = 256 * 2**20
+LARGEST = 2**63
+"""Bytes that no tensor can have: offsets and sizes are signed 64-bit words."""
 
 
 class UnknownOperator(UnsupportedOp, AttributeError):
@@ -358,6 +360,8 @@ class GraphBuilder(Operators):
     def _check_size(self, op: str, spec: TensorSpec) -> None:
         if self._strict and 0 in spec.shape:
             raise ShapeError(f"{op}: no dimension may be 0; the shape is {spec}")
+        if spec.is_static and spec.nbytes >= LARGEST:
+            raise ShapeError(f"{op}: {spec} has {spec.nbytes:,} bytes, beyond 2^63 - 1")
 
 
 def _node(call: _Call) -> Node:

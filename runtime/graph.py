@@ -163,6 +163,8 @@ class Graph:
 
     def check(self) -> Graph:
         """Verify the structure and return self; raises GraphError naming the node and value."""
+        if self.staged is not None:
+            return self
         defined = set(self.inputs) | set(self.constants)
         names: set[str] = set()
         for node in self.nodes:

@@ -76,7 +76,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         expected_runs: runs over which uploads of weights are spread.
         threads: processor threads a CPU-backed device may use (None: all).
         shapes, dims: bind a graph's symbols now, by input or by symbol; else the first run does.
-        measure: time kernels not measured before; a number is the budget in seconds.
+        measure: time kernels not measured before; a number is the budget in seconds. Shapes after
+            the first are planned with costs fitted to what was measured.
         skip_passes: graph passes to leave out, by name.
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
         search: search on from the policy's plan with compiled code: better plans where devices
@@ -128,6 +129,7 @@ class Session:
         self._last: Ready | StagedReady | None = None
         self._receipt: Callable[[], Receipt] | None = None
         self._closed = False
+        self._planned = False
         self._background = Background(config.runs_at_once, f"crossdock submit {graph.name}")
         self.devices = _open(config)
         if bound is not None:
@@ -282,7 +284,10 @@ class Session:
 
     def _made(self, graph: Graph) -> Ready | StagedReady:
         if graph.staged is None:
-            return prepare(graph, self.config, self.devices, self._progress)
+            again, self._planned = self._planned, True
+            with self._lock:
+                kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
+            return prepare(graph, self.config, self.devices, self._progress, again=again, kept=kept)
         return StagedReady(graph, graph.staged, self.config, self.devices, self._progress)
 
     def _bound(self) -> Ready | StagedReady:

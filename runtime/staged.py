@@ -52,6 +52,7 @@ class StagedReady:
         self._stages = staged.open()
         self._config, self._devices, self._progress = config, devices, progress
         self._budget = MEASURE_SECONDS if config.measure is True else float(config.measure)
+        self._planned = False
         self._lock = threading.Lock()
         self._ready: OrderedDict[bytes, Ready] = OrderedDict()
         self._last: StageLog | None = None
@@ -113,7 +114,10 @@ class StagedReady:
         if config.measure is not False:
             config = replace(config, measure=self._budget)
         began = time.perf_counter()
-        made = prepare(graph, config, self._devices, self._progress)
+        with self._lock:
+            kept = list(self._ready.values())
+        made = prepare(graph, config, self._devices, self._progress, again=self._planned, kept=kept)
+        self._planned = True
         self._budget = max(0.0, self._budget - (time.perf_counter() - began))
         return made
 

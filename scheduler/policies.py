@@ -98,11 +98,11 @@ def lookahead(problem: Problem, options: Options) -> Schedule:
 @policy("auto")
 def auto(problem: Problem, options: Options) -> Schedule:
     """The best of all seeds, then searched on; never worse than any single device."""
-    started = time.perf_counter()
     if use_compiled(options) and problem.n and problem.m > 1:
-        from crossdock.scheduler.refine import refine
+        from crossdock.scheduler.refine import refine, warm_up
 
-        return refine(problem, options, started)
+        warm_up()
+        return refine(problem, options, time.perf_counter())
     singles = single_drafts(problem, options.links, rank_order(problem))
 
     def make(limits: Limits) -> list[Draft]:

@@ -6,6 +6,7 @@ kernels. Results depend on the seed alone when the search is bounded by iteratio
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass, replace
 
@@ -299,8 +300,9 @@ def order_of(problem: Problem) -> Ints:
     return priority_order(problem, upward_ranks(problem))
 
 
+@functools.cache
 def warm_up() -> None:
-    """Load or compile every kernel, for both link models."""
+    """Load or compile every kernel, for both link models; at once where they are loaded."""
     problem = Problem.build(
         [TaskSpec(str(i), [1.0, 1.0]) for i in range(7)],
         [(0, 1, 1.0), (0, 2, 1.0), (1, 3, 1.0), (2, 3, 1.0)],

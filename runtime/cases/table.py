@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from crossdock.runtime.cases.extension import extension_cases
+from crossdock.runtime.cases.integer import integer_cases
 from crossdock.runtime.cases.kit import Case, Feed, typed, unique
 from crossdock.runtime.cases.nn import nn_cases
 
@@ -151,9 +153,9 @@ def _logic_cases() -> Iterator[Case]:
 
 
 def _cast_cases() -> Iterator[Case]:
-    for source in ("float32", "float16", "int32", "int64", "uint8", "int8"):
-        for target in ("float32", "float16", "int32", "int64", "uint8", "int8"):
-            low = 0 if "uint8" in (source, target) else -100
+    for source in (*WIDE, *INTS):
+        for target in (*WIDE, *INTS):
+            low = 0 if "u" in (source[0], target[0]) else -100
             feed = F((3, 13), source, low, 100)
             yield Case("cast", f"{source}-{target}", {"input": feed}, {"data_type": target}, ulps=1)
 
@@ -358,6 +360,7 @@ CASES: tuple[Case, ...] = unique(
     for family in (
         _unary_cases, _binary_cases, _logic_cases, _cast_cases, _matrix_cases, _shape_cases,
         _gather_cases, _reduce_cases, _along_cases, nn_cases,
+        extension_cases, integer_cases,
     )
     for case in family()
 )  # fmt: skip

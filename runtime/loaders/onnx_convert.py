@@ -241,7 +241,7 @@ class Converter:
         key = (node.domain, node.op, node.overload)
         if entry is None or key in self.model.functions or find(node, opset) is not None:
             return None
-        if has_body(schema(node, opset)):
+        if has_body(schema(node, opset)) and not any(node.subgraphs()):
             return None
         return HostStep(node, frame.opsets, NO_FORM, entry=entry)
 
@@ -269,7 +269,8 @@ class Converter:
         if not has_body(schema(node, opset)):
             return None
         inputs = [frame.get(name) if name else None for name in node.inputs]
-        return body_of(node, opset, [_onnx_spec(v) for v in inputs])
+        body = body_of(node, opset, [_onnx_spec(v) for v in inputs])
+        return body and replace(body, opsets={**frame.opsets, **body.opsets})
 
     def outputs(self, frame: Frame, node: OnnxNode) -> Sequence[Value | Foreign | None]:
         """The values of a node's outputs: converted, written out, or computed by the host."""

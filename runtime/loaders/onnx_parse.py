@@ -29,6 +29,9 @@ from crossdock.runtime.tensor import Array, Dim
 _ANONYMOUS = frozenset({"", "?", "*", "-1", "None"})
 """What exporters write for a dimension that they know nothing of."""
 
+_CONTROL = ("If", "Loop", "Scan", "SequenceMap")
+"""Operators whose subgraphs are run as they are: ONNX writes no functions with them."""
+
 MAX_TYPE_DEPTH = 16
 """Sequences and optionals in one another that a declared type may have."""
 
@@ -200,12 +203,19 @@ class _Parser:
     def node(self, proto: Any) -> OnnxNode:
         op = text(proto.op_type)
         label = self.label(text(proto.name), op)
+        where = f"node {shown(label)} ({shown(op, plain=True)})"
+        attrs = dict(self.attributes(proto.attribute, where))
+        for attribute in proto.attribute if op not in _CONTROL else ():
+            held = attrs.get(text(attribute.name))
+            if isinstance(held, OnnxGraph):
+                data = attribute.g.SerializeToString()
+                attrs[text(attribute.name)] = replace(held, data=data)
         return OnnxNode(
             op,
             domain_name(text(proto.domain)),
             texts(proto.input),
             texts(proto.output),
-            self.attributes(proto.attribute, f"node {shown(label)} ({shown(op, plain=True)})"),
+            attrs,
             label,
             text(proto.overload),
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from crossdock.kernels.ops_pool import taps_of
 from crossdock.kernels.ops_resample import Taps
-from crossdock.kernels.ops_resize import resize_taps
+from crossdock.kernels.ops_resize import POSITIONS, resize_taps
 from crossdock.runtime.builder import Operand
 from crossdock.runtime.loaders.onnx_model import shown
 from crossdock.runtime.loaders.onnx_table import Context, onnx_op
@@ -26,7 +26,7 @@ def upsample(ctx: Context) -> Operand:
     scales = scales and _decimal(scales)
     if scales is None:
         raise ctx.malformed("the scales are missing")
-    return _asymmetric(ctx, scales)
+    return upsampled(ctx, scales)
 
 
 @onnx_op("Resize", since=10)
@@ -35,10 +35,11 @@ def resize_by_scales(ctx: Context) -> Operand:
     scales = _floats(ctx, 1)
     if scales is None:
         raise ctx.malformed("the scales are missing")
-    return _asymmetric(ctx, scales)
+    return upsampled(ctx, scales)
 
 
-def _asymmetric(ctx: Context, scales: Sequence[float]) -> Operand:
+def upsampled(ctx: Context, scales: Sequence[float]) -> Operand:
+    """Operand 0 scaled, a cell's place in the input taken at its lower corner."""
     options: dict[str, Any] = {
         "mode": ctx.node.get_str("mode", "nearest"),
         "coordinate_transformation_mode": "asymmetric",
@@ -78,8 +79,8 @@ def resize(ctx: Context) -> Operand:
     if sizes is not None:
         sizes, scales = _aspect(ctx, axes, sizes)
     mode = node.get_str("coordinate_transformation_mode", "half_pixel")
-    if mode == "tf_half_pixel_for_nn":
-        raise ctx.unsupported(f"coordinate mode {shown(mode)}")
+    if mode not in POSITIONS or (mode == "tf_half_pixel_for_nn" and ctx.opset >= 13):
+        raise ctx.malformed(f"coordinate mode {shown(mode)}")
     options = {
         "mode": node.get_str("mode", "nearest"),
         "coordinate_transformation_mode": mode,

@@ -96,7 +96,8 @@ def test_convolution_in_blocks(
     )  # fmt: skip
 
 
-def test_a_wide_filter_shares_panels() -> None:
+def test_a_wide_filter_shares_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_conv, "tile_shape", lambda: TileShape(8, 4, 3, 256))
     arrays = [drawn(1, 256, 7, 7), drawn(512, 256, 1, 1), None]
     shape = cpu_conv.geometry(call_of("conv2d", arrays), threads=1)
     assert 1 < shape["share"] <= cpu_conv_panel.SHARE

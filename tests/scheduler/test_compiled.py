@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from crossdock.runtime.errors import MemoryBudget
 from crossdock.scheduler import (
+    DeviceSpec,
+    LinkSpec,
     Problem,
     Schedule,
     TaskSpec,
@@ -59,6 +62,19 @@ def test_a_search_counted_in_moves_depends_on_the_seed_alone(
 ) -> None:
     one, two = search(problem, links, seed=5), search(problem, links, seed=5, budget_s=9.0)
     assert one.to_json() == two.to_json()
+
+
+def test_loading_the_search_takes_nothing_of_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    from crossdock.scheduler import refine
+
+    monkeypatch.setattr(refine, "warm_up", lambda: time.sleep(0.2))
+    hard = Problem.build(
+        [TaskSpec(str(i), [1.0 + i % 5, 2.0 + i % 3]) for i in range(40)],
+        [(i, j, 1.0 + (i + j) % 4) for j in range(1, 40) for i in range(j // 2, j, 3)],
+        [DeviceSpec("a"), DeviceSpec("b")],
+        [LinkSpec("a", "b", 0.1, 1.0, both=True)],
+    )
+    assert schedule(hard, compiled=True, budget_s=0.1).stats["moves"] > 0
 
 
 @settings(max_examples=30)

@@ -43,9 +43,17 @@ class Result:
         return json.loads(self.out)
 
 
+RUNNER = ("COLUMNS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT")
+"""What a parallel test run sets for its workers, and a user's shell does not."""
+
+
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def call(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
     """Run a command in this process."""
+    for name in RUNNER:
+        monkeypatch.delenv(name, raising=False)
 
     def run(*args: object) -> Result:
         capsys.readouterr()
