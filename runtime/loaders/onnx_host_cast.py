@@ -23,8 +23,10 @@ from crossdock.runtime.loaders.onnx_host_tools import (
 from crossdock.runtime.loaders.onnx_model import dtype_name
 from crossdock.runtime.tensor import Array
 
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.IGNORECASE)
-_INTEGER = re.compile(r"[+-]?\d{1,40}")
+_NUMBER = re.compile(
+    r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.IGNORECASE | re.ASCII
+)
+_INTEGER = re.compile(r"[+-]?\d{1,40}", re.ASCII)
 
 _E8M0_BIAS, _E8M0_MAX, _E8M0_NAN = 127, 254, 255
 """float8e8m0: 2**(code - 127), codes up to 254; 255 is no number (OCP MX 1.0, 5.4.1)."""

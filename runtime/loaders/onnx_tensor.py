@@ -30,8 +30,8 @@ MAX_DENSE = 1 << 31
 """Bytes that a sparse tensor or a filled constant may take once it is dense."""
 
 _STRING = 8
-_COMPLEX = (14, 15)
-"""TensorProto.DataType of strings and of complex numbers."""
+_COMPLEX = {14: 64, 15: 128}
+"""TensorProto.DataType of strings, and of complex numbers with their widths in bits."""
 
 _SMALL = ("int32", "int16", "int8", "uint16", "uint8", "bool", "float16", "bfloat16")
 
@@ -61,7 +61,7 @@ def decode(proto: Any, source: Source, where: str) -> Array | Opaque:
         raise MalformedModel(f"{where}: tensors in segments were never part of a release")
     shape = checked_shape(proto.dims, where)
     if name is None:
-        return _unlike(proto, shape, where)
+        return _unlike(proto, shape, source, where)
     dtype = to_numpy(name)
     want = math.prod(shape) * dtype.itemsize
     if proto.data_location == 1:
@@ -83,7 +83,7 @@ def decode(proto: Any, source: Source, where: str) -> Array | Opaque:
     return array
 
 
-def _unlike(proto: Any, shape: tuple[int, ...], where: str) -> Array | Opaque:
+def _unlike(proto: Any, shape: tuple[int, ...], source: Source, where: str) -> Array | Opaque:
     """A tensor of a type that only the host holds: strings, complex numbers, small numbers."""
     number = proto.data_type
     if number == _STRING:
@@ -94,20 +94,32 @@ def _unlike(proto: Any, shape: tuple[int, ...], where: str) -> Array | Opaque:
         words = [value.decode("utf-8", "replace") for value in proto.string_data]
         array: Array = np.array(words, dtype=object).reshape(shape)
     elif number in SMALL_DTYPES or number in _COMPLEX:
-        array = _decoded(proto, shape, where)
+        array = _decoded(_inlined(proto, shape, source, where), shape, where)
     else:
         return Opaque(dtype_name(number))
     array.flags.writeable = False
     return array
 
 
+def _inlined(proto: Any, shape: tuple[int, ...], source: Source, where: str) -> Any:
+    """The tensor with its external data, if any, read into it; packed numbers fill whole bytes."""
+    if proto.data_location != 1:
+        return proto
+    number = proto.data_type
+    bits = _COMPLEX[number] if number in _COMPLEX else _bits(SMALL_DTYPES[number])
+    copy = type(proto)(data_type=number, dims=shape)
+    copy.raw_data = _external(proto, source, -(-math.prod(shape) * bits // 8), where).tobytes()
+    return copy
+
+
+def _bits(name: str) -> int:
+    """The width of a small number, which follows its kind: float8_e5m2, uint4."""
+    return int(name.lstrip("uintfloa")[0])
+
+
 def _decoded(proto: Any, shape: tuple[int, ...], where: str) -> Array:
     """Small and complex numbers, as the package ``onnx`` unpacks them."""
     helper = importlib.import_module("onnx.numpy_helper")
-    if proto.data_location == 1:
-        raise MalformedModel(
-            f"{where}: {dtype_name(proto.data_type)} in external data; save it inside the model"
-        )
     try:
         array: Array = np.array(helper.to_array(proto))
     except (ImportError, TypeError, ValueError, IndexError) as error:

@@ -20,7 +20,8 @@ def run_host(
     node = OnnxNode(op, domain, names, results, held, label="the node")
     entry = find_host(node, opset)
     assert entry is not None, f"no host function for {op}"
-    return run_entry(entry, HostCall(node, opset, inputs, no_body))
+    given = tuple(np.asarray(v) if isinstance(v, np.generic) else v for v in inputs)
+    return run_entry(entry, HostCall(node, opset, given, no_body))
 
 
 def words(*values: str) -> Any:

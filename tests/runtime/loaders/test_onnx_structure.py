@@ -71,11 +71,11 @@ def test_everything_unsupported_is_named_at_once(make: Any) -> None:
     )
     other = helper.make_graph([node("Neg", "x", "u")], "b", [], [onnx.ValueInfoProto(name="u")])
     nodes = [
-        node("Jumble", "x", "a", "first"),
+        node("SVMRegressor", "x", "a", "first", domain="ai.onnx.ml"),
         node("Exp", "x", "fine"),
         node("Frobnicate", "x", "b", "second"),
-        node("FusedJumble", "x", "c", "third", domain="com.microsoft"),
-        node("Jumble", "x", "d", "fourth"),
+        node("BeamSearch", "x", "c", "third", domain="com.microsoft"),
+        node("SVMRegressor", "x", "d", "fourth", domain="ai.onnx.ml"),
         node("If", "flag", "y", "cond", then_branch=branch, else_branch=other),
     ]
     flag = np.array(True)
@@ -83,14 +83,18 @@ def test_everything_unsupported_is_named_at_once(make: Any) -> None:
         nodes,
         {"x": X, "flag": flag},
         ["y"],
-        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)],
+        opset_imports=[
+            helper.make_opsetid("", 17),
+            helper.make_opsetid("com.microsoft", 1),
+            helper.make_opsetid("ai.onnx.ml", 1),
+        ],
     )
     with pytest.raises(UnsupportedModel) as caught:
         load(model)
     text = str(caught.value)
-    assert "Jumble (opset 17), which ONNX does not have at 'first', 'fourth'" in text
+    assert "ai.onnx.ml.SVMRegressor (opset 1) at 'first', 'fourth'" in text
     assert "Frobnicate (opset 17), which ONNX does not have at 'second'" in text
-    assert "com.microsoft.FusedJumble (opset 1) at 'third'" in text
+    assert "com.microsoft.BeamSearch (opset 1) at 'third'" in text
     assert "Mumble (opset 17), which ONNX does not have at 'inner'" in text
     assert "Exp" not in text
     assert "\n" not in text
