@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from crossdock.runtime.errors import MalformedModel, UnsupportedModel
+from crossdock.runtime.errors import MalformedModel
 from crossdock.runtime.loaders import load
 from tests.runtime.loaders.conftest import build_model
 
@@ -64,11 +64,9 @@ def test_roi_align(check: Any, mode: str, ratio: int) -> None:
         check("RoiAlign", *args, opset=opset, fixed=[1], spatial_scale=0.75, atol=1e-4, **attrs)
 
 
-def test_regions_of_values_need_a_number_of_points() -> None:
-    node = helper.make_node("RoiAlign", ["x", "r", "b"], ["y"], output_height=2, output_width=2)
-    feeds = {"x": rand(2, 3, 8, 8), "r": ROIS, "b": ROWS}
-    with pytest.raises(UnsupportedModel, match="number of points a bin"):
-        load(build_model([node], feeds, ["y"], 16))
+def test_regions_known_when_run_decide_the_number_of_points(check: Any) -> None:
+    attrs = {"output_height": 2, "output_width": 3, "spatial_scale": 0.8}
+    check("RoiAlign", rand(2, 3, 8, 8), ROIS, ROWS, opset=16, atol=1e-4, **attrs)
 
 
 def test_max_roi_pool(check: Any) -> None:
