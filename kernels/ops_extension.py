@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from crossdock.devices.program import Work
 from crossdock.kernels import ops_math, reference
 from crossdock.kernels.ops_elementwise import broadcast_pair
-from crossdock.kernels.ops_resample import resample
+from crossdock.kernels.ops_resample import Taps, resample
 from crossdock.kernels.ops_resize import MODES, NEAREST, POSITIONS, resize_taps
 from crossdock.kernels.ops_rules import (
     ANY,
@@ -37,7 +39,7 @@ from crossdock.kernels.ops_work import TRANSCENDENTAL, per_input, pointwise, tra
 from crossdock.kernels.spec import REQUIRED, Attrs, Specs
 from crossdock.runtime.errors import FeedError
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.tensor import TensorSpec
+from crossdock.runtime.tensor import TensorSpec, to_numpy
 
 # --- mod ------------------------------------------------------------------------------------------
 
@@ -218,6 +220,46 @@ def _resize(xp: Any, x: Any, **attrs: Any) -> Any:
     return out
 
 
+def _resize_steps(b: Any, x: Any, **attrs: Any) -> Any:
+    """Along each axis a product with the matrix of its taps; places outside are blanked after."""
+    wide = "float64" if x.dtype == "float64" else "float32"
+    plain = wide == x.dtype or attrs["mode"] == "nearest"
+    out = x if plain else b.cast(x, wide)
+    outside = []
+    for i, axis in enumerate(attrs["axes"]):
+        tap, away = resize_taps(x.shape[axis], i, attrs)
+        if x.shape[axis] != attrs["sizes"][i] or not tap.is_identity(x.shape[axis]):
+            out = _resized(b, out, axis, tap)
+        if away.any():
+            outside.append((axis, away))
+    if not plain and x.dtype not in FLOAT:
+        limits = np.iinfo(x.dtype)
+        out = b.clamp(b.round_even(out), min_value=limits.min, max_value=limits.max)
+    out = out if plain else b.cast(out, x.dtype)
+    for axis, away in outside:
+        shape = [away.size if i == axis else 1 for i in range(len(x.shape))]
+        value = b.constant(np.array(attrs["extrapolation_value"]).astype(to_numpy(x.dtype)))
+        out = b.where(b.constant(away.astype(np.uint8).reshape(shape)), value, out)
+    return out
+
+
+def _resized(b: Any, x: Any, axis: int, tap: Taps) -> Any:
+    """One axis: cells picked where each result is one, else the product with the taps' matrix."""
+    if tap.is_copy:
+        return b.gather(x, b.constant(tap.cells[:, 0].astype(np.int64)), axis=axis)
+    size, out = x.shape[axis], tap.cells.shape[0]
+    matrix = np.zeros((size, out))
+    np.add.at(matrix, (tap.cells, np.arange(out)[:, None]), tap.weights)
+    rest = [i for i in range(len(x.shape)) if i != axis]
+    lines = b.transpose(x, permutation=[*rest, axis])
+    lines = b.matmul(
+        b.reshape(lines, [math.prod(x.shape[i] for i in rest), size]), b.constant(matrix, x.dtype)
+    )
+    lines = b.reshape(lines, [*(x.shape[i] for i in rest), out])
+    order = [*rest, axis]
+    return b.transpose(lines, permutation=[order.index(i) for i in range(len(order))])
+
+
 def _resize_work(specs: Specs, outs: Sequence[TensorSpec], attrs: Attrs) -> Work:
     taps = {"nearest": 0.0, "linear": 8.0, "cubic": 32.0}[attrs["mode"]]
     return traffic(specs, outs, taps * outs[0].size)
@@ -231,6 +273,7 @@ entry(
     infer=_resize_infer,
     run=_resize,
     work=_resize_work,
+    decompose=_resize_steps,
     extension=True,
 )
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from crossdock.devices.program import Work
 from crossdock.kernels import ops_math
@@ -23,6 +26,7 @@ from crossdock.kernels.ops_rules import (
 )
 from crossdock.kernels.ops_work import traffic
 from crossdock.kernels.spec import Attrs, Specs
+from crossdock.runtime.errors import UnsupportedOp
 from crossdock.runtime.tensor import Dim, TensorSpec
 
 
@@ -43,12 +47,29 @@ def _matmul_work(specs: Specs, outs: Sequence[TensorSpec], attrs: Attrs) -> Work
     return traffic(specs, outs, 2.0 * outs[0].size * inner)
 
 
+MOST = 2**26
+"""Products that a product taken apart holds at a time: half a gigabyte in float64."""
+
+
+def _matmul_steps(b_: Any, a: Any, b: Any) -> Any:
+    """Every product, then sums along the inner axis: for types that no product's kernel takes."""
+    rank = max(len(a.shape), len(b.shape))
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    every = math.prod(batch) * a.shape[-2] * a.shape[-1] * b.shape[-1]
+    if every > MOST:
+        raise UnsupportedOp(f"matmul: {every:,} products are too many to hold")
+    left = b_.reshape(a, [*a.shape, 1])
+    right = b_.reshape(b, [*b.shape[:-2], 1, *b.shape[-2:]])
+    return b_.reduce_sum(b_.mul(left, right), axes=[rank - 1])
+
+
 entry(
     "matmul",
     {"a": of(FLOAT, 2), "b": like("a", 2)},
     infer=_matmul_infer,
     run=ops_math.widened(lambda xp, a, b: xp.matmul(a, b)),
     work=_matmul_work,
+    decompose=_matmul_steps,
 )
 
 

@@ -10,7 +10,7 @@ from crossdock.devices.program import GridLaunch, Scratch
 from crossdock.kernels import table
 from crossdock.runtime import costing, emulation
 from tests.cases import CASES, Case
-from tests.kernels.grid_run import execute, opencl_ids, opened
+from tests.kernels.grid_run import call_of, execute, opencl_ids, opened
 from tests.kernels.test_cpu import instance
 
 ID = opencl_ids()[0]
@@ -58,22 +58,21 @@ def test_an_op_without_a_kernel_is_placed_where_its_parts_have_some() -> None:
     np.testing.assert_array_equal(out["y"], np.full((2, 3, 4), 0.5, np.float32))
 
 
-def test_a_part_without_a_kernel_is_named() -> None:
+def test_what_has_no_decomposition_is_named() -> None:
     device = opened(ID)
     b = xd.GraphBuilder(strict=False)
-    x = b.input("x", (1, 2, 5, 7))
-    y = b.resize(
-        x,
-        sizes=[3, 3],
-        axes=[2, 3],
-        roi=[0.1, 0.1, 0.9, 0.9],
-        coordinate_transformation_mode="tf_crop_and_resize",
-        mode="linear",
-    )
-    (call,) = costing.op_calls(b.build({"y": y})).values()
+    x, w = (b.input(n, s, "float64") for n, s in (("x", (1, 2, 5, 7)), ("w", (3, 2, 3, 3))))
+    (call,) = costing.op_calls(b.build({"y": b.conv2d(x, w)})).values()
     found = emulation.candidates(call, device.info)
     assert not found.fitting
     assert dict(found.rejected)["emulated"] == "it has no decomposition"
+
+
+def test_a_product_of_doubles_is_taken_apart_where_it_is_small() -> None:
+    info = opened(ID).info
+    small, large = (call_of("matmul", [np.ones((n, n)), np.ones((n, n))]) for n in (8, 512))
+    assert [k.name for k in emulation.candidates(small, info).fitting] == ["emulated"]
+    assert "134,217,728 products are too many" in str(emulation.parts_of(large, info))
 
 
 def test_scratch_is_used_again_by_later_parts() -> None:
