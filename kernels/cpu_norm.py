@@ -207,4 +207,5 @@ def _batch_vector(call: OpCall, step: str) -> Array:
     scale = 1.0 / np.sqrt(call.constants[2].astype(np.float64) + call.attrs["epsilon"])
     if _there(call, 3):
         scale = scale * call.constants[3]
-    return scale.astype(call.outputs[0].dtype)
+    vector: Array = scale.astype(call.outputs[0].dtype)
+    return vector

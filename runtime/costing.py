@@ -20,8 +20,11 @@ from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Work
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
+from crossdock.runtime import emulation
+from crossdock.runtime.calls import alias_roots as alias_roots
+from crossdock.runtime.calls import is_alias as is_alias
+from crossdock.runtime.calls import op_calls as op_calls
 from crossdock.runtime.errors import PlanError
-from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.settings import cache_dir
 from crossdock.scheduler import CostModel, Estimate
 from crossdock.scheduler import Work as CostWork
@@ -50,24 +53,6 @@ class Offers:
     reasons: Mapping[str, str]
 
 
-def op_calls(graph: Graph) -> dict[str, OpCall]:
-    """The ops of a static graph as kernels see them, by node name."""
-    calls = {}
-    for node in graph.nodes:
-        known = {
-            i: graph.constants[v] for i, v in enumerate(node.inputs) if v in graph.constants and v
-        }
-        calls[node.name] = OpCall(
-            op=node.op,
-            attrs=node.attrs,
-            inputs=tuple(None if v is None else graph.specs[v] for v in node.inputs),
-            outputs=tuple(graph.specs[v] for v in node.outputs),
-            constants=known,
-            name=node.name,
-        )
-    return calls
-
-
 def op_work(call: OpCall) -> Work:
     """Operations and bytes of an op instance."""
     return table.op(call.op).work(call.inputs, call.outputs, call.attrs)
@@ -94,7 +79,7 @@ def offers(
     known = {} if memo is None else memo
     key = call.key()
     for info in devices:
-        found = table.candidates(call, info)
+        found = emulation.candidates(call, info)
         if not found.fitting:
             reasons[info.id] = found.reason()
             continue
@@ -111,21 +96,6 @@ def offers(
 def _seconds(offer: Offer) -> float:
     """Predicted seconds; an unknown cost is taken only where all are unknown, best rank first."""
     return math.inf if offer.estimate.seconds is None else offer.estimate.seconds
-
-
-def is_alias(node: Node) -> bool:
-    """True where the node's result is its first operand's bytes."""
-    return table.op(node.op).alias
-
-
-def alias_roots(graph: Graph) -> dict[str, str]:
-    """The value whose bytes each value is, following alias ops."""
-    roots = {value: value for value in (*graph.inputs, *graph.constants)}
-    for node in graph.nodes:
-        for value in node.outputs:
-            first = node.inputs[0] if node.inputs else None
-            roots[value] = roots[first] if is_alias(node) and first is not None else value
-    return roots
 
 
 class CostStore:

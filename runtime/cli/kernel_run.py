@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossdock.devices.base import Buffer, Device
-from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
+from crossdock.runtime import emulation
 from crossdock.runtime.binding import bind_op, compile_op, resident
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
@@ -25,7 +25,7 @@ class Fits:
 
 def fits(call: OpCall, device: Device) -> Fits:
     """Find the kernels for an op instance."""
-    found = table.candidates(call, device.info)
+    found = emulation.candidates(call, device.info)
     return Fits(call, found.fitting, "" if found.fitting else found.reason())
 
 

@@ -22,7 +22,7 @@ def _contradicts(case: ThirdParty) -> bool:
     return case.file in ("slice", "split") and types == {"int32"} and wanted == {"float32"}
 
 
-def _marked(case: ThirdParty) -> object:
+def marked(case: ThirdParty) -> object:
     marks = [pytest.mark.slow] if case.size > LARGE else []
     if _contradicts(case):
         marks.append(pytest.mark.skip(reason=CONTRADICTORY))
@@ -39,7 +39,7 @@ def test_the_cases_cover_the_operators() -> None:
     assert len(CASES) >= 1400
 
 
-@pytest.mark.parametrize("case", [_marked(case) for case in CASES])
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
 def test_third_party(case: ThirdParty) -> None:
     graph, feeds = build(case)
     outputs = evaluate(graph, feeds)

@@ -1,0 +1,57 @@
+"""The third-party WebNN cases through sessions: on the host, on OpenCL, and on the fake CUDA card.
+
+Every op has to run on the device asked for, natively or emulated; nothing goes to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import crossdock as xd
+from crossdock.devices import registry
+from tests.fakes import cupy_fake
+from tests.kernels.grid_run import opencl_ids, opened
+from tests.kernels.test_ops_third_party import CASES, marked
+from tests.kernels.third_party import ThirdParty, array, build, verdict
+
+CARD = "cuda:0"
+
+
+@pytest.fixture(scope="module")
+def card() -> Iterator[str]:
+    """A card on the fake cupy, which runs kernels on the OpenCL device."""
+    opened(opencl_ids()[0])
+    with pytest.MonkeyPatch.context() as patch:
+        fake = cupy_fake.install(patch)
+        yield CARD
+        device = registry._OPEN.pop((CARD, None, None), None)
+        if device is not None:
+            device.close()
+        assert fake.machine.errors == []
+
+
+def judge(case: ThirdParty, device: str) -> None:
+    graph, feeds = build(case)
+    with xd.compile(graph, devices=[device], measure=False) as session:
+        outputs = session.run(feeds)
+        ran = {op.device for op in session.receipt.ops}
+    assert ran <= {device}
+    for name, entry in case.graph["expectedOutputs"].items():
+        assert (wrong := verdict(case, outputs[name], array(entry))) is None, f"{name}: {wrong}"
+
+
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
+def test_on_the_host(case: ThirdParty) -> None:
+    judge(case, "cpu:0")
+
+
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
+def test_on_opencl(case: ThirdParty) -> None:
+    judge(case, opened(opencl_ids()[0]).info.id)
+
+
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
+def test_on_the_fake_card(case: ThirdParty, card: str) -> None:
+    judge(case, card)
