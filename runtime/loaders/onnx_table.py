@@ -46,6 +46,7 @@ FAMILIES = (
     "onnx_quantized",
     "onnx_contrib_quantized",
     "onnx_attention",
+    "onnx_attention_core",
     "onnx_contrib_norm",
     "onnx_contrib_linear",
     "onnx_contrib_attention",
