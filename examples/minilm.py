@@ -105,7 +105,7 @@ class Encoder:
         )
 
     def pooled(self, x: Any, mask: Any) -> Any:
-        """Means of what the mask keeps, of length 1: [batch, length, features] to [batch, features]."""
+        """Means of what the mask keeps, of length 1, float32[batch, features]."""
         b = self.b
         batch, length, _ = x.shape
         total = b.reduce_sum(b.mul(x, b.reshape(mask, [batch, length, 1])), axes=[1])
