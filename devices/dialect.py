@@ -135,6 +135,9 @@ typedef float16 f32x16;
 #define X_SIN(a) sin(a)
 #define X_COS(a) cos(a)
 #define X_TAN(a) tan(a)
+#define X_ACOS(a) acos(a)
+#define X_ASIN(a) asin(a)
+#define X_ATAN(a) atan(a)
 #define X_TANH(a) tanh(a)
 #define X_ERF(a) erf(a)
 #define X_FLOOR(a) floor(a)
@@ -151,7 +154,7 @@ def _cuda_maths() -> str:
     """Overloads on float and double, since C++ would convert a float silently to double."""
     unary = ("abs", "exp", "log", "sqrt", "sin", "cos", "tan", "tanh", "erf", "floor", "ceil")
     lines = []
-    for name in (*unary, "rint"):
+    for name in (*unary, "rint", "acos", "asin", "atan"):
         plain = "fabs" if name == "abs" else name
         lines.append(f"DEVICE float X_{name.upper()}(float a) {{ return {plain}f(a); }}")
         lines.append(f"DEVICE double X_{name.upper()}(double a) {{ return {plain}(a); }}")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from crossdock.kernels import cpu_math
 from crossdock.kernels.cpu_vector import MASK, Value, Vector, bits, is_float, is_signed
-from crossdock.kernels.expression import Binary, Call, Expr, Num, Ref, Select, Unary
+from crossdock.kernels.expression import BITWISE, Binary, Call, Expr, Num, Ref, Select, Unary
 from crossdock.kernels.fused import FusedBody, FusedStep
 
 Operand = Value | float | int
@@ -124,6 +124,11 @@ class _Emitter:
             return self.v.extreme(fn, *self.unify(*args))
         if fn == "pow":
             return self.power(args[0], args[1])
+        if fn == "bit_not":
+            x = self.number(self.typed(args[0]))
+            return self.v.on_bits("bit_xor", x, self.v.const(x.kind, -1))
+        if fn in BITWISE:
+            return self.v.on_bits(fn, *self.unify(*args))
         if fn == "mod":
             return self.v.mod(*self.unify(*args))
         if fn == "fma":

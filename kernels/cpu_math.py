@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from crossdock.kernels.cpu_vector import Value, Vector
 
-LIBM = frozenset({"sin", "cos", "tan", "pow", "mod"})
+LIBM = frozenset({"sin", "cos", "tan", "acos", "asin", "atan", "pow", "mod"})
 """Functions that call the C library in every precision; float64 calls it for ``LIBM64`` too."""
 
 LIBM64 = LIBM | {"exp", "log", "tanh", "erf"}

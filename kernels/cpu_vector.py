@@ -197,6 +197,24 @@ class Vector:
             name = {"+": "add", "-": "sub", "*": "mul"}[op]
         return Value(self.code.let(f"{name} {self.t(a.kind)} {a.name}, {b.name}"), a.kind)
 
+    def on_bits(self, fn: str, a: Value, b: Value) -> Value:
+        """And, or, exclusive or, and shifts of integers of one kind; see ``expression``."""
+        names = {"bit_and": "and", "bit_or": "or", "bit_xor": "xor", "shift_left": "shl"}
+        kind, signed = a.kind, is_signed(a.kind)
+        name = names.get(fn, "ashr" if signed else "lshr")
+        if not fn.startswith("shift"):
+            return Value(self.code.let(f"{name} {self.t(kind)} {a.name}, {b.name}"), kind)
+        zero, most = self.const(kind, 0), self.const(kind, bits(kind) - 1)
+        near = self.compare("<=", b, most)
+        if signed:
+            near = self.logic("and", near, self.compare(">=", b, zero))
+        by = self.select(near, b, zero)
+        shifted = Value(self.code.let(f"{name} {self.t(kind)} {a.name}, {by.name}"), kind)
+        beyond = zero
+        if signed and fn == "shift_right":
+            beyond = self.select(self.compare("<", a, zero), self.const(kind, -1), zero)
+        return self.select(near, shifted, beyond)
+
     def _divide(self, a: Value, b: Value, op: str) -> Value:
         zero = self.compare("==", b, self.const(b.kind, 0))
         bad = zero

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crossdock.kernels import grid_math
-from crossdock.kernels.expression import Binary, Call, Expr, Num, Ref, Select, Unary
+from crossdock.kernels.expression import BITWISE, Binary, Call, Expr, Num, Ref, Select, Unary
 from crossdock.kernels.fused import FusedBody
 from crossdock.kernels.grid_common import C_TYPES, COMPUTE
 
@@ -210,6 +210,8 @@ class _Emitter:
             text = _INTEGER_POWER.replace("T_POW", kind).replace("int_pow", name)
             self.helpers[name] = text
             return self.let(f"{name}({joined})", kind)
+        if fn in BITWISE:
+            return self.let(_on_bits(fn, kind, texts), kind)
         named = {"min": "X_MIN", "max": "X_MAX", "abs": "X_IABS", "sign": "X_SIGN"}
         named["mod"] = "X_IMOD"
         return self.let(f"{named[fn]}({joined})", kind) if fn in named else None
@@ -236,6 +238,24 @@ class _Emitter:
         if dtype in ("int8", "uint8", "int16", "uint16"):
             return self.let(f"({C_TYPES[dtype]}){self.typed(value, kind)}", kind)
         return value if value.kind == kind else self.let(self.typed(value, kind), kind)
+
+
+_BIT_OPERATORS = {"bit_and": "&", "bit_or": "|", "bit_xor": "^"}
+
+
+def _on_bits(fn: str, kind: str, texts: Sequence[str]) -> str:
+    """A function on the bits of integers of one type; shifts too far are kept from C."""
+    if fn == "bit_not":
+        return f"~{texts[0]}"
+    x, y = texts
+    if fn in _BIT_OPERATORS:
+        return f"{x} {_BIT_OPERATORS[fn]} {y}"
+    width = int(kind[1:])
+    unsigned = f"u{width}"
+    near = f"({unsigned}){y} < {width}u"
+    if fn == "shift_left":
+        return f"{near} ? ({kind})(({unsigned}){x} << {y}) : 0"
+    return f"{near} ? {x} >> {y} : {x} < 0 ? ({kind})-1 : 0"
 
 
 def _truncated(text: str, dtype: str) -> str:

@@ -33,7 +33,7 @@ from crossdock.kernels.grid_pointwise import LONG_ROW, LOOP, row_blocks
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
-_INDEX = r"""
+PLACED = r"""
 DEVICE i32 placed(INDEX index, i32 size) {
     const i64 at = (i64)index, from_end = at < 0 ? at + size : at;
     return from_end < 0 ? 0 : from_end >= size ? size - 1 : (i32)from_end;
@@ -119,7 +119,7 @@ def _one_each(
     call: OpCall, text: str, entry: str, args: Args, n: int, *, scatter: bool
 ) -> GridLaunch:
     defines = _types(call) + define(SCATTER=int(scatter))
-    return launch(_INDEX + text, entry, args, (n,), (BLOCK,), defines)
+    return launch(PLACED + text, entry, args, (n,), (BLOCK,), defines)
 
 
 @kernel("grid.gather", "gather", KINDS, when=obstacle, rank=20)
@@ -132,16 +132,16 @@ def lower_gather(call: OpCall, device: DeviceInfo) -> Lowered:
     if on_cpu(device):
         per = max(1, min(LOOP // inner, rows // (4 * max(1, device.compute_units))))
         looped = (*args, *i32(per))
-        step = launch(_INDEX + _LOOPS, "gather", looped, (-(-rows // per),), (1,), _types(call))
+        step = launch(PLACED + _LOOPS, "gather", looped, (-(-rows // per),), (1,), _types(call))
     elif inner >= LONG_ROW and rows <= MAX_ROWS:
         items, block = row_blocks(inner, rows)
-        step = launch(_INDEX + _ROWS, "gather", args, items, block, _types(call))
+        step = launch(PLACED + _ROWS, "gather", args, items, block, _types(call))
     else:
-        step = launch(_INDEX + _EACH, "gather", args, (rows * inner,), (BLOCK,), _types(call))
+        step = launch(PLACED + _EACH, "gather", args, (rows * inner,), (BLOCK,), _types(call))
     return Lowered((step,))
 
 
-def _along(call: OpCall) -> tuple[int, int, int, int]:
+def along(call: OpCall) -> tuple[int, int, int, int]:
     """Indices in all, indices along the axis, the operand's size there, and what lies inside."""
     dims, axis = operand(call, 0).dims, call.attrs["axis"]
     indices = operand(call, 1)
@@ -151,24 +151,29 @@ def _along(call: OpCall) -> tuple[int, int, int, int]:
 @kernel("grid.gather_elements", "gather_elements", KINDS, when=obstacle, rank=20)
 def lower_gather_elements(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - lower
     """One work item an index."""
-    sizes = _along(call)
+    sizes = along(call)
     args: Args = (In(0), In(1), Out(0), *i32(*sizes))
     return Lowered((_one_each(call, _ELEMENTS, "elements", args, sizes[0], scatter=False),))
 
 
-def _start(call: OpCall, device: DeviceInfo) -> Lowered:
+def start(call: OpCall, device: DeviceInfo) -> Lowered:
+    """A copy of operand 0 to the result."""
     spec = operand(call, 0)
     flat = (spec.size,)
     return Lowered((copy(spec.dtype, flat, device, source=In(0), strides=(1,)),))
 
 
-@kernel("grid.scatter_elements", "scatter_elements", KINDS, when=obstacle, rank=20)
+def _replaces(call: OpCall, device: DeviceInfo) -> str | None:
+    return "combines updates" if call.attrs["reduction"] != "none" else obstacle(call, device)
+
+
+@kernel("grid.scatter_elements", "scatter_elements", KINDS, when=_replaces, rank=20)
 def lower_scatter_elements(call: OpCall, device: DeviceInfo) -> Lowered:
     """A copy, then one work item an update."""
-    sizes = _along(call)
+    sizes = along(call)
     args: Args = (In(2), In(1), Out(0), *i32(*sizes))
     step = _one_each(call, _ELEMENTS, "elements", args, sizes[0], scatter=True)
-    return Lowered((*_start(call, device).steps, step))
+    return Lowered((*start(call, device).steps, step))
 
 
 def _points(call: OpCall) -> tuple[str, list[int]]:
@@ -183,6 +188,8 @@ def _points(call: OpCall) -> tuple[str, list[int]]:
 
 
 def _fits_points(call: OpCall, device: DeviceInfo) -> str | None:
+    if call.attrs.get("reduction", "none") != "none":
+        return "combines updates"
     if (why := obstacle(call, device)) is not None:
         return why
     return None if operand(call, 1).dims[-1] else "indices without a coordinate"
@@ -209,4 +216,4 @@ def lower_scatter_nd(call: OpCall, device: DeviceInfo) -> Lowered:
     n = operand(call, 2).size
     args: Args = (In(2), In(1), Out(0), *i32(n, _inner(call), *values))
     step = _one_each(call, text, "points", args, n, scatter=True)
-    return Lowered((*_start(call, device).steps, step))
+    return Lowered((*start(call, device).steps, step))

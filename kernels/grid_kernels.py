@@ -11,12 +11,14 @@ from crossdock.kernels import (
     grid_matmul,
     grid_move,
     grid_normalize,
+    grid_order,
     grid_pad,
     grid_pool,
     grid_recurrent,
     grid_reduce,
     grid_resample,
     grid_scan,
+    grid_scatter,
 )
 
 __all__ = [
@@ -28,10 +30,12 @@ __all__ = [
     "grid_matmul",
     "grid_move",
     "grid_normalize",
+    "grid_order",
     "grid_pad",
     "grid_pool",
     "grid_recurrent",
     "grid_reduce",
     "grid_resample",
     "grid_scan",
+    "grid_scatter",
 ]

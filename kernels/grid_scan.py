@@ -1,4 +1,4 @@
-"""cumulative_sum and local response normalisation on a grid: windows along one axis."""
+"""Running sums and products, and local response normalisation on a grid: windows along one axis."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from crossdock.kernels.grid_common import (
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
-_SUM = r"""
+_RUNNING = r"""
 KERNEL void scan(CONSTANT T *RESTRICT x, GLOBAL T *RESTRICT y, i32 count, i32 length, i32 inner) {
     const i32 i = GLOBAL_ID(0);
     if (i < count) {
         const i32 base = i / inner * length * inner + i % inner;
-        T_C sum = 0;
+        T_C acc = FIRST;
         for (i32 k = 0; k < length; ++k) {
             const i32 at = base + (REVERSED ? length - 1 - k : k) * inner;
             const T_C v = T_LOAD(x, at);
-            if (EXCLUSIVE) T_STORE(y, at, sum);
-            sum += v;
-            if (!EXCLUSIVE) T_STORE(y, at, sum);
+            if (EXCLUSIVE) T_STORE(y, at, acc);
+            acc = acc JOIN v;
+            if (!EXCLUSIVE) T_STORE(y, at, acc);
         }
     }
 }
@@ -60,7 +60,8 @@ BLOCK = 64
 
 
 @kernel("grid.cumulative_sum", "cumulative_sum", KINDS, when=obstacle, rank=20)
-def lower_cumulative_sum(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - lower
+@kernel("grid.cumulative_product", "cumulative_product", KINDS, when=obstacle, rank=20)
+def lower_running(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - lower
     """One work item for each line along the axis."""
     spec, attrs = operand(call, 0), call.attrs
     axis = attrs["axis"]
@@ -69,9 +70,10 @@ def lower_cumulative_sum(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: 
     defines = (
         *accessors(spec.dtype),
         *define(REVERSED=int(attrs["reversed"]), EXCLUSIVE=int(attrs["exclusive"])),
+        *(define(FIRST=0, JOIN="+") if call.op == "cumulative_sum" else define(FIRST=1, JOIN="*")),
     )
     args: Args = (In(0), Out(0), *i32(count, spec.dims[axis], inner))
-    return Lowered((launch(_SUM, "scan", args, (count,), (BLOCK,), defines),))
+    return Lowered((launch(_RUNNING, "scan", args, (count,), (BLOCK,), defines),))
 
 
 def _fits_lrn(call: OpCall, device: DeviceInfo) -> str | None:

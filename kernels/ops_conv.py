@@ -68,7 +68,7 @@ COMMON = {
 }
 
 
-def _filter(op: str, spec: TensorSpec, axes: tuple[int, ...]) -> tuple[int, ...]:
+def conv2d_filter(op: str, spec: TensorSpec, axes: tuple[int, ...]) -> tuple[int, ...]:
     """Filter sizes in the order of ``axes``."""
     return tuple(size_of(op, "filter", spec, axis) for axis in axes)
 
@@ -80,8 +80,12 @@ def _bias(specs: Specs) -> TensorSpec | None:
 # --- conv2d ---------------------------------------------------------------------------------------
 
 
-def _conv_canon(specs: Specs, attrs: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001 - Canon
-    op = "conv2d"
+def conv2d_canon(
+    specs: Specs,  # noqa: ARG001 - Canon
+    attrs: dict[str, Any],
+    op: str = "conv2d",
+) -> dict[str, Any]:
+    """Read the attributes; ``op`` is who is checked."""
     attrs = window_attrs(op, attrs, "input_layout")
     return attrs | {
         "groups": integer(op, "groups", attrs["groups"], 1),
@@ -89,11 +93,12 @@ def _conv_canon(specs: Specs, attrs: dict[str, Any]) -> dict[str, Any]:  # noqa:
     }
 
 
-def _conv_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
-    op, groups = "conv2d", attrs["groups"]
+def conv2d_infer(specs: Specs, attrs: Attrs, op: str = "conv2d") -> tuple[TensorSpec, ...]:
+    """The result's spec; ``op`` is who is checked."""
+    groups = attrs["groups"]
     spec, weights = some(specs[0]), some(specs[1])
     image = Image.of(spec, attrs["input_layout"])
-    out, per_group, *window = _filter(op, weights, FILTER_AXES[attrs["filter_layout"]])
+    out, per_group, *window = conv2d_filter(op, weights, FILTER_AXES[attrs["filter_layout"]])
     if isinstance(image.channels, int) and image.channels != per_group * groups:
         raise fail(
             op,
@@ -117,12 +122,15 @@ def _conv_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
 
 
 def _conv_work(specs: Specs, outs: Sequence[TensorSpec], attrs: Attrs) -> Work:
-    _, per_group, kh, kw = _filter("conv2d", some(specs[1]), FILTER_AXES[attrs["filter_layout"]])
+    _, per_group, kh, kw = conv2d_filter(
+        "conv2d", some(specs[1]), FILTER_AXES[attrs["filter_layout"]]
+    )
     bias = float(outs[0].size) if _bias(specs) is not None else 0.0
     return traffic(specs, outs, 2.0 * outs[0].size * per_group * kh * kw + bias)
 
 
-def _conv(xp: Any, x: Any, w: Any, bias: Any, **attrs: Any) -> Any:
+def conv2d_run(xp: Any, x: Any, w: Any, bias: Any, **attrs: Any) -> Any:
+    """The convolution of float arrays, in their type."""
     x = to_nchw(x, attrs["input_layout"])
     w = xp.transpose(w, FILTER_AXES[attrs["filter_layout"]])
     groups, (out_channels, per_group, kh, kw) = attrs["groups"], w.shape
@@ -148,9 +156,9 @@ entry(
     "conv2d",
     OPERANDS,
     attrs=COMMON | {"filter_layout": "oihw"},
-    canon=_conv_canon,
-    infer=_conv_infer,
-    run=ops_math.widened(_conv),
+    canon=conv2d_canon,
+    infer=conv2d_infer,
+    run=ops_math.widened(conv2d_run),
     work=_conv_work,
 )
 
@@ -161,7 +169,9 @@ def _transposed_sizes(specs: Specs, attrs: Attrs) -> list[int]:
     """Output sizes without output padding."""
     op = "conv_transpose2d"
     layout = attrs["input_layout"]
-    _, _, *window = _filter(op, some(specs[1]), TRANSPOSED_FILTER_AXES[attrs["filter_layout"]])
+    _, _, *window = conv2d_filter(
+        op, some(specs[1]), TRANSPOSED_FILTER_AXES[attrs["filter_layout"]]
+    )
     pads = attrs["padding"]
     return [
         (size - 1) * attrs["strides"][i]
@@ -217,7 +227,9 @@ def _transposed_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
     op, groups = "conv_transpose2d", attrs["groups"]
     spec, weights = some(specs[0]), some(specs[1])
     image = Image.of(spec, attrs["input_layout"])
-    channels, per_group, *_ = _filter(op, weights, TRANSPOSED_FILTER_AXES[attrs["filter_layout"]])
+    channels, per_group, *_ = conv2d_filter(
+        op, weights, TRANSPOSED_FILTER_AXES[attrs["filter_layout"]]
+    )
     if isinstance(image.channels, int) and image.channels != channels:
         raise fail(
             op,
@@ -233,7 +245,7 @@ def _transposed_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
 
 def _transposed_work(specs: Specs, outs: Sequence[TensorSpec], attrs: Attrs) -> Work:
     axes = TRANSPOSED_FILTER_AXES[attrs["filter_layout"]]
-    _, per_group, kh, kw = _filter("conv_transpose2d", some(specs[1]), axes)
+    _, per_group, kh, kw = conv2d_filter("conv_transpose2d", some(specs[1]), axes)
     return traffic(specs, outs, 2.0 * some(specs[0]).size * per_group * kh * kw)
 
 

@@ -78,6 +78,8 @@ def _unary(
     dtypes: frozenset[str] = FLOAT,
     flops: float = 1.0,
     decompose: Callable[..., Any] | None = None,
+    *,
+    extension: bool = False,
 ) -> None:
     entry(
         name,
@@ -87,6 +89,7 @@ def _unary(
         work=pointwise(flops),
         expr=expr,
         decompose=decompose,
+        extension=extension,
     )
 
 
@@ -110,6 +113,15 @@ _unary("sign", lambda xp, x: xp.sign(x), "sign({0})", SIGNED, decompose=_sign)
 _unary("sin", lambda xp, x: xp.sin(x), "sin({0})", flops=TRANSCENDENTAL)
 _unary("sqrt", lambda xp, x: xp.sqrt(x), "sqrt({0})", flops=4.0)
 _unary("tan", lambda xp, x: xp.tan(x), "tan({0})", flops=2 * TRANSCENDENTAL)
+
+for _name in ("acos", "asin", "atan"):
+    _unary(
+        _name,
+        lambda xp, x, _f=f"arc{_name[1:]}": getattr(xp, _f)(x),
+        f"{_name}({{0}})",
+        flops=2 * TRANSCENDENTAL,
+        extension=True,
+    )
 
 
 def _cast_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:

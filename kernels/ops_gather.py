@@ -1,4 +1,4 @@
-"""Gather and scatter. Negative indices count from the end; indices out of range are clamped."""
+"""Gather. Negative indices count from the end; indices out of range are clamped."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from crossdock.kernels.ops_rules import (
     axis_of,
     entry,
     fail,
-    like,
     of,
     same_dims,
-    show,
     size_of,
     some,
 )
-from crossdock.kernels.ops_work import joins
 from crossdock.kernels.spec import Attrs, Canon, Specs
 from crossdock.runtime.tensor import TensorSpec
 
@@ -29,7 +26,9 @@ def in_range(xp: Any, indices: Any, size: int) -> Any:
     return xp.clip(xp.where(wide < 0, wide + size, wide), 0, size - 1)
 
 
-def _with_axis(name: str) -> Canon:
+def with_axis(name: str) -> Canon:
+    """A ``canon`` that reads the axis."""
+
     def canon(specs: Specs, attrs: dict[str, Any]) -> dict[str, Any]:
         return attrs | {"axis": axis_of(name, attrs["axis"], some(specs[0]).rank)}
 
@@ -54,7 +53,7 @@ entry(
     "gather",
     {"input": of(ANY, 1), "indices": of(INDEX)},
     attrs={"axis": 0},
-    canon=_with_axis("gather"),
+    canon=with_axis("gather"),
     infer=_gather_infer,
     run=lambda xp, x, i, axis: xp.take(x, in_range(xp, i, x.shape[axis]), axis=axis),
     work=_work,
@@ -63,11 +62,12 @@ entry(
 
 def _elements_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
     spec, indices, axis = some(specs[0]), some(specs[1]), attrs["axis"]
-    _check_elements("gather_elements", spec, indices, axis)
+    check_elements("gather_elements", spec, indices, axis)
     return (spec.with_shape(indices.shape),)
 
 
-def _check_elements(op: str, spec: TensorSpec, indices: TensorSpec, axis: int) -> None:
+def check_elements(op: str, spec: TensorSpec, indices: TensorSpec, axis: int) -> None:
+    """Raise unless indices have the input's shape but for the axis."""
     rest = (*spec.shape[:axis], *indices.shape[axis : axis + 1], *spec.shape[axis + 1 :])
     if indices.rank != spec.rank or not same_dims(rest, indices.shape):
         raise fail(
@@ -79,14 +79,15 @@ entry(
     "gather_elements",
     {"input": of(ANY, 1), "indices": of(INDEX, 1)},
     attrs={"axis": 0},
-    canon=_with_axis("gather_elements"),
+    canon=with_axis("gather_elements"),
     infer=_elements_infer,
     run=lambda xp, x, i, axis: xp.take_along_axis(x, in_range(xp, i, x.shape[axis]), axis=axis),
     work=_work,
 )
 
 
-def _depth(op: str, spec: TensorSpec, indices: TensorSpec) -> int:
+def depth_of(op: str, spec: TensorSpec, indices: TensorSpec) -> int:
+    """How many leading axes of the input an index tuple addresses."""
     depth = size_of(op, "indices", indices, indices.rank - 1)
     if depth > spec.rank:
         raise fail(
@@ -99,11 +100,11 @@ def _depth(op: str, spec: TensorSpec, indices: TensorSpec) -> int:
 
 def _nd_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:  # noqa: ARG001 - Infer
     spec, indices = some(specs[0]), some(specs[1])
-    depth = _depth("gather_nd", spec, indices)
+    depth = depth_of("gather_nd", spec, indices)
     return (spec.with_shape((*indices.shape[:-1], *spec.shape[depth:])),)
 
 
-def _coordinates(xp: Any, x: Any, indices: Any) -> tuple[Any, ...]:
+def coordinates(xp: Any, x: Any, indices: Any) -> tuple[Any, ...]:
     """One array of positions for each leading axis that ``indices`` addresses."""
     depth = indices.shape[-1]
     return tuple(in_range(xp, indices[..., k], x.shape[k]) for k in range(depth))
@@ -112,7 +113,7 @@ def _coordinates(xp: Any, x: Any, indices: Any) -> tuple[Any, ...]:
 def _gather_nd(xp: Any, x: Any, indices: Any) -> Any:
     if indices.shape[-1] == 0:
         return xp.broadcast_to(x, (*indices.shape[:-1], *x.shape))
-    return x[_coordinates(xp, x, indices)]
+    return x[coordinates(xp, x, indices)]
 
 
 entry(
@@ -121,59 +122,4 @@ entry(
     infer=_nd_infer,
     run=_gather_nd,
     work=_work,
-)
-
-# --- scatter --------------------------------------------------------------------------------------
-
-
-def _scatter_elements_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
-    spec, indices, updates = (some(s) for s in specs)
-    _check_elements("scatter_elements", spec, indices, attrs["axis"])
-    if not same_dims(indices.shape, updates.shape):
-        raise fail(
-            "scatter_elements", f"updates must have the shape of indices {indices}; it is {updates}"
-        )
-    return (spec,)
-
-
-def _scatter_elements(xp: Any, x: Any, indices: Any, updates: Any, *, axis: int) -> Any:
-    out = x.copy()
-    grid = list(xp.meshgrid(*(xp.arange(n) for n in indices.shape), indexing="ij"))
-    grid[axis] = in_range(xp, indices, x.shape[axis])
-    out[tuple(grid)] = updates
-    return out
-
-
-entry(
-    "scatter_elements",
-    {"input": of(ANY, 1), "indices": of(INDEX, 1), "updates": like("input", 1)},
-    attrs={"axis": 0},
-    canon=_with_axis("scatter_elements"),
-    infer=_scatter_elements_infer,
-    run=_scatter_elements,
-    work=joins,
-)
-
-
-def _scatter_nd_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:  # noqa: ARG001 - Infer
-    spec, indices, updates = (some(s) for s in specs)
-    depth = _depth("scatter_nd", spec, indices)
-    want = (*indices.shape[:-1], *spec.shape[depth:])
-    if not same_dims(updates.shape, want):
-        raise fail("scatter_nd", f"updates must have shape {show(want)}; it is {updates}")
-    return (spec,)
-
-
-def _scatter_nd(xp: Any, x: Any, indices: Any, updates: Any) -> Any:
-    out = x.copy()
-    out[_coordinates(xp, x, indices)] = updates
-    return out
-
-
-entry(
-    "scatter_nd",
-    {"input": of(ANY, 1), "indices": of(INDEX, 1), "updates": like("input")},
-    infer=_scatter_nd_infer,
-    run=_scatter_nd,
-    work=joins,
 )

@@ -1,4 +1,4 @@
-"""Reductions, arg_min/arg_max and cumulative_sum.
+"""Reductions, arg_min and arg_max.
 
 ``axes`` is canonical: sorted, None for all. An empty list reduces nothing: the op's function is
 then applied to each element. Half precision is accumulated in float32.
@@ -21,7 +21,6 @@ from crossdock.kernels.ops_rules import (
     entry,
     flag,
     of,
-    same_as_first,
     some,
 )
 from crossdock.kernels.ops_work import TRANSCENDENTAL, per_input
@@ -191,39 +190,3 @@ def _arg(name: str, function: str) -> None:
 
 _arg("arg_min", "argmin")
 _arg("arg_max", "argmax")
-
-# --- cumulative_sum -------------------------------------------------------------------------------
-
-
-def _cumulative_canon(specs: Specs, attrs: dict[str, Any]) -> dict[str, Any]:
-    op = "cumulative_sum"
-    return {
-        "axis": axis_of(op, attrs["axis"], some(specs[0]).rank),
-        "exclusive": flag(op, "exclusive", attrs["exclusive"]),
-        "reversed": flag(op, "reversed", attrs["reversed"]),
-    }
-
-
-def _cumulative(xp: Any, x: Any, *, axis: int, exclusive: bool, reversed: bool) -> Any:  # noqa: A002 - WebNN's name
-    source = xp.flip(x, axis=axis) if reversed else x
-    if exclusive:
-        index = [slice(None)] * x.ndim
-        index[axis] = slice(0, -1)
-        edge = list(x.shape)
-        edge[axis] = 1
-        zero = xp.zeros(tuple(edge), dtype=x.dtype)
-        source = xp.concatenate((zero, source[tuple(index)]), axis=axis)
-    out = xp.cumsum(source, axis=axis, dtype=x.dtype)
-    return xp.flip(out, axis=axis) if reversed else out
-
-
-entry(
-    "cumulative_sum",
-    {"input": of(SUMMABLE, 1)},
-    params=("axis",),
-    attrs={"axis": REQUIRED, "exclusive": False, "reversed": False},
-    canon=_cumulative_canon,
-    infer=same_as_first,
-    run=ops_math.widened(_cumulative),
-    work=per_input(),
-)

@@ -28,18 +28,24 @@ FAMILIES = (
     "ops_shape",
     "ops_extend",
     "ops_gather",
+    "ops_scatter",
     "ops_reduce",
+    "ops_along",
+    "ops_bits",
     "ops_matmul",
     "ops_conv",
+    "ops_integer",
     "ops_pool",
     "ops_normalization",
     "ops_quantize",
     "ops_recurrent",
     "ops_extension",
+    "ops_numeric",
     "fused",
     "array_kernels",
     "cpu_kernels",
     "grid_kernels",
+    "emulate",
 )
 """Modules of this package that register entries, in order."""
 
@@ -109,12 +115,13 @@ class Candidates:
 
 
 def candidates(call: OpCall, device: DeviceInfo) -> Candidates:
-    """Find the kernels for an op instance on a device."""
+    """Find the kernels for an op instance on a device; emulation only where nothing else fits."""
     load()
     fitting: list[Kernel] = []
     rejected: list[tuple[str, str]] = []
-    for entry in (*_KERNELS.get(call.op, ()), *_KERNELS.get("*", ())):
-        if device.kind not in entry.kinds:
+    known = (*_KERNELS.get(call.op, ()), *_KERNELS.get("*", ()))
+    for entry in sorted(known, key=lambda k: not k.native):
+        if device.kind not in entry.kinds or (fitting and not entry.native):
             continue
         why = entry.when(call, device)
         if why is None:

@@ -21,15 +21,14 @@ import numpy as np
 
 from crossdock.kernels import reference, table
 from crossdock.kernels.ops_rules import MANY, bare
+from crossdock.kernels.signature import named_arguments, usage
 from crossdock.kernels.spec import REQUIRED, OpSpec
 from crossdock.runtime.arguments import (
     constant_array,
     known_dtype,
     known_name,
     known_shape,
-    named_arguments,
     short,
-    usage,
 )
 from crossdock.runtime.errors import GraphError, ShapeError, UnsupportedOp
 from crossdock.runtime.graph import Graph, Node

@@ -1,4 +1,4 @@
-"""ONNX models, opset 7 to the newest that the installed package ``onnx`` knows.
+"""ONNX models, opset 1 to the newest that the installed package ``onnx`` knows.
 
 A model of fixed shapes becomes its graph at once. One with open dimensions is parsed and checked,
 and converted by ``Graph.bind`` for given sizes: then shapes are numbers, and what exporters write

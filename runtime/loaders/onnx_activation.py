@@ -30,19 +30,19 @@ def plain(ctx: Context) -> Operand:
     return method(ctx, PLAIN[ctx.node.op])(ctx.x())
 
 
-@onnx_op("Elu", since=6)
+@onnx_op("Elu")
 def elu(ctx: Context) -> Operand:
     """The operand, or alpha (exp(x) - 1) below zero."""
     return ctx.b.elu(ctx.x(), alpha=ctx.node.get_float("alpha", 1.0))
 
 
-@onnx_op("LeakyRelu", since=6)
+@onnx_op("LeakyRelu")
 def leaky_relu(ctx: Context) -> Operand:
     """The operand, or alpha x below zero."""
     return ctx.b.leaky_relu(ctx.x(), alpha=ctx.node.get_float("alpha", 0.01))
 
 
-@onnx_op("HardSigmoid", since=6)
+@onnx_op("HardSigmoid")
 def hard_sigmoid(ctx: Context) -> Operand:
     """Clipped line: max(0, min(1, alpha x + beta))."""
     alpha, beta = ctx.node.get_float("alpha", 0.2), ctx.node.get_float("beta", 0.5)
@@ -113,9 +113,14 @@ def swiglu(ctx: Context) -> Operand:
 @onnx_op("Gelu", since=20)
 def gelu(ctx: Context) -> Operand:
     """Gaussian error linear unit, exact or by tanh (Hendrycks & Gimpel 2016)."""
-    b, x = ctx.b, ctx.x()
     if ctx.node.get_str("approximate", "none") != "tanh":
-        return b.gelu(x)
+        return ctx.b.gelu(ctx.x())
+    return gelu_by_tanh(ctx, ctx.x())
+
+
+def gelu_by_tanh(ctx: Context, x: Operand) -> Operand:
+    """The approximation x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    b = ctx.b
     cube = b.mul(b.mul(b.mul(x, x), x), ctx.like(0.044715, x))
     inner = b.mul(b.add(x, cube), ctx.like(math.sqrt(2 / math.pi), x))
     return b.mul(b.mul(x, ctx.like(0.5, x)), b.add(b.tanh(inner), ctx.like(1, x)))
@@ -130,7 +135,7 @@ def prelu(ctx: Context) -> Operand:
     return b.prelu(x, slope)
 
 
-@onnx_op("Clip", since=6)
+@onnx_op("Clip")
 def clip_by_attribute(ctx: Context) -> Operand:
     """Bounds as attributes."""
     low = ctx.node.attrs.get("min")

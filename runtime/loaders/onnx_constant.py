@@ -10,7 +10,6 @@ import numpy as np
 
 from crossdock.runtime.builder import Operand
 from crossdock.runtime.errors import UnsafeModel
-from crossdock.runtime.loaders.onnx_elementwise import cast_to
 from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, dtype_name, shown
 from crossdock.runtime.loaders.onnx_table import Context, Value, onnx_op
 from crossdock.runtime.loaders.onnx_tensor import MAX_DENSE, MAX_RANK
@@ -138,17 +137,3 @@ def non_zero(ctx: Context) -> Value:
     """Indices of non-zero elements of a constant, one column an element."""
     found = np.array(np.nonzero(ctx.value(0, "an input")), np.int64)
     return known(ctx, found.reshape(len(ctx.x().shape), -1))
-
-
-@onnx_op("BitCast", since=26)
-def bit_cast(ctx: Context) -> Value:
-    """A constant's bytes as another type of the same width."""
-    dtype = ONNX_DTYPES.get(ctx.node.get_int("to"))
-    if dtype is None:
-        raise ctx.unsupported(f"a cast to {dtype_name(ctx.node.get_int('to'))}")
-    if ctx.x().dtype == dtype:
-        return cast_to(ctx, ctx.node.get_int("to"))
-    array = ctx.value(0, "an input")
-    if array.dtype.itemsize != to_numpy(dtype).itemsize:
-        raise ctx.malformed("the types differ in width")
-    return known(ctx, array.view(to_numpy(dtype)))

@@ -1,17 +1,11 @@
-"""ONNX convolutions over one and two spatial dimensions."""
+"""ONNX convolutions over any number of spatial dimensions."""
 
 from __future__ import annotations
 
 from crossdock.runtime.builder import Operand
 from crossdock.runtime.loaders.onnx_table import Context, onnx_op
-from crossdock.runtime.loaders.onnx_window import (
-    Window,
-    as_image,
-    explicit_pads,
-    from_image,
-    halves,
-    spatial,
-)
+from crossdock.runtime.loaders.onnx_volume import as_image, convolved, convolved_back, from_image
+from crossdock.runtime.loaders.onnx_window import Window, explicit_pads, halves, spatial
 
 
 def _filter(ctx: Context) -> Operand:
@@ -24,16 +18,14 @@ def _filter(ctx: Context) -> Operand:
 @onnx_op("Conv")
 def conv(ctx: Context) -> Operand:
     """Convolution; channels first, filter by output and input channel."""
+    return convolution(ctx)
+
+
+def convolution(ctx: Context) -> Operand:
+    """The same by a node's operands and attributes."""
     x, weights = ctx.x(0), _filter(ctx)
     window = spatial(ctx, weights.shape[2:])
-    out = ctx.b.conv2d(
-        as_image(ctx, x),
-        as_image(ctx, weights),
-        bias=ctx.opt(2),
-        **window.options(),
-        groups=ctx.node.get_int("group", 1),
-    )
-    return from_image(ctx, out, len(x.shape))
+    return convolved(ctx, x, weights, ctx.opt(2), window, ctx.node.get_int("group", 1))
 
 
 @onnx_op("ConvTranspose")
@@ -46,16 +38,19 @@ def conv_transpose(ctx: Context) -> Operand:
     if len(extra) != count or min(extra) < 0:
         raise ctx.malformed(f"output_padding {extra} for {count} spatial dimensions")
     pads = _transposed_pads(ctx, given, extra)
-    if any(e >= s for e, s in zip(extra, given.strides, strict=True)):
-        raise ctx.unsupported(f"output padding {extra} of a stride or more {list(given.strides)}")
     window = Window(given.kernel, given.strides, given.dilations, pads)
+    groups = ctx.node.get_int("group", 1)
+    if groups < 1 or weights.shape[0] % groups:
+        raise ctx.malformed(f"{weights.shape[0]} channels in {groups} groups")
+    if count > 2 or any(e >= s for e, s in zip(extra, given.strides, strict=True)):
+        return convolved_back(ctx, x, weights, window, extra, groups)
     out = ctx.b.conv_transpose2d(
         as_image(ctx, x),
         as_image(ctx, weights),
         bias=ctx.opt(2),
         **window.options(),
         output_padding=[0] * (count == 1) + extra,
-        groups=ctx.node.get_int("group", 1),
+        groups=groups,
     )
     return from_image(ctx, out, len(x.shape))
 

@@ -19,6 +19,9 @@ UNARY = {
     "Sin": "sin",
     "Cos": "cos",
     "Tan": "tan",
+    "Acos": "acos",
+    "Asin": "asin",
+    "Atan": "atan",
     "Erf": "erf",
     "Neg": "neg",
 }
@@ -106,7 +109,7 @@ def power(ctx: Context) -> Operand:
     return b.pow(x, b.cast(y, x.dtype))
 
 
-@onnx_op("Max", "Min", "Sum", since=6)
+@onnx_op("Max", "Min", "Sum")
 def variadic(ctx: Context) -> Operand:
     """A chain over any number of operands."""
     name = {"Max": "max", "Min": "min", "Sum": "add"}[ctx.node.op]
@@ -114,7 +117,7 @@ def variadic(ctx: Context) -> Operand:
     return functools.reduce(method(ctx, name), rest, first)
 
 
-@onnx_op("Mean", since=6)
+@onnx_op("Mean")
 def mean(ctx: Context) -> Operand:
     """Sum over the number of operands."""
     first, *rest = ctx.all() or [ctx.x()]

@@ -70,7 +70,7 @@ def pad_by_attribute(ctx: Context) -> Operand:
     pads = ctx.node.get_ints("pads")
     if pads is None:
         raise ctx.malformed("attribute 'pads' is missing")
-    return _pad(ctx, pads, None, ctx.node.get_float("value"))
+    return pad_by(ctx, pads, None, ctx.node.get_float("value"))
 
 
 @onnx_op("Pad", since=11)
@@ -78,12 +78,13 @@ def pad_by_operand(ctx: Context) -> Operand:
     """Pads, value and (since opset 18) axes as constant operands."""
     value = 0 if ctx.opt(2) is None else ctx.scalar(2, "a padding value")
     axes = None if ctx.opt(3) is None else ctx.ints(3, "a list of axes")
-    return _pad(ctx, ctx.ints(1, "a padding"), axes, value)
+    return pad_by(ctx, ctx.ints(1, "a padding"), axes, value)
 
 
-def _pad(
+def pad_by(
     ctx: Context, pads: tuple[int, ...], axes: tuple[int, ...] | None, value: float
 ) -> Operand:
+    """Pad operand 0 by all begins, then all ends, on some axes; negative amounts crop."""
     x = ctx.x()
     rank = len(x.shape)
     places = list(range(rank)) if axes is None else ctx.axes(axes, rank)
@@ -178,36 +179,70 @@ def gather_nd(ctx: Context) -> Operand:
     return b.gather_nd(x, b.concat([b.constant(own), indices], len(dims)))
 
 
+REDUCTIONS = ("none", "add", "mul", "max", "min")
+
+
 @onnx_op("Scatter", since=9)
 @onnx_op("ScatterElements", since=11)
 def scatter_elements(ctx: Context) -> Operand:
     """Single elements along an axis, placed by index; in a corner of the other axes, too."""
     b, x, indices = ctx.b, ctx.x(0), ctx.x(1)
-    _no_reduction(ctx)
+    reduction = _reduction(ctx)
     axis = ctx.axis(ctx.node.get_int("axis"), len(x.shape))
     _check_corner(ctx, x, indices, axis)
+    if 0 in indices.shape:
+        return x
     full = [
         i == axis or d == n for i, (d, n) in enumerate(zip(indices.shape, x.shape, strict=True))
     ]
     if all(full):
-        return b.scatter_elements(x, indices, ctx.x(2), axis=axis)
+        return b.scatter_elements(x, indices, ctx.x(2), axis=axis, reduction=reduction)
     grids = np.meshgrid(*(np.arange(d, dtype=indices.dtype) for d in indices.shape), indexing="ij")
     places = [b.constant(grid[..., None]) for grid in grids]
     places[axis] = b.reshape(indices, [*indices.shape, 1])
-    return b.scatter_nd(x, b.concat(places, len(places)), ctx.x(2))
+    return b.scatter_nd(x, b.concat(places, len(places)), ctx.x(2), reduction=reduction)
 
 
 @onnx_op("ScatterND", since=11)
 def scatter_nd(ctx: Context) -> Operand:
     """Slices, placed by index tuples."""
-    _no_reduction(ctx)
-    return ctx.b.scatter_nd(ctx.x(0), ctx.x(1), ctx.x(2))
+    if 0 in ctx.x(1).shape:
+        return ctx.x(0)
+    return ctx.b.scatter_nd(ctx.x(0), ctx.x(1), ctx.x(2), reduction=_reduction(ctx))
 
 
-def _no_reduction(ctx: Context) -> None:
+def _reduction(ctx: Context) -> str:
+    """What becomes of several updates of one place, and of what was there."""
     reduction = ctx.node.get_str("reduction", "none")
-    if reduction != "none":
-        raise ctx.unsupported(f"reduction {shown(reduction)}")
+    if reduction not in REDUCTIONS:
+        raise ctx.malformed(f"reduction {shown(reduction)}")
+    return reduction
+
+
+@onnx_op("TensorScatter", since=24)
+def tensor_scatter(ctx: Context) -> Operand:
+    """New entries written into a cache from an index of each batch on, round its end on request."""
+    b, past, update = ctx.b, ctx.x(0), ctx.x(1)
+    rank = len(past.shape)
+    axis = ctx.axis(ctx.node.get_int("axis", -2), rank)
+    mode = ctx.node.get_str("mode", "linear")
+    if mode not in ("linear", "circular") or axis == 0:
+        raise ctx.malformed(f"mode {shown(mode)} along axis {axis}")
+    size, count = past.shape[axis], update.shape[axis]
+    if len(update.shape) != rank or count > size:
+        raise ctx.malformed(f"an update {list(update.shape)} of a cache {list(past.shape)}")
+    cells = np.arange(size, dtype=np.int64).reshape([size if i == axis else 1 for i in range(rank)])
+    ago = b.constant(cells)
+    if ctx.opt(2) is not None:
+        start = b.reshape(b.cast(ctx.x(2), "int64"), [past.shape[0], *[1] * (rank - 1)])
+        ago = b.sub(ago, start)
+    if mode == "circular":
+        ago = b.mod(ago, ctx.like(size, ago))
+    fresh = b.logical_and(
+        b.greater_or_equal(ago, ctx.like(0, ago)), b.lesser(ago, ctx.like(count, ago))
+    )
+    at = b.expand(b.clamp(ago, min_value=0, max_value=count - 1), list(past.shape))
+    return b.where(fresh, b.gather_elements(update, at, axis=axis), past)
 
 
 @onnx_op("Compress", since=9)
@@ -254,19 +289,20 @@ def center_crop_pad(ctx: Context) -> Operand:
 
 @onnx_op("ReverseSequence", since=10)
 def reverse_sequence(ctx: Context) -> Operand:
-    """Reverse a constant number of leading elements of each row of a batch."""
-    x = ctx.x()
-    batch = ctx.axis(ctx.node.get_int("batch_axis", 1), len(x.shape))
-    time = ctx.axis(ctx.node.get_int("time_axis", 0), len(x.shape))
-    lengths = ctx.ints(1, "a list of lengths")
-    steps = x.shape[time]
-    if {batch, time} != {0, 1} or len(lengths) != x.shape[batch]:
+    """Reverse as many leading elements of each row of a batch as an operand says."""
+    b, x, lengths = ctx.b, ctx.x(), ctx.x(1)
+    rank = len(x.shape)
+    batch = ctx.axis(ctx.node.get_int("batch_axis", 1), rank)
+    time = ctx.axis(ctx.node.get_int("time_axis", 0), rank)
+    steps, rows = x.shape[time], x.shape[batch]
+    if {batch, time} != {0, 1} or tuple(lengths.shape) != (rows,):
         raise ctx.malformed("batch and time are axes 0 and 1, with a length for each row")
-    if any(not 0 <= n <= steps for n in lengths):
+    given = ctx.known(1)
+    if given is not None and any(not 0 <= n <= steps for n in given.tolist()):
         raise ctx.malformed(f"a length is over {steps}")
-    rows = [[n - 1 - t if t < n else t for t in range(steps)] for n in lengths]
-    places = np.array(rows, np.int64).reshape(len(lengths), steps)
-    places = places if batch == 0 else places.T
-    full = places.reshape(places.shape + (1,) * (len(x.shape) - 2))
-    indices = np.ascontiguousarray(np.broadcast_to(full, x.shape))
-    return ctx.b.gather_elements(x, ctx.b.constant(indices), axis=time)
+    at = np.arange(steps, dtype=np.int64).reshape([-1 if i == time else 1 for i in range(rank)])
+    place = b.constant(at)
+    count = b.reshape(b.cast(lengths, "int64"), [rows if i == batch else 1 for i in range(rank)])
+    back = b.sub(b.sub(count, ctx.like(1, count)), place)
+    chosen = b.where(b.lesser(place, count), back, place)
+    return b.gather_elements(x, b.expand(chosen, list(x.shape)), axis=time)

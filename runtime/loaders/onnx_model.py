@@ -51,6 +51,13 @@ def dtype_name(number: int) -> str:
     return ONNX_DTYPES.get(number) or OTHER_DTYPES.get(number) or f"element type {number}"
 
 
+def dtype_number(name: str) -> int | None:
+    """The TensorProto.DataType of a name like FLOAT, as opsets before 6 wrote them."""
+    given = {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
+    numbers = {known: number for number, known in (ONNX_DTYPES | OTHER_DTYPES).items()}
+    return numbers.get(given)
+
+
 def shown(name: str, *, plain: bool = False) -> str:
     """A name from a model in a message: quoted, on one line, and cut where it is long.
 

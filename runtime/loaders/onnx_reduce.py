@@ -1,13 +1,16 @@
-"""ONNX reductions, index of extremes, running sums."""
+"""ONNX reductions: sums and their kin, index of extremes, determinants, norms."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from crossdock.runtime.builder import Operand
 from crossdock.runtime.loaders.onnx_elementwise import method
 from crossdock.runtime.loaders.onnx_shape import axes_argument
 from crossdock.runtime.loaders.onnx_table import Context, onnx_op
+from crossdock.runtime.tensor import to_numpy
 
 REDUCE = {
     "ReduceL1": "reduce_l1",
@@ -44,10 +47,32 @@ def _reduce(ctx: Context, axes: tuple[int, ...] | None, *, none: bool = False) -
     chosen = ctx.axes(axes, rank) if axes else [] if none else list(range(rank))
     keep = bool(ctx.node.get_int("keepdims", 1))
     if 0 in x.shape:
-        raise ctx.unsupported("a reduction of a tensor without elements")
+        return _of_nothing(ctx, x, chosen, keep)
     if ctx.node.op in ("ReduceMean", "ReduceL2") and not ctx.is_float():
         return _integer(ctx, x, chosen, keep)
     return method(ctx, REDUCE[ctx.node.op])(x, axes=chosen, keep_dimensions=keep)
+
+
+def _of_nothing(ctx: Context, x: Operand, axes: list[int], keep: bool) -> Operand:
+    """A reduction of a tensor without elements: each result is the reduction's neutral element."""
+    op, dtype = ctx.node.op, to_numpy(x.dtype)
+    shape = [1 if i in axes else d for i, d in enumerate(x.shape) if keep or i not in axes]
+    if 0 in shape:
+        return ctx.frame.empty(x.dtype, shape)
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
+    low, high = (limits.min, limits.max) if limits else (-np.inf, np.inf)
+    if ctx.boolean(0):
+        low, high = 0, 1
+    lowest = low if limits is None or op == "ReduceMax" else 0
+    fill = {
+        "ReduceMax": low,
+        "ReduceMin": high,
+        "ReduceProd": 1,
+        "ReduceLogSum": lowest,
+        "ReduceLogSumExp": lowest,
+        "ReduceMean": 0 if limits else np.nan,
+    }.get(op, 0)
+    return ctx.frame.filled(tuple(shape), np.array(fill, dtype)).operand
 
 
 def _integer(ctx: Context, x: Operand, axes: list[int], keep: bool) -> Operand:
@@ -73,14 +98,10 @@ def arg_extreme(ctx: Context) -> Operand:
     return b.sub(ctx.like(x.shape[axis] - 1, found), found) if last else found
 
 
-@onnx_op("CumSum", since=11)
-def cumulative_sum(ctx: Context) -> Operand:
-    """Running sum along a constant axis."""
-    x = ctx.x()
-    axis = ctx.axis(int(ctx.scalar(1, "an axis")), len(x.shape))
-    exclusive = bool(ctx.node.get_int("exclusive"))
-    reverse = bool(ctx.node.get_int("reverse"))
-    return ctx.b.cumulative_sum(x, axis, exclusive=exclusive, reversed=reverse)
+@onnx_op("Det", since=11)
+def determinant(ctx: Context) -> Operand:
+    """Determinants of the matrices in the last two axes."""
+    return ctx.b.det(ctx.x())
 
 
 @onnx_op("LpNormalization")

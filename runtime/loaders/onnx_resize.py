@@ -26,7 +26,7 @@ def upsample(ctx: Context) -> Operand:
     scales = scales and _decimal(scales)
     if scales is None:
         raise ctx.malformed("the scales are missing")
-    return _asymmetric(ctx, scales)
+    return upsampled(ctx, scales)
 
 
 @onnx_op("Resize", since=10)
@@ -35,10 +35,11 @@ def resize_by_scales(ctx: Context) -> Operand:
     scales = _floats(ctx, 1)
     if scales is None:
         raise ctx.malformed("the scales are missing")
-    return _asymmetric(ctx, scales)
+    return upsampled(ctx, scales)
 
 
-def _asymmetric(ctx: Context, scales: Sequence[float]) -> Operand:
+def upsampled(ctx: Context, scales: Sequence[float]) -> Operand:
+    """Operand 0 scaled, a cell's place in the input taken at its lower corner."""
     options: dict[str, Any] = {
         "mode": ctx.node.get_str("mode", "nearest"),
         "coordinate_transformation_mode": "asymmetric",

@@ -16,9 +16,14 @@ def reshaped(ctx: Context, x: Operand, shape: Sequence[int]) -> Operand:
 
 @onnx_op("Reshape", since=5)
 def reshape(ctx: Context) -> Operand:
-    """To a constant shape: 0 keeps a dimension (unless ``allowzero``), -1 takes the rest."""
+    """To a constant shape."""
+    return reshape_to(ctx, ctx.ints(1, "a shape"))
+
+
+def reshape_to(ctx: Context, shape: Sequence[int]) -> Operand:
+    """Operand 0 in a shape: 0 keeps a dimension (unless ``allowzero``), -1 takes the rest."""
     x = ctx.x()
-    wanted = list(ctx.ints(1, "a shape"))
+    wanted = list(shape)
     if not (ctx.opset >= 14 and ctx.node.get_int("allowzero")):
         for i, dim in enumerate(wanted):
             if dim == 0:
@@ -94,26 +99,34 @@ def transpose(ctx: Context) -> Operand:
 
 @onnx_op("Concat", since=4)
 def concat(ctx: Context) -> Operand:
-    """Join along an axis; operands without elements fall away."""
+    """Join along an axis."""
+    ctx.node.require("axis")
+    return join(ctx, ctx.node.get_int("axis"))
+
+
+def join(ctx: Context, axis: int) -> Operand:
+    """Every operand along an axis; those without elements fall away."""
     operands = ctx.all()
     if not operands:
         raise ctx.malformed("nothing to join")
-    ctx.node.require("axis")
-    axis = ctx.axis(ctx.node.get_int("axis"), len(operands[0].shape))
+    axis = ctx.axis(axis, len(operands[0].shape))
     filled = [x for x in operands if 0 not in x.shape] or operands[:1]
     return filled[0] if len(filled) == 1 else ctx.b.concat(filled, axis)
 
 
 @onnx_op("Split", since=2)
 def split(ctx: Context) -> list[Operand | None]:
+    """Sizes as an attribute, from opset 13 on as a constant operand."""
+    if ctx.opset < 13:
+        return split_into(ctx, ctx.node.get_ints("split"))
+    return split_into(ctx, None if ctx.opt(1) is None else ctx.ints(1, "a list of sizes"))
+
+
+def split_into(ctx: Context, sizes: tuple[int, ...] | None) -> list[Operand | None]:
     """Split along an axis into given or equal sizes, the last one smaller where it must be."""
     x = ctx.x()
     axis = ctx.axis(ctx.node.get_int("axis"), len(x.shape))
     extent, count = x.shape[axis], len(ctx.node.outputs)
-    if ctx.opset < 13:
-        sizes = ctx.node.get_ints("split")
-    else:
-        sizes = None if ctx.opt(1) is None else ctx.ints(1, "a list of sizes")
     if sizes is None:
         each = math.ceil(extent / max(count, 1))
         sizes = tuple(min(each, extent - i * each) for i in range(count))

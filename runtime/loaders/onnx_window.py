@@ -1,4 +1,4 @@
-"""Windows of ONNX convolutions and pools: attributes, automatic padding, one dimension as two."""
+"""Windows of ONNX convolutions and pools: attributes and automatic padding."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crossdock.runtime.builder import Operand
-from crossdock.runtime.errors import UnsupportedModel
 from crossdock.runtime.loaders.onnx_model import shown
 from crossdock.runtime.loaders.onnx_table import Context
 
@@ -25,6 +23,11 @@ class Window:
         """Cells from the first to the last cell of the dilated window along an axis."""
         return (self.kernel[axis] - 1) * self.dilations[axis] + 1
 
+    def part(self, begin: int, end: int) -> Window:
+        """The window over axes ``begin`` to ``end`` alone."""
+        own = slice(begin, end)
+        return Window(self.kernel[own], self.strides[own], self.dilations[own], self.pads[own])
+
     def options(self) -> dict[str, Any]:
         """The builder's options for two spatial axes; one axis gets a height of one before it."""
         flat = len(self.kernel) == 1
@@ -40,8 +43,8 @@ def spatial(ctx: Context, kernel: Sequence[int] | None = None) -> Window:
     x, node = ctx.x(), ctx.node
     sizes = x.shape[2:]
     count = len(sizes)
-    if count not in (1, 2):
-        raise _dimensions(ctx, count)
+    if count < 1:
+        raise ctx.malformed(f"an input of rank {len(x.shape)} has no spatial dimensions")
     given = node.get_ints("kernel_shape")
     if kernel is not None and given is not None and tuple(given) != tuple(kernel):
         raise ctx.malformed(f"kernel_shape {list(given)} differs from the filter {list(kernel)}")
@@ -85,25 +88,3 @@ def halves(total: int, *, upper: bool) -> tuple[int, int]:
     """A padding in two halves, the odd cell at the upper end or the lower one."""
     small = total // 2
     return (small, total - small) if upper else (total - small, small)
-
-
-def as_image(ctx: Context, x: Operand) -> Operand:
-    """A rank-3 operand as an image of height one; rank 4 as it is."""
-    if len(x.shape) == 4:
-        return x
-    if len(x.shape) != 3:
-        raise _dimensions(ctx, len(x.shape) - 2)
-    n, c, width = x.shape
-    return ctx.b.reshape(x, [n, c, 1, width])
-
-
-def _dimensions(ctx: Context, count: int) -> UnsupportedModel:
-    return ctx.unsupported(f"an input with {count} spatial dimensions (1 and 2 are)")
-
-
-def from_image(ctx: Context, y: Operand, rank: int) -> Operand:
-    """The inverse of ``as_image`` for an operand of the original rank."""
-    if rank == 4:
-        return y
-    n, c, _, width = y.shape
-    return ctx.b.reshape(y, [n, c, width])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from tests.cases import CASES, Case
 NAMES = frozenset(
     (Path(__file__).resolve().parents[1] / "fakes" / "cupy_names.txt").read_text().split()
 )
+
+
+MODULES = {"fft": ("fft", "ifft"), "linalg": ("det",)}
+"""Functions of cupy's modules that array code may use."""
 
 
 class Foreign(np.ndarray):
@@ -45,7 +50,13 @@ class Namespace:
         if name not in NAMES:
             raise AttributeError(f"cupy has no {name!r}")
         function = getattr(np, name)
+        if name in MODULES:
+            return SimpleNamespace(
+                **{part: self._call(part, getattr(function, part)) for part in MODULES[name]}
+            )
+        return self._call(name, function)
 
+    def _call(self, name: str, function: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             if name != "asarray":
                 _refuse_plain(name, args)

@@ -21,6 +21,7 @@ HEADER = '''\
 Made by tests/runtime/operator_stub.py from the op table. Never imported at run time: GraphBuilder
 makes the methods from the table itself.
 """
+# mypy: disable-error-code="empty-body"
 # ruff: noqa: A002, D102
 # fmt: off
 
@@ -48,6 +49,7 @@ TYPES = {
     "ending_padding": "Sequence[int]",
     "axis": "int",
     "hidden_size": "int",
+    "k": "int",
     "max_value": "float | None",
     "min_value": "float | None",
     "new_shape": "Sequence[Dim]",
@@ -66,6 +68,7 @@ TYPES = {
     "strides": "Sequence[int] | None",
     "then_branch": "Graph",
     "value": "float",
+    "width": "int | None",
     "window_dimensions": "Sequence[int] | None",
 }
 """Types of the attributes whose default does not tell."""

@@ -1,0 +1,209 @@
+"""Quantised ONNX operators against onnxruntime on random operands: integers are equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from crossdock.runtime.loaders import load
+from tests.runtime.loaders.conftest import build_model, run_ort, run_ours
+
+MICROSOFT = "com.microsoft"
+RNG = np.random.default_rng(7)
+U8, I8 = np.uint8, np.int8
+
+
+def draw(dtype: Any, *shape: int) -> Any:
+    limits = np.iinfo(dtype)
+    return np.array(RNG.integers(limits.min, int(limits.max) + 1, shape), dtype)
+
+
+def reals(*shape: int, size: float = 1.0) -> Any:
+    return (RNG.standard_normal(shape) * size).astype(np.float32)
+
+
+def f32(*values: float) -> Any:
+    return np.array(values if len(values) > 1 else values[0], np.float32)
+
+
+def one(op: str, arrays: list[Any], *, domain: str = "", outputs: int = 1, **attrs: Any) -> Any:
+    """A model of one node, its operands named a0, a1 ...; None leaves one out."""
+    inputs = {f"a{i}": array for i, array in enumerate(arrays) if array is not None}
+    names = [f"a{i}" if array is not None else "" for i, array in enumerate(arrays)]
+    results = [f"y{i}" for i in range(outputs)]
+    node = helper.make_node(op, names, results, domain=domain, **attrs)
+    imports = [helper.make_opsetid("", 21)]
+    imports += [helper.make_opsetid(domain, 1)] * bool(domain)
+    return build_model([node], inputs, results, opset_imports=imports), inputs
+
+
+def compare(model: Any, feeds: dict[str, Any], *, steps: int = 0, atol: float = 0.0) -> None:
+    wanted = run_ort(model, feeds)
+    found = run_ours(load(model.SerializeToString()), feeds)
+    for name, want in zip(found, wanted, strict=True):
+        got = found[name]
+        assert got.dtype == want.dtype, name
+        assert got.shape == want.shape, name
+        if want.dtype.kind in "iu":
+            assert np.abs(got.astype(np.int64) - want.astype(np.int64)).max(initial=0) <= steps
+        else:
+            np.testing.assert_allclose(got, want, rtol=1e-6, atol=atol)
+
+
+def check(op: str, arrays: list[Any], **options: Any) -> None:
+    judged = {key: options.pop(key) for key in ("steps", "atol") if key in options}
+    model, feeds = one(op, arrays, **options)
+    compare(model, feeds, **judged)
+
+
+# --- to integers and back -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [U8, I8, np.uint16, np.int16])
+def test_halves_round_to_even_and_the_rest_saturates(dtype: Any) -> None:
+    x = np.concatenate([np.arange(-40, 40) / 2, [1e9, -1e9, np.inf, -np.inf]]).astype(np.float32)
+    check("QuantizeLinear", [x, f32(1.0), np.array(3, dtype)])
+    check("QuantizeLinear", [reals(4, 5, 6, size=9), f32(0.3, 0.1, 1, 2, 0.7), draw(dtype, 5)])
+    check("DequantizeLinear", [draw(dtype, 4, 5), reals(5), draw(dtype, 5)])
+
+
+@pytest.mark.parametrize(("size", "block"), [(6, 2), (7, 3)])
+def test_blocks_of_which_the_last_may_be_short(size: int, block: int) -> None:
+    scale = np.abs(reals(3, 3)) + np.float32(0.1)
+    options = {"axis": 1, "block_size": block}
+    check("QuantizeLinear", [reals(3, size, size=9), scale, draw(I8, 3, 3)], **options)
+    check("DequantizeLinear", [draw(I8, 3, size), scale, draw(I8, 3, 3)], **options)
+
+
+def test_dequantize_of_int32() -> None:
+    check("DequantizeLinear", [draw(np.int32, 3, 4), f32(0.01)])
+
+
+@pytest.mark.parametrize("low", [-3.0, 0.5, -9.0])
+def test_dynamic_quantize_linear(low: float) -> None:
+    x = RNG.uniform(low, low + 6, (7, 9)).astype(np.float32)
+    check("DynamicQuantizeLinear", [x], outputs=3)
+    check("DynamicQuantizeLinear", [np.zeros((2, 2), np.float32)], outputs=3)
+
+
+# --- products -------------------------------------------------------------------------------------
+
+TYPES = [(U8, U8), (U8, I8), (I8, I8)]
+
+
+@pytest.mark.parametrize(("left", "right"), TYPES)
+def test_matmul_integer(left: Any, right: Any) -> None:
+    a, b = draw(left, 2, 5, 300), draw(right, 300, 7)
+    check("MatMulInteger", [a, b])
+    check("MatMulInteger", [a, b, draw(left), draw(right, 7)])
+
+
+@pytest.mark.parametrize(("left", "right"), TYPES)
+def test_qlinear_matmul(left: Any, right: Any) -> None:
+    a, b = draw(left, 6, 40), draw(right, 40, 8)
+    zeros = [draw(left), draw(right), draw(left)]
+    arrays = [a, f32(0.02), zeros[0], b, f32(0.03), zeros[1], f32(0.9), zeros[2]]
+    check("QLinearMatMul", arrays)
+    arrays[4], arrays[5] = np.abs(reals(8, size=0.05)), draw(right, 8)
+    check("QLinearMatMul", arrays)
+
+
+@pytest.mark.parametrize(("left", "right"), TYPES[:2])
+@pytest.mark.parametrize("window", [{}, {"pads": [1, 2, 0, 1], "strides": [2, 1]}])
+def test_conv_integer(left: Any, right: Any, window: Any) -> None:
+    x, w = draw(left, 2, 4, 9, 8), draw(right, 6, 2, 3, 3)
+    zero = draw(right) if right is U8 else np.array(0, right)
+    check("ConvInteger", [x, w, draw(left), zero], group=2, **window)
+
+
+@pytest.mark.parametrize(("left", "right"), TYPES)
+@pytest.mark.parametrize("shape", [(9,), (9, 8)])
+def test_qlinear_conv(left: Any, right: Any, shape: tuple[int, ...]) -> None:
+    window = {"pads": [1] * 2 * len(shape), "strides": [2] * len(shape)}
+    arrays = [
+        draw(left, 2, 4, *shape), f32(0.02), draw(left),
+        draw(right, 6, 4, *[3] * len(shape)), f32(0.03), np.array(0, right),
+        f32(0.2), draw(left), RNG.integers(-900, 900, 6).astype(np.int32),
+    ]  # fmt: skip
+    check("QLinearConv", arrays, **window)
+    if right is I8:
+        arrays[4], arrays[5] = np.abs(reals(6, size=0.05)), np.zeros(6, right)
+        check("QLinearConv", arrays, **window)
+
+
+def test_qdq_graph_equals_onnxruntime() -> None:
+    """Quantised input and weights around a convolution and a product, as exporters write them."""
+    feeds = {"x": reals(2, 3, 8, 8)}
+    constants = {
+        "s": f32(0.03), "z": np.array(120, U8), "w": draw(I8, 4, 3, 3, 3),
+        "ws": np.abs(reals(4, size=0.01)) + np.float32(0.001), "wz": np.zeros(4, I8),
+        "ys": f32(0.11), "yz": np.array(7, U8),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=0),
+        helper.make_node("Conv", ["xd", "wd"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("QuantizeLinear", ["r", "ys", "yz"], ["y"]),
+    ]
+    compare(build_model(nodes, feeds, ["y"], 13, constants), feeds, steps=1)
+
+
+# --- onnxruntime's own ----------------------------------------------------------------------------
+
+
+def triple(dtype: Any, *shape: int, scale: float = 0.05) -> list[Any]:
+    return [draw(dtype, *shape), f32(scale), draw(dtype)]
+
+
+@pytest.mark.parametrize("dtype", [U8, I8])
+@pytest.mark.parametrize("op", ["QLinearAdd", "QLinearMul"])
+def test_qlinear_pairs(op: str, dtype: Any) -> None:
+    arrays = [*triple(dtype, 3, 1, 8), *triple(dtype, 4, 8, scale=0.08), f32(0.1), draw(dtype)]
+    check(op, arrays, domain=MICROSOFT, steps=1)
+
+
+@pytest.mark.parametrize("dtype", [U8, I8])
+def test_qlinear_functions(dtype: Any) -> None:
+    out = [f32(0.04), draw(dtype)]
+    check("QLinearSigmoid", [*triple(dtype, 4, 9), *out], domain=MICROSOFT, steps=1)
+    check("QLinearLeakyRelu", [*triple(dtype, 4, 9), *out], domain=MICROSOFT, alpha=0.2, steps=1)
+    out = [f32(1 / 256), np.array(np.iinfo(dtype).min, dtype)]
+    check(
+        "QLinearSoftmax", [*triple(dtype, 4, 9), *out],
+        domain=MICROSOFT, steps=1, axis=1, opset=13,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [U8, I8])
+def test_qlinear_pools_and_joins(dtype: Any) -> None:
+    out = [f32(0.04), draw(dtype)]
+    image = triple(dtype, 2, 3, 6, 6)
+    options = {"domain": MICROSOFT, "steps": 1}
+    check("QLinearGlobalAveragePool", [*image, *out], channels_last=0, **options)
+    window = {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]}
+    check("QLinearAveragePool", [*image, *out], **window, **options)
+    joined = [*out, *triple(dtype, 2, 3), *triple(dtype, 2, 5, scale=0.07)]
+    check("QLinearConcat", joined, axis=1, **options)
+
+
+def test_products_given_as_floats() -> None:
+    a, b = draw(U8, 5, 20), draw(I8, 20, 6)
+    zeros = [draw(U8), draw(I8, 6)]
+    arrays = [a, b, f32(0.02), np.abs(reals(6)), *zeros, reals(6)]
+    check("MatMulIntegerToFloat", arrays, domain=MICROSOFT, atol=1e-5)
+    arrays = [reals(5, 20), b, f32(0.1), draw(I8), reals(6)]
+    check("DynamicQuantizeMatMul", arrays, domain=MICROSOFT, atol=1e-5)
+
+
+@pytest.mark.parametrize("result", [True, False])
+def test_qgemm(result: bool) -> None:
+    bias = RNG.integers(-900, 900, 6).astype(np.int32)
+    arrays = [*triple(U8, 20, 5), *triple(I8, 6, 20), bias]
+    arrays[5] = np.array(0, I8)
+    arrays += [f32(0.3), draw(U8)] if result else []
+    check("QGemm", arrays, domain=MICROSOFT, transA=1, transB=1, alpha=1.0, atol=1e-5, steps=0)
