@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from crossdock.runtime.builder import GraphBuilder, Operand
     from crossdock.runtime.graph import Graph
     from crossdock.runtime.loaders import load, load_tensors
+    from crossdock.runtime.onnx_backend import onnx_backend
     from crossdock.runtime.plan import Constraints, Plan
     from crossdock.runtime.receipt import Receipt
     from crossdock.runtime.session import Estimate, Session, compile  # noqa: A004
+    from crossdock.runtime.support import Context
 
 __version__ = "0.1.0.dev0"
 
 _WHERE = {
     "Constraints": "crossdock.runtime.plan",
+    "Context": "crossdock.runtime.support",
     "DeviceInfo": "crossdock.devices.base",
     "Estimate": "crossdock.runtime.session",
     "Graph": "crossdock.runtime.graph",
@@ -39,11 +42,13 @@ _WHERE = {
     "compile": "crossdock.runtime.session",
     "load": "crossdock.runtime.loaders",
     "load_tensors": "crossdock.runtime.loaders",
+    "onnx_backend": "crossdock.runtime.onnx_backend",
     "probe": "crossdock.devices.probe",
 }
 
 __all__ = [
     "Constraints",
+    "Context",
     "DeviceInfo",
     "Error",
     "Estimate",
@@ -58,6 +63,7 @@ __all__ = [
     "devices",
     "load",
     "load_tensors",
+    "onnx_backend",
     "probe",
     "scheduler",
 ]

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+import inputs
 import numpy as np
 import peers
 import pytest
@@ -87,3 +88,31 @@ def test_import(versus: Any) -> None:
 def test_probe(versus: Any) -> None:
     """A quick probe, measured anew."""
     versus(lambda: xd.probe(quick=True, refresh=True), {}, rounds=2)
+
+
+@pytest.mark.parametrize("devices", ["cpu:0", "auto"])
+@pytest.mark.benchmark(group="overhead")
+def test_new_shape(devices: str, versus: Any) -> None:
+    """A first run at a new shape of a text recogniser: converted, planned and prepared anew.
+
+    Beside it the same run at a shape that is known, and onnxruntime's at the new one. Kernels were
+    measured at the first shape only; costs at the others are fitted.
+    """
+    path = inputs.model_path("rapidocr-rec")
+    widths = iter(range(328, 2000, 8))
+    feed = np.random.default_rng(0).random((1, 3, 48, 2000), dtype=np.float32)
+    graph = xd.load(path)
+    others = {}
+    with xd.compile(graph, devices, shapes={"x": (1, 3, 48, 320)}) as session:
+        session.run({"x": feed[..., :320]})
+        others["a known shape"] = lambda: session.run({"x": feed[..., :320]})
+        if peers.installed("onnxruntime"):
+            fresh = iter(range(328, 2000, 8))
+            run = peers.onnxruntime_any(path, 2)
+            others["onnxruntime"] = lambda: run({"x": feed[..., : next(fresh)]})
+        versus(
+            lambda: session.run({"x": feed[..., : next(widths)]}),
+            others,
+            rounds=8,
+            ops=len(session.plan.launches()),
+        )

@@ -21,6 +21,14 @@ def onnxruntime(
     model: Path | bytes, feeds: Mapping[str, Array], threads: int, *, optimise: bool = True
 ) -> Callable[[], list[Array]]:
     """Onnxruntime on the processor, sequential, with so many threads."""
+    run = onnxruntime_any(model, threads, optimise=optimise)
+    return lambda: run(feeds)
+
+
+def onnxruntime_any(
+    model: Path | bytes, threads: int, *, optimise: bool = True
+) -> Callable[[Mapping[str, Array]], list[Array]]:
+    """The same for any feeds."""
     import onnxruntime as ort
 
     ort.set_default_logger_severity(3)
@@ -34,7 +42,7 @@ def onnxruntime(
         options,
         providers=["CPUExecutionProvider"],
     )
-    return lambda: session.run(None, dict(feeds))
+    return lambda feeds: list(session.run(None, dict(feeds)))
 
 
 def openvino(model: Path, feeds: Mapping[str, Array], threads: int) -> Callable[[], list[Array]]:

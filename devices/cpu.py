@@ -299,7 +299,7 @@ def _row(executable: NativeExecutable, item: Bound) -> NativeRow:
         for arg in step.args
     )
     keep = tuple(item.buffers.values())
-    return NativeRow(executable.address, words, step.extent, step.grain, (step, keep))
+    return NativeRow(executable.address, words, step.extent, step.grain, (step, keep), step.align)
 
 
 def _scalar_word(scalar: Scalar) -> int:

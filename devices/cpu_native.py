@@ -36,6 +36,7 @@ class NativeRow:
     extent: int
     grain: int
     keep: object = None
+    align: int = 1
 
 
 _ROW = 5  # words in a table row: function, arguments, extent, items a chunk, chunks
@@ -242,12 +243,12 @@ def _driver() -> tuple[Any, Any, Any]:
 
 
 def _chunks(row: NativeRow, threads: int) -> tuple[int, int]:
-    """Items a chunk and number of chunks: none smaller than the grain, a few a thread."""
+    """Items a chunk and number of chunks: a few a thread, none below the grain, all aligned."""
     most = threads * CHUNKS_PER_THREAD
     chunks = min(most, row.extent // max(row.grain, 1)) if threads > 1 else 1
     if chunks <= 1:
         return row.extent, 1
-    size = -(-row.extent // chunks)
+    size = -(-row.extent // chunks // row.align) * row.align
     return size, -(-row.extent // size)
 
 

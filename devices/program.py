@@ -123,7 +123,8 @@ class NativeCall:
     """A compiled function ``void f(const int64_t *args, int64_t begin, int64_t end)``.
 
     ``args`` become 64-bit words: a slot its address, a scalar its integer value, or the bits of a
-    float64. ``extent`` independent items can be split over threads by [begin, end). ``address``
+    float64. ``extent`` independent items can be split over threads by [begin, end), in parts of at
+    least ``grain`` items that begin at multiples of ``align``. ``address``
     makes the function (compiling it if need be) and returns its address; ``keep`` lives as long.
     """
 
@@ -132,6 +133,7 @@ class NativeCall:
     args: tuple[Argument, ...]
     extent: int
     grain: int = 1
+    align: int = 1
 
 
 Step = GridLaunch | ArrayCall | NativeCall

@@ -219,7 +219,13 @@ def gemm_call(product: Product, out: Slot, a: Slot, b: Slot) -> NativeCall:
         args=words(WORDS, slots, numbers),
         extent=extent,
         grain=_grain(p.m * p.n * p.k // (1 if form == "batch" else extent)),
+        align=1 if form == "batch" else BLOCK,
     )
+
+
+BLOCK = 16
+"""Rows or columns that BLAS takes at a time. A cut within them would have those beside the cut
+summed in another order than the rest: equal columns would give unequal results."""
 
 
 def _grain(multiplies: int) -> int:

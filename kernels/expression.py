@@ -15,6 +15,7 @@ Functions: see ``FUNCTIONS``. Comparisons and logic give 0 or 1 in the compute t
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -115,8 +116,16 @@ def parse(text: str, attrs: Mapping[str, Any] | None = None) -> Expr:
     Raises:
         GraphError: the text is not in the language (a bug in an op entry).
     """
-    filled = re.sub(r"\{([a-z_]\w*)\}", lambda m: literal((attrs or {})[m.group(1)]), text)
-    return _Parser(filled).whole()
+    return _parsed(_HOLE.sub(lambda m: literal((attrs or {})[m.group(1)]), text))
+
+
+_HOLE = re.compile(r"\{([a-z_]\w*)\}")
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(text: str) -> Expr:
+    """Expressions are few, and read again for every op of every plan."""
+    return _Parser(text).whole()
 
 
 class _Parser:

@@ -19,7 +19,8 @@ from crossdock.kernels.spec import OpCall
 from crossdock.runtime.tensor import TensorSpec, to_numpy
 
 KINDS = ("opencl", "cuda")
-MAX_RANK = 6
+MAX_RANK = 12
+"""Dimensions, joined where that can be, that kernels take strides of: arguments of every launch."""
 MAX_ROWS = 65535
 """CUDA's limit on the second and third dimension of a grid."""
 

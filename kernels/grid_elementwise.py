@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import In, Lowered
 from crossdock.kernels.expression import parse
@@ -87,28 +89,34 @@ def _fits_narrow(call: OpCall, device: DeviceInfo) -> str | None:
     return _fits_quantized(call, device)
 
 
-def _lower_three(call: OpCall, device: DeviceInfo, text: str) -> Lowered:
+def _lower_three(call: OpCall, device: DeviceInfo, steps: Sequence[Step]) -> Lowered:
     cut, strides = _blocks(call)
     result = call.outputs[0].with_shape(cut)
     operands = [
         Operand(In(i), operand(call, i).dtype, cut, strides if i else row_major(cut))
         for i in range(3)
     ]
-    step = Step(parse(text), (0, 1, 2), result.dtype)
-    return Lowered((pointwise([step], operands, result, device),))
+    return Lowered((pointwise(steps, operands, result, device),))
 
 
 @kernel("grid.quantize_linear", "quantize_linear", KINDS, when=_fits_narrow, rank=20)
 def lower_quantize(call: OpCall, device: DeviceInfo) -> Lowered:
     """round(x / scale) + zero point, saturated; scales may stand for blocks."""
     low, high = QUANTIZED[call.outputs[0].dtype]
-    return _lower_three(call, device, f"min(max(rint({{0}} / {{1}}) + {{2}}, {low}), {high})")
+    text = f"min(max(rint({{0}} / {{1}}) + {{2}}, {low}), {high})"
+    return _lower_three(call, device, [Step(parse(text), (0, 1, 2), call.outputs[0].dtype)])
 
 
 @kernel("grid.dequantize_linear", "dequantize_linear", KINDS, when=_fits_quantized, rank=20)
 def lower_dequantize(call: OpCall, device: DeviceInfo) -> Lowered:
-    """(x - zero point) * scale; scales may stand for blocks."""
-    return _lower_three(call, device, "({0} - {2}) * {1}")
+    """(x - zero point) * scale; scales may stand for blocks. The difference may need a bit more."""
+    wide = "int64" if operand(call, 0).dtype in ("int32", "uint32") else "int32"
+    steps = [
+        Step(parse("{0}"), (0,), wide),
+        Step(parse("{0}"), (2,), wide),
+        Step(parse("({0} - {1}) * {2}"), (-1, -2, 1), call.outputs[0].dtype),
+    ]
+    return _lower_three(call, device, steps)
 
 
 @kernel("grid.batch_normalization", "batch_normalization", KINDS, when=obstacle, rank=20)

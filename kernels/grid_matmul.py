@@ -31,24 +31,26 @@ from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
 DTYPES = ("float32", "float16", "bfloat16")
-MAX_BATCH_DIMS = 3
+USUAL_BATCH_DIMS = 3
+"""Batch dimensions that every text takes; more of them, where they do not join, take a text of
+their own."""
 FEW_ROWS = 8
 CHUNK = 64
 """Columns of a work item on a processor, in products of few rows."""
 
 _PARAMS = (
     "CONSTANT T *RESTRICT a, CONSTANT T *RESTRICT b, @C_PARAM@ GLOBAL T *RESTRICT y, "
-    "i32 M, i32 N, i32 K, i32 lda, i32 ldb, float alpha, float beta, i32 d1, i32 d2, "
-    "i32 a0, i32 a1, i32 a2, i32 b0, i32 b1, i32 b2, i32 c0, i32 c1, i32 c2, i32 cm, i32 cn"
+    "i32 M, i32 N, i32 K, i32 lda, i32 ldb, float alpha, float beta, @BATCH@, i32 cm, i32 cn"
 )
 
 _BATCH = r"""
-    const i32 z2 = z % d2, z1 = z / d2 % d1, z0 = z / d2 / d1;
-    a += z0 * a0 + z1 * a1 + z2 * a2;
-    b += z0 * b0 + z1 * b1 + z2 * b2;
+    i32 left_z = z;
+    @INDICES@
+    a += @A@;
+    b += @B@;
     y += z * M * N;
 #if HAS_C
-    c += z0 * c0 + z1 * c1 + z2 * c2;
+    c += @C@;
 #define ADDED(m, n) + beta * T_LOAD(c, (m) * cm + (n) * cn)
 #else
 #define ADDED(m, n)
@@ -186,10 +188,15 @@ class Factors:
         c_batch = self.c_batch or (0,) * len(self.batch)
         return Space(self.batch, (self.a_batch, self.b_batch, c_batch, written)).collapsed()
 
+    @property
+    def batch_dims(self) -> int:
+        """Batch dimensions in the text."""
+        return max(USUAL_BATCH_DIMS, len(self.space().dims))
+
     def arguments(self) -> tuple[Argument, ...]:
         """Kernel arguments, in the order of the texts."""
         space = self.space()
-        wide = MAX_BATCH_DIMS - len(space.dims)
+        wide = self.batch_dims - len(space.dims)
         dims = (1,) * wide + space.dims
         strides = [(0,) * wide + s for s in space.strides[:3]]
         lda = self.m if self.a_transposed else self.k
@@ -199,7 +206,7 @@ class Factors:
             *slots,
             *i32(self.m, self.n, self.k, lda, ldb),
             *f32(self.alpha, self.beta),
-            *i32(dims[1], dims[2], *strides[0], *strides[1], *strides[2], *self.c_strides),
+            *i32(*dims[1:], *strides[0], *strides[1], *strides[2], *self.c_strides),
         )
 
     def aligned(self) -> tuple[bool, bool]:
@@ -213,7 +220,21 @@ class Factors:
 
 
 def _params(factors: Factors) -> str:
-    return _PARAMS.replace("@C_PARAM@", "CONSTANT T *RESTRICT c," if factors.c else "")
+    n = factors.batch_dims
+    names = [*(f"d{i}" for i in range(1, n)), *(f"{t}{i}" for t in "abc" for i in range(n))]
+    text = _PARAMS.replace("@BATCH@", ", ".join(f"i32 {name}" for name in names))
+    return text.replace("@C_PARAM@", "CONSTANT T *RESTRICT c," if factors.c else "")
+
+
+def _batch(factors: Factors) -> str:
+    """From the number ``z`` of a product in the batch to its operands."""
+    n = factors.batch_dims
+    indices = [f"const i32 z{i} = left_z % d{i}; left_z /= d{i};" for i in range(n - 1, 0, -1)]
+    text = _BATCH.replace("@INDICES@", " ".join([*indices, "const i32 z0 = left_z;"]))
+    for tensor in "abc":
+        offset = " + ".join(f"z{i} * {tensor}{i}" for i in range(n))
+        text = text.replace(f"@{tensor.upper()}@", offset)
+    return text
 
 
 def tiled(factors: Factors, device: DeviceInfo) -> GridLaunch:
@@ -223,7 +244,7 @@ def tiled(factors: Factors, device: DeviceInfo) -> GridLaunch:
     texts = grid_panels if cpu else grid_product
     parts = Parts(
         _params(factors),
-        _BATCH,
+        _batch(factors),
         texts.COLUMNS_OF_A if factors.a_transposed else texts.ROWS_OF_A,
         texts.COLUMNS_OF_B if factors.b_transposed else texts.ROWS_OF_B,
         _STORE,
@@ -259,7 +280,7 @@ def few_rows(factors: Factors, device: DeviceInfo) -> GridLaunch:
     else:
         text, block = _FEW_ROWS, (32, 8, 1)
         items = (factors.n, block[1], batch)
-    text = text.replace("@PARAMS@", _params(factors)).replace("@SETUP@", _BATCH)
+    text = text.replace("@PARAMS@", _params(factors)).replace("@SETUP@", _batch(factors))
     defines = define(
         ROWS=factors.m, LANES=block[0], DEPTH=block[1], HAS_C=int(factors.c is not None),
         CHUNK=CHUNK, B_TRANSPOSED=int(factors.b_transposed),
@@ -316,8 +337,6 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     if (why := obstacle(call, device) or not_among(DTYPES, call)) is not None:
         return why
     factors = factors_of(call)
-    if len(factors.space().dims) > MAX_BATCH_DIMS:
-        return f"more than {MAX_BATCH_DIMS} batch dimensions"
     return f"a batch over {MAX_ROWS}" if math.prod(factors.batch) > MAX_ROWS else None
 
 

@@ -52,7 +52,18 @@ KERNEL void top(CONSTANT T *RESTRICT x, GLOBAL T *RESTRICT y, GLOBAL i64 *RESTRI
 BLOCK = 64
 
 
-@kernel("grid.top_k", "top_k", KINDS, when=obstacle, rank=20)
+MOST = 2**32
+"""Comparisons at most: beyond, sorting on the host is far cheaper."""
+
+
+def _fits(call: OpCall, device: DeviceInfo) -> str | None:
+    spec = operand(call, 0)
+    if spec.size * spec.dims[call.attrs["axis"]] > MOST:
+        return f"lines too long to compare each with each ({spec})"
+    return obstacle(call, device)
+
+
+@kernel("grid.top_k", "top_k", KINDS, when=_fits, rank=20)
 def lower_top_k(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - lower
     """One work item an element; it stops looking once k others come before."""
     spec, attrs = operand(call, 0), call.attrs

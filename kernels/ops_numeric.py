@@ -93,7 +93,7 @@ def _dft_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:  # noqa: A
 def _dft(xp: Any, x: Any, *, inverse: bool) -> Any:
     line = x[..., 0] if x.shape[-1] == 1 else x[..., 0] + 1j * x[..., 1]
     out = (xp.fft.ifft if inverse else xp.fft.fft)(line, axis=-1)
-    return xp.stack((out.real, out.imag), axis=-1).astype(x.dtype)
+    return xp.stack((xp.real(out), xp.imag(out)), axis=-1).astype(x.dtype)
 
 
 def dft_matrix(size: int, parts: int, *, inverse: bool) -> Any:

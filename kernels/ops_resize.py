@@ -1,7 +1,8 @@
 """Taps of the extension op resize: coordinate modes, nearest modes, linear and cubic kernels.
 
-The modes are those of the ONNX operator Resize (opset 19); the cubic kernel is Keys's (IEEE
-Transactions on Acoustics, Speech and Signal Processing 29, 1981, equation 4, parameter free).
+The modes are those of the ONNX operator Resize (opset 19), and one that opset 11 had; the cubic
+kernel is Keys's (IEEE Transactions on Acoustics, Speech and Signal Processing 29, 1981, equation
+4, parameter free).
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ Position = Callable[[Array, float, int, int, tuple[float, float]], Array]
 
 def _half_pixel(at: Array, scale: float, size: int, out: int, roi: Any) -> Array:  # noqa: ARG001
     return (at + 0.5) / scale - 0.5
+
+
+def _tf_half_pixel(at: Array, scale: float, size: int, out: int, roi: Any) -> Array:  # noqa: ARG001
+    return (at + 0.5) / scale
 
 
 def _symmetric(at: Array, scale: float, size: int, out: int, roi: Any) -> Array:  # noqa: ARG001
@@ -61,6 +66,7 @@ def _crop(at: Array, scale: float, size: int, out: int, roi: Any) -> Array:  # n
 POSITIONS: dict[str, Position] = {
     "half_pixel": _half_pixel,
     "half_pixel_symmetric": _symmetric,
+    "tf_half_pixel_for_nn": _tf_half_pixel,
     "pytorch_half_pixel": _pytorch,
     "align_corners": _align,
     "asymmetric": _asymmetric,

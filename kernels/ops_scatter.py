@@ -45,7 +45,7 @@ def _canon(op: str, specs: Specs, attrs: dict[str, Any]) -> dict[str, Any]:
 
 def _placed(xp: Any, x: Any, at: tuple[Any, ...], updates: Any, reduction: str) -> Any:
     """A copy of ``x`` with updates written, or combined, at positions of its leading axes."""
-    if reduction == "none":
+    if reduction == "none" or not updates.size:
         out = x.copy()
         out[at] = updates
         return out
@@ -55,10 +55,9 @@ def _placed(xp: Any, x: Any, at: tuple[Any, ...], updates: Any, reduction: str) 
         place = place * size + part.reshape(-1)
     rows = ops_math.widen(x).reshape(math.prod(x.shape[: len(at)]), -1).copy()
     found = ops_math.widen(updates).reshape(count, -1)
-    if count:
-        combine = getattr(xp, REDUCTIONS[reduction])
-        place, found = _combined(xp, place, found, combine)
-        rows[place] = combine(rows[place], found)
+    combine = getattr(xp, REDUCTIONS[reduction])
+    place, found = _combined(xp, place, found, combine)
+    rows[place] = combine(rows[place], found)
     return rows.reshape(x.shape).astype(x.dtype)
 
 

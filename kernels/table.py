@@ -45,7 +45,6 @@ FAMILIES = (
     "array_kernels",
     "cpu_kernels",
     "grid_kernels",
-    "emulate",
 )
 """Modules of this package that register entries, in order."""
 
@@ -115,13 +114,12 @@ class Candidates:
 
 
 def candidates(call: OpCall, device: DeviceInfo) -> Candidates:
-    """Find the kernels for an op instance on a device; emulation only where nothing else fits."""
+    """Find the kernels for an op instance on a device."""
     load()
     fitting: list[Kernel] = []
     rejected: list[tuple[str, str]] = []
-    known = (*_KERNELS.get(call.op, ()), *_KERNELS.get("*", ()))
-    for entry in sorted(known, key=lambda k: not k.native):
-        if device.kind not in entry.kinds or (fitting and not entry.native):
+    for entry in (*_KERNELS.get(call.op, ()), *_KERNELS.get("*", ())):
+        if device.kind not in entry.kinds:
             continue
         why = entry.when(call, device)
         if why is None:

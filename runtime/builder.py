@@ -21,14 +21,15 @@ import numpy as np
 
 from crossdock.kernels import reference, table
 from crossdock.kernels.ops_rules import MANY, bare
-from crossdock.kernels.signature import named_arguments, usage
 from crossdock.kernels.spec import REQUIRED, OpSpec
 from crossdock.runtime.arguments import (
     constant_array,
     known_dtype,
     known_name,
     known_shape,
+    named_arguments,
     short,
+    usage,
 )
 from crossdock.runtime.errors import GraphError, ShapeError, UnsupportedOp
 from crossdock.runtime.graph import Graph, Node
@@ -43,6 +44,8 @@ else:
 __all__ = ["GraphBuilder", "Operand", "UnknownOperator"]
 
 FOLD_LIMIT = 256 * 2**20
+LARGEST = 2**63
+"""Bytes that no tensor can have: offsets and sizes are signed 64-bit words."""
 
 
 class UnknownOperator(UnsupportedOp, AttributeError):
@@ -357,6 +360,8 @@ class GraphBuilder(Operators):
     def _check_size(self, op: str, spec: TensorSpec) -> None:
         if self._strict and 0 in spec.shape:
             raise ShapeError(f"{op}: no dimension may be 0; the shape is {spec}")
+        if spec.is_static and spec.nbytes >= LARGEST:
+            raise ShapeError(f"{op}: {spec} has {spec.nbytes:,} bytes, beyond 2^63 - 1")
 
 
 def _node(call: _Call) -> Node:

@@ -19,6 +19,7 @@
     |   `-- DeviceLost         it failed for good
     `-- ExecutionError     a run did not end well
         |-- FeedError          the inputs do not fit the graph
+        |-- IterationLimit     a loop of the model went on for too long
         |-- Timeout            the deadline passed
         `-- Cancelled          the caller gave up
 
@@ -110,6 +111,10 @@ class ExecutionError(Error):
 
 class FeedError(ExecutionError, ValueError):
     """The given inputs do not fit the graph's."""
+
+
+class IterationLimit(ExecutionError):
+    """A loop of the model passed the number of iterations it may take."""
 
 
 class Timeout(ExecutionError, TimeoutError):

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +27,12 @@ _POST = threading.Lock()
 
 @dataclass
 class Outcome:
-    """What a run did: outputs, seconds from feeding to outputs, spans where profiled."""
+    """What a run did: outputs, seconds from feeding to outputs, spans where profiled.
 
-    outputs: dict[str, Array]
+    Outputs are arrays; a staged graph's may also be lists (sequences) or None (empty optionals).
+    """
+
+    outputs: dict[str, Any]
     seconds: float
     spans: dict[str, list[Span]] = field(default_factory=dict)
     began: float = 0.0

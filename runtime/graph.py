@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,6 +45,44 @@ class Node:
 Rebuild = Callable[[dict[str, TensorSpec]], "Graph"]
 
 
+class StageRunner(Protocol):
+    """Who runs the stages of a staged graph: a session, or the reference interpreter."""
+
+    def run(self, key: bytes, graph: Graph, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Run a static graph; equal keys come with equal graphs."""
+
+    def host(self, name: str, op: str, why: str, seconds: float) -> None:
+        """Take note of an op that the host ran in the time given, and why it was the host."""
+
+    def check(self) -> None:
+        """Called between steps; raises to end the run."""
+
+
+class Stages(Protocol):
+    """A staged graph opened for runs; keeps a bounded number of stages. Thread-safe."""
+
+    def first(self) -> tuple[bytes, Graph] | None:
+        """Key and graph of the first stage, where it does not hang on what is fed."""
+
+    def run(self, feeds: Mapping[str, Any], runner: StageRunner) -> dict[str, Any]:
+        """Run all stages on values that ``Staged.checked`` gave; the outputs by name, in order."""
+
+
+class Staged(Protocol):
+    """A graph whose shapes hang on values: it is made stage by stage while it runs.
+
+    ``inputs`` describes each input's type by name, in order.
+    """
+
+    inputs: Mapping[str, str]
+
+    def checked(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The feeds as the stages take them; raises FeedError naming the input."""
+
+    def open(self) -> Stages:
+        """Start with no stage but what is known already."""
+
+
 @dataclass(frozen=True)
 class Graph:
     """An immutable graph.
@@ -52,7 +90,9 @@ class Graph:
     ``inputs`` maps input names to specs, in order; ``outputs`` maps output names to values, in
     order; ``specs`` gives every value's spec; ``constants`` holds read-only arrays. While
     ``symbols`` is not empty, ``nodes`` may be provisional: ``bind`` makes the graph anew for given
-    sizes through ``rebuild``.
+    sizes through ``rebuild``. A graph with ``staged`` has no nodes: which there are is known only
+    once values are, and sessions and ``evaluate`` run it in stages. Its inputs that are no tensors
+    of known rank are in ``staged.inputs`` alone.
     """
 
     inputs: Mapping[str, TensorSpec]
@@ -62,10 +102,13 @@ class Graph:
     constants: Mapping[str, Array] = field(default_factory=dict)
     name: str = "graph"
     rebuild: Rebuild | None = field(default=None, repr=False, compare=False)
+    staged: Staged | None = field(default=None, repr=False, compare=False)
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """Unbound dimension names, in order of appearance in the inputs."""
+        """Unbound dimension names, in order of appearance in the inputs; none if staged."""
+        if self.staged is not None:
+            return ()
         seen: dict[str, None] = {}
         for spec in self.inputs.values():
             seen.update((d, None) for d in spec.shape if isinstance(d, str))
@@ -120,6 +163,8 @@ class Graph:
 
     def check(self) -> Graph:
         """Verify the structure and return self; raises GraphError naming the node and value."""
+        if self.staged is not None:
+            return self
         defined = set(self.inputs) | set(self.constants)
         names: set[str] = set()
         for node in self.nodes:

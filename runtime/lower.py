@@ -6,7 +6,7 @@ An *instance* is one set of arenas with everything bound to it; a run takes one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,9 +65,15 @@ class Instance:
 
 
 def lower(
-    graph: Graph, plan: Plan, devices: Mapping[str, Device], progress: Progress | None = None
+    graph: Graph,
+    plan: Plan,
+    devices: Mapping[str, Device],
+    progress: Progress | None = None,
+    kept: Iterable[Program] = (),
 ) -> Program:
     """Compile the ops of a plan and upload its weights.
+
+    Weights that a program in ``kept`` (of the same devices) has there already are shared with it.
 
     Raises:
         CompileError: a kernel does not build.
@@ -77,6 +83,12 @@ def lower(
     roots = costing.alias_roots(graph)
     ops: dict[int, CompiledOp] = {}
     residents: dict[tuple[str, str], Buffer] = {}
+    shared = {
+        (id(program.graph.constants[name]), device): buffer
+        for program in kept
+        for (name, device), buffer in program.residents.items()
+        if program.devices[device] is devices.get(device)
+    }
     launches = plan.launches()
     for i, step in enumerate(launches):
         if progress is not None:
@@ -97,7 +109,8 @@ def lower(
                 continue
             if (root, step.device) not in residents:
                 array = graph.constants[root]
-                residents[root, step.device] = resident(device, array, root)
+                there = shared.get((id(array), step.device))
+                residents[root, step.device] = there or resident(device, array, root)
     return Program(graph, plan, dict(devices), roots, ops, residents, segment(plan.steps))
 
 

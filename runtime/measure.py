@@ -19,7 +19,7 @@ from crossdock.runtime import costing, emulation
 from crossdock.runtime.binding import bind_op, compile_op, resident
 from crossdock.runtime.errors import FeedError
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
-from crossdock.scheduler import CostModel, LinkModel
+from crossdock.scheduler import CostModel, LinkModel, Source
 
 MIN_SAMPLES = 5
 ENOUGH_SECONDS = 4e-3
@@ -35,13 +35,15 @@ def measure_ops(
     *,
     budget_s: float,
     progress: Progress | None = None,
+    fits: bool = False,
 ) -> int:
     """Measure every candidate kernel of every op instance not measured yet, within a budget.
 
+    With ``fits``, a kernel whose cost can be fitted from other shapes need not be measured.
     Returns the number of kernels measured. Kernels that fail to compile or run are left without
     samples; planning then sees them as unknown and running reports the failure.
     """
-    todo = _missing(calls.values(), devices, model)
+    todo = _missing(calls.values(), devices, model, fits=fits)
     deadline = time.monotonic() + budget_s
     done = 0
     for i, (device, kernel, call) in enumerate(todo):
@@ -61,7 +63,7 @@ def measure_ops(
 
 
 def _missing(
-    calls: Iterable[OpCall], devices: Sequence[Device], model: CostModel
+    calls: Iterable[OpCall], devices: Sequence[Device], model: CostModel, *, fits: bool
 ) -> list[tuple[Device, Kernel, OpCall]]:
     seen: set[tuple[str, str, str]] = set()
     todo: list[tuple[int, Device, Kernel, OpCall]] = []
@@ -76,6 +78,8 @@ def _missing(
                 if mark in seen or model.samples(*mark):
                     continue
                 seen.add(mark)
+                if fits and model.estimate(*mark, costing.cost_work(call)).source is Source.FITTED:
+                    continue
                 todo.append((rank, device, kernel, call))
     todo.sort(key=lambda row: row[0])  # every op's best candidate first
     return [row[1:] for row in todo]

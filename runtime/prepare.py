@@ -12,11 +12,12 @@ from crossdock.devices.base import Cap, Device, DeviceInfo, Span
 from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
 from crossdock.runtime import costing, measure, passes, planner, profiles
-from crossdock.runtime.executor import Pool
+from crossdock.runtime.executor import Deadline, Outcome, Pool, Run
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Program, instantiate, lower
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.receipt import Receipt, make_receipt
+from crossdock.runtime.tensor import Array
 
 Progress = Callable[[str, int, int], None]
 RUNS_AT_ONCE = 8
@@ -67,15 +68,34 @@ class Ready:
     pool: Pool
     recorder: Recorder
 
+    def run(self, arrays: Mapping[str, Array], deadline: Deadline, *, profile: bool) -> Outcome:
+        """Run once, with arrays of the inputs' types and shapes."""
+        instance = self.pool.take(deadline)
+        run = Run(self.program, instance, partial(self.pool.give, instance), profile=profile)
+        if self.program.host_only and deadline.seconds is None:
+            return run.inline(arrays)
+        return run.across(arrays, deadline)
+
 
 def prepare(
-    graph: Graph, config: Config, devices: Mapping[str, Device], progress: Progress | None
+    graph: Graph,
+    config: Config,
+    devices: Mapping[str, Device],
+    progress: Progress | None,
+    *,
+    again: bool = False,
+    kept: Sequence[Ready] = (),
 ) -> Ready:
-    """Make a static graph ready to run on opened devices; the caller holds ``PREPARING``."""
+    """Make a static graph ready to run on opened devices; the caller holds ``PREPARING``.
+
+    ``again``: its session has planned before, for other shapes or another stage. Then costs are
+    fitted from the kernels' times at other shapes where there are any: measuring would take longer
+    than a run with new shapes may. ``kept`` is what the session has ready, to share weights with.
+    """
     graph = simplify(graph, config.constraints, config.skip_passes)
     asked = frozenset(devices if config.devices is None else config.devices)
     infos = tuple(d.info for d in devices.values())
-    measure_missing(graph, config, devices, progress)
+    measure_missing(graph, config, devices, progress, again=again)
     broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
     model = costing.store().model
     target = planner.Target(infos, asked, model, group_capacity(infos), broken)
@@ -84,7 +104,8 @@ def prepare(
     )
     plan = planner.make_plan(graph, target, options)
     used = {HOST, *(s.device for s in plan.steps)}
-    program = lower(graph, plan, {d: devices[d] for d in devices if d in used}, progress)
+    opened = {d: devices[d] for d in devices if d in used}
+    program = lower(graph, plan, opened, progress, [ready.program for ready in kept])
     pool = Pool(partial(instantiate, program), config.runs_at_once)
     return Ready(program, pool, Recorder(plan, asked))
 
@@ -125,9 +146,17 @@ def _failure(profile: DeviceProfile | None) -> str:
 
 
 def measure_missing(
-    graph: Graph, config: Config, devices: Mapping[str, Device], progress: Progress | None
+    graph: Graph,
+    config: Config,
+    devices: Mapping[str, Device],
+    progress: Progress | None,
+    *,
+    again: bool = False,
 ) -> None:
-    """Probe and measure what the process's cost model lacks for a graph, and keep it on disk."""
+    """Probe and measure what the process's cost model lacks for a graph, and keep it on disk.
+
+    ``again``: a cost that can be fitted is not lacking.
+    """
     if config.measure is False:
         return
     costs = costing.store()
@@ -150,6 +179,7 @@ def measure_missing(
         costs.model,
         budget_s=budget,
         progress=progress,
+        fits=again,
     )
     if costs.model.version != before:
         costs.save()

@@ -13,14 +13,17 @@ from crossdock.runtime.plan import Plan
 
 @dataclass(frozen=True)
 class OpReceipt:
-    """One op: where it ran; seconds predicted, and measured where the run was profiled."""
+    """One op: where it ran; seconds predicted, and measured where the run was profiled.
+
+    An op that the host ran has kernel "host", is always measured, and nobody predicts it.
+    """
 
     name: str
     op: str
     device: str
     physical_id: str
     kernel: str
-    predicted: float
+    predicted: float | None
     measured: float | None
 
 

@@ -16,16 +16,18 @@ import numpy as np
 from crossdock.devices import registry
 from crossdock.devices.base import Device
 from crossdock.runtime.errors import Error, FeedError, PlanError
-from crossdock.runtime.executor import Background, Deadline, Outcome, Run
+from crossdock.runtime.executor import Background, Deadline, Outcome
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, Ready, prepare
 from crossdock.runtime.prepare import Progress as Progress
 from crossdock.runtime.receipt import Receipt
-from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
+from crossdock.runtime.staged import StagedReady
+from crossdock.runtime.tensor import Array, Dim, TensorSpec, to_numpy
 from crossdock.scheduler import policy_names
 
 SHAPES_KEPT = 8
+_Shapes = tuple[tuple[Dim, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ class Estimate:
     peak_bytes: Mapping[str, int]
 
 
-class RunFuture(Future[dict[str, Array]]):
+class RunFuture(Future[dict[str, Any]]):
     """A ``concurrent.futures.Future`` that can also be awaited in a running event loop."""
 
-    def __await__(self) -> Generator[Any, None, dict[str, Array]]:
+    def __await__(self) -> Generator[Any, None, dict[str, Any]]:
         return asyncio.wrap_future(self).__await__()
 
 
@@ -74,7 +76,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         expected_runs: runs over which uploads of weights are spread.
         threads: processor threads a CPU-backed device may use (None: all).
         shapes, dims: bind a graph's symbols now, by input or by symbol; else the first run does.
-        measure: time kernels not measured before; a number is the budget in seconds.
+        measure: time kernels not measured before; a number is the budget in seconds. Shapes after
+            the first are planned with costs fitted to what was measured.
         skip_passes: graph passes to leave out, by name.
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
         search: search on from the policy's plan with compiled code: better plans where devices
@@ -98,31 +101,47 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         search,
     )
     _check(graph, config)
-    session = Session(graph, config, progress)
-    if not graph.symbols or shapes or dims:
-        session.bind(shapes, dims)
-    return session
+    now = not graph.symbols or shapes or dims
+    return Session(graph, config, progress, graph.bind(dims, shapes) if now else None)
 
 
 class Session:
-    """A compiled graph. Thread-safe; use as a context manager or ``close`` when done."""
+    """A compiled graph. Thread-safe; use as a context manager or ``close`` when done.
 
-    def __init__(self, graph: Graph, config: Config, progress: Progress | None = None) -> None:
+    A *staged* graph (an ONNX model whose shapes hang on values, or that has strings, sequences,
+    loops) is planned stage by stage while it runs, and the stages are kept. Its inputs may be
+    arrays of strings, lists (sequences) and None (empty optionals), and so may its outputs.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        config: Config,
+        progress: Progress | None = None,
+        bound: Graph | None = None,
+    ) -> None:
+        """``bound`` is the graph with its symbols replaced, to be made ready at once."""
         self.graph = graph
         self.config = config
         self._progress = progress
         self._lock = threading.Lock()
-        self._ready: OrderedDict[tuple[tuple[int, ...], ...], Ready] = OrderedDict()
-        self._last: Ready | None = None
+        self._ready: OrderedDict[_Shapes, Ready | StagedReady] = OrderedDict()
+        self._last: Ready | StagedReady | None = None
         self._receipt: Callable[[], Receipt] | None = None
         self._closed = False
+        self._planned = False
         self._background = Background(config.runs_at_once, f"crossdock submit {graph.name}")
         self.devices = _open(config)
+        if bound is not None:
+            self._prepare(bound)
 
     @property
     def plan(self) -> Plan:
-        """The plan of the last shape bound or run; raises PlanError while there is none."""
-        return self._bound().program.plan
+        """The plan of the last shape bound or run; raises PlanError while there is none.
+
+        For a staged graph: the stages of its last run joined, and what the host did, as measured.
+        """
+        return _plan(self._bound())
 
     @property
     def receipt(self) -> Receipt:
@@ -132,7 +151,12 @@ class Session:
         return self._receipt()
 
     def estimate(self) -> Estimate:
-        """Predicted time of a run and peak bytes a device, before any run."""
+        """Predicted time of a run and peak bytes a device, before any run.
+
+        Raises:
+            PlanError: nothing is bound, or the graph is staged and has not run yet: what its
+                stages are hangs on the values fed, and a guess would say nothing.
+        """
         plan = self.plan
         return Estimate(
             plan.predicted, plan.low, plan.high, {d.id: d.peak_bytes for d in plan.devices}
@@ -143,19 +167,25 @@ class Session:
         shapes: Mapping[str, Sequence[int]] | None = None,
         dims: Mapping[str, int] | None = None,
     ) -> Plan:
-        """Plan and prepare for given shapes now, instead of at their first run."""
-        return self._prepare(self.graph.bind(dims, shapes)).program.plan
+        """Plan and prepare for given shapes now, instead of at their first run.
+
+        Raises:
+            FeedError: the shapes do not fit.
+            PlanError: no plan; or the graph is staged: then what is known of it has been prepared,
+                and the whole plan comes with the first run.
+        """
+        return _plan(self._prepare(self.graph.bind(dims, shapes)))
 
     def run(
         self,
         feeds: Mapping[str, Any],
         *,
         timeout: float | None = None,
-    ) -> dict[str, Array]:
+    ) -> dict[str, Any]:
         """Run once and return the outputs by name, in the graph's order; thread-safe.
 
         Args:
-            feeds: an array for each input, by name.
+            feeds: an array for each input, by name (see the class for staged graphs).
             timeout: seconds until Timeout. The first run for new shapes plans and compiles
                 before it runs; that is not broken off, but counts.
 
@@ -208,24 +238,26 @@ class Session:
             del future  # an error's traceback holds this frame: no cycle with the future
 
     def _run(self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool) -> Outcome:
-        arrays = _arrays(self.graph, feeds)
-        ready = self._for_shapes(arrays)
-        instance = ready.pool.take(deadline)
-        run = Run(ready.program, instance, partial(ready.pool.give, instance), profile=profile)
-        if ready.program.host_only and deadline.seconds is None:
-            outcome = run.inline(arrays)
+        staged = self.graph.staged is not None
+        arrays = feeds if staged else _arrays(self.graph, feeds)
+        ready = self._for_graph() if staged else self._for_shapes(arrays)
+        if isinstance(ready, StagedReady):
+            outcome, self._receipt = ready.run(arrays, deadline, profile=profile)
         else:
-            outcome = run.across(arrays, deadline)
-        self._receipt = partial(ready.recorder.receipt, outcome.seconds, outcome.spans)
+            outcome = ready.run(arrays, deadline, profile=profile)
+            self._receipt = partial(ready.recorder.receipt, outcome.seconds, outcome.spans)
         return outcome
 
-    def _for_shapes(self, arrays: Mapping[str, Array]) -> Ready:
+    def _for_graph(self) -> Ready | StagedReady:
+        return self._found(_shapes(self.graph)) or self._prepare(self.graph)
+
+    def _for_shapes(self, arrays: Mapping[str, Array]) -> Ready | StagedReady:
         found = self._found(tuple(a.shape for a in arrays.values()))
         if found is not None:
             return found
         return self._prepare(self.graph.bind(shapes={n: a.shape for n, a in arrays.items()}))
 
-    def _found(self, key: tuple[tuple[int, ...], ...]) -> Ready | None:
+    def _found(self, key: _Shapes) -> Ready | StagedReady | None:
         with self._lock:
             if self._closed:
                 raise PlanError(f"the session of {self.graph.name!r} is closed; compile again")
@@ -235,14 +267,14 @@ class Session:
                 self._last = found
             return found
 
-    def _prepare(self, graph: Graph) -> Ready:
+    def _prepare(self, graph: Graph) -> Ready | StagedReady:
         """Plan for new shapes; runs for shapes already planned go on meanwhile."""
-        key = tuple(spec.dims for spec in graph.inputs.values())
+        key = _shapes(graph)
         with PREPARING:
             found = self._found(key)
             if found is not None:
                 return found
-            made = prepare(graph, self.config, self.devices, self._progress)
+            made = self._made(graph)
             with self._lock:
                 if not self._closed:
                     self._ready[key] = self._last = made
@@ -250,7 +282,15 @@ class Session:
                         self._ready.popitem(last=False)
             return made
 
-    def _bound(self) -> Ready:
+    def _made(self, graph: Graph) -> Ready | StagedReady:
+        if graph.staged is None:
+            again, self._planned = self._planned, True
+            with self._lock:
+                kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
+            return prepare(graph, self.config, self.devices, self._progress, again=again, kept=kept)
+        return StagedReady(graph, graph.staged, self.config, self.devices, self._progress)
+
+    def _bound(self) -> Ready | StagedReady:
         found = self._last
         if found is None and self._closed:
             raise PlanError(f"the session of {self.graph.name!r} is closed; compile again")
@@ -260,6 +300,15 @@ class Session:
                 "sizes; bind(shapes=...) or run first"
             )
         return found
+
+
+def _plan(ready: Ready | StagedReady) -> Plan:
+    return ready.plan if isinstance(ready, StagedReady) else ready.program.plan
+
+
+def _shapes(graph: Graph) -> _Shapes:
+    """What a prepared graph is kept by; a staged one has symbols where any shape will do."""
+    return tuple(tuple(spec.shape) for spec in graph.inputs.values())
 
 
 def _device_ids(devices: object) -> tuple[str, ...] | None:

@@ -1,11 +1,14 @@
 """Settings read from the environment, in one place.
 
-=======================  =====================================================
-``CROSSDOCK_CACHE_DIR``  where profiles and measured costs are kept
-                         (default: ``$XDG_CACHE_HOME/crossdock`` or
-                         ``~/.cache/crossdock``); ``off`` keeps nothing
-``CROSSDOCK_DEVICES``    device ids to look for, comma separated (default: all)
-=======================  =====================================================
+============================  ================================================
+``CROSSDOCK_CACHE_DIR``       where profiles and measured costs are kept
+                              (default: ``$XDG_CACHE_HOME/crossdock`` or
+                              ``~/.cache/crossdock``); ``off`` keeps nothing
+``CROSSDOCK_DEVICES``         device ids to look for, comma separated (default:
+                              all)
+``CROSSDOCK_MAX_ITERATIONS``  iterations that a loop of a model may take
+                              (default: 1,000,000)
+============================  ================================================
 """
 
 from __future__ import annotations
@@ -36,3 +39,15 @@ def wanted_devices() -> frozenset[str] | None:
     given = os.environ.get("CROSSDOCK_DEVICES", "")
     names = frozenset(part.strip() for part in given.split(",") if part.strip())
     return names or None
+
+
+MAX_ITERATIONS = 1_000_000
+
+
+def max_iterations() -> int:
+    """Return how many iterations one loop of a model may take; unreadable settings count as none.
+
+    A model can ask for 2^62 of them, and so never end.
+    """
+    given = os.environ.get("CROSSDOCK_MAX_ITERATIONS", "").replace("_", "").replace(",", "")
+    return int(given) if given.isdecimal() else MAX_ITERATIONS

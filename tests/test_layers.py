@@ -25,7 +25,7 @@ OWNERS = {
     "cupy": ("devices/cuda", "kernels/cuda"),
     "llvmlite": ("devices/cpu", "kernels/cpu"),
     "numba": ("devices/cpu", "kernels/cpu", "scheduler/"),  # the solver's search is compiled
-    "onnx": ("runtime/loaders/onnx",),
+    "onnx": ("runtime/loaders/onnx", "runtime/onnx_backend"),
     "pyopencl": ("devices/opencl", "kernels/opencl"),
     "rich": ("runtime/cli/",),
 }

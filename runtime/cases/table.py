@@ -153,9 +153,9 @@ def _logic_cases() -> Iterator[Case]:
 
 
 def _cast_cases() -> Iterator[Case]:
-    for source in ("float32", "float16", "int32", "int64", "uint8", "int8"):
-        for target in ("float32", "float16", "int32", "int64", "uint8", "int8"):
-            low = 0 if "uint8" in (source, target) else -100
+    for source in (*WIDE, *INTS):
+        for target in (*WIDE, *INTS):
+            low = 0 if "u" in (source[0], target[0]) else -100
             feed = F((3, 13), source, low, 100)
             yield Case("cast", f"{source}-{target}", {"input": feed}, {"data_type": target}, ulps=1)
 

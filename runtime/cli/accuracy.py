@@ -137,8 +137,8 @@ def measure(
         progress=progress,
     )
     with session:
-        plan = session.plan
         session.run(feeds)
+        plan = session.plan
         runs = []
         for _ in range(repeat):
             begin = time.perf_counter()

@@ -11,6 +11,7 @@ COMMANDS = {
     "bench": "run the benchmark suites of a checkout",
     "devices": "list the devices",
     "explain": "say for each op, or one, what was considered and why it runs where it does",
+    "ops": "list how each device runs each op and element type, and why",
     "plan": "plan a model, for this machine or one that is not here",
     "probe": "prove and measure every device and link",
     "run": "run a model",

@@ -55,30 +55,41 @@ def prepare(
         bound = bind(graph, given, files)
         feeds: dict[str, Array] = {}
         rng = np.random.default_rng(given.seed)
-        for name, spec in bound.inputs.items():
+        sizes = known_sizes(graph, given, files)
+        for name, kind in inputs_of(bound).items():
             array = files.get(name)
-            if name in numbers:
-                array = _filled(name, spec, numbers[name])
-            elif array is None:
-                array = generate(spec, rng)
-                say(f"input {name!r}: {spec} generated (seed {given.seed})")
+            if array is None:
+                spec = bound.inputs.get(name)
+                if spec is None:
+                    raise FeedError(
+                        f"input {name!r} is a {kind} whose shape, or type, leaves open what to "
+                        f"feed; give --input {name}=FILE.npy, or run the model from Python"
+                    )
+                spec = spec.bind(sizes)
+                if name in numbers:
+                    array = _filled(name, spec, numbers[name])
+                else:
+                    array = generate(spec, rng)
+                    say(f"input {name!r}: {spec} generated (seed {given.seed})")
             feeds[name] = array
         return bound, feeds
 
 
+def inputs_of(graph: Graph) -> Mapping[str, object]:
+    """What a graph is fed, by name."""
+    return graph.inputs if graph.staged is None else graph.staged.inputs
+
+
 def bind(graph: Graph, given: Feeding, files: Mapping[str, Array] | None = None) -> Graph:
     """Give every symbol its size: from ``--dim``, ``--shape`` and the files."""
-    unknown = [d for d in given.dims or {} if d not in graph.symbols]
+    symbols = _symbols(graph)
+    unknown = [d for d in given.dims or {} if d not in symbols]
     if unknown:
-        there = ", ".join(graph.symbols) or "none"
+        there = ", ".join(symbols) or "none"
         raise FeedError(f"--dim {unknown[0]}: no such dimension (open dimensions: {there})")
-    shapes: dict[str, tuple[int, ...]] = dict(given.shapes or {})
-    for name in shapes:
+    for name in given.shapes or {}:
         _check_name(graph, name, "--shape")
-    shapes.update({name: array.shape for name, array in (files or {}).items()})
-    sizes = dict(given.dims or {})
-    for name, shape in shapes.items():
-        sizes.update(_sizes(graph.inputs[name], shape))
+    sizes = known_sizes(graph, given, files or {})
     for name, spec in graph.inputs.items():
         missing = [d for d in spec.shape if isinstance(d, str) and d not in sizes]
         if missing:
@@ -89,7 +100,31 @@ def bind(graph: Graph, given: Feeding, files: Mapping[str, Array] | None = None)
                 f"no size; give {flags}, or --shape {name}={form} with sizes, or --input "
                 f"{name}=FILE.npy"
             )
-    return graph.bind(dict(given.dims or {}), shapes)
+    if graph.staged is not None:
+        return graph
+    return graph.bind(dict(given.dims or {}), _shapes(given, files or {}))
+
+
+def known_sizes(graph: Graph, given: Feeding, files: Mapping[str, Array]) -> dict[str, int]:
+    """Sizes by symbol, from ``--dim``, ``--shape`` and the files."""
+    sizes = dict(given.dims or {})
+    for name, shape in _shapes(given, files).items():
+        spec = graph.inputs.get(name)
+        if spec is not None:
+            sizes.update(_sizes(spec, shape))
+    return sizes
+
+
+def _shapes(given: Feeding, files: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = dict(given.shapes or {})
+    shapes.update({name: array.shape for name, array in files.items()})
+    return shapes
+
+
+def _symbols(graph: Graph) -> list[str]:
+    """Names of open dimensions, a staged graph's too."""
+    dims = (d for spec in graph.inputs.values() for d in spec.shape)
+    return list(dict.fromkeys(d for d in dims if isinstance(d, str)))
 
 
 def generate(spec: TensorSpec, rng: np.random.Generator) -> Array:
@@ -104,8 +139,8 @@ def only_for(graph: Graph, given: Feeding, others: Sequence[Graph]) -> Feeding:
 
     An option that concerns none of ``others`` stays, and is refused for what it is.
     """
-    inputs = {name for g in others for name in g.inputs} - set(graph.inputs)
-    symbols = {d for g in others for d in g.symbols} - set(graph.symbols)
+    inputs = {name for g in others for name in inputs_of(g)} - set(inputs_of(graph))
+    symbols = {d for g in others for d in _symbols(g)} - set(_symbols(graph))
     return Feeding(
         tuple(f for f in given.files if f.partition("=")[0] not in inputs),
         {n: shape for n, shape in (given.shapes or {}).items() if n not in inputs},
@@ -140,6 +175,8 @@ def _read(graph: Graph, given: Feeding) -> tuple[dict[str, Array], dict[str, flo
         else:
             raise FeedError(f"--input {text}: the file holds {', '.join(held)}, not {name!r}")
     for name, array in arrays.items():
+        if name not in graph.inputs:
+            continue
         want = graph.inputs[name].dtype
         if array.dtype != to_numpy(want):
             raise FeedError(
@@ -173,7 +210,7 @@ def _filled(name: str, spec: TensorSpec, number: float) -> Array:
 def _split(graph: Graph, text: str) -> tuple[str | None, str]:
     """Name and file of an ``--input``; names and files may hold ``=``, so all places are tried."""
     for at, character in enumerate(text):
-        if character == "=" and text[:at] in graph.inputs:
+        if character == "=" and text[:at] in inputs_of(graph):
             return text[:at], text[at + 1 :]
     if "=" in text and not Path(text).exists():
         _check_name(graph, text.partition("=")[0], "--input")
@@ -188,6 +225,6 @@ def _tensors(path: str) -> dict[str, Array]:
 
 
 def _check_name(graph: Graph, name: str, flag: str) -> None:
-    if name not in graph.inputs:
-        there = ", ".join(f"{n} ({s})" for n, s in graph.inputs.items())
+    if name not in inputs_of(graph):
+        there = ", ".join(f"{n} ({s})" for n, s in inputs_of(graph).items())
         raise FeedError(f"{flag}: the model has no input {name!r}; it has {there}")

@@ -7,6 +7,7 @@ from crossdock.runtime.cli.inputs import about, load_model, prepare
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, read_json
 from crossdock.runtime.cli.planning import Changes, Planned, plan_model
+from crossdock.runtime.cli.stages import plan_stages
 from crossdock.runtime.errors import LoadError
 
 
@@ -18,10 +19,15 @@ def plan_file(
     machine: str | None,
     output: Output,
 ) -> Planned:
-    """Load, bind and plan a model file."""
+    """Load, bind and plan a model file.
+
+    One that runs in stages is evaluated on what it is fed, to see which stages there are.
+    """
     profile = None if machine is None else read_machine(machine)
-    graph, _ = prepare(path, load_model(path), feeding, lambda _text: None)
+    graph, feeds = prepare(path, load_model(path), feeding, lambda _text: None)
     with output.progress("planning") as tick, about(path):
+        if graph.staged is not None:
+            return plan_stages(graph, graph.staged, feeds, placing, changes, profile, tick)
         return plan_model(graph, placing, changes, profile, tick)
 
 

@@ -34,7 +34,7 @@ from crossdock.runtime.executor import Outcome
 from crossdock.runtime.prepare import simplify
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.session import Session
-from crossdock.runtime.tensor import Array, TensorSpec
+from crossdock.runtime.tensor import Array
 
 NOTES = 10
 """Notes of a receipt that are printed."""
@@ -44,7 +44,7 @@ NOTES = 10
 class _Result:
     """What the runs gave."""
 
-    outputs: dict[str, Array]
+    outputs: dict[str, Any]
     runs: list[float]
     receipt: Receipt
 
@@ -109,7 +109,7 @@ def run(
             if trace is not None:
                 _write_trace(trace, model, session, outcome, output)
             if html is not None:
-                known = simplify(graph, placing.constraints())
+                known = graph if graph.staged else simplify(graph, placing.constraints())
                 write_text(html, page(session.plan, known, outcome=outcome))
                 output.note(f"wrote {html}")
         output.json(_json(model, session, result))
@@ -130,7 +130,7 @@ def _report(session: Session, result: _Result, output: Output) -> None:
     for name, array in result.outputs.items():
         row = describe(array)
         cells = [f"{row[k]:.6g}" if row[k] is not None else "-" for k in ("min", "mean", "max")]
-        add_row(table, ((short(name, 60), "bold"), TensorSpec.of(array), *cells, row["note"]))
+        add_row(table, ((short(name, 60), "bold"), row["type"], *cells, row["note"]))
     output.table(table)
     plan = session.plan
     table = make_table("Placement", ("device", "name", ">ops", ">peak memory"))
@@ -155,25 +155,48 @@ def _report(session: Session, result: _Result, output: Output) -> None:
         output.line(("note: ", "yellow"), f"{len(notes) - NOTES} more; --json lists them all")
 
 
-def describe(array: Array) -> dict[str, Any]:
-    """Least, mean and greatest element, NaN left out and counted in the note."""
-    if array.size == 0:
-        return {"min": None, "mean": None, "max": None, "note": "empty"}
-    values = np.asarray(array, np.float64)
+def describe(value: Any) -> dict[str, Any]:
+    """Type, and least, mean and greatest element; NaN is left out and counted in the note."""
+    found: dict[str, Any] = {"min": None, "mean": None, "max": None, "note": ""}
+    if not isinstance(value, np.ndarray):
+        what = "an empty optional" if value is None else f"a sequence of {len(value)}"
+        return {**found, "type": what}
+    found["type"] = f"{type_name(value)}[{','.join(map(str, value.shape))}]"
+    if value.size == 0:
+        return {**found, "note": "empty"}
+    if value.dtype == object:
+        return {**found, "note": f"first {short(str(value.reshape(-1)[0]), 40)!r}"}
+    values = np.abs(value) if value.dtype.kind == "c" else np.asarray(value, np.float64)
     bad = int(np.isnan(values).sum())
-    note = f"{bad} of {values.size} are NaN" if bad else ""
+    found["note"] = f"{bad} of {values.size} are NaN" if bad else ""
     if bad == values.size:
-        return {"min": None, "mean": None, "max": None, "note": note}
+        return found
     kept = values[~np.isnan(values)]
-    return {
-        "min": float(kept.min()),
-        "mean": float(kept.mean()),
-        "max": float(kept.max()),
-        "note": note,
-    }
+    extremes = {"min": float(kept.min()), "mean": float(kept.mean()), "max": float(kept.max())}
+    return {**found, **extremes}
 
 
-def save(outputs: Mapping[str, Array], folder: str) -> list[str]:
+def type_name(array: Array) -> str:
+    """An array's element type."""
+    return "string" if array.dtype == object else array.dtype.name
+
+
+def flat(outputs: Mapping[str, Any]) -> dict[str, Array]:
+    """The arrays among the outputs, elements of sequences numbered; strings of fixed width."""
+    found: dict[str, Array] = {}
+    for name, value in outputs.items():
+        items = (
+            {f"{name}.{i}": v for i, v in enumerate(value)}
+            if isinstance(value, list)
+            else {name: value}
+        )
+        for key, item in items.items():
+            if isinstance(item, np.ndarray):
+                found[key] = item.astype(np.str_) if item.dtype == object else item
+    return found
+
+
+def save(outputs: Mapping[str, Any], folder: str) -> list[str]:
     """Write each output as an npy file; returns the paths.
 
     A name comes from the model, so only its harmless characters go into the file's name.
@@ -181,7 +204,7 @@ def save(outputs: Mapping[str, Array], folder: str) -> list[str]:
     written: list[str] = []
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, array in outputs.items():
+        for name, array in flat(outputs).items():
             stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")[:120] or "output"
             path = Path(folder) / f"{stem}.npy"
             number = 2
@@ -211,11 +234,11 @@ def _json(model: str, session: Session, result: _Result) -> dict[str, Any]:
         "outputs": [
             {
                 "name": name,
-                "dtype": TensorSpec.of(array).dtype,
-                "shape": list(array.shape),
-                **describe(array),
+                "dtype": type_name(value) if isinstance(value, np.ndarray) else None,
+                "shape": list(value.shape) if isinstance(value, np.ndarray) else None,
+                **describe(value),
             }
-            for name, array in result.outputs.items()
+            for name, value in result.outputs.items()
         ],
         "placement": plan.shares(),
         "predicted_s": plan.predicted,

@@ -2,7 +2,8 @@
 
 A model of fixed shapes becomes its graph at once. One with open dimensions is parsed and checked,
 and converted by ``Graph.bind`` for given sizes: then shapes are numbers, and what exporters write
-to compute them folds away.
+to compute them folds away. Where sizes hang on values, or values are no tensors, the graph is
+staged (``onnx_staged``).
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crossdock.runtime.errors import UnsupportedModel
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.loaders.onnx_check import check_support, sort_model
-from crossdock.runtime.loaders.onnx_convert import convert
-from crossdock.runtime.loaders.onnx_model import OnnxModel, OnnxValue, shown
+from crossdock.runtime.loaders.onnx_gradient import attach
+from crossdock.runtime.loaders.onnx_model import OnnxModel
 from crossdock.runtime.loaders.onnx_parse import parse, parse_proto
+from crossdock.runtime.loaders.onnx_staged import graph_of, output_spec, staged_graph
 from crossdock.runtime.loaders.onnx_table import support
 from crossdock.runtime.loaders.source import Source
 from crossdock.runtime.tensor import TensorSpec
@@ -36,35 +37,22 @@ def load_proto(proto: Any, folder: str | Path | None = None) -> Graph:
 
 
 def _graph(parsed: OnnxModel) -> Graph:
-    model = sort_model(parsed)
+    model = attach(sort_model(parsed))
     check_support(model, support)
-    specs = {value.name: _input_spec(model, value) for value in model.graph.free_inputs}
+    inputs = model.graph.free_inputs
+    specs = {
+        v.name: TensorSpec(v.dtype, v.dims()) for v in inputs if v.dtype and v.shape is not None
+    }
+    if len(specs) < len(inputs):
+        return staged_graph(model)
     if all(spec.is_static for spec in specs.values()):
-        return convert(model, specs)
-    outputs = {value.name: _output_spec(value) for value in model.graph.outputs}
+        return graph_of(model, specs)
+    outputs = {value.name: output_spec(value) for value in model.graph.outputs}
     return Graph(
         inputs=specs,
         outputs={name: name for name in outputs},
         nodes=(),
         specs={**outputs, **specs},
         name=model.graph.name or "graph",
-        rebuild=partial(convert, model),
+        rebuild=partial(graph_of, model),
     )
-
-
-def _input_spec(model: OnnxModel, value: OnnxValue) -> TensorSpec:
-    if value.dtype is None:
-        raise UnsupportedModel(
-            f"{model.label}: input {shown(value.name)} is a {value.what}, which is not supported"
-        )
-    if value.shape is None:
-        raise UnsupportedModel(
-            f"{model.label}: input {shown(value.name)} has no declared shape; give it one "
-            "of the right rank (onnx.tools.update_model_dims)"
-        )
-    return TensorSpec(value.dtype, value.dims())
-
-
-def _output_spec(value: OnnxValue) -> TensorSpec:
-    """An output's spec as declared; float32 where its type is not."""
-    return TensorSpec(value.dtype or "float32", value.dims())

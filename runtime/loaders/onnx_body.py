@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, OnnxFunction, OnnxNode
+from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, OnnxFunction, OnnxGraph, OnnxNode
 from crossdock.runtime.loaders.onnx_parse import onnx_package, parse_function
 from crossdock.runtime.loaders.onnx_table import schema
 from crossdock.runtime.tensor import TensorSpec
@@ -27,7 +27,7 @@ def body_of(node: OnnxNode, opset: int, inputs: Sequence[TensorSpec | None]) -> 
     data: bytes | None = None
     if known.has_function:
         data = known.get_function_with_opset_version(opset)
-    if not data and known.has_context_dependent_function and not any(node.subgraphs()):
+    if not data and known.has_context_dependent_function and all(g.data for g in node.subgraphs()):
         data = known.get_context_dependent_function_with_opset_version(
             opset, _proto(node).SerializeToString(), [_type(spec) for spec in inputs]
         )
@@ -58,6 +58,8 @@ def _proto(node: OnnxNode) -> Any:
     for name, value in node.attrs.items():
         if isinstance(value, np.ndarray):
             value = package.numpy_helper.from_array(value)
+        if isinstance(value, OnnxGraph):
+            value = package.GraphProto.FromString(value.data)
         if isinstance(value, tuple) and not value:
             continue
         made.attribute.append(package.helper.make_attribute(name, value))

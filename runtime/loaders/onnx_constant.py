@@ -11,6 +11,7 @@ import numpy as np
 from crossdock.runtime.builder import Operand
 from crossdock.runtime.errors import UnsafeModel
 from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, dtype_name, shown
+from crossdock.runtime.loaders.onnx_stage import in_ir
 from crossdock.runtime.loaders.onnx_table import Context, Value, onnx_op
 from crossdock.runtime.loaders.onnx_tensor import MAX_DENSE, MAX_RANK
 from crossdock.runtime.tensor import Array, to_numpy
@@ -28,6 +29,8 @@ def constant(ctx: Context) -> Value:
         if not isinstance(node.attrs[name], np.ndarray):
             raise ctx.malformed(f"attribute {shown(name)} is no tensor")
         array = node.attrs[name]
+        if not in_ir(array):
+            raise ctx.unsupported(f"a constant of {array.dtype}")
     elif name in ("value_float", "value_floats"):
         value = node.get_float(name) if name == "value_float" else node.get_floats(name)
         array = np.array(value, np.float32)
@@ -60,6 +63,8 @@ def constant_of_shape(ctx: Context) -> Value:
     fill = ctx.node.attrs.get("value", np.zeros(1, np.float32))
     if not isinstance(fill, np.ndarray) or fill.size != 1:
         raise ctx.malformed("attribute 'value' is no tensor of one element")
+    if not in_ir(fill):
+        raise ctx.unsupported(f"a tensor of {fill.dtype}")
     shape = checked_size(ctx, ctx.ints(0, "a shape"), fill.dtype.name)
     return ctx.frame.filled(shape, fill.reshape(()))
 

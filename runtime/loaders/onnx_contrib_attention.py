@@ -13,7 +13,8 @@ from crossdock.runtime.loaders.onnx_attention import (
     scores_of,
     shared_heads,
 )
-from crossdock.runtime.loaders.onnx_quantize import MICROSOFT
+from crossdock.runtime.loaders.onnx_quantize import MICROSOFT, cast
+from crossdock.runtime.loaders.onnx_quantized import matmul, scalar
 from crossdock.runtime.loaders.onnx_table import Context, onnx_op
 
 LOWEST = float(np.finfo(np.float32).min)
@@ -55,7 +56,12 @@ def key_bias(ctx: Context, index: int, batch: int, queries: int, keys: int) -> O
         counts = b.greater(_cut(ctx, mask, batch, queries, keys), ctx.like(0, mask))
     low = b.constant(np.float32(ctx.node.get_float("mask_filter_value", -10000.0)))
     bias = b.where(counts, b.constant(np.float32(0)), low)
-    return b.cast(bias, ctx.x().dtype) if ctx.x().dtype != "float32" else bias
+    return cast(ctx, bias, _real(ctx))
+
+
+def _real(ctx: Context) -> str:
+    """The scores' type: the operand's, or float32 where that is quantised."""
+    return ctx.x().dtype if ctx.is_float() else "float32"
 
 
 def _before(ctx: Context, lengths: Operand, keys: int) -> Operand:
@@ -81,7 +87,7 @@ def causal(ctx: Context, bias: Operand | None, queries: int, keys: int) -> Opera
         return bias
     at = np.arange(queries)[:, None] + (keys - queries)
     seen = ctx.b.constant((np.arange(keys) <= at).astype(np.uint8).reshape(1, 1, queries, keys))
-    other = ctx.like(0, ctx.x()) if bias is None else bias
+    other = ctx.b.constant(0, _real(ctx)) if bias is None else bias
     return ctx.b.where(seen, other, ctx.like(LOWEST, other))
 
 
@@ -105,27 +111,44 @@ def _refused(ctx: Context, *names: str) -> None:
 @onnx_op("Attention", domain=MICROSOFT)
 def attention(ctx: Context) -> list[Operand | None]:
     """Self attention whose weights make queries, keys and values in one product."""
-    b, node, x = ctx.b, ctx.node, ctx.x()
     _refused(ctx, "do_rotary", "past_present_share_buffer")
+    packed = ctx.b.matmul(ctx.x(0), ctx.x(1))
+    packed = packed if ctx.opt(2) is None else ctx.b.add(packed, ctx.x(2))
+    return self_attention(ctx, packed, mask=3, past=4, bias=5)
+
+
+@onnx_op("QAttention", domain=MICROSOFT)
+def quantised_attention(ctx: Context) -> list[Operand | None]:
+    """The same with a product of bytes."""
+    _refused(ctx, "do_rotary", "past_present_share_buffer")
+    acc = matmul(ctx, ctx.x(0), ctx.x(1), ctx.opt(6), ctx.opt(7))
+    scale = ctx.b.mul(scalar(ctx, ctx.x(3)), scalar(ctx, ctx.x(4)))
+    packed = ctx.b.add(ctx.b.mul(ctx.b.cast(acc, scale.dtype), scale), ctx.x(2))
+    return self_attention(ctx, packed, mask=5, past=8, bias=9)
+
+
+def self_attention(
+    ctx: Context, packed: Operand, *, mask: int, past: int, bias: int
+) -> list[Operand | None]:
+    """Attention of queries, keys and values side by side; mask, past and bias are operands."""
+    b, node = ctx.b, ctx.node
+    if len(packed.shape) != 3:
+        raise ctx.malformed(f"an operand of rank {len(packed.shape)}")
+    batch, length, width = packed.shape
     heads = node.get_int("num_heads")
-    if len(x.shape) != 3 or heads < 1:
-        raise ctx.malformed(f"an operand {list(x.shape)} in {heads} heads")
-    batch, length, _ = x.shape
-    packed = b.matmul(x, ctx.x(1))
-    packed = packed if ctx.opt(2) is None else b.add(packed, ctx.x(2))
-    sizes = node.get_ints("qkv_hidden_sizes") or (packed.shape[2] // 3,) * 3
-    if len(sizes) != 3 or sum(sizes) != packed.shape[2]:
-        raise ctx.malformed(f"hidden sizes {list(sizes)} of {packed.shape[2]} columns")
+    sizes = node.get_ints("qkv_hidden_sizes") or (width // 3,) * 3
+    if len(sizes) != 3 or sum(sizes) != width:
+        raise ctx.malformed(f"hidden sizes {list(sizes)} of {width} columns")
     q, k, v = (heads_apart(ctx, part, heads) for part in b.split(packed, list(sizes), axis=2))
-    present = None
-    if ctx.opt(4) is not None:
-        old_k, old_v = (_layer(ctx, ctx.x(4), i) for i in range(2))
+    if ctx.opt(past) is not None:
+        old_k, old_v = (_layer(ctx, ctx.x(past), i) for i in range(2))
         k, v = b.concat([old_k, k], 2), b.concat([old_v, v], 2)
+    present = None
     if ctx.wants(1):
         present = b.concat([b.reshape(part, [1, *part.shape]) for part in (k, v)], 0)
     keys = k.shape[2]
-    bias = causal(ctx, key_bias(ctx, 3, batch, length, keys), length, keys)
-    out = attended(ctx, q, k, v, _added(ctx, bias, 5))
+    hidden = causal(ctx, key_bias(ctx, mask, batch, length, keys), length, keys)
+    out = attended(ctx, q, k, v, _added(ctx, hidden, bias))
     return [heads_joined(ctx, out), present]
 
 

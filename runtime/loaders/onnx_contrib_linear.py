@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from crossdock.runtime.builder import Operand
 from crossdock.runtime.loaders.onnx_conv import convolution
 from crossdock.runtime.loaders.onnx_linear import general_product, product
 from crossdock.runtime.loaders.onnx_quantize import MICROSOFT
 from crossdock.runtime.loaders.onnx_table import Context, onnx_op
+from crossdock.runtime.tensor import Array, to_numpy
 
 Activation = Callable[[Context, Operand, tuple[float, ...]], Operand]
 
@@ -79,3 +83,42 @@ def fused_conv(ctx: Context) -> Operand:
     rest = ctx.opt(3)
     out = out if rest is None else ctx.b.add(out, rest)
     return activated(ctx, out, ctx.node.get_floats("activation_params") or ())
+
+
+# --- weights of few bits --------------------------------------------------------------------------
+
+
+@onnx_op("MatMulNBits", domain=MICROSOFT)
+def matmul_few_bits(ctx: Context) -> Operand:
+    """Product with a constant weight of 2, 4 or 8 bits an element, by blocks of the inner axis.
+
+    Operand 1 holds [columns, blocks, bytes], the first element of a byte in its lowest bits.
+    """
+    node, b = ctx.node, ctx.b
+    inner, columns = node.get_int("K"), node.get_int("N")
+    bits, block = node.get_int("bits", 4), node.get_int("block_size")
+    if ctx.opt(4) is not None:
+        raise ctx.unsupported("an order of groups")
+    if bits not in (2, 4, 8) or block < 1 or inner < 1 or columns < 1:
+        raise ctx.malformed(f"{bits} bits in blocks of {block}, {inner} by {columns}")
+    blocks = -(-inner // block)
+    elements = _fields(ctx.value(1, "a weight"), bits).reshape(columns, blocks, -1)[..., :block]
+    scales = ctx.value(2, "a scale").reshape(columns, blocks, 1)
+    zeros: Any = 1 << (bits - 1)
+    if ctx.opt(3) is not None:
+        given = ctx.value(3, "a zero point")
+        if given.dtype.kind == "u":
+            given = _fields(given.reshape(columns, -1), bits)[:, :blocks]
+        zeros = given.reshape(columns, blocks, 1).astype(np.float32)
+    wide = (elements.astype(np.float32) - zeros) * scales.astype(np.float32)
+    weight = wide.reshape(columns, -1)[:, :inner].T
+    x = ctx.x(0)
+    out = product(ctx, x, b.constant(np.ascontiguousarray(weight.astype(to_numpy(x.dtype)))))
+    return out if ctx.opt(5) is None else b.add(out, ctx.x(5))
+
+
+def _fields(array: Array, bits: int) -> Array:
+    """Bytes cut into fields of so many bits, the lowest first."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    cut = (array[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+    return np.asarray(cut).reshape(*array.shape[:-1], -1)

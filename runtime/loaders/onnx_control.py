@@ -1,4 +1,8 @@
-"""ONNX conditionals: folded, written in place behind a guard, or kept as two graphs."""
+"""ONNX conditionals: folded, written in place behind a guard, or kept as two graphs.
+
+What fits none of these waits until the condition's value is known. Loops are the host's
+(``onnx_host_control``).
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,14 @@ from crossdock.runtime.errors import GraphError, MalformedModel
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.loaders.onnx_frame import Captures
 from crossdock.runtime.loaders.onnx_model import OnnxGraph
-from crossdock.runtime.loaders.onnx_table import Context, Value, onnx_op
+from crossdock.runtime.loaders.onnx_table import Context, Deferred, Foreign, Value, onnx_op
 
 Branch = tuple[Graph, list[bool]]
 """A branch's graph, and which of its outputs ONNX calls bool."""
 
 
 @onnx_op("If")
-def conditional(ctx: Context) -> Sequence[Value | None]:
+def conditional(ctx: Context) -> Sequence[Value | Foreign | None]:
     """A known condition leaves one branch, written in place; else both become graphs.
 
     Exporters guard shapes with conditionals, so a branch may fit other sizes than those given.
@@ -31,7 +35,17 @@ def conditional(ctx: Context) -> Sequence[Value | None]:
         raise ctx.malformed("the branches and the node differ in their number of outputs")
     condition = ctx.known(0)
     if condition is not None:
+        if condition.size != 1:
+            raise ctx.malformed(f"the condition has {condition.size} elements, not one")
         return _inline(ctx, yes if condition.reshape(-1)[0] else no)
+    try:
+        return _static(ctx, yes, no)
+    except Deferred as why:
+        raise ctx.demand(f"a condition, for a branch that hangs on values: {why}", 0) from why
+
+
+def _static(ctx: Context, yes: OnnxGraph, no: OnnxGraph) -> Sequence[Value | Foreign | None]:
+    """Both branches for a condition that is not known; raises Deferred where they do not fit."""
     captures = Captures()
     then_branch, else_branch = (_branch(ctx, graph, captures) for graph in (yes, no))
     if isinstance(then_branch, Exception):
@@ -43,7 +57,7 @@ def conditional(ctx: Context) -> Sequence[Value | None]:
     return _both(ctx, then_branch, else_branch, captures)
 
 
-def _inline(ctx: Context, graph: OnnxGraph) -> list[Value | None]:
+def _inline(ctx: Context, graph: OnnxGraph) -> list[Value | Foreign | None]:
     values = ctx.frame.converter.inline(ctx.frame, graph)
     if any(value is None for value in values):
         raise ctx.unsupported("the branch that is taken")
@@ -60,11 +74,14 @@ def _branch(ctx: Context, graph: OnnxGraph, captures: Captures) -> Branch | Exce
 
 def _guarded(
     ctx: Context, graph: OnnxGraph, *, chosen: bool, error: Exception
-) -> list[Value | None]:
+) -> list[Value | Foreign | None]:
     """The one branch that fits, in place; its results pass only where the condition takes it."""
-    values = _inline(ctx, graph)
+    inlined = _inline(ctx, graph)
+    values = [value for value in inlined if isinstance(value, Value)]
+    if len(values) < len(inlined):
+        raise Deferred("the branch gives no tensor")
     through = GraphBuilder(strict=False)
-    results = [value.operand for value in values if value is not None]
+    results = [value.operand for value in values]
     doors = [through.input(f"in.{i}", r.shape, r.dtype) for i, r in enumerate(results)]
     passing = through.build({f"out.{i}": door for i, door in enumerate(doors)})
     reason = f"{ctx.node}: the inputs choose a branch that these sizes do not fit: {error}"
@@ -74,10 +91,12 @@ def _guarded(
         "else_branch": reason if chosen else passing,
     }
     guarded = ctx.b.if_(ctx.x(0), results, **branches)
-    return _marked(guarded, [value is not None and value.boolean for value in values])
+    return _marked(guarded, [value.boolean for value in values])
 
 
-def _both(ctx: Context, yes: Branch, no: Branch, captures: Captures) -> list[Value | None]:
+def _both(
+    ctx: Context, yes: Branch, no: Branch, captures: Captures
+) -> list[Value | Foreign | None]:
     (then_graph, marks), (else_graph, others) = yes, no
     first, second = then_graph.output_specs.values(), else_graph.output_specs.values()
     pairs = list(zip(first, second, strict=True))
@@ -85,7 +104,7 @@ def _both(ctx: Context, yes: Branch, no: Branch, captures: Captures) -> list[Val
         raise ctx.malformed("the branches differ in their element types")
     if any(a.shape != b.shape for a, b in pairs):
         shapes = ", ".join(f"{a} or {b}" for a, b in pairs)
-        raise ctx.unsupported(f"a result whose shape hangs on an unknown condition ({shapes})")
+        raise Deferred(f"a result's shape hangs on the condition ({shapes})")
     results = ctx.b.if_(
         ctx.x(0),
         list(captures.values.values()),
@@ -95,7 +114,7 @@ def _both(ctx: Context, yes: Branch, no: Branch, captures: Captures) -> list[Val
     return _marked(results, marks)
 
 
-def _marked(results: Sequence[Operand], marks: Sequence[bool]) -> list[Value | None]:
+def _marked(results: Sequence[Operand], marks: Sequence[bool]) -> list[Value | Foreign | None]:
     return [Value(r, mark) for r, mark in zip(results, marks, strict=True)]
 
 

@@ -12,8 +12,10 @@ import numpy as np
 from crossdock.runtime.builder import GraphBuilder, Operand
 from crossdock.runtime.errors import MalformedModel, UnsupportedModel
 from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.loaders.onnx_host import HostValue
 from crossdock.runtime.loaders.onnx_model import Opaque, shown
-from crossdock.runtime.loaders.onnx_table import Value
+from crossdock.runtime.loaders.onnx_stage import Constant, Kind, in_ir, kind_of
+from crossdock.runtime.loaders.onnx_table import Deferred, Foreign, Value
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
 if TYPE_CHECKING:
@@ -151,6 +153,7 @@ class Frame:
         parent: Frame | None = None,
         captures: Captures | None = None,
         prefix: str = "",
+        inner: bool = True,
     ) -> None:
         self.converter = converter
         self.writer = writer
@@ -158,16 +161,22 @@ class Frame:
         self.parent = parent
         self.captures = captures
         self.prefix = prefix
-        self.values: dict[str, Value | None] = {}
-        self.pending: dict[str, Array | Opaque] = {}
+        self.inner = inner
+        self.values: dict[str, Value | Foreign | None] = {}
+        self.pending: dict[str, Constant] = {}
         self.failed: set[str] = set()
 
-    def get(self, name: str) -> Value | None:
+    def declare(self, name: str, kind: Kind) -> None:
+        """Make a name stand for a value that is fed."""
+        fed = Foreign(kind) if isinstance(kind, str) else self.writer.input(name, kind)
+        self.values[name] = fed
+
+    def get(self, name: str) -> Value | Foreign | None:
         """The value of a name; None where a function's optional input was left out."""
         if name in self.values:
             return self.values[name]
         if name in self.pending:
-            value: Value | None = self._initialiser(name)
+            value: Value | Foreign | None = self._initialiser(name)
         elif self.parent is None:
             raise MalformedModel(f"{shown(name)} is read, but nothing makes it")
         else:
@@ -182,17 +191,47 @@ class Frame:
         known = name in self.values or name in self.pending
         return not known and self.parent is not None and self.parent.has_failed(name)
 
-    def _initialiser(self, name: str) -> Value:
-        array = self.pending[name]
-        if isinstance(array, Opaque):
-            raise UnsupportedModel(
-                f"initialiser {shown(name)} of type {array.what} is not supported"
-            )
-        return self.writer.constant(array)
+    def constant_of(self, name: str) -> Constant:
+        """A name's value as an array (or what the host has), which must be known."""
+        if name not in self.values and name in self.pending:
+            return self.pending[name]
+        value = self.get(name)
+        if value is None or isinstance(value, Foreign):
+            return None if value is None else value.value
+        array = value.operand.value
+        return array.view(np.bool_) if value.boolean and array is not None else array
 
-    def _outer(self, parent: Frame, name: str) -> Value | None:
+    def is_known(self, name: str) -> bool:
+        """True where a name's value is a constant, or left out."""
+        if name not in self.values and name in self.pending:
+            return True
+        value = self.get(name)
+        if value is None:
+            return True
+        known = value.value if isinstance(value, Foreign) else value.operand.value
+        return known is not None
+
+    def _initialiser(self, name: str) -> Value | Foreign | None:
+        held = self.pending[name]
+        if isinstance(held, Opaque):
+            raise UnsupportedModel(
+                f"initialiser {shown(name)} of type {held.what} is not supported"
+            )
+        return self.held(held)
+
+    def held(self, value: HostValue | None) -> Value | Foreign | None:
+        """A value at hand as a constant."""
+        if value is None:
+            return None
+        if isinstance(value, np.ndarray) and in_ir(value):
+            return self.writer.constant(value)
+        return Foreign(str(kind_of(value)), value)
+
+    def _outer(self, parent: Frame, name: str) -> Value | Foreign | None:
         value = parent.get(name)
-        if value is None or parent.writer is self.writer or self.captures is None:
+        if value is None or isinstance(value, Foreign):
+            return value
+        if parent.writer is self.writer or self.captures is None:
             return value
         known = value.operand.value
         if known is not None:
@@ -202,10 +241,12 @@ class Frame:
         return Value(self.writer.captured(inner, operand), value.boolean)
 
     def require(self, name: str) -> Value:
-        """The value of a name that must have one."""
+        """The tensor of a name that must have a value; raises Deferred if the IR lacks it."""
         value = self.get(name)
         if value is None:
             raise MalformedModel(f"{shown(name)} has no value")
+        if isinstance(value, Foreign):
+            raise Deferred(f"{shown(name)} is {value.what}")
         return value
 
     def constant(self, array: Array) -> Value:

@@ -12,15 +12,33 @@ known only once values are.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from crossdock.runtime.errors import MalformedModel, UnsupportedModel
+from crossdock.runtime.errors import Error, ExecutionError, MalformedModel, UnsupportedModel
 from crossdock.runtime.loaders.onnx_model import OnnxGraph, OnnxNode
 from crossdock.runtime.tensor import Array
+
+FAMILIES = (
+    "onnx_host_control",
+    "onnx_host_structure",
+    "onnx_host_sequence",
+    "onnx_host_select",
+    "onnx_host_cast",
+    "onnx_host_quantize",
+    "onnx_host_strings",
+    "onnx_host_tfidf",
+    "onnx_host_ml",
+    "onnx_host_trees",
+    "onnx_host_random",
+    "onnx_host_image",
+)
+"""Modules of this package that register host functions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +52,26 @@ HostValue = Array | list[Any] | Empty
 """A tensor (strings: dtype object; small floats and ints: dtypes of ``ml_dtypes``), a sequence (a
 list of tensors), or an empty optional. An optional with an element is that element."""
 
+
+def _nothing() -> None:
+    """No deadline to look at."""
+
+
 RunBody = Callable[[OnnxGraph, Sequence[HostValue]], list[HostValue]]
 
 
 @dataclass(frozen=True, slots=True)
 class HostCall:
-    """One node to run on the host: its values, and ``body`` to run one of its subgraphs."""
+    """One node to run on the host: its values, and ``body`` to run one of its subgraphs.
+
+    What may take long calls ``check`` now and then, which raises to end the run.
+    """
 
     node: OnnxNode
     opset: int
     inputs: tuple[HostValue | None, ...]
     body: RunBody
+    check: Callable[[], None] = _nothing
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -88,37 +115,93 @@ HostFunction = Callable[[HostCall], HostValue | Sequence[HostValue | None]]
 is a sequence)."""
 
 
+When = Literal["asked", "refused", "foreign"]
+"""When the host is preferred to a device: where a converter asks for values that are not known
+yet; only where it refuses them, too; or only for inputs of types that the IR lacks."""
+
+
 @dataclass(frozen=True, slots=True)
 class HostEntry:
-    """A host function and the first opset it is for."""
+    """A host function and the first opset it is for.
+
+    ``draws``: without an attribute "seed" its results are new every time.
+    """
 
     op: str
     domain: str
     since: int
     run: HostFunction
+    when: When = "asked"
+    draws: bool = False
+
+    def suits(self, foreign: bool, demand: bool) -> bool:
+        """True where the host is to run a node that no converter took.
+
+        Args:
+            foreign: one of its inputs has a type that the IR lacks.
+            demand: a converter takes it once it knows values that it asks for.
+        """
+        if foreign or self.when == "asked":
+            return True
+        return self.when == "refused" and not demand
 
 
 _TABLE: dict[tuple[str, str], list[HostEntry]] = {}
 
 
 def host_op(
-    *names: str, since: int = 1, domain: str = ""
+    *names: str, since: int = 1, domain: str = "", when: When = "asked", draws: bool = False
 ) -> Callable[[HostFunction], HostFunction]:
     """Decorator: register a host function for operators from opset ``since`` on."""
 
     def register(run: HostFunction) -> HostFunction:
         for name in names:
             entries = _TABLE.setdefault((domain, name), [])
-            entries.append(HostEntry(name, domain, since, run))
+            entries.append(HostEntry(name, domain, since, run, when, draws))
             entries.sort(key=lambda e: -e.since)
         return run
 
     return register
 
 
+@functools.cache
+def load_hosts() -> None:
+    """Import every family of host functions once."""
+    for name in FAMILIES:
+        importlib.import_module(f"crossdock.runtime.loaders.{name}")
+
+
 def find_host(node: OnnxNode, opset: int) -> HostEntry | None:
     """The host function for a node's operator at an opset, or None."""
+    load_hosts()
     for entry in _TABLE.get((node.domain, node.op), ()):
         if entry.since <= opset:
             return entry
     return None
+
+
+def run_entry(entry: HostEntry, call: HostCall) -> list[HostValue | None]:
+    """Run a host function; its results, one an output.
+
+    Raises:
+        Error: what the function raised, if it is ours.
+        ExecutionError: for anything else, naming the node.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            result = entry.run(call)
+    except Error as error:
+        if str(call.node) in str(error):
+            raise
+        raise type(error)(f"{call.node}: {error}") from error
+    except Exception as error:
+        raise ExecutionError(
+            f"{call.node} failed on the host: {type(error).__name__}: {error}"
+        ) from error
+    results: list[Any] = list(result) if isinstance(result, tuple) else [result]
+    return [np.asarray(r) if isinstance(r, np.generic) else r for r in results]
+
+
+def no_body(_graph: OnnxGraph, _inputs: Sequence[HostValue]) -> list[HostValue]:
+    """The body runner of calls that must have none."""
+    raise AssertionError("a node with a subgraph is never folded")

@@ -69,9 +69,26 @@ def shown(name: str, *, plain: bool = False) -> str:
     return repr(cut)
 
 
+SMALL_DTYPES = {
+    17: "float8_e4m3fn",
+    18: "float8_e4m3fnuz",
+    19: "float8_e5m2",
+    20: "float8_e5m2fnuz",
+    21: "uint4",
+    22: "int4",
+    23: "float4_e2m1fn",
+    24: "float8_e8m0fnu",
+    25: "uint2",
+    26: "int2",
+    27: "float6_e2m3fn",
+    28: "float6_e3m2fn",
+}
+"""TensorProto.DataType to the name in ``ml_dtypes``, for types that only the host holds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """A tensor of a type the IR lacks; an error only where it is used."""
+    """A tensor that cannot be read; an error only where it is used."""
 
     what: str
 
@@ -88,13 +105,17 @@ class OnnxValue:
     """A declared input or output.
 
     ``dtype`` is None where the IR has no such type, ``shape`` None where none is declared;
-    ``what`` describes the type for messages. Anonymous dimensions are None.
+    ``what`` describes the type for messages. Anonymous dimensions are None. ``kind`` is "tensor",
+    "sequence", "optional", "map", "sparse_tensor", "opaque" or empty where no type is declared;
+    ``element`` is the type inside a sequence or an optional.
     """
 
     name: str
     dtype: str | None
     shape: tuple[Dim | None, ...] | None
     what: str = "tensor"
+    kind: str = "tensor"
+    element: OnnxValue | None = None
 
     def dims(self) -> tuple[Dim, ...]:
         """The shape with a symbol of its own, "name.axis", for each anonymous dimension."""
@@ -182,13 +203,17 @@ class OnnxNode:
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """A graph or subgraph; nodes stand in topological order once checked."""
+    """A graph or subgraph; nodes stand in topological order once checked.
+
+    ``data`` is the serialised GraphProto of a subgraph that ONNX writes into a function's body.
+    """
 
     name: str
     inputs: tuple[OnnxValue, ...]
     outputs: tuple[OnnxValue, ...]
     nodes: tuple[OnnxNode, ...]
     constants: Mapping[str, Array | Opaque]
+    data: bytes = field(default=b"", repr=False, compare=False)
 
     @property
     def free_inputs(self) -> tuple[OnnxValue, ...]:

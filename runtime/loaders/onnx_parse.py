@@ -29,6 +29,12 @@ from crossdock.runtime.tensor import Array, Dim
 _ANONYMOUS = frozenset({"", "?", "*", "-1", "None"})
 """What exporters write for a dimension that they know nothing of."""
 
+_CONTROL = ("If", "Loop", "Scan", "SequenceMap")
+"""Operators whose subgraphs are run as they are: ONNX writes no functions with them."""
+
+MAX_TYPE_DEPTH = 16
+"""Sequences and optionals in one another that a declared type may have."""
+
 _FIELD_OF_TYPE = {
     1: "f",
     2: "i",
@@ -171,11 +177,20 @@ class _Parser:
         return found
 
     def value(self, proto: Any) -> OnnxValue:
-        name, kind = text(proto.name), proto.type.WhichOneof("value")
-        if kind != "tensor_type":
-            what = str(kind or "value without a type").removesuffix("_type")
-            return OnnxValue(name, None, None, what)
-        tensor = proto.type.tensor_type
+        return self.typed(text(proto.name), proto.type)
+
+    def typed(self, name: str, proto: Any, depth: int = 0) -> OnnxValue:
+        """A name with its TypeProto."""
+        kind = str(proto.WhichOneof("value") or "").removesuffix("_type")
+        if depth > MAX_TYPE_DEPTH:
+            raise self.fail(f"the type of {shown(name)} is nested too deep")
+        if kind in ("sequence", "optional"):
+            element = self.typed(name, getattr(proto, f"{kind}_type").elem_type, depth + 1)
+            what = f"{'seq' if kind == 'sequence' else kind}({element.what})"
+            return OnnxValue(name, None, None, what, kind, element)
+        if kind != "tensor":
+            return OnnxValue(name, None, None, kind or "value without a type", kind)
+        tensor = proto.tensor_type
         dtype = ONNX_DTYPES.get(tensor.elem_type)
         what = f"tensor({dtype_name(tensor.elem_type)})"
         if not tensor.HasField("shape"):
@@ -188,12 +203,19 @@ class _Parser:
     def node(self, proto: Any) -> OnnxNode:
         op = text(proto.op_type)
         label = self.label(text(proto.name), op)
+        where = f"node {shown(label)} ({shown(op, plain=True)})"
+        attrs = dict(self.attributes(proto.attribute, where))
+        for attribute in proto.attribute if op not in _CONTROL else ():
+            held = attrs.get(text(attribute.name))
+            if isinstance(held, OnnxGraph):
+                data = attribute.g.SerializeToString()
+                attrs[text(attribute.name)] = replace(held, data=data)
         return OnnxNode(
             op,
             domain_name(text(proto.domain)),
             texts(proto.input),
             texts(proto.output),
-            self.attributes(proto.attribute, f"node {shown(label)} ({shown(op, plain=True)})"),
+            attrs,
             label,
             text(proto.overload),
         )
@@ -243,7 +265,9 @@ class _Parser:
             return decode(value, self.source, f"{self.source.label}: {where}")
         if kind == "SparseTensorProto":
             return decode_sparse(value, self.source, f"{self.source.label}: {where}")
-        return Opaque("a type")
+        if kind == "TypeProto":
+            return self.typed("", value)
+        return Opaque(kind)
 
 
 def _guess(proto: Any) -> str | None:

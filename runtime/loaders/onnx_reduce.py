@@ -26,6 +26,10 @@ REDUCE = {
 }
 
 
+WHOLE = ("ReduceMean", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp")
+"""Reductions that ONNX has for integers and WebNN has not."""
+
+
 @onnx_op(*REDUCE)
 def reduce_with_attribute(ctx: Context) -> Operand:
     """Axes as an attribute."""
@@ -48,7 +52,7 @@ def _reduce(ctx: Context, axes: tuple[int, ...] | None, *, none: bool = False) -
     keep = bool(ctx.node.get_int("keepdims", 1))
     if 0 in x.shape:
         return _of_nothing(ctx, x, chosen, keep)
-    if ctx.node.op in ("ReduceMean", "ReduceL2") and not ctx.is_float():
+    if ctx.node.op in WHOLE and not ctx.is_float():
         return _integer(ctx, x, chosen, keep)
     return method(ctx, REDUCE[ctx.node.op])(x, axes=chosen, keep_dimensions=keep)
 
@@ -76,13 +80,14 @@ def _of_nothing(ctx: Context, x: Operand, axes: list[int], keep: bool) -> Operan
 
 
 def _integer(ctx: Context, x: Operand, axes: list[int], keep: bool) -> Operand:
-    """Mean and L2 of integers, which WebNN does not have."""
+    """Means, roots and logarithms of integers, which WebNN does not have."""
     b = ctx.b
     if ctx.node.op == "ReduceMean":
         total = b.reduce_sum(x, axes=axes, keep_dimensions=keep)
         return b.div(total, ctx.like(math.prod(x.shape[a] for a in axes), total))
-    wide = b.cast(x, "float32")
-    return b.cast(b.reduce_l2(wide, axes=axes, keep_dimensions=keep), x.dtype)
+    wide = b.cast(x, "float64" if x.dtype.endswith("64") else "float32")
+    reduce = method(ctx, REDUCE[ctx.node.op])
+    return b.cast(reduce(wide, axes=axes, keep_dimensions=keep), x.dtype)
 
 
 @onnx_op("ArgMax", "ArgMin", boolean=False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from crossdock.kernels.ops_pool import taps_of
 from crossdock.kernels.ops_resample import Taps
-from crossdock.kernels.ops_resize import resize_taps
+from crossdock.kernels.ops_resize import POSITIONS, resize_taps
 from crossdock.runtime.builder import Operand
 from crossdock.runtime.loaders.onnx_model import shown
 from crossdock.runtime.loaders.onnx_table import Context, onnx_op
@@ -79,8 +79,8 @@ def resize(ctx: Context) -> Operand:
     if sizes is not None:
         sizes, scales = _aspect(ctx, axes, sizes)
     mode = node.get_str("coordinate_transformation_mode", "half_pixel")
-    if mode == "tf_half_pixel_for_nn":
-        raise ctx.unsupported(f"coordinate mode {shown(mode)}")
+    if mode not in POSITIONS or (mode == "tf_half_pixel_for_nn" and ctx.opset >= 13):
+        raise ctx.malformed(f"coordinate mode {shown(mode)}")
     options = {
         "mode": node.get_str("mode", "nearest"),
         "coordinate_transformation_mode": mode,

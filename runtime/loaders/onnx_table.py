@@ -20,6 +20,7 @@ import numpy as np
 
 from crossdock.runtime.builder import GraphBuilder, Operand
 from crossdock.runtime.errors import MalformedModel, UnsupportedModel
+from crossdock.runtime.loaders.onnx_host import HostValue, find_host
 from crossdock.runtime.loaders.onnx_model import OnnxNode
 from crossdock.runtime.loaders.onnx_parse import onnx_package
 from crossdock.runtime.tensor import FLOATS, Array, to_numpy
@@ -61,6 +62,8 @@ FAMILIES = (
     "onnx_signal",
     "onnx_vision",
     "onnx_einsum",
+    "onnx_training",
+    "onnx_gradient",
 )
 """Modules of this package that register converters."""
 
@@ -73,7 +76,27 @@ class Value:
     boolean: bool = False
 
 
-Result = Operand | Value | Sequence[Operand | Value | None]
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A value of a type that the IR lacks: ``what`` it is, and itself where it is a constant."""
+
+    what: str
+    value: HostValue | None = None
+
+
+class Deferred(Exception):
+    """A node cannot be written into this stage's graph; the message says why."""
+
+
+class Demand(Deferred):
+    """A converter needs the values of operands, by their indices, that are no constants."""
+
+    def __init__(self, what: str, *indices: int) -> None:
+        super().__init__(what)
+        self.indices = indices
+
+
+Result = Operand | Value | Sequence[Operand | Value | Foreign | None]
 Converter = Callable[["Context"], Result]
 
 
@@ -167,7 +190,7 @@ def support(node: OnnxNode, opset: int | None) -> str | None:
     known = schema(node, opset)
     if known is not None and not node.domain and known.since_version > REVIEWED:
         return f"{op}, whose meaning changed after opset {REVIEWED}"
-    if find(node, opset) is not None or has_body(known):
+    if find(node, opset) or has_body(known) or find_host(node, opset):
         return None
     return op if known is not None or node.domain else f"{op}, which ONNX does not have"
 
@@ -186,6 +209,8 @@ class Context:
     opset: int
     inputs: tuple[Value | None, ...]
     frame: Frame = field(repr=False)
+    missed: dict[int, None] = field(default_factory=dict, repr=False)
+    """Operands whose values were asked for in vain."""
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -214,14 +239,16 @@ class Context:
     def known(self, index: int) -> Array | None:
         """The value of operand ``index`` where it is a constant."""
         operand = self.opt(index)
+        if operand is not None and operand.value is None:
+            self.missed[index] = None
         return None if operand is None else operand.value
 
     def value(self, index: int, what: str) -> Array:
-        """The value of operand ``index``, which must be a constant."""
+        """The value of operand ``index``; raises Demand while it is no constant."""
         array = self.known(index)
         if array is None:
             self.x(index)
-            raise self.unsupported(f"{what} that is computed from the inputs' values")
+            raise self.demand(f"{what} that is computed from the inputs' values", index)
         return array
 
     def ints(self, index: int, what: str) -> tuple[int, ...]:
@@ -264,6 +291,10 @@ class Context:
     def is_float(self, index: int = 0) -> bool:
         """True where operand ``index`` has a floating-point type."""
         return self.x(index).dtype in FLOATS
+
+    def demand(self, what: str, *indices: int) -> Demand:
+        """What to raise for a node that can be written once operands are constants."""
+        return Demand(f"{self.node}: {what}", *indices)
 
     def unsupported(self, what: str) -> UnsupportedModel:
         """The error for a legal use that crossdock lacks."""

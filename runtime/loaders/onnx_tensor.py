@@ -6,6 +6,7 @@ a link into a hub's cache, under the folder of the real file): ONNX IR.md, Exter
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,13 +15,23 @@ from typing import Any
 import numpy as np
 
 from crossdock.runtime.errors import LoadError, MalformedModel, UnsafeModel
-from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, Opaque, dtype_name, shown
+from crossdock.runtime.loaders.onnx_model import (
+    ONNX_DTYPES,
+    SMALL_DTYPES,
+    Opaque,
+    dtype_name,
+    shown,
+)
 from crossdock.runtime.loaders.source import Source, open_regular
 from crossdock.runtime.tensor import Array, to_numpy
 
 MAX_RANK = 32
 MAX_DENSE = 1 << 31
 """Bytes that a sparse tensor or a filled constant may take once it is dense."""
+
+_STRING = 8
+_COMPLEX = (14, 15)
+"""TensorProto.DataType of strings and of complex numbers."""
 
 _SMALL = ("int32", "int16", "int8", "uint16", "uint8", "bool", "float16", "bfloat16")
 
@@ -37,18 +48,20 @@ _DATA_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64
 
 
 def decode(proto: Any, source: Source, where: str) -> Array | Opaque:
-    """Return a TensorProto's array (read-only), or Opaque for a type the IR lacks.
+    """Return a TensorProto's array (read-only), or Opaque where its type cannot be read.
+
+    Strings are arrays of objects, and small floats and integers have dtypes of ``ml_dtypes``.
 
     Raises:
         MalformedModel: shape and data do not fit each other.
         UnsafeModel: external data outside the model's folder.
     """
     name = ONNX_DTYPES.get(proto.data_type)
-    if name is None:
-        return Opaque(dtype_name(proto.data_type))
     if proto.HasField("segment"):
         raise MalformedModel(f"{where}: tensors in segments were never part of a release")
     shape = checked_shape(proto.dims, where)
+    if name is None:
+        return _unlike(proto, shape, where)
     dtype = to_numpy(name)
     want = math.prod(shape) * dtype.itemsize
     if proto.data_location == 1:
@@ -67,6 +80,40 @@ def decode(proto: Any, source: Source, where: str) -> Array | Opaque:
         array = array.view(np.uint8) != 0
     array = array.astype(dtype, copy=False).reshape(shape)
     array.flags.writeable = False
+    return array
+
+
+def _unlike(proto: Any, shape: tuple[int, ...], where: str) -> Array | Opaque:
+    """A tensor of a type that only the host holds: strings, complex numbers, small numbers."""
+    number = proto.data_type
+    if number == _STRING:
+        if len(proto.string_data) != math.prod(shape):
+            raise MalformedModel(
+                f"{where}: {math.prod(shape)} strings are due, it has {len(proto.string_data)}"
+            )
+        words = [value.decode("utf-8", "replace") for value in proto.string_data]
+        array: Array = np.array(words, dtype=object).reshape(shape)
+    elif number in SMALL_DTYPES or number in _COMPLEX:
+        array = _decoded(proto, shape, where)
+    else:
+        return Opaque(dtype_name(number))
+    array.flags.writeable = False
+    return array
+
+
+def _decoded(proto: Any, shape: tuple[int, ...], where: str) -> Array:
+    """Small and complex numbers, as the package ``onnx`` unpacks them."""
+    helper = importlib.import_module("onnx.numpy_helper")
+    if proto.data_location == 1:
+        raise MalformedModel(
+            f"{where}: {dtype_name(proto.data_type)} in external data; save it inside the model"
+        )
+    try:
+        array: Array = np.array(helper.to_array(proto))
+    except (ImportError, TypeError, ValueError, IndexError) as error:
+        raise MalformedModel(f"{where}: its data cannot be read: {error}") from error
+    if array.shape != shape:
+        raise MalformedModel(f"{where}: its data does not fit {list(shape)}")
     return array
 
 
@@ -100,7 +147,7 @@ def decode_sparse(proto: Any, source: Source, where: str) -> Array | Opaque:
     """Return a SparseTensorProto's dense array (read-only)."""
     values = decode(proto.values, source, where)
     indices = decode(proto.indices, source, where)
-    if isinstance(values, Opaque) or isinstance(indices, Opaque):
+    if isinstance(values, Opaque) or isinstance(indices, Opaque) or values.dtype == object:
         return Opaque("sparse tensor")
     shape = checked_shape(proto.dims, where)
     if math.prod(shape) * values.dtype.itemsize > MAX_DENSE:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from crossdock.kernels.cpu_reduce import REDUCTIONS, block
 from crossdock.runtime.tensor import Array, TensorSpec
-from tests.kernels.cpu_run import call_of, candidates, check
+from tests.kernels.cpu_run import call_of, candidates, check, execute
 
 ROUNDING = {"float16": 3e-3, "float32": 5e-6, "float64": 1e-13}
 """Sums of up to a few thousand terms of one sign; half precision is summed in float32."""
@@ -43,6 +43,18 @@ def test_matmul(dtype: str, threads: int, a: tuple[int, ...], b: tuple[int, ...]
     assert native
     for name in native:
         check("matmul", arrays, name=name, tolerance=ROUNDING[dtype], threads=threads)
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_threads_cut_products_where_columns_stay_equal(rows: int) -> None:
+    """Equal columns are summed in one order, so that a softmax over great numbers is even."""
+    arrays = [np.full((rows, 4096), 4.4e10, np.float32), np.full((1000, 4096), 0.02, np.float32)]
+    call = call_of("gemm", arrays, {"b_transpose": True})
+    for threads in (1, 2):
+        for kernel in candidates(call, threads):
+            if kernel.name == "cpu.gemm.blas":
+                (got,) = execute(kernel, call, arrays, threads)
+                assert len(np.unique(got)) == 1
 
 
 @pytest.mark.parametrize("a_transpose", [False, True])

@@ -74,6 +74,17 @@ def test_what_was_measured_is_not_measured_again(machine: Bench) -> None:
     assert model.version == linked != before
 
 
+def test_a_cost_that_can_be_fitted_need_not_be_measured(machine: Bench) -> None:
+    device, model = simulated(machine, bandwidth=1e6), CostModel()
+    for n in (8, 16, 32):
+        assert measure.measure_ops(costing.op_calls(graph(n)), [device], model, budget_s=60) == 3
+    calls = costing.op_calls(graph(24))
+    assert measure.measure_ops(calls, [device], model, budget_s=60, fits=True) == 0
+    other = simulated(machine, "b")
+    assert measure.measure_ops(calls, [device, other], model, budget_s=60, fits=True) == 3
+    assert measure.measure_ops(calls, [device], model, budget_s=60) == 3
+
+
 def test_aliases_are_free_and_a_spent_budget_ends_it(machine: Bench) -> None:
     device, calls, model = simulated(machine), costing.op_calls(graph()), CostModel()
     assert measure.measure_ops(calls, [device], model, budget_s=-1) == 0

@@ -277,6 +277,38 @@ def test_shapes_are_planned_once_each_and_the_oldest_go() -> None:
         assert len(session._ready) == SHAPES_KEPT
 
 
+@pytest.mark.parametrize("device", ["cpu:0", "opencl:0"])
+def test_plans_for_several_shapes_share_their_weights(device: str) -> None:
+    b = xd.GraphBuilder()
+    w = np.arange(6, dtype=np.float32).reshape(2, 3)
+    w.flags.writeable = False
+    graph = b.build({"y": b.matmul(b.input("x", ("n", 2)), b.constant(w))})
+    with xd.compile(graph, device, measure=False) as session:
+        for n in (2, 5):
+            x = np.full((n, 2), n, np.float32)
+            np.testing.assert_allclose(session.run({"x": x})["y"], x @ w)
+        first, second = (ready.program.residents for ready in session._ready.values())
+        assert [id(v) for v in first.values()] == [id(v) for v in second.values()]
+
+
+def test_shapes_after_the_first_are_planned_without_measuring_what_fits(
+    costs: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from crossdock.runtime import measure
+
+    asked: list[bool] = []
+
+    def noting(*_args: object, fits: bool, **_options: object) -> int:
+        asked.append(fits)
+        return 0
+
+    monkeypatch.setattr(measure, "measure_ops", noting)
+    with xd.compile(symbolic(), "cpu:0") as session:
+        for n in (3, 4, 3, 5):
+            session.run({"x": np.ones((n, 2), np.float32)})
+    assert asked == [False, True, True]
+
+
 def test_shapes_may_be_bound_before(costs: object) -> None:
     with xd.compile(symbolic(), "cpu:0", measure=False, dims={"n": 4}) as session:
         first = session._bound()
@@ -295,10 +327,10 @@ def test_planning_for_new_shapes_holds_up_no_run_of_known_ones(
 
     reached, go = threading.Event(), threading.Event()
 
-    def slow(*args: Any) -> Any:
+    def slow(*args: Any, **options: Any) -> Any:
         reached.set()
         assert go.wait(30)
-        return prepare.prepare(*args)
+        return prepare.prepare(*args, **options)
 
     with xd.compile(symbolic(), "cpu:0", measure=False, dims={"n": 1}) as session:
         monkeypatch.setattr(module, "prepare", slow)
@@ -315,8 +347,8 @@ def test_planning_for_new_shapes_holds_up_no_run_of_known_ones(
 def test_a_session_closed_while_it_plans_stays_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     from crossdock.runtime import session as module
 
-    def closing(*args: Any) -> Any:
-        made = prepare.prepare(*args)
+    def closing(*args: Any, **options: Any) -> Any:
+        made = prepare.prepare(*args, **options)
         session.close()
         return made
 

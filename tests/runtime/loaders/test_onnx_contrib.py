@@ -177,6 +177,21 @@ def test_products_with_an_activation(activation: str) -> None:
     check("FusedConv", [image, weights, rand(4)], activation=activation, pads=[1] * 4, **params)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize("inner", [64, 40])
+def test_weights_of_few_bits(bits: int, zeros: bool, inner: int) -> None:
+    block, columns = 32, 6
+    blocks = -(-inner // block)
+    packed = RNG.integers(0, 256, (columns, blocks, block * bits // 8)).astype(np.uint8)
+    scales = np.abs(rand(columns, blocks, size=0.1))
+    arrays = [rand(2, 5, inner), packed, scales]
+    if zeros:
+        arrays.append(RNG.integers(0, 256, (columns, -(-blocks * bits // 8))).astype(np.uint8))
+    attrs = {"K": inner, "N": columns, "bits": bits, "block_size": block}
+    check("MatMulNBits", arrays, fixed=frozenset(range(1, len(arrays))), atol=1e-4, **attrs)
+
+
 # --- attention ------------------------------------------------------------------------------------
 
 MASKS = {
@@ -211,6 +226,17 @@ def test_attention_with_values_of_another_width() -> None:
     arrays = [rand(BATCH, LENGTH, 10), rand(10, sum(sizes), size=0.4), rand(sum(sizes))]
     options = {"num_heads": HEADS, "fixed": frozenset({1, 2})}
     check("Attention", arrays, qkv_hidden_sizes=sizes, **options)
+
+
+@pytest.mark.parametrize("mask", ["none", "lengths", "keys"])
+def test_attention_of_bytes(mask: str) -> None:
+    x = RNG.integers(0, 256, (BATCH, LENGTH, 10)).astype(np.uint8)
+    w = RNG.integers(-128, 128, (10, 3 * WIDTH)).astype(np.int8)
+    scales = [np.array(0.02, np.float32), np.array(0.01, np.float32)]
+    zeros = [np.array(120, np.uint8), np.array(0, np.int8)]
+    arrays = [x, w, rand(3 * WIDTH), *scales, MASKS[mask], *zeros]
+    check("QAttention", arrays, num_heads=HEADS, fixed=frozenset({1, 2}))
+    check("QAttention", arrays, num_heads=HEADS, unidirectional=1, fixed=frozenset({1, 2}))
 
 
 def test_attention_with_a_shared_cache_is_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from crossdock.kernels.reference import evaluate
-from crossdock.runtime.errors import FeedError, MalformedModel, UnsupportedModel
+from crossdock.runtime.errors import FeedError, MalformedModel
 from crossdock.runtime.loaders import load
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -99,11 +99,23 @@ def test_conditions_that_are_computed(make: Any, compare: Any) -> None:
         compare(make(nodes, {"x": x}, ["y", "z"], 13, limit), {"x": x})
 
 
+@pytest.mark.parametrize("flag", [True, False])
+def test_branches_of_different_shapes_wait_for_the_condition(
+    make: Any, compare: Any, flag: bool
+) -> None:
+    feeds = {"x": X, "flag": np.array(flag)}
+    yes, no = branch([node("Exp", "x", "t")], "t"), branch([node("Transpose", "x", "e")], "e")
+    nodes = [choice(then_branch=yes, else_branch=no), node("Neg", "y", "z")]
+    model = make(nodes, feeds, ["z"], 13)
+    graph = load(model)
+    assert graph.staged is not None
+    assert not graph.nodes
+    compare(model, feeds)
+
+
 def test_branches_that_differ(make: Any) -> None:
     feeds = {"x": X, "flag": np.array(True)}
     yes, no = branch([node("Exp", "x", "t")], "t"), branch([node("Transpose", "x", "e")], "e")
-    with pytest.raises(UnsupportedModel, match=r"'choice'.*shape hangs on an unknown condition"):
-        load(make([choice(then_branch=yes, else_branch=no)], feeds, ["y"], 13))
     no = branch([node("Cast", "x", "e", to=TensorProto.INT32)], "e")
     with pytest.raises(MalformedModel, match=r"'choice'.*element types"):
         load(make([choice(then_branch=yes, else_branch=no)], feeds, ["y"], 13))

@@ -6,10 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
-
-from crossdock.runtime.errors import UnsupportedModel
-from crossdock.runtime.loaders import load
 
 RNG = np.random.default_rng(0)
 
@@ -177,12 +173,11 @@ def test_batch_normalization(check: Any, shape: Any, opset: int) -> None:
     )
 
 
-def test_batch_normalization_in_training_is_refused(make: Any) -> None:
-    part = np.ones(3, np.float32)
-    node = helper.make_node("BatchNormalization", list("xsbmv"), ["y"], training_mode=1)
-    constants = dict.fromkeys("sbmv", part)
-    with pytest.raises(UnsupportedModel, match="training mode"):
-        load(make([node], {"x": rand(2, 3)}, ["y"], 15, constants))
+def test_batch_normalization_in_training(check: Any) -> None:
+    parts = [np.abs(rand(3)) for _ in range(4)]
+    attrs = {"training_mode": 1, "momentum": 0.6, "epsilon": 1e-3}
+    for shape in ((4, 3), (2, 3, 4, 5)):
+        check("BatchNormalization", rand(*shape), *parts, opset=15, outputs=3, atol=1e-5, **attrs)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8), (2, 3, 4, 5), (1, 3, 2, 3, 4)])

@@ -6,10 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
-
-from crossdock.runtime.errors import UnsupportedModel
-from crossdock.runtime.loaders import load
 
 RNG = np.random.default_rng(0)
 
@@ -35,6 +31,16 @@ def rand(*shape: int, dtype: Any = np.float32) -> Any:
 )
 def test_matmul(check: Any, a: Any, b: Any) -> None:
     check("MatMul", rand(*a), rand(*b), opset=9, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
+def test_products_of_integers(check: Any, dtype: str) -> None:
+    a, b = (RNG.integers(0, 2**16, s).astype(dtype) for s in ((2, 3, 4), (4, 5)))
+    check("MatMul", a, b, opset=13)
+    check("MatMul", a, b[:, 0], opset=13)
+    a, b = a // 1000, np.ascontiguousarray(b.T // 1000)
+    attrs = {"opset": 13, "transB": 1, "alpha": 2.0, "beta": 3.0, "oracle": "onnx"}
+    check("Gemm", a[0], b, b[:, 0], **attrs)
 
 
 def test_gemm(check: Any) -> None:
@@ -166,19 +172,6 @@ def test_lstm_batch_first(check: Any) -> None:
         atol=1e-5,
         oracle="onnx",
     )
-
-
-def test_lstm_uses_that_are_refused(make: Any) -> None:
-    x, w, r, *_ = cell(4)
-    feeds = {"x": x, "l": np.array([5, 2], np.int32)}
-    for attrs, inputs in (
-        ({"clip": 1.0}, ["x", "w", "r"]),
-        ({"activations": ["Affine", "Tanh", "Tanh"]}, ["x", "w", "r"]),
-        ({}, ["x", "w", "r", "", "l"]),
-    ):
-        node = helper.make_node("LSTM", inputs, ["y"], hidden_size=4, **attrs)
-        with pytest.raises(UnsupportedModel, match="not supported"):
-            load(make([node], feeds, ["y"], 14, {"w": w, "r": r}))
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])

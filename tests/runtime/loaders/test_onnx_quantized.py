@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import helper
 
 from crossdock.runtime.loaders import load
@@ -151,6 +153,97 @@ def test_qdq_graph_equals_onnxruntime() -> None:
         helper.make_node("QuantizeLinear", ["r", "ys", "yz"], ["y"]),
     ]
     compare(build_model(nodes, feeds, ["y"], 13, constants), feeds, steps=1)
+
+
+# --- graphs ---------------------------------------------------------------------------------------
+
+
+class Chain:
+    """A random quantised network: every step takes and makes an image of bytes."""
+
+    def __init__(self, seed: int, dtype: Any) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.dtype = np.dtype(dtype)
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Any] = {}
+        self.shape = (2, 4, 7, 6)
+
+    def node(self, op: str, *names: str, **attrs: Any) -> str:
+        self.nodes.append(helper.make_node(op, list(names), [f"v{len(self.nodes)}"], **attrs))
+        return f"v{len(self.nodes) - 1}"
+
+    def array(self, value: Any, dtype: Any) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants[name] = np.asarray(value, dtype)
+        return name
+
+    def scale(self, *shape: int, size: float = 0.05) -> str:
+        return self.array(self.rng.uniform(0.2, 1, shape) * size, np.float32)
+
+    def zero(self) -> str:
+        low = np.iinfo(self.dtype).min
+        return self.array(low + self.rng.integers(0, 256), self.dtype)
+
+    def convolution(self, x: str, grid: tuple[str, str]) -> tuple[str, tuple[str, str]]:
+        out, kernel = int(self.rng.choice([2, 4, 6])), int(self.rng.choice([1, 3]))
+        groups = int(self.rng.choice([1, 2]))
+        shape = (out, self.shape[1] // groups, kernel, kernel)
+        weights = self.array(self.rng.integers(-128, 128, shape), np.int8)
+        single = bool(self.rng.integers(2))
+        scale = self.scale(size=0.01) if single else self.scale(out, size=0.01)
+        zeros = self.array(0 if single else np.zeros(out), np.int8)
+        bias = self.array(self.rng.integers(-3000, 3000, out), np.int32)
+        made = self.scale(size=0.3), self.zero()
+        attrs = {"group": groups, "pads": [kernel // 2] * 4}
+        y = self.node("QLinearConv", x, *grid, weights, scale, zeros, *made, bias, **attrs)
+        self.shape = (2, out, *self.shape[2:])
+        return y, made
+
+    def real(self, x: str, grid: tuple[str, str]) -> tuple[str, tuple[str, str]]:
+        """Out of the bytes, through a function, and back."""
+        y = self.node("DequantizeLinear", x, *grid)
+        match int(self.rng.integers(4)):
+            case 0:
+                y = self.node("Relu", y)
+            case 1:
+                other = self.array(self.rng.standard_normal((self.shape[1], 1, 1)), np.float32)
+                y = self.node("Add", y, other)
+            case 2:
+                y = self.node("MaxPool", y, kernel_shape=[3, 3], pads=[1] * 4)
+            case _:
+                y = self.node("Mul", y, y)
+        made = self.scale(size=0.2), self.zero()
+        return self.node("QuantizeLinear", y, *made), made
+
+    def product(self, x: str, grid: tuple[str, str]) -> tuple[str, tuple[str, str]]:
+        wide = self.shape[3]
+        weights = self.array(self.rng.integers(-128, 128, (wide, wide)), np.int8)
+        made = self.scale(size=0.3), self.zero()
+        own = self.scale(size=0.02), self.array(self.rng.integers(-20, 20), np.int8)
+        return self.node("QLinearMatMul", x, *grid, weights, *own, *made), made
+
+    def model(self, steps: list[int]) -> tuple[Any, dict[str, Any]]:
+        feeds = {"x": self.rng.standard_normal(self.shape).astype(np.float32)}
+        grid = self.scale(), self.zero()
+        x = self.node("QuantizeLinear", "x", *grid)
+        for step in steps:
+            x, grid = (self.convolution, self.real, self.product)[step](x, grid)
+        y = self.node("DequantizeLinear", x, *grid)
+        return build_model(self.nodes, feeds, [x, y], 13, self.constants), feeds
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(0, 1 << 20),
+    st.sampled_from([U8, I8]),
+    st.lists(st.integers(0, 2), min_size=1, max_size=6),
+)
+def test_random_quantised_networks_equal_onnxruntime(
+    seed: int, dtype: Any, steps: list[int]
+) -> None:
+    """Every step is one correctly rounded operation in both, so that bytes are equal."""
+    model, feeds = Chain(seed, dtype).model(steps)
+    compare(model, feeds)
 
 
 # --- onnxruntime's own ----------------------------------------------------------------------------

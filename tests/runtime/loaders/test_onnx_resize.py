@@ -150,3 +150,11 @@ def test_doubling_is_the_standard_operator(make: Any) -> None:
     scales = np.array([1, 1, 2, 2], np.float32)
     graph = load(make([node], {"x": IMAGE}, ["y"], 13, {"s": scales}))
     assert [n.op for n in graph.nodes] == ["resample2d"]
+
+
+@pytest.mark.parametrize("scales", [[1, 1, 2, 3], [1, 1, 0.6, 0.5], [1, 1, 1.5, 0.7]])
+def test_a_mode_that_opset_11_had(check: Any, scales: list[float]) -> None:
+    x = np.arange(60, dtype=np.float32).reshape(1, 2, 5, 6)
+    args = (x, np.array([], np.float32), np.array(scales, np.float32))
+    mode = "tf_half_pixel_for_nn"
+    check("Resize", *args, opset=11, fixed=[1, 2], coordinate_transformation_mode=mode)

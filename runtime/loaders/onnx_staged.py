@@ -1,0 +1,319 @@
+"""ONNX graphs whose shapes hang on values: converted and run stage by stage.
+
+A run converts what it can, has the stage's graph run, runs the host ops that are ready on numpy
+values, and converts the rest with what is known then, until the outputs are there. Stages are kept
+by what they hang on: the specs of what goes in, and the values demanded so far. So a run with the
+shapes and shape-like values of an earlier one converts nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from crossdock.runtime.errors import MalformedModel, UnsupportedModel
+from crossdock.runtime.graph import Graph, StageRunner
+from crossdock.runtime.loaders.onnx_check import free_names
+from crossdock.runtime.loaders.onnx_convert import convert, convert_stage
+from crossdock.runtime.loaders.onnx_feeds import checked, outward
+from crossdock.runtime.loaders.onnx_host import HostCall, HostValue, run_entry
+from crossdock.runtime.loaders.onnx_model import OnnxGraph, OnnxModel, OnnxValue, Opaque, shown
+from crossdock.runtime.loaders.onnx_stage import (
+    Constant,
+    HostStep,
+    Inner,
+    Kind,
+    Scope,
+    Stage,
+    kind_of,
+)
+from crossdock.runtime.tensor import Array, TensorSpec
+
+STAGES_KEPT = 64
+"""Converted stages that an opened graph keeps, those of loop bodies included."""
+
+
+def graph_of(model: OnnxModel, specs: Mapping[str, TensorSpec]) -> Graph:
+    """The graph of a checked model for static input specs, staged where it cannot be one graph."""
+    made = convert(model, specs, model.graph.constants)
+    return made if isinstance(made, Graph) else staged_graph(model, specs, made)
+
+
+def staged_graph(
+    model: OnnxModel, specs: Mapping[str, TensorSpec] | None = None, first: Stage | None = None
+) -> Graph:
+    """A graph to be run in stages; without ``specs`` they are those of what is fed."""
+    outputs = {value.name: output_spec(value) for value in model.graph.outputs}
+    fixed = specs is not None
+    declared = {
+        value.name: TensorSpec(value.dtype, value.dims())
+        for value in model.graph.free_inputs
+        if value.dtype and value.shape is not None
+    }
+    inputs = dict(specs) if specs is not None else declared
+    return Graph(
+        inputs=inputs,
+        outputs={name: name for name in outputs},
+        nodes=(),
+        specs={**outputs, **inputs},
+        name=model.graph.name or "graph",
+        staged=OnnxStaged(model, inputs if fixed else {}, first),
+    )
+
+
+def output_spec(value: OnnxValue) -> TensorSpec:
+    """An output's spec as declared; float32 where its type is not."""
+    return TensorSpec(value.dtype or "float32", value.dims())
+
+
+class OnnxStaged:
+    """A checked model to be run in stages; ``first`` is its first stage for ``specs``."""
+
+    def __init__(
+        self, model: OnnxModel, specs: Mapping[str, TensorSpec], first: Stage | None
+    ) -> None:
+        self.model = model
+        self._specs = specs
+        self._first = first
+        self.inputs: Mapping[str, str] = {
+            v.name: str(specs.get(v.name) or v.what) for v in model.graph.free_inputs
+        }
+
+    def checked(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The feeds as host values; raises FeedError naming the input."""
+        return checked(self.model, self._specs, feeds)
+
+    def open(self) -> OnnxStages:
+        """Start with the first stage alone."""
+        return OnnxStages(self.model, self._specs, self._first)
+
+
+class OnnxStages:
+    """The stages converted so far, and how to run them."""
+
+    def __init__(
+        self, model: OnnxModel, specs: Mapping[str, TensorSpec], first: Stage | None
+    ) -> None:
+        self.model = model
+        self.scope = Scope.of(model.graph, model.opsets)
+        self._lock = threading.Lock()
+        self._converting = threading.Lock()
+        self._kept: OrderedDict[bytes, Stage] = OrderedDict()
+        self._start: tuple[bytes, Graph] | None = None
+        if first is not None:
+            key = _key(b"", specs)
+            self._kept[key] = first
+            if first.graph is not None:
+                self._start = key, first.graph
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def first(self) -> tuple[bytes, Graph] | None:
+        """Key and graph of the first stage, where it does not hang on what is fed."""
+        return self._start
+
+    def run(self, feeds: Mapping[str, Any], runner: StageRunner) -> dict[str, Any]:
+        """Run all stages; the outputs by name, in order."""
+        run = _Run(self, runner)
+        values = run.scope(self.scope, dict(feeds), self.model.graph.constants, b"")
+        return {n: outward(v) for n, v in zip(self.scope.outputs, values, strict=True)}
+
+    def find(self, key: bytes, make: Callable[[], Stage]) -> Stage:
+        """The stage of a key, converted at need."""
+        found = self._found(key)
+        if found is None:
+            with self._converting:
+                found = self._found(key)
+                if found is None:
+                    found = make()
+                    with self._lock:
+                        self._kept[key] = found
+                        while len(self._kept) > STAGES_KEPT:
+                            self._kept.popitem(last=False)
+        return found
+
+    def _found(self, key: bytes) -> Stage | None:
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
+
+
+@dataclass
+class _At:
+    """Where a run of a scope is: the values there are, and those that are the same every time."""
+
+    key: bytes
+    values: dict[str, HostValue]
+    constants: Mapping[str, Constant]
+
+    def get(self, name: str) -> HostValue | None:
+        """A name's value; None where an optional input was left out."""
+        if name in self.values:
+            return self.values[name]
+        if name not in self.constants:
+            raise MalformedModel(f"{shown(name)} is read, but nothing makes it")
+        held = self.constants[name]
+        if isinstance(held, Opaque):
+            raise UnsupportedModel(f"a constant of type {held.what} is not supported")
+        return held
+
+
+class _Run:
+    """One run of a staged graph."""
+
+    def __init__(self, stages: OnnxStages, runner: StageRunner) -> None:
+        self.stages = stages
+        self.runner = runner
+        self.spent = 0.0
+
+    def scope(
+        self,
+        scope: Scope,
+        values: dict[str, HostValue],
+        constants: Mapping[str, Constant],
+        parent: bytes,
+    ) -> list[HostValue | None]:
+        """Run a graph on values of its inputs; the values of its outputs.
+
+        ``constants`` hang on nothing but ``parent``, the key of the stage around.
+        """
+        kinds: Mapping[str, Kind] = {name: kind_of(value) for name, value in values.items()}
+        at = _At(_key(parent, kinds), values, constants)
+        while True:
+            make = partial(convert_stage, self.stages.model, scope, kinds, at.constants)
+            stage = self.stages.find(at.key, make)
+            self.stage(stage, at)
+            if not stage.rest:
+                return [at.get(name) for name in scope.outputs]
+            kinds = self.onward(stage, at)
+            scope = replace(scope, nodes=stage.rest)
+
+    def stage(self, stage: Stage, at: _At) -> None:
+        """Run a stage's graph and its host ops, and put their results among the values."""
+        self.runner.check()
+        if stage.graph is not None:
+            feeds = {name: _array(at.values[name]) for name in stage.feeds}
+            began = time.perf_counter()
+            made = self.runner.run(at.key, stage.graph, feeds)
+            self.spent += time.perf_counter() - began
+            at.values.update(made)
+        at.constants = stage.constants
+        for step in stage.hosts:
+            self.runner.check()
+            results = self.inner(step, step.inner, at) if step.inner else self.host(step, at)
+            for name, value in zip(step.node.outputs, results, strict=False):
+                if name and value is not None:
+                    at.values[name] = value
+
+    def onward(self, stage: Stage, at: _At) -> dict[str, Kind]:
+        """Go on to the next stage: forget what it does not need, make demanded values constants."""
+        hosted = [n for step in stage.hosts for n in step.node.outputs if n in at.values]
+        kinds = {**stage.kinds, **{name: kind_of(at.values[name]) for name in hosted}}
+        demanded = {name: _array(at.values[name]) for name in stage.demands}
+        for name in demanded:
+            kinds.pop(name, None)
+        at.key = _key(at.key, {name: kinds[name] for name in hosted if name in kinds}, demanded)
+        at.constants = {**at.constants, **{n: _fixed(v) for n, v in demanded.items()}}
+        at.values = {name: at.values[name] for name in kinds}
+        return kinds
+
+    # --- host ---
+
+    def host(self, step: HostStep, at: _At) -> list[HostValue | None]:
+        """Run a node's host function, timed without what its subgraphs take."""
+        node = step.node
+        inputs = tuple(at.get(name) if name else None for name in node.inputs)
+        call = HostCall(node, step.opset, inputs, partial(self.body, step, at), self.runner.check)
+        assert step.entry is not None
+        before, began = self.spent, time.perf_counter()
+        results = run_entry(step.entry, call)
+        own = time.perf_counter() - began - (self.spent - before)
+        self.spent += own
+        self.runner.host(node.label, node.op, step.why, max(own, 0.0))
+        return results
+
+    def body(
+        self, step: HostStep, at: _At, graph: OnnxGraph, inputs: Sequence[HostValue]
+    ) -> list[HostValue]:
+        """Run a subgraph of a node on values of its inputs."""
+        if len(inputs) != len(graph.inputs):
+            raise MalformedModel(
+                f"{step.node}: its body has {len(graph.inputs)} inputs, it gives {len(inputs)}"
+            )
+        index = next(i for i, g in enumerate(step.node.subgraphs()) if g is graph)
+        scope = Scope.of(graph, step.opsets)
+        values = {v.name: value for v, value in zip(graph.inputs, inputs, strict=True)}
+        outer, constants = self._captured(graph, at)
+        key = _key(at.key, {}, label=f"{step.node.label}/{index}")
+        results = self.scope(scope, {**outer, **values}, constants, key)
+        if any(value is None for value in results):
+            raise MalformedModel(f"{step.node}: its body gives no value for an output")
+        return [value for value in results if value is not None]
+
+    def inner(self, step: HostStep, inner: Inner, at: _At) -> list[HostValue | None]:
+        """Run a function or a branch."""
+        key = _key(at.key, {}, label=step.node.label)
+        if inner.graph is not None:
+            values, constants = self._captured(inner.graph, at)
+            return self.scope(inner.scope, values, constants, key)
+        values, constants = {}, {}
+        given = [*step.node.inputs, *[""] * (len(inner.inputs) - len(step.node.inputs))]
+        for name, outer in zip(inner.inputs, given, strict=True):
+            if outer in at.values:
+                values[name] = at.values[outer]
+            else:
+                constants[name] = at.constants[outer] if outer else None
+        return self.scope(inner.scope, values, constants, key)
+
+    def _captured(
+        self, graph: OnnxGraph, at: _At
+    ) -> tuple[dict[str, HostValue], dict[str, Constant]]:
+        """What a subgraph reads from around it: values, and constants beside its own."""
+        values: dict[str, HostValue] = {}
+        constants: dict[str, Constant] = dict(graph.constants)
+        for name in free_names(graph):
+            if name in at.values:
+                values[name] = at.values[name]
+            else:
+                constants[name] = at.constants[name]
+        return values, constants
+
+
+def _array(value: HostValue) -> Array:
+    assert isinstance(value, np.ndarray), value
+    return value
+
+
+def _fixed(array: Array) -> Array:
+    """An array to be kept as a constant: a copy that nobody writes to."""
+    held = np.array(array)
+    held.flags.writeable = False
+    return held
+
+
+def _key(
+    parent: bytes,
+    kinds: Mapping[str, Kind],
+    demanded: Mapping[str, Array] | None = None,
+    label: str = "",
+) -> bytes:
+    """The key of what follows a key: BLAKE2b over it, kinds of values, and values."""
+    h = hashlib.blake2b(parent, digest_size=16)
+    h.update(label.encode())
+    for name, kind in kinds.items():
+        h.update(f"\0{name}\0{kind}".encode())
+    for name, array in (demanded or {}).items():
+        h.update(f"\1{name}\0{TensorSpec.of(array)}".encode())
+        h.update(np.ascontiguousarray(array).tobytes())
+    return h.digest()

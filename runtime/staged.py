@@ -1,0 +1,155 @@
+"""Running staged graphs: every stage a program of its own, planned over the devices at need.
+
+A stage is prepared when a run first comes to it, and kept; the same shapes and shape-like values
+find it again. Plan and receipt are those of the last run: its stages joined, and its host ops.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from crossdock.devices.base import Device, Span
+from crossdock.runtime.errors import PlanError, Timeout
+from crossdock.runtime.executor import Deadline, Outcome
+from crossdock.runtime.graph import Graph, Staged
+from crossdock.runtime.plan import HOST, Plan
+from crossdock.runtime.prepare import (
+    MEASURE_SECONDS,
+    PREPARING,
+    Config,
+    Progress,
+    Ready,
+    prepare,
+)
+from crossdock.runtime.receipt import Receipt
+from crossdock.runtime.stage_log import StageLog
+from crossdock.runtime.tensor import Array
+
+STAGES_KEPT = 64
+"""Prepared stages that a session keeps for each set of input shapes."""
+
+
+class StagedReady:
+    """A staged graph on opened devices. Thread-safe; the caller holds ``PREPARING`` to make it."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        staged: Staged,
+        config: Config,
+        devices: Mapping[str, Device],
+        progress: Progress | None,
+    ) -> None:
+        self.name = graph.name
+        self.host = devices[HOST].info
+        self._staged = staged
+        self._stages = staged.open()
+        self._config, self._devices, self._progress = config, devices, progress
+        self._budget = MEASURE_SECONDS if config.measure is True else float(config.measure)
+        self._planned = False
+        self._lock = threading.Lock()
+        self._ready: OrderedDict[bytes, Ready] = OrderedDict()
+        self._last: StageLog | None = None
+        first = self._stages.first()
+        if first is not None:
+            self.stage(*first)
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the last run; raises PlanError before the first."""
+        if self._last is None:
+            raise PlanError(
+                f"graph {self.name!r} runs in stages that hang on the values fed, so there is no "
+                "plan before a run; call run first"
+            )
+        return self._last.plan()
+
+    def run(
+        self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool
+    ) -> tuple[Outcome, Callable[[], Receipt]]:
+        """Run all stages; what came out, and what writes the receipt."""
+        checked = self._staged.checked(feeds)
+        runner = _Runner(self, deadline, profile=profile)
+        began = time.perf_counter()
+        outputs = self._stages.run(checked, runner)
+        seconds = time.perf_counter() - began
+        self._last = runner.log
+        outcome = Outcome(outputs, seconds, runner.spans, began)
+        return outcome, partial(runner.log.receipt, seconds)
+
+    def stage(self, key: bytes, graph: Graph) -> Ready:
+        """A stage made ready."""
+        found = self._found(key)
+        if found is not None:
+            return found
+        with PREPARING:
+            found = self._found(key)
+            if found is None:
+                found = self._made(graph)
+                with self._lock:
+                    self._ready[key] = found
+                    while len(self._ready) > STAGES_KEPT:
+                        self._ready.popitem(last=False)
+        return found
+
+    def _found(self, key: bytes) -> Ready | None:
+        with self._lock:
+            found = self._ready.get(key)
+            if found is not None:
+                self._ready.move_to_end(key)
+            return found
+
+    def _made(self, graph: Graph) -> Ready:
+        """Prepare a stage; all of them share the seconds that may be spent on measuring."""
+        config = self._config
+        if config.measure is not False:
+            config = replace(config, measure=self._budget)
+        began = time.perf_counter()
+        with self._lock:
+            kept = list(self._ready.values())
+        made = prepare(graph, config, self._devices, self._progress, again=self._planned, kept=kept)
+        self._planned = True
+        self._budget = max(0.0, self._budget - (time.perf_counter() - began))
+        return made
+
+
+class _Runner:
+    """One run's ``StageRunner``; what it did is in ``log``."""
+
+    def __init__(self, ready: StagedReady, deadline: Deadline, *, profile: bool) -> None:
+        self._ready, self._deadline, self._profile = ready, deadline, profile
+        self.log = StageLog(ready.name, ready.host)
+        self.spans: dict[str, list[Span]] = {}
+
+    def run(self, key: bytes, graph: Graph, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Run a stage, preparing it at need."""
+        ready = self._ready.stage(key, graph)
+        outcome = ready.run(feeds, self._deadline, profile=self._profile)
+        self.log.stage(key, ready.recorder.plan, ready.recorder.asked, outcome.spans)
+        for queue, spans in outcome.spans.items():
+            self.spans.setdefault(queue, []).extend(spans)
+        return outcome.outputs
+
+    def host(self, name: str, op: str, why: str, seconds: float) -> None:
+        """Take note of an op that the host ran."""
+        self.log.host(name, op, why, seconds)
+        if self._profile:
+            end = time.perf_counter()
+            self.spans.setdefault(f"{HOST}/compute", []).append(Span(name, end - seconds, end))
+
+    def check(self) -> None:
+        """Raise Timeout where the deadline is over."""
+        if self._deadline.left() == 0.0:
+            raise Timeout(
+                f"run of {self._ready.name!r} not done after {self._deadline.seconds} s; the "
+                "session stays usable"
+            )

@@ -1,0 +1,75 @@
+"""The whole of onnx.backend.test on each device: 2,033 cases of operators and small models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crossdock.devices import registry
+from tests.fakes import cupy_fake
+from tests.runtime.loaders import onnx_suite
+
+CASES = 2033
+"""What onnx 1.23 has; a newer one may have more."""
+
+FLOOR = 1400
+"""Cases that must pass on the processor."""
+
+
+@pytest.fixture(autouse=True)
+def onnx_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the suite writes what it feeds to real models."""
+    monkeypatch.setenv("ONNX_HOME", str(tmp_path))
+
+
+def test_on_the_processor() -> None:
+    outcome = onnx_suite.run_suite("cpu:0")
+    assert outcome.wrong(onnx_suite.excluded("cpu:0")) == []
+    assert len(outcome.passed) >= FLOOR
+    assert len(outcome.passed) + len(outcome.failed) >= CASES
+    assert outcome.strays == {}
+
+
+@pytest.mark.slow
+def test_on_opencl(opencl: Any) -> None:
+    """What the processor cannot pass is left out: it is not about the device."""
+    outcome = onnx_suite.run_suite("opencl:0", leave=onnx_suite.excluded("cpu:0"))
+    assert outcome.wrong(onnx_suite.excluded("opencl:0")) == []
+
+
+@pytest.fixture
+def card(opencl: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A card on the fake cupy, which runs kernels on the OpenCL device and checks their use."""
+    cupy_fake.install(monkeypatch)
+    yield "cuda:0"
+    for key in [k for k in registry._OPEN if k[0] == "cuda:0"]:
+        registry._OPEN.pop(key).close()
+    import cupy
+
+    assert cupy.machine.errors == []
+
+
+@pytest.mark.slow
+def test_on_the_fake_card(card: str) -> None:
+    outcome = onnx_suite.run_suite(card, leave=onnx_suite.excluded("cpu:0"))
+    assert outcome.wrong(onnx_suite.excluded(card)) == []
+
+
+def test_the_table_is_brought_up_to_date() -> None:
+    old = [
+        {"reason": "random", "cases": ["test_a", "test_b"]},
+        {"reason": "unexplained: E", "cases": ["test_c", "test_d"]},
+        {"reason": "slow there", "devices": ["opencl:0"], "cases": ["test_e"]},
+    ]
+    outcome = onnx_suite.Outcome(["test_b", "test_c", "test_e"], {"test_a": "x", "test_d": "y 3"})
+    rows = onnx_suite.updated(outcome, old)
+    assert rows == [
+        {"reason": "random", "cases": ["test_a"]},
+        {"reason": "slow there", "devices": ["opencl:0"], "cases": ["test_e"]},
+        {"reason": "unexplained: y #", "cases": ["test_d"]},
+    ]
+    wrong = outcome.wrong({"test_a": "random", "test_b": "random"})
+    assert wrong == ["test_d: y 3", "test_b passes; take it off the list"]
