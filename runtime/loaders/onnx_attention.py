@@ -94,7 +94,7 @@ def flex_attention(ctx: Context) -> Operand:
     k, v = (shared_heads(ctx, x, heads) for x in (k, v))
     scale = node.get_float("scale", 1 / math.sqrt(q.shape[3]))
     number = node.get_int("softmax_precision")
-    precise = ONNX_DTYPES.get(number) if number else _at_least_single(q.dtype)
+    precise = ONNX_DTYPES.get(number) if number else at_least_single(q.dtype)
     if precise not in FLOATS:
         raise ctx.unsupported(f"softmax in {dtype_name(number)}")
     half = q.dtype in HALVES
@@ -104,7 +104,8 @@ def flex_attention(ctx: Context) -> Operand:
     return b.matmul(cast(ctx, weights, v.dtype), v)
 
 
-def _at_least_single(dtype: str) -> str:
+def at_least_single(dtype: str) -> str:
+    """An element type, or float32 in place of a half."""
     return "float32" if dtype in HALVES else dtype
 
 
@@ -128,7 +129,7 @@ def linear_attention(ctx: Context) -> list[Operand | None]:
     if length > MAX_STEPS:
         raise ctx.unsupported(f"a sequence of more than {MAX_STEPS} steps")
     dtype = q.dtype
-    precise = _at_least_single(dtype)
+    precise = at_least_single(dtype)
     scale = node.get_float("scale") or 1 / math.sqrt(q.shape[3])
     state = ctx.opt(3)
     if state is None:

@@ -1,104 +1,167 @@
-"""ONNX's own Attention (opset 23 on): caches, masks of every form, causal and sliding windows.
-
-The op's decomposition is written out, so that each part is placed on its own and runs by the
-kernels that devices have; half types are computed in float32 and rounded once.
-"""
+"""ONNX Attention: scaled dot products under masks, windows and caches; half types in float32."""
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from crossdock.kernels import table
 from crossdock.runtime.builder import Operand
-from crossdock.runtime.loaders.onnx_attention import heads_apart, heads_joined
-from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, OnnxNode
+from crossdock.runtime.loaders.onnx_attention import (
+    at_least_single,
+    heads_apart,
+    heads_joined,
+    scores_of,
+    shared_heads,
+)
+from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, dtype_name
 from crossdock.runtime.loaders.onnx_quantize import cast
 from crossdock.runtime.loaders.onnx_table import Context, onnx_op
+from crossdock.runtime.tensor import FLOATS, Array
+
+MASK, PAST_KEY, PAST_VALUE, LENGTHS = 3, 4, 5, 6
+RAW, CAPPED, BIASED, WEIGHTS = range(4)
+"""What the optional last result shows of the scores."""
 
 
-def _plain(node: OnnxNode) -> bool:
-    """No scores are asked for, and float32 is precise enough for the softmax."""
-    scores = len(node.outputs) > 3 and bool(node.outputs[3])
-    return not scores and ONNX_DTYPES.get(node.get_int("softmax_precision") or 1) == "float32"
-
-
-@onnx_op("Attention", since=23, when=_plain)
+@onnx_op("Attention", since=23)
 def attention(ctx: Context) -> list[Operand | None]:
-    """Attention, and the keys and values with the past ones before them."""
-    node, flat = ctx.node, len(ctx.x().shape) == 3
-    q, k, v = (ctx.x(i) for i in range(3))
-    if flat:
-        heads, shared = node.get_int("q_num_heads"), node.get_int("kv_num_heads")
-        q, k, v = (heads_apart(ctx, x, n) for x, n in ((q, heads), (k, shared), (v, shared)))
-    past = 0
-    if ctx.opt(4) is not None:
-        past = ctx.x(4).shape[2]
-        k, v = (ctx.b.concat([ctx.x(4 + i), x], 2) for i, x in enumerate((k, v)))
-    decompose = table.op("scaled_dot_product_attention").decompose
-    assert decompose is not None
-    out = decompose(
-        ctx.b,
-        q,
-        k,
-        v,
-        _bias(ctx, q, q.shape[2], k.shape[2], past),
-        scale=node.get_float("scale", 1 / math.sqrt(q.shape[3])),
-        softcap=node.get_float("softcap"),
-        causal_offset=None,
-    )
-    return [
-        heads_joined(ctx, out) if flat else out,
-        k if ctx.wants(1) else None,
-        v if ctx.wants(2) else None,
-    ]
+    """Softmax of scaled products of queries and keys, under a bias, times values.
+
+    Half types are computed in float32 and rounded once a result. A query that may see no key gives
+    zeros.
+    """
+    b, node = ctx.b, ctx.node
+    flat = len(ctx.x().shape) == 3
+    q, k, v = _operands(ctx, flat=flat)
+    dtype = q.dtype
+    present = (k, v) if ctx.opt(PAST_KEY) is None else _grown(ctx, k, v)
+    k, v = (shared_heads(ctx, x, q.shape[1]) for x in present)
+    scale = node.get_float("scale", 1 / math.sqrt(q.shape[3]))
+    wide = at_least_single(dtype)
+    shown = [scores_of(ctx, cast(ctx, q, wide), cast(ctx, k, wide), scale)]
+    softcap = node.get_float("softcap")
+    shown.append(_capped(ctx, shown[RAW], softcap) if softcap else shown[RAW])
+    bias = _bias(ctx, q.shape[0], q.shape[2], k.shape[2], wide)
+    shown.append(shown[CAPPED] if bias is None else b.add(shown[CAPPED], bias))
+    shown.append(_weights(ctx, shown[BIASED], bias))
+    out = cast(ctx, b.matmul(shown[WEIGHTS], cast(ctx, v, wide)), dtype)
+    out = heads_joined(ctx, out) if flat else out
+    mode = node.get_int("qk_matmul_output_mode")
+    if not RAW <= mode <= WEIGHTS:
+        raise ctx.malformed(f"qk_matmul_output_mode {mode}")
+    return [out, *present, cast(ctx, shown[mode], dtype) if ctx.wants(3) else None]
 
 
-def _bias(ctx: Context, q: Operand, queries: int, keys: int, past: int) -> Operand | None:
-    """What is added to the scores: the mask, and -inf at what is hidden; None for nothing."""
-    b, mask = ctx.b, ctx.opt(3)
-    low, zero = ctx.like(-math.inf, q), ctx.like(0, q)
+def _operands(ctx: Context, *, flat: bool) -> list[Operand]:
+    """Queries, keys and values [batch, heads, length, size]."""
+    operands = [ctx.x(i) for i in range(3)]
+    if not flat:
+        if any(len(x.shape) != 4 for x in operands):
+            raise ctx.malformed("an operand is not of rank 4")
+        return operands
+    for name in ("q_num_heads", "kv_num_heads"):
+        ctx.node.require(name)
+    heads, own = ctx.node.get_int("q_num_heads"), ctx.node.get_int("kv_num_heads")
+    return [heads_apart(ctx, x, n) for x, n in zip(operands, (heads, own, own), strict=True)]
+
+
+def _grown(ctx: Context, k: Operand, v: Operand) -> tuple[Operand, Operand]:
+    """Past keys and values with the new ones behind them."""
+    if ctx.opt(LENGTHS) is not None:
+        raise ctx.malformed("lengths of a cache beside a past")
+    b = ctx.b
+    return b.concat([ctx.x(PAST_KEY), k], 2), b.concat([ctx.x(PAST_VALUE), v], 2)
+
+
+def _capped(ctx: Context, scores: Operand, softcap: float) -> Operand:
+    cap = ctx.like(softcap, scores)
+    return ctx.b.mul(ctx.b.tanh(ctx.b.div(scores, cap)), cap)
+
+
+def _weights(ctx: Context, scores: Operand, bias: Operand | None) -> Operand:
+    """Softmax over the keys; zeros where the bias hides them all."""
+    b, wide = ctx.b, scores.dtype
+    number = ctx.node.get_int("softmax_precision")
+    dtype = ONNX_DTYPES.get(number) if number else wide
+    if dtype not in FLOATS:
+        raise ctx.unsupported(f"softmax in {dtype_name(number)}")
+    precise = "float64" if dtype == "float64" else wide
+    weights = cast(ctx, b.softmax(cast(ctx, scores, precise), 3), wide)
+    fixed = None if bias is None else bias.value
+    if bias is None or (fixed is not None and not np.isneginf(fixed.max(axis=3)).any()):
+        return weights
+    best = b.reduce_max(bias, axes=[3], keep_dimensions=True)
+    hidden = b.equal(best, ctx.like(-math.inf, best))
+    return b.where(hidden, ctx.like(0, weights), weights)
+
+
+# --- who sees whom --------------------------------------------------------------------------------
+
+
+def _bias(ctx: Context, batch: int, queries: int, keys: int, dtype: str) -> Operand | None:
+    """What is added to the scores, of rank 4; None where every query sees every key."""
+    b = ctx.b
+    seen = _windows(ctx, batch, queries, keys)
+    mask = ctx.opt(MASK)
+    added = None
     if mask is not None:
-        given = b.where(mask, zero, low) if ctx.boolean(3) else cast(ctx, mask, q.dtype)
-        mask = _to_all_keys(ctx, given, low, keys)
-    seen = _seen(ctx, queries, keys, past)
-    if seen is None:
+        mask = _lifted(ctx, mask, keys)
+        if ctx.boolean(MASK) or mask.dtype not in FLOATS:
+            seen.append(mask)
+        else:
+            added = cast(ctx, mask, dtype)
+    if not seen:
+        return added
+    both = functools.reduce(b.logical_and, seen)
+    zero, hidden = b.constant(0.0, dtype), b.constant(-math.inf, dtype)
+    return b.where(both, zero if added is None else added, hidden)
+
+
+def _lifted(ctx: Context, mask: Operand, keys: int) -> Operand:
+    """A mask in rank 4; keys that it does not reach are hidden."""
+    shape = [1] * (4 - len(mask.shape)) + list(mask.shape)
+    mask = ctx.b.reshape(mask, shape) if len(mask.shape) < 4 else mask
+    short = keys - shape[3]
+    if short <= 0:
         return mask
-    hidden = b.where(seen, zero, low)
-    return hidden if mask is None else b.add(mask, hidden)
+    fill = -math.inf if mask.dtype in FLOATS else 0
+    return ctx.b.pad(mask, [0] * 4, [0, 0, 0, short], value=fill)
 
 
-def _to_all_keys(ctx: Context, mask: Operand, low: Operand, keys: int) -> Operand:
-    """A mask that is shorter than the keys hides the rest."""
-    short = keys - mask.shape[-1]
-    if short < 0:
-        raise ctx.malformed(f"a mask {list(mask.shape)} for {keys} keys")
-    if not short:
-        return mask
-    rest = ctx.b.expand(low, [*mask.shape[:-1], short])
-    return ctx.b.concat([mask, rest], len(mask.shape) - 1)
-
-
-def _seen(ctx: Context, queries: int, keys: int, past: int) -> Operand | None:
-    """Which keys each query sees, by place: [queries, keys] or [batch, 1, queries, keys]."""
-    b, node, lengths = ctx.b, ctx.node, ctx.opt(6)
-    left, right = (node.get_int(f"{side}_window_size", -1) for side in ("left", "right"))
-    ahead = np.arange(keys) - np.arange(queries)[:, None]  # a key's place less its query's
-    ends = [right] * (right >= 0) + [0] * bool(node.get_int("is_causal"))
-    if lengths is None or ctx.opt(4) is not None:
-        if not ends and left < 0:
-            return None
-        seen = ahead <= past + min(ends, default=keys)
-        return b.constant((seen & ((left < 0) | (ahead >= past - left))).astype(np.uint8))
-    lengths = b.reshape(cast(ctx, lengths, "int32"), [lengths.shape[0], 1, 1, 1])
-    offset = b.sub(lengths, ctx.like(queries, lengths))
-    places = b.constant(ahead.astype(np.int32).reshape(1, 1, queries, keys))
-    found = b.lesser(b.constant(np.arange(keys, dtype=np.int32).reshape(1, 1, 1, keys)), lengths)
-    if ends:
-        last = b.add(offset, ctx.like(min(ends), offset))
-        found = b.logical_and(found, b.lesser_or_equal(places, last))
+def _windows(ctx: Context, batch: int, queries: int, keys: int) -> list[Operand]:
+    """Truth values, broadcasting to [batch, 1, queries, keys], of what a query may see."""
+    node, b, lengths = ctx.node, ctx.b, ctx.opt(LENGTHS)
+    left = node.get_int("left_window_size", -1)
+    right = node.get_int("right_window_size", -1)
+    if min(left, right) < -1:
+        raise ctx.malformed(f"windows of {left} and {right}")
+    if node.get_int("is_causal"):
+        right = 0
+    at_key = np.arange(keys, dtype=np.int64).reshape(1, 1, 1, keys)
+    at_query = np.arange(queries, dtype=np.int64).reshape(1, 1, queries, 1)
+    past = ctx.opt(PAST_KEY)
+    ahead = at_key - at_query - (0 if past is None else past.shape[2])
+    if lengths is None:
+        return [_constant(ctx, seen) for seen in _spans(ahead, left, right)]
+    # A query stands before the end of the keys that count by as much as it stands before the last.
+    lengths = b.reshape(cast(ctx, lengths, "int64"), [batch, 1, 1, 1])
+    seen = [b.lesser(b.constant(at_key), lengths)]
+    steps = b.sub(b.constant(ahead + queries), lengths)
     if left >= 0:
-        first = b.sub(offset, ctx.like(left, offset))
-        found = b.logical_and(found, b.greater_or_equal(places, first))
-    return found
+        seen.append(b.greater_or_equal(steps, ctx.like(-left, steps)))
+    if right >= 0:
+        seen.append(b.lesser_or_equal(steps, ctx.like(right, steps)))
+    return seen
+
+
+def _spans(ahead: Array, left: int, right: int) -> Sequence[Array]:
+    """Which keys, by how far ahead of a query they stand, each side's window holds."""
+    found = [ahead >= -left] if left >= 0 else []
+    return [*found, ahead <= right] if right >= 0 else found
+
+
+def _constant(ctx: Context, seen: Array) -> Operand:
+    return ctx.b.constant(seen.astype(np.uint8))

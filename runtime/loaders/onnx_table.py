@@ -107,7 +107,6 @@ class Entry:
 
     ``boolean`` says whether uint8 results are ONNX bools: True or False, or the index of the
     input whose type the results have. A converter that returns a ``Value`` says it itself.
-    ``when`` says which nodes it is for, where others are left to ONNX's function body.
     """
 
     op: str
@@ -115,29 +114,23 @@ class Entry:
     since: int
     convert: Converter
     boolean: bool | int = 0
-    when: Callable[[OnnxNode], bool] | None = None
 
 
 _TABLE: dict[tuple[str, str], list[Entry]] = {}
 
 
 def onnx_op(
-    *names: str,
-    since: int = 1,
-    domain: str = "",
-    boolean: bool | None = None,
-    like: int = 0,
-    when: Callable[[OnnxNode], bool] | None = None,
+    *names: str, since: int = 1, domain: str = "", boolean: bool | None = None, like: int = 0
 ) -> Callable[[Converter], Converter]:
     """Decorator: register a converter for operators from opset ``since`` on.
 
     ``boolean`` fixes whether uint8 results are ONNX bools; without it they are where input
-    ``like`` is one. ``when`` limits it to some nodes.
+    ``like`` is one.
     """
 
     def register(convert: Converter) -> Converter:
         for name in names:
-            entry = Entry(name, domain, since, convert, like if boolean is None else boolean, when)
+            entry = Entry(name, domain, since, convert, like if boolean is None else boolean)
             entries = _TABLE.setdefault((domain, name), [])
             entries.append(entry)
             entries.sort(key=lambda e: -e.since)
@@ -158,7 +151,7 @@ def find(node: OnnxNode, opset: int) -> Entry | None:
     load_table()
     for entry in _TABLE.get((node.domain, node.op), ()):
         if entry.since <= opset:
-            return entry if entry.when is None or entry.when(node) else None
+            return entry
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,68 @@ def test_a_modifier_that_changes_the_shape_is_refused() -> None:
     model = flex(feeds, score_mod=modifier("Add", np.zeros((2, 1, 1, 1, 1), np.float32)))
     with pytest.raises(Error, match=r"score_mod makes"):
         load(model)
+
+
+# --- Attention ------------------------------------------------------------------------------------
+
+
+def attention(
+    arrays: dict[str, Any], outputs: Sequence[str] = ("y",), opset: int = 24, **attrs: Any
+) -> tuple[Any, dict[str, Any]]:
+    order = ("q", "k", "v", "mask", "past_k", "past_v", "lengths")
+    names = [name if name in arrays else "" for name in order]
+    while not names[-1]:
+        del names[-1]
+    node = helper.make_node("Attention", names, list(outputs), **attrs)
+    return build_model([node], arrays, [o for o in outputs if o], opset), arrays
+
+
+OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "causal": ({}, {"is_causal": 1}),
+    "scaled and capped": ({}, {"scale": 0.3, "softcap": 1.5}),
+    "added mask": ({"mask": rand(2, 1, 5, 6)}, {}),
+    "mask of truth": ({"mask": RNG.integers(0, 2, (5, 6)).astype(bool)}, {"is_causal": 1}),
+    "row without keys": ({"mask": np.arange(30).reshape(5, 6) >= 6}, {}),
+    "short mask": ({"mask": rand(4, 5, 4)}, {}),
+    "lengths": ({"lengths": np.array([6, 3], np.int64)}, {"is_causal": 1}),
+    "past": ({"past_k": rand(2, 2, 3, 8), "past_v": rand(2, 2, 3, 3)}, {"is_causal": 1}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_attention(name: str) -> None:
+    more, attrs = OPTIONS[name]
+    outputs = ("y", "k2", "v2") if name == "past" else ("y",)
+    compare(*attention({**operands(), **more}, outputs, **attrs))
+
+
+@pytest.mark.parametrize("mode", range(4))
+def test_attention_shows_its_scores(mode: int) -> None:
+    arrays = operands() | {"mask": rand(5, 6)}
+    options: dict[str, Any] = {"qk_matmul_output_mode": mode}
+    if mode:
+        # onnx's evaluator caps what mode 0 shows too; the specification has the raw product.
+        options["softcap"] = 2.0
+    compare(*attention(arrays, ("y", "", "", "scores"), **options))
+
+
+def test_attention_of_flat_heads() -> None:
+    arrays = {"q": rand(2, 5, 32), "k": rand(2, 6, 16), "v": rand(2, 6, 6)}
+    compare(*attention(arrays, q_num_heads=4, kv_num_heads=2))
+
+
+def test_attention_of_halves_is_rounded_once() -> None:
+    """The nearest half to the exact value, give or take the error of float32."""
+    halves = {name: array.astype(np.float16) for name, array in operands().items()}
+    model, feeds = attention(halves, is_causal=1)
+    exact, _ = attention({n: a.astype(np.float64) for n, a in halves.items()}, is_causal=1)
+    wide = {name: array.astype(np.float64) for name, array in halves.items()}
+    want = run_ours(load(exact), wide)["y"]
+    found = run_ours(load(model), feeds)["y"]
+    assert found.dtype == np.float16
+    off = np.abs(found.astype(np.float64) - want)
+    assert (off <= 0.501 * np.spacing(np.abs(found)).astype(np.float64)).all()
 
 
 # --- LinearAttention ------------------------------------------------------------------------------
