@@ -33,6 +33,7 @@ FAMILIES = (
     "ops_along",
     "ops_bits",
     "ops_matmul",
+    "ops_attention",
     "ops_conv",
     "ops_integer",
     "ops_pool",

@@ -266,6 +266,11 @@ class Operators:
         self, input: Operand, *, axes: Sequence[int] | None = None, label: str = "",
     ) -> Operand: ...
     def round_even(self, input: Operand, *, label: str = "") -> Operand: ...
+    def scaled_dot_product_attention(
+        self, query: Operand, key: Operand, value: Operand, *, bias: Operand | None = None,
+        scale: float | None = None, softcap: float = 0.0, causal_offset: int | None = None,
+        label: str = "",
+    ) -> Operand: ...
     def scatter_elements(
         self, input: Operand, indices: Operand, updates: Operand, *, axis: int = 0,
         reduction: str = "none", label: str = "",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from crossdock.runtime.cases.attention import attention_cases
 from crossdock.runtime.cases.extension import extension_cases
 from crossdock.runtime.cases.integer import integer_cases
 from crossdock.runtime.cases.kit import Case, Feed, typed, unique
@@ -360,7 +361,7 @@ CASES: tuple[Case, ...] = unique(
     for family in (
         _unary_cases, _binary_cases, _logic_cases, _cast_cases, _matrix_cases, _shape_cases,
         _gather_cases, _reduce_cases, _along_cases, nn_cases,
-        extension_cases, integer_cases,
+        extension_cases, integer_cases, attention_cases,
     )
     for case in family()
 )  # fmt: skip
