@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 HALVES = frozenset({"float16", "bfloat16"})
 
 
@@ -37,6 +39,21 @@ def widened(fn: Callable[..., Any]) -> Callable[..., Any]:
 def is_integer(array: Any) -> bool:
     """True for arrays of integers."""
     return str(array.dtype.kind) in "iu"
+
+
+def float_to_integer(xp: Any, x: Any, dtype: str) -> Any:
+    """Truncate toward zero; what is out of range becomes the nearest limit, and NaN 0.
+
+    C and ONNX leave values out of range undefined, and WebNN to the implementation; a result must
+    not hang on the device that a cast is placed on.
+    """
+    x = widen(x)
+    limits = np.iinfo(dtype)
+    inside = (x > float(limits.min)) & (x < float(limits.max) + 1.0)
+    whole = xp.where(inside, x, xp.zeros_like(x)).astype(dtype)
+    high, low, none = (xp.asarray(n, dtype=dtype) for n in (limits.max, limits.min, 0))
+    held = xp.where(x > 0, high, xp.where(x < 0, low, none))
+    return xp.where(inside, whole, held)
 
 
 def truncated_divide(xp: Any, a: Any, b: Any) -> Any:
