@@ -57,11 +57,11 @@ def float_to_integer(xp: Any, x: Any, dtype: str) -> Any:
 
 
 def truncated_divide(xp: Any, a: Any, b: Any) -> Any:
-    """Integer division that rounds toward zero, as C does."""
+    """Integer division that rounds toward zero, as C does; by zero it gives 0."""
     quotient = xp.floor_divide(a, b)
     if a.dtype.kind == "u":
         return quotient
-    inexact = quotient * b != a
+    inexact = (quotient * b != a) & (b != 0)
     return quotient + (inexact & ((a < 0) != (b < 0))).astype(a.dtype)
 
 
