@@ -222,7 +222,7 @@ def flushed(array: Array) -> Array:
     if TensorSpec.of(array).dtype not in FLOATS:
         return array
     tiny = smallest_normal(array.dtype)
-    return np.where(np.abs(array) < tiny, array * 0, array)
+    return np.where(np.abs(array) < tiny, np.zeros_like(array), array)
 
 
 def smallest_normal(dtype: Any) -> float:
