@@ -207,7 +207,8 @@ def _sized(
         attrs,
         terms=1 if op == "reduce_product" else terms,
         ulps=4.0 + (terms if op == "reduce_product" else 0),
-        magnitude=_magnitude(op),
+        # A mean's terms, and those of a softmax, are smaller the more there are.
+        magnitude=1.0 / terms if op in ("reduce_mean", "softmax") else _magnitude(op),
     )
     yield from typed(case, *(HALVES if RULES[op] else HALVES[:1]))
 
