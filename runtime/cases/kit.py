@@ -195,7 +195,8 @@ class Case:
         A sum of n terms of random sign and size up to m carries an error of about n m eps (the
         probabilistic bound of Higham & Mary, SIAM J. Sci. Comput. 41, 2019); half types are
         summed in float32, and rounded at the end, so that their error is relative but for a small
-        part of the largest term, for what an op's steps round on the way. Integers are exact but for ``steps``.
+        part of the largest term, for what an op's steps round on the way. Integers are exact but
+        for ``steps``.
         """
         if dtype not in EPS:
             return 0.0, float(self.steps)
