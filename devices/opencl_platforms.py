@@ -110,6 +110,11 @@ def _physical(cl: Any, handle: Any) -> str:
     return topology.physical_id(pci, otherwise=names)
 
 
+def _denormals(cl: Any, handle: Any) -> str:
+    """What float32 arithmetic does with denormal numbers, as the driver says."""
+    return "kept" if handle.single_fp_config & cl.device_fp_config.DENORM else "flushed"
+
+
 def _describe(cl: Any, device_id: str, handle: Any) -> DeviceInfo:
     on_cpu = bool(handle.type & cl.device_type.CPU)
     physical = _physical(cl, handle)
@@ -140,6 +145,7 @@ def _describe(cl: Any, device_id: str, handle: Any) -> DeviceInfo:
         details={
             "platform": handle.platform.name,
             "version": handle.version,
+            "denormals": _denormals(cl, handle),
             "type": "cpu" if on_cpu else "gpu" if handle.type & cl.device_type.GPU else "other",
         },
     )

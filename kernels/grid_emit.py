@@ -259,12 +259,12 @@ def _on_bits(fn: str, kind: str, texts: Sequence[str]) -> str:
 
 
 def _truncated(text: str, dtype: str) -> str:
-    """A float as an integer: through a wider signed type where C would leave it undefined."""
-    if dtype == "uint64":
-        return f"{text} < 0 ? (u64)(i64){text} : (u64){text}"
-    if dtype == "uint32":
-        return f"(u32)(i64){text}"
-    return f"({C_TYPES[dtype]})({'i64' if dtype == 'int64' else 'i32'}){text}"
+    """A float as an integer, held to the target's range; NaN is 0. C leaves both undefined."""
+    limits, kind = np.iinfo(dtype), COMPUTE[dtype]
+    low, high = literal(limits.min, kind), literal(limits.max, kind)
+    least, above = f"{float(limits.min)!r}f", f"{float(limits.max + 1)!r}f"
+    held = f"{text} >= {above} ? {high} : ({kind}){text}"
+    return f"{text} != {text} ? {literal(0, kind)} : {text} <= {least} ? {low} : {held}"
 
 
 def steps_of(body: FusedBody) -> tuple[Step, ...]:

@@ -128,9 +128,11 @@ def _cast_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
     return (some(specs[0]).with_dtype(attrs["data_type"]),)
 
 
-def _cast(xp: Any, x: Any, *, data_type: str) -> Any:  # noqa: ARG001 - run
+def _cast(xp: Any, x: Any, *, data_type: str) -> Any:
     if data_type == "bool":
         return x != 0
+    if x.dtype.kind not in "iub" and to_numpy(data_type).kind in "iu":
+        return ops_math.float_to_integer(xp, x, data_type)
     return x.astype(to_numpy(data_type))
 
 

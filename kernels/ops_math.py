@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 HALVES = frozenset({"float16", "bfloat16"})
 
 
@@ -39,12 +41,27 @@ def is_integer(array: Any) -> bool:
     return str(array.dtype.kind) in "iu"
 
 
+def float_to_integer(xp: Any, x: Any, dtype: str) -> Any:
+    """Truncate toward zero; what is out of range becomes the nearest limit, and NaN 0.
+
+    C and ONNX leave values out of range undefined, and WebNN to the implementation; a result must
+    not hang on the device that a cast is placed on.
+    """
+    x = widen(x)
+    limits = np.iinfo(dtype)
+    inside = (x > float(limits.min)) & (x < float(limits.max) + 1.0)
+    whole = xp.where(inside, x, xp.zeros_like(x)).astype(dtype)
+    high, low, none = (xp.asarray(n, dtype=dtype) for n in (limits.max, limits.min, 0))
+    held = xp.where(x > 0, high, xp.where(x < 0, low, none))
+    return xp.where(inside, whole, held)
+
+
 def truncated_divide(xp: Any, a: Any, b: Any) -> Any:
-    """Integer division that rounds toward zero, as C does."""
+    """Integer division that rounds toward zero, as C does; by zero it gives 0."""
     quotient = xp.floor_divide(a, b)
     if a.dtype.kind == "u":
         return quotient
-    inexact = quotient * b != a
+    inexact = (quotient * b != a) & (b != 0)
     return quotient + (inexact & ((a < 0) != (b < 0))).astype(a.dtype)
 
 

@@ -20,10 +20,12 @@ from crossdock.kernels.ops_rules import MANY, bare
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.builder import GraphBuilder, Operand
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.tensor import FLOATS, Array, to_numpy
+from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
 
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Spacing of the numbers just above 1."""
+TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
+"""The smallest numbers that are not denormal."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Feed:
 
     ``values`` are repeated to fill the shape; without them ``kind`` draws: "uniform" between
     ``low`` and ``high``, "distinct" values (so that an arg_max has one answer), or "index" whole
-    numbers in [low, high).
+    numbers in [low, high). ``among`` are laid into what is drawn, evenly spread.
     """
 
     shape: tuple[int, ...]
@@ -41,6 +43,7 @@ class Feed:
     high: float = 2.0
     kind: str = "uniform"
     values: tuple[Any, ...] = ()
+    among: tuple[Any, ...] = ()
 
     def draw(self, rng: np.random.Generator) -> Array:
         """The operand's array."""
@@ -54,7 +57,12 @@ class Feed:
             flat = rng.integers(int(self.low), int(self.high), count)
         else:
             flat = rng.uniform(self.low, self.high, count)
-        return np.asarray(flat).astype(dtype).reshape(self.shape)
+        drawn = np.asarray(flat).astype(dtype)
+        if self.among and count:
+            # From the middle of the first stride on, so that a single element is met too.
+            places = (np.arange(len(self.among)) * count + count // 2) // len(self.among)
+            drawn[places] = np.array(self.among, dtype=dtype)
+        return drawn.reshape(self.shape)
 
 
 Given = Feed | Sequence[Feed] | None
@@ -74,6 +82,8 @@ class Case:
         terms: how many products or values a result adds up.
         magnitude: size of the largest term.
         steps: for integers, how far a result may be off (rounding of quantised values).
+        special: the operands hold special values: no absolute error is allowed beyond the type's
+            smallest numbers, and that of one term where several are added up.
         reason: why the tolerance is what it is, where it is not the default.
     """
 
@@ -87,6 +97,7 @@ class Case:
     magnitude: float = 1.0
     steps: int = 0
     reason: str = ""
+    special: bool = False
 
     def __str__(self) -> str:
         return f"{self.op}-{self.id}"
@@ -173,19 +184,31 @@ class Case:
         """The outputs, with floats computed in float64."""
         return evaluate(self.graph, self.inputs(), dtype="float64")
 
+    def flushed_reference(self) -> dict[str, Array]:
+        """The outputs where denormal operands count as zero."""
+        fed = {name: flushed(array) for name, array in self.inputs().items()}
+        return evaluate(self.graph, fed, dtype="float64")
+
     def tolerance(self, dtype: str) -> tuple[float, float]:
         """(rtol, atol) for a result of this element type.
 
         A sum of n terms of random sign and size up to m carries an error of about n m eps (the
         probabilistic bound of Higham & Mary, SIAM J. Sci. Comput. 41, 2019); half types are
-        summed in float32, and rounded at the end. Integers are exact but for ``steps``.
+        summed in float32, and rounded at the end, so that their error is relative but for a small
+        part of the largest term, for what an op's steps round on the way. Integers are exact but
+        for ``steps``.
         """
         if dtype not in EPS:
             return 0.0, float(self.steps)
         eps = EPS[dtype]
+        if self.special and not self.magnitude:
+            # Two of the smallest numbers: what rounding to a multiple of one costs.
+            return self.ulps * eps, 2.0 * float(np.finfo(to_numpy(dtype)).smallest_subnormal)
         summed = min(eps, EPS["float32"]) * self.terms
-        half = eps if dtype in ("float16", "bfloat16") else 0.0
-        return self.ulps * eps, 2.0 * self.magnitude * (summed + half)
+        half = eps / 128 if dtype in ("float16", "bfloat16") else 0.0
+        # What goes beyond the last rounding is rounded in float32.
+        relative = min(self.ulps, 4.0) * eps + max(self.ulps - 4.0, 0.0) * min(eps, EPS["float32"])
+        return relative, 2.0 * self.magnitude * (summed + half)
 
     def check(self, outputs: Mapping[str, Array]) -> None:
         """Raise AssertionError where outputs differ from the reference beyond the tolerance."""
@@ -196,6 +219,19 @@ class Case:
             assert got.dtype == to_numpy(spec.dtype), f"{self} {name}: {got.dtype}, want {spec}"
             rtol, atol = self.tolerance(spec.dtype)
             _compare(f"{self} {name}", got, want, rtol, atol)
+
+
+def flushed(array: Array) -> Array:
+    """The array with zeros in place of its type's denormal numbers."""
+    if TensorSpec.of(array).dtype not in FLOATS:
+        return array
+    tiny = smallest_normal(array.dtype)
+    return np.where(np.abs(array) < tiny, np.zeros_like(array), array)
+
+
+def smallest_normal(dtype: Any) -> float:
+    """The smallest number of a floating type that is no denormal."""
+    return TINY.get(str(dtype), 0.0)
 
 
 def _compare(label: str, got: Array, want: Array, rtol: float, atol: float) -> None:

@@ -327,7 +327,8 @@ def _reduce_cases() -> Iterator[Case]:
             yield from typed(case, *(WIDE if name in ("inner", "last") else WIDE[:1]))
         wide = F((2, 3000), low=low, high=high)
         if op != "reduce_product":
-            yield Case(op, "wide", {"input": wide}, {"axes": [1]}, terms=3000)
+            mean = 1 / 3000 if op == "reduce_mean" else 1.0
+            yield Case(op, "wide", {"input": wide}, {"axes": [1]}, terms=3000, magnitude=mean)
         yield Case(op, "scalar", {"input": F((), low=low, high=high)})
     for op in ("reduce_sum", "reduce_max", "reduce_min", "reduce_product", "reduce_l1",
                "reduce_sum_square"):  # fmt: skip

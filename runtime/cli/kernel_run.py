@@ -71,13 +71,17 @@ def _read(device: Device, buffer: Buffer, spec: TensorSpec) -> Array:
 
 
 def worst(have: Array, want: Array, rtol: float, atol: float) -> tuple[float, float]:
-    """The largest error: over ``atol + rtol |want|``, and by itself.
+    """The largest error: over ``atol + rtol |want|``, and by itself; see ``errors``."""
+    over, off = errors(have, want, rtol, atol)
+    return (float(over.max()), float(off.max())) if have.size else (0.0, 0.0)
+
+
+def errors(have: Array, want: Array, rtol: float, atol: float) -> tuple[Array, Array]:
+    """Each element's error: over ``atol + rtol |want|``, and by itself; float64.
 
     Infinite where one is NaN or infinite and the other is not the same. Where nothing is allowed,
     any difference is infinitely over it. A value beyond the range of ``have``'s type is infinite.
     """
-    if have.size == 0:
-        return 0.0, 0.0
     with np.errstate(all="ignore"):
         if want.dtype.kind in "iub":
             # Differences of 64-bit integers do not fit their own type.
@@ -92,4 +96,4 @@ def worst(have: Array, want: Array, rtol: float, atol: float) -> tuple[float, fl
             off = np.where(np.isnan(off), np.inf, off)
             allowed = atol + rtol * np.abs(target)
         over = np.where(off == 0, 0.0, np.where(allowed > 0, off / allowed, np.inf))
-    return float(np.nanmax(np.where(np.isnan(over), np.inf, over))), float(off.max())
+    return np.where(np.isnan(over), np.inf, over), off

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import click
 from rich.table import Table
 from rich.text import Text
 
 from crossdock.devices import registry
-from crossdock.devices.base import Device
-from crossdock.runtime import costing
+from crossdock.devices.base import Device, DeviceInfo
 from crossdock.runtime.cases import CASES, Case
+from crossdock.runtime.cases.special import SPECIAL, is_of_values
+from crossdock.runtime.cases.types import type_cases
 from crossdock.runtime.cli import options
-from crossdock.runtime.cli.kernel_run import Fits, fits, run_kernel, worst
-from crossdock.runtime.cli.output import Output, Tick, add_row, make_table, styled
+from crossdock.runtime.cli.output import Output, add_row, make_table, styled
 from crossdock.runtime.cli.text import short
-from crossdock.runtime.errors import Error, UnsupportedOp
+from crossdock.runtime.cli.verify_check import Finding, Missing, check
+from crossdock.runtime.errors import UnsupportedOp
 
 SHOWN = 20
 """Failures listed in full on the screen; the JSON holds all."""
@@ -29,56 +28,33 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One kernel on one case and device.
-
-    ``error`` is the largest difference from the float64 reference over what the case allows (1: at
-    the limit), ``off`` that difference itself; both are None where the kernel did not run.
-    """
-
-    op: str
-    case: str
-    device: str
-    kernel: str
-    passed: bool
-    error: float | None
-    off: float | None
-    message: str = ""
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A case that a device has no kernel for."""
-
-    op: str
-    case: str
-    device: str
-    reason: str
-
-
 @click.command()
 @click.option("--device", "only_devices", metavar="ID", multiple=True, help="A device to verify.")
 @click.option("--op", "only_ops", metavar="NAME", multiple=True, help="An op to verify.")
+@click.option("--quick", is_flag=True, help="Each op's first case, and the special values.")
 @options.json_option
 @click.pass_context
 def verify(
     ctx: click.Context,
     only_devices: tuple[str, ...],
     only_ops: tuple[str, ...],
+    quick: bool,
     json_to: str | None,
 ) -> None:
     """Check every kernel on every device against a float64 reference; exit status 1 if one fails.
 
-    Each op has cases of several shapes, types and options; each kernel that fits a case runs it.
+    Each op has cases of several shapes, layouts, types, options and special values (NaN,
+    infinities, denormal numbers, the limits of integers); each kernel that fits a case runs it.
     """
     output = Output(json_to)
-    cases = _chosen(only_ops)
+    cases = _chosen(only_ops, quick=quick)
     ids = list(only_devices) or [info.id for info in registry.devices()]
     devices = [registry.open_device(name) for name in ids]
     with output.progress("verifying") as tick:
         findings, missing = check(cases, devices, tick)
     output.table(_table(findings, missing, ids), NOTE)
+    output.table(_summary(findings, missing, devices))
+    _list_missing(missing, output)
     _list_failures(findings, output)
     failed = sum(not f.passed for f in findings)
     style = "bold red" if failed else "bold green"
@@ -98,63 +74,23 @@ def verify(
     ctx.exit(1 if failed else 0)
 
 
-def _chosen(ops: Sequence[str]) -> list[Case]:
-    there = dict.fromkeys(case.op for case in CASES)
+def _chosen(ops: Sequence[str], *, quick: bool = False) -> list[Case]:
+    everything = (*CASES, *type_cases(), *SPECIAL)
+    there = dict.fromkeys(case.op for case in everything)
     for name in ops:
         if name not in there:
             near = [op for op in there if name in op or op in name]
             raise UnsupportedOp(f"--op {name}: no such op; {_near(near, there)}")
-    return [case for case in CASES if not ops or case.op in ops]
+    if quick:
+        firsts = {case.op: case for case in reversed(CASES)}
+        everything = (*firsts.values(), *(case for case in SPECIAL if is_of_values(case)))
+    order = {op: i for i, op in enumerate(there)}
+    chosen = [case for case in everything if not ops or case.op in ops]
+    return sorted(chosen, key=lambda case: order[case.op])
 
 
 def _near(near: Sequence[str], there: Iterable[str]) -> str:
     return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(sorted(there))}"
-
-
-def check(
-    cases: Sequence[Case], devices: Sequence[Device], tick: Tick
-) -> tuple[list[Finding], list[Missing]]:
-    """Run every fitting kernel of every case; op after op, so that its failures stand together."""
-    findings: list[Finding] = []
-    missing: list[Missing] = []
-    for i, case in enumerate(cases):
-        tick(f"verifying {case}", i, len(cases))
-        graph, feeds = case.build()
-        (node,) = graph.nodes
-        if costing.is_alias(node):
-            continue
-        call = costing.op_calls(graph)[node.name]
-        fed = [None if v is None else _operand(v, graph.constants, feeds) for v in node.inputs]
-        wanted = list(case.reference().values())
-        for device in devices:
-            found = fits(call, device)
-            if not found.kernels:
-                missing.append(Missing(case.op, case.id, device.info.id, found.reason))
-            findings += _findings(case, device, found, fed, wanted)
-    return findings, missing
-
-
-def _operand(value: str, constants: Mapping[str, Any], feeds: Mapping[str, Any]) -> Any:
-    return constants[value] if value in constants else feeds[value]
-
-
-def _findings(
-    case: Case, device: Device, found: Fits, fed: Sequence[Any], wanted: Sequence[Any]
-) -> list[Finding]:
-    made = []
-    for kernel in found.kernels:
-        where = (case.op, case.id, device.info.id, kernel.name)
-        try:
-            got = run_kernel(device, kernel, found.call, fed)
-        except Error as failure:
-            made.append(Finding(*where, passed=False, error=None, off=None, message=str(failure)))
-            continue
-        error, off = 0.0, 0.0
-        for have, want, spec in zip(got, wanted, found.call.outputs, strict=True):
-            one, distance = worst(have, want, *case.tolerance(spec.dtype))
-            error, off = max(error, one), max(off, distance)
-        made.append(Finding(*where, passed=error <= 1.0, error=error, off=off))
-    return made
 
 
 def _table(findings: Sequence[Finding], missing: Sequence[Missing], ids: Sequence[str]) -> Table:
@@ -171,6 +107,50 @@ def _table(findings: Sequence[Finding], missing: Sequence[Missing], ids: Sequenc
         cells = [_cell(by_cell.get((op, d), []), lacking.get((op, d), 0)) for d in ids]
         add_row(table, ((op, "bold"), *cells))
     return table
+
+
+def _summary(
+    findings: Sequence[Finding], missing: Sequence[Missing], devices: Sequence[Device]
+) -> Table:
+    """A row a device: what ran on it, and how."""
+    columns = ("device", "name", ">passed", ">failed", ">not supported", ">worst", "denormals")
+    table = make_table("Devices", columns)
+    for device in devices:
+        mine = [f for f in findings if f.device == device.info.id]
+        lacking = sum(m.device == device.info.id for m in missing)
+        failed = sum(not f.passed for f in mine)
+        worst = max((f.error for f in mine if f.passed and f.error is not None), default=0.0)
+        name = f"{device.info.name}, {device.info.driver}"
+        counts = (str(len(mine) - failed), (str(failed), "bold red" if failed else ""))
+        cells = (device.info.id, name, *counts, str(lacking), f"{worst:.2g}")
+        add_row(table, (*cells, _denormals(mine, device.info)))
+    return table
+
+
+def _denormals(mine: Sequence[Finding], info: DeviceInfo) -> str:
+    """Whether denormal numbers were kept, beside what the driver says."""
+    flushing = [f for f in mine if f.flushes]
+    claimed = info.details.get("denormals", "")
+    says = f" (its driver says {claimed})" if claimed else ""
+    if not flushing:
+        return f"kept{says}"
+    return f"flushed by {len(flushing)} kernel runs, {flushing[0].op} first{says}"
+
+
+def _list_missing(missing: Sequence[Missing], output: Output) -> None:
+    """The reasons for cases without a kernel, each once a device and op."""
+    seen: dict[tuple[str, str, str], int] = {}
+    for gap in missing:
+        key = (gap.device, gap.op, gap.reason)
+        seen[key] = seen.get(key, 0) + 1
+    for (device, op, reason), count in list(seen.items())[:SHOWN]:
+        output.line(
+            ("not supported ", "dim"), f"{op} on {device}, {count} cases: {short(reason, 200)}"
+        )
+    if len(seen) > SHOWN:
+        output.line(f"... and {len(seen) - SHOWN} more reasons; --json lists them all")
+    if seen:
+        output.line()
 
 
 def _cell(found: Sequence[Finding], lacking: int) -> Text:

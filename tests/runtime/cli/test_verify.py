@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossdock.runtime.cli import kernel_run, verify
+from crossdock.runtime.cli import kernel_run, verify_check
 from crossdock.runtime.cli.kernel_run import worst
 from crossdock.runtime.errors import DeviceLost
 
@@ -31,7 +31,7 @@ def test_the_json_names_every_kernel_that_ran(call: Any) -> None:
 
 def test_a_wrong_result_fails_and_is_listed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = kernel_run.run_kernel
-    monkeypatch.setattr(verify, "run_kernel", lambda *args: [a + 1 for a in run(*args)])
+    monkeypatch.setattr(verify_check, "run_kernel", lambda *args: [a + 1 for a in run(*args)])
     got = call("verify", "--op", "tanh", "--device", "cpu:0")
     assert got.status == 1
     assert "FAILED" in got.out
@@ -42,7 +42,7 @@ def test_a_device_that_fails_is_a_finding(call: Any, monkeypatch: pytest.MonkeyP
     def lost(*_args: object) -> list[Any]:
         raise DeviceLost("the card is gone")
 
-    monkeypatch.setattr(verify, "run_kernel", lost)
+    monkeypatch.setattr(verify_check, "run_kernel", lost)
     got = call("verify", "--op", "tanh", "--device", "cpu:0")
     assert got.status == 1
     assert "the card is gone" in got.out
