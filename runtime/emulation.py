@@ -32,6 +32,9 @@ from crossdock.runtime.errors import Error
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.tensor import Array, TensorSpec
 
+WIDER = {"float16": "float32", "bfloat16": "float32"}
+"""Types that parts hand on in a wider one."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -55,6 +58,8 @@ class Parts:
 def decomposed(call: OpCall) -> tuple[Graph, dict[str, int]]:
     """An op instance as a graph of other ops, and which values are its operands.
 
+    Half types are widened first and rounded once, at the end, as native kernels do it.
+
     Raises:
         Error: the decomposition breaks a rule of an op for these operands.
     """
@@ -69,12 +74,18 @@ def decomposed(call: OpCall) -> tuple[Graph, dict[str, int]]:
             given.append(b.constant(call.constants[i]))
         else:
             given.append(b.input(f"operand.{i}", operand.dims, operand.dtype))
-    whole = [given] if any(mark.endswith("*") for mark in spec.operands) else given
+    wide = [None if x is None else _as(b, x, WIDER.get(x.dtype, x.dtype)) for x in given]
+    whole = [wide] if any(mark.endswith("*") for mark in spec.operands) else wide
     absent = [None] * (len(spec.operands) - len(whole))
     made = spec.decompose(b, *whole, *absent, **call.attrs)
     results: Sequence[Operand] = made if isinstance(made, tuple | list) else (made,)
-    graph = b.build({f"result.{i}": result for i, result in enumerate(results)})
+    ends = [_as(b, x, spec.dtype) for x, spec in zip(results, call.outputs, strict=True)]
+    graph = b.build({f"result.{i}": end for i, end in enumerate(ends)})
     return graph, {operand.name: i for i, operand in enumerate(given) if operand is not None}
+
+
+def _as(b: GraphBuilder, x: Operand, dtype: str) -> Operand:
+    return x if x.dtype == dtype else b.cast(x, dtype)
 
 
 def parts_of(call: OpCall, device: DeviceInfo) -> Parts | str:

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from crossdock.kernels import table
-from crossdock.kernels.ops_rules import MANY, bare
+from crossdock.kernels.ops_rules import MANY
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.builder import GraphBuilder, Operand
+from crossdock.runtime.calls import op_call
+from crossdock.runtime.emulation import decomposed
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
 
@@ -127,17 +129,17 @@ class Case:
         return b.build({f"y{i}": operand for i, operand in enumerate(made)}), self.inputs()
 
     def build_decomposed(self) -> tuple[Graph, dict[str, Array]] | None:
-        """The same through the op's decomposition into others; None where it has none."""
-        spec = table.op(self.op)
-        if spec.decompose is None:
+        """The same through the op's decomposition into others; None where it has none.
+
+        Outputs are named result.0, result.1 ...
+        """
+        if table.op(self.op).decompose is None:
             return None
-        b = GraphBuilder(str(self))
-        operands = self._operands(b)
-        flat = [operands.get(bare(mark)) for mark in spec.operands]
-        attrs = dict(self.node().attrs)
-        made = spec.decompose(b, *flat, **attrs)
-        results = made if isinstance(made, tuple) else (made,)
-        return b.build({f"y{i}": operand for i, operand in enumerate(results)}), self.inputs()
+        node = self.node()
+        graph, operands = decomposed(op_call(self.graph, node))
+        fed = {i: v for i, v in enumerate(node.inputs) if v in self.graph.inputs}
+        arrays = self.inputs()
+        return graph, {name: arrays[fed[i]] for name, i in operands.items() if i in fed}
 
     def node(self) -> Any:
         """The op's node, with canonical attributes."""

@@ -42,7 +42,8 @@ def test_a_decomposition_means_the_same(case: Case) -> None:
     assert made is not None
     graph, feeds = made
     assert all(node.op != case.op for node in graph.nodes)
-    case.check(evaluate(graph, feeds))
+    results = evaluate(graph, feeds)
+    case.check({f"y{i}": array for i, array in enumerate(results.values())})
 
 
 @pytest.mark.parametrize("case", EXPRESSED, ids=str)

@@ -74,7 +74,7 @@ def test_no_webnn_operator_falls_back(device_id: str) -> None:
 
 
 def test_a_type_that_only_the_host_runs_says_why() -> None:
-    said = support("matmul", "float64", opened(IDS[1]).info)
+    said = support("conv2d", "float64", opened(IDS[1]).info)
     assert said.level is Level.FALLBACK
     assert "no float64 kernel" in said.reason
     assert support("matmul", "int8", opened("cpu:0").info).level is Level.UNSUPPORTED

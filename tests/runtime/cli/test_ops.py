@@ -9,7 +9,7 @@ from tests.kernels.grid_run import opencl_ids, opened
 
 
 def test_the_command_lists_levels_and_reasons(call: Callable[..., Any]) -> None:
-    got = call("ops", "--device", opened(opencl_ids()[0]).info.id, "--op", "matmul", "--all-types")
+    got = call("ops", "--device", opened(opencl_ids()[0]).info.id, "--op", "conv2d", "--all-types")
     assert got.status == 0
     for said in ("native f32 f16", "fallback f64", "no float64 kernel"):
         assert said in got.out
