@@ -79,7 +79,7 @@ def bound(source: Any, given: Feeds) -> Graph:
 
 
 BLOCK = 5
-"""Ops that stay together where a model is split over two devices."""
+"""Ops that stay together where a model is split over two devices; fewer in a model of few."""
 
 
 def compiled(graph: Graph, where: str) -> Session:
@@ -92,7 +92,8 @@ def compiled(graph: Graph, where: str) -> Session:
         # A pin by the name of an op is a pin of all of its nodes.
         named = {n: call for n, call in calls.items() if n not in table.ops()}
         can = [n for n, call in named.items() if table.candidates(call, info).fitting]
-        pin = {name: ids[i // BLOCK % 2] for i, name in enumerate(can)}
+        block = max(1, min(BLOCK, len(can) // 2))
+        pin = {name: ids[i // block % 2] for i, name in enumerate(can)}
     return xd.compile(graph, ids, constraints=xd.Constraints(pin=pin), measure=False)
 
 
