@@ -11,6 +11,7 @@ import pytest
 
 from crossdock.devices import registry
 from tests.fakes import cupy_fake
+from tests.fakes.cuda_machine import Machine
 from tests.runtime.loaders import onnx_suite
 
 CASES = 2033
@@ -49,7 +50,7 @@ def test_on_opencl(opencl: Any) -> None:
 @pytest.fixture
 def card(opencl: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A card on the fake cupy, which runs kernels on the OpenCL device and checks their use."""
-    cupy_fake.install(monkeypatch)
+    cupy_fake.install(monkeypatch, Machine(memory=4 << 30))  # vgg19 has 575 MB of weights
     yield "cuda:0"
     for key in [k for k in registry._OPEN if k[0] == "cuda:0"]:
         registry._OPEN.pop(key).close()
