@@ -124,7 +124,7 @@ def _casts() -> Iterator[Case]:
 
 
 MIXING = ("dft",)
-"""Ops in which one infinity meets others in every result: which become NaN hangs on the algorithm."""
+"""Ops in which infinities meet in every result: which become NaN hangs on the algorithm."""
 
 
 def _among() -> Iterator[Case]:
