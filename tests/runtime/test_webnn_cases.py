@@ -12,6 +12,7 @@ import pytest
 import crossdock as xd
 from crossdock.devices import registry
 from tests.fakes import cupy_fake
+from tests.fakes.cuda_machine import Machine
 from tests.kernels.grid_run import opencl_ids, opened
 from tests.kernels.test_ops_third_party import CASES, marked
 from tests.kernels.third_party import ThirdParty, array, build, verdict
@@ -24,7 +25,7 @@ def card() -> Iterator[str]:
     """A card on the fake cupy, which runs kernels on the OpenCL device."""
     opened(opencl_ids()[0])
     with pytest.MonkeyPatch.context() as patch:
-        fake = cupy_fake.install(patch)
+        fake = cupy_fake.install(patch, Machine(memory=4 << 30))  # one case has 432 MB
         yield CARD
         device = registry._OPEN.pop((CARD, None, None), None)
         if device is not None:
