@@ -9,7 +9,7 @@ import numpy as np
 
 from crossdock.runtime.errors import UnsafeModel
 from crossdock.runtime.loaders.onnx_host import HostCall, HostValue, host_op
-from crossdock.runtime.loaders.onnx_host_tools import objects, strings
+from crossdock.runtime.loaders.onnx_host_tools import broadcast, objects, strings
 from crossdock.runtime.loaders.onnx_model import shown
 from crossdock.runtime.loaders.onnx_regex import PatternError, PatternLimit, Regex
 from crossdock.runtime.loaders.onnx_tensor import MAX_DENSE
@@ -44,12 +44,10 @@ def normalise(call: HostCall) -> HostValue:
 def concat(call: HostCall) -> HostValue:
     """Strings of two tensors end to end, with broadcasting."""
     a, b = strings(call, 0), strings(call, 1)
-    try:
-        left, right = np.broadcast_arrays(a, b)
-    except ValueError as error:
-        raise call.malformed(f"shapes {a.shape} and {b.shape} do not broadcast") from error
-    joined = [p + q for p, q in zip(left.reshape(-1), right.reshape(-1), strict=True)]
-    return objects(joined, left.shape)
+    shape = broadcast(call, a, b, a.dtype)
+    left, right = np.broadcast_to(a, shape), np.broadcast_to(b, shape)
+    joined = [p + q for p, q in zip(left.flat, right.flat, strict=True)]
+    return objects(joined, shape)
 
 
 @host_op("StringSplit", since=20)

@@ -17,7 +17,7 @@ from crossdock.runtime.errors import UnsafeModel
 from crossdock.runtime.loaders.onnx_convert import Converter
 from crossdock.runtime.loaders.onnx_frame import Frame, Writer
 from crossdock.runtime.loaders.onnx_host import EMPTY, HostCall, HostValue, host_op
-from crossdock.runtime.loaders.onnx_host_tools import is_string, objects, sized
+from crossdock.runtime.loaders.onnx_host_tools import broadcast, is_float, is_string, objects, sized
 from crossdock.runtime.loaders.onnx_model import OnnxGraph, OnnxModel, shown
 from crossdock.runtime.loaders.onnx_table import Value, find
 from crossdock.runtime.loaders.onnx_tensor import MAX_DENSE
@@ -162,22 +162,29 @@ def equal(call: HostCall) -> HostValue:
     a, b = call.array(0), call.array(1)
     if is_string(a) != is_string(b):
         raise call.malformed(f"it compares {a.dtype} with {b.dtype}")
-    try:
-        return np.asarray(a == b, dtype=np.bool_)
-    except ValueError as error:
-        raise call.malformed(f"shapes {a.shape} and {b.shape} do not broadcast") from error
+
+    broadcast(call, a, b, np.dtype(np.bool_))
+    return np.asarray(a == b, dtype=np.bool_)
+
+
+def _floats(call: HostCall) -> Array:
+    """Input 0, which must be floats of any width, as float32."""
+    x = call.array()
+    if not is_float(x.dtype):
+        raise call.malformed(f"input 0 is {x.dtype}, not floats")
+    return x.astype(np.float32)
 
 
 @host_op("IsNaN", since=20, when="foreign")
 def is_nan(call: HostCall) -> HostValue:
     """True where a small float is no number."""
-    return np.isnan(call.array().astype(np.float32))
+    return np.isnan(_floats(call))
 
 
 @host_op("IsInf", since=20, when="foreign")
 def is_inf(call: HostCall) -> HostValue:
     """True where a small float is infinite, of a sign that is looked for."""
-    x = call.array().astype(np.float32)
+    x = _floats(call)
     up = call.node.get_int("detect_positive", 1) != 0
     down = call.node.get_int("detect_negative", 1) != 0
     return (np.isposinf(x) & up) | (np.isneginf(x) & down)

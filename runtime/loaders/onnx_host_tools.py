@@ -103,6 +103,15 @@ def integer(call: HostCall, index: int, what: str) -> int:
     return int(value)
 
 
+def broadcast(call: HostCall, a: Array, b: Array, dtype: np.dtype[Any]) -> tuple[int, ...]:
+    """The shape that two tensors broadcast to; raises where there is none, or too large a one."""
+    try:
+        shape = np.broadcast_shapes(a.shape, b.shape)
+    except ValueError as error:
+        raise call.malformed(f"shapes {a.shape} and {b.shape} do not broadcast") from error
+    return sized(call, shape, dtype)
+
+
 def wants(call: HostCall, index: int) -> bool:
     """True where the node names output ``index``."""
     return index < len(call.node.outputs) and bool(call.node.outputs[index])

@@ -24,9 +24,9 @@ from crossdock.runtime.loaders.onnx_regex_parse import (
 MAX_STATES = 20_000
 """States that a pattern may unfold to."""
 
-_REMEMBERED = 20_000
+_REMEMBERED = 1_000_000
 _CHECKED = 4096
-"""Steps remembered, and characters between two looks at the deadline."""
+"""States in the steps remembered, and characters between two looks at the deadline."""
 
 _WORD = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 
@@ -52,6 +52,7 @@ class Regex:
         self._states: list[State] = [State(None, ())]
         self._start = frozenset([self._add(Parser(pattern).parse(), 0)])
         self._steps: dict[tuple[frozenset[int], str, str], frozenset[int]] = {}
+        self._held = 0
 
     def matches(self, text: str, check: Callable[[], None] = _nothing) -> bool:
         """True where the pattern matches the whole text; calls ``check`` now and then."""
@@ -62,13 +63,21 @@ class Regex:
             key = (now, before, char)
             after = self._steps.get(key)
             if after is None:
-                if len(self._steps) >= _REMEMBERED:
-                    self._steps.clear()
-                after = self._steps[key] = self._step(now, before, char)
+                check()
+                after = self._step(now, before, char)
+                self._remember(key, after)
             if not after:
                 return False
             now, before = after, char
         return 0 in self._entered(now, before, "")
+
+    def _remember(self, key: tuple[frozenset[int], str, str], after: frozenset[int]) -> None:
+        """Keep a step; all are dropped where they would hold too many states, as in RE2."""
+        self._held += len(after) + 1
+        if self._held > _REMEMBERED:
+            self._steps.clear()
+            self._held = len(after) + 1
+        self._steps[key] = after
 
     def _new(self, need: Chars | Assertion | None, *after: int) -> int:
         if len(self._states) >= MAX_STATES:

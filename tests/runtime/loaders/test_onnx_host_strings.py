@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from crossdock.runtime.errors import MalformedModel, UnsupportedModel
+from crossdock.runtime.errors import MalformedModel, UnsafeModel, UnsupportedModel
 from crossdock.runtime.loaders.onnx_regex import PatternError, PatternLimit, Regex
 from tests.runtime.loaders.onnx_hosts import run_host, words
 
@@ -139,14 +139,13 @@ def test_what_is_too_large_or_not_known(pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["(a*)*(a|aa)+b", "(a|a)*b", "(.*a){20}b", "(a?){50}a*b"])
 def test_no_pattern_takes_more_than_linear_time(pattern: str) -> None:
-    calls = 0
+    def looks(length: int) -> int:
+        calls: list[int] = []
+        assert not Regex(pattern).matches("a" * length, lambda: calls.append(1))
+        return len(calls)
 
-    def check() -> None:
-        nonlocal calls
-        calls += 1
-
-    assert not Regex(pattern).matches("a" * 20_000, check)
-    assert calls == 5
+    # A look every 4096 characters and one a new step: a longer text brings no new steps.
+    assert looks(40_960) == looks(20_480) + 5
 
 
 def test_full_match() -> None:
@@ -192,3 +191,24 @@ def test_grams() -> None:
 def test_misuse_of_grams(attrs: dict[str, Any]) -> None:
     with pytest.raises(MalformedModel):
         counted(words("a"), **attrs)
+
+
+def test_broadcasting_beyond_the_budget_is_refused() -> None:
+    column, row = np.full((40_000, 1), "x", object), np.full((1, 40_000), "y", object)
+    with pytest.raises(UnsafeModel, match="12,800,000,000 bytes"):
+        run_host("StringConcat", column, row)
+
+
+def test_a_pattern_looks_at_the_deadline_at_every_new_step() -> None:
+    looks: list[int] = []
+    assert not Regex("[ab]*a[ab]{200}").matches("ab" * 50, lambda: looks.append(1))
+    assert len(looks) >= 100
+
+
+def test_steps_that_hold_too_many_states_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crossdock.runtime.loaders.onnx_regex._REMEMBERED", 500)
+    regex = Regex("[ab]*a[ab]{200}")
+    text = "".join("ab"[(i * i // 7) % 2] for i in range(400)) + "a" + "b" * 200
+    assert regex.matches(text)
+    assert not regex.matches(text + "b")
+    assert sum(len(after) + 1 for after in regex._steps.values()) <= 500

@@ -147,3 +147,15 @@ def test_models_whose_types_devices_lack_load_and_run() -> None:
     graph = helper.make_graph([node], "g", inputs, outputs, [weights])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
     assert evaluate(load(model), {"x": words("first")})["y"].tolist() == ["first", "last"]
+
+
+def test_comparing_beyond_the_budget_is_refused() -> None:
+    column, row = np.full((70_000, 1), "x", object), np.full((1, 70_000), "y", object)
+    with pytest.raises(UnsafeModel, match="4,900,000,000 bytes"):
+        run_host("Equal", column, row)
+
+
+@pytest.mark.parametrize("op", ["IsNaN", "IsInf"])
+def test_strings_are_no_floats(op: str) -> None:
+    with pytest.raises(MalformedModel, match="input 0 is object, not floats"):
+        run_host(op, words("a"))
