@@ -11,12 +11,13 @@ from crossdock.devices import topology
 from crossdock.devices.base import Cap, Device, DeviceInfo, Span
 from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
-from crossdock.runtime import costing, measure, passes, planner, profiles
+from crossdock.runtime import costing, measure, passes, planner, profiles, rules
 from crossdock.runtime.executor import Deadline, Outcome, Pool, Run
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Program, instantiate, lower
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.receipt import Receipt, make_receipt
+from crossdock.runtime.target import Target
 from crossdock.runtime.tensor import Array
 
 Progress = Callable[[str, int, int], None]
@@ -98,7 +99,7 @@ def prepare(
     measure_missing(graph, config, devices, progress, again=again)
     broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
     model = costing.store().model
-    target = planner.Target(infos, asked, model, group_capacity(infos), broken)
+    target = Target(infos, asked, model, group_capacity(infos), broken)
     options = planner.Options(
         config.policy, config.constraints, config.expected_runs, search=config.search
     )
@@ -114,7 +115,7 @@ def concerning(graph: Graph, constraints: Constraints) -> Constraints:
     """The constraints that concern a stage: those of a staged graph name ops of all its stages."""
 
     def some(pattern: str) -> bool:
-        return any(planner.matches(pattern, node) for node in graph.nodes)
+        return any(rules.matches(pattern, node) for node in graph.nodes)
 
     return replace(
         constraints,
@@ -126,7 +127,7 @@ def concerning(graph: Graph, constraints: Constraints) -> Constraints:
 def simplify(graph: Graph, constraints: Constraints, skip: Sequence[str] = ()) -> Graph:
     """The graph that is planned: after the passes, with the nodes that constraints name kept."""
     patterns = (*constraints.pin, *constraints.forbid)
-    keep = [n.name for n in graph.nodes if any(planner.matches(p, n) for p in patterns)]
+    keep = [n.name for n in graph.nodes if any(rules.matches(p, n) for p in patterns)]
     return passes.run(graph, skip=skip, keep=keep)
 
 

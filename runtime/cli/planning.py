@@ -23,6 +23,7 @@ from crossdock.runtime.prepare import (
     measure_missing,
     simplify,
 )
+from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel, LinkModel
 
 
@@ -32,7 +33,7 @@ class Planned:
 
     graph: Graph
     plan: Plan
-    target: planner.Target
+    target: Target
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _asked(all_ids: Sequence[str], placing: Placing, without: Sequence[str]) -> 
 
 def _here(
     graph: Graph, placing: Placing, without: Sequence[str], progress: Progress | None
-) -> planner.Target:
+) -> Target:
     asked = _asked([info.id for info in registry.devices()], placing, without)
     devices = {
         name: registry.open_device(name, threads=placing.threads)
@@ -108,18 +109,16 @@ def _here(
     with PREPARING:
         measure_missing(graph, config, devices, progress)
     infos = tuple(device.info for device in devices.values())
-    return planner.Target(infos, asked, costing.store().model, group_capacity(infos))
+    return Target(infos, asked, costing.store().model, group_capacity(infos))
 
 
-def _profiled(
-    graph: Graph, machine: Machine, placing: Placing, without: Sequence[str]
-) -> planner.Target:
+def _profiled(graph: Graph, machine: Machine, placing: Placing, without: Sequence[str]) -> Target:
     found = {d.id: d.info for d in machine.devices if d.status is Status.PASS and d.info}
     if HOST not in found:
         raise LoadError(f"the profile has no working {HOST}, which feeds the other devices")
     asked = _asked(list(found), placing, without)
     infos = tuple(found[name] for name in dict.fromkeys((HOST, *found)) if name in asked | {HOST})
-    return planner.Target(
+    return Target(
         infos,
         asked,
         profile_costs(machine, _typical_bytes(graph)),
@@ -144,7 +143,7 @@ def _typical_bytes(graph: Graph) -> float:
     return statistics.median(sizes) if sizes else float(1 << 20)
 
 
-def _relinked(target: planner.Target, links: Sequence[tuple[str, float]]) -> CostModel:
+def _relinked(target: Target, links: Sequence[tuple[str, float]]) -> CostModel:
     """The target's costs with the bandwidth of links replaced; latencies stay."""
     if not links:
         return target.model

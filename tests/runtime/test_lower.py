@@ -21,7 +21,8 @@ from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Program, instantiate, lower, segment
 from crossdock.runtime.order import with_waits
 from crossdock.runtime.plan import HOST, Constraints, Step
-from crossdock.runtime.planner import Options, Target, make_plan
+from crossdock.runtime.planner import Options, make_plan
+from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel
 from tests.runtime.closure import done_before
 from tests.runtime.conftest import Machine

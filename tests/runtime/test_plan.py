@@ -17,7 +17,8 @@ import crossdock as xd
 from crossdock.devices import cpu
 from crossdock.runtime.errors import PlanError, StalePlan
 from crossdock.runtime.plan import Plan, step_line
-from crossdock.runtime.planner import Options, Target, make_plan
+from crossdock.runtime.planner import Options, make_plan
+from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel
 
 CPU = cpu.probe().devices[0]

@@ -18,7 +18,8 @@ from crossdock.runtime import costing
 from crossdock.runtime.errors import MemoryBudget, NoPlacement, PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Constraints, Plan
-from crossdock.runtime.planner import Options, Target, make_plan
+from crossdock.runtime.planner import Options, make_plan
+from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel, DeviceRates, LinkModel
 from tests.runtime.closure import check_plan
 from tests.runtime.strategies import exact_graphs

@@ -1,0 +1,132 @@
+"""From a graph and the offers of its ops to the placement problem that is scheduled."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from crossdock.runtime import costing, steps
+from crossdock.runtime.costing import Offers
+from crossdock.runtime.errors import NoPlacement
+from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.plan import HOST
+from crossdock.runtime.rules import Rules
+from crossdock.runtime.target import Target
+from crossdock.scheduler import DeviceSpec, EdgeSpec, LinkSpec, Problem, TaskSpec
+
+
+def problem_of(
+    graph: Graph,
+    placed: Sequence[Node],
+    offered: Mapping[str, Offers],
+    edges: Sequence[EdgeSpec],
+    target: Target,
+    rules: Rules,
+    expected_runs: int,
+) -> Problem:
+    """The problem of placing ``placed``: a task an op, graph input and graph output.
+
+    Raises:
+        NoPlacement: ops that no device can run, with the reasons.
+    """
+    tasks = [_ends_task(steps.input_task(name), graph.specs[name].nbytes) for name in graph.inputs]
+    dead: list[str] = []
+    for node in placed:
+        cost, reasons = _costs(node, offered[node.name], target, rules, expected_runs)
+        if not cost:
+            dead.append(
+                f"{node.name} ({node.op}): " + "; ".join(f"{d}: {w}" for d, w in reasons.items())
+            )
+            continue
+        out = max((graph.specs[v].nbytes for v in node.outputs), default=0)
+        tasks.append(
+            TaskSpec(
+                node.name,
+                cost,
+                out_bytes=float(out),
+                param_bytes=float(_constant_bytes(offered[node.name])),
+                reasons=reasons,
+            )
+        )
+    if dead:
+        raise NoPlacement(
+            f"{len(dead)} op(s) have no device: {' | '.join(dead[:8])}; allow another device or "
+            "lift the constraint"
+        )
+    tasks += [_ends_task(steps.output_task(name), 0) for name in graph.outputs]
+    sizes = [e.nbytes for e in edges if e.nbytes > 0]
+    typical = statistics.median(sizes) if sizes else 4096.0
+    return Problem.build(
+        tasks,
+        edges,
+        [DeviceSpec(d.id, rules.memory(d), d.resource_group, d.kind) for d in target.devices],
+        _links(target, typical),
+        host=HOST,
+        group_capacity=dict(target.capacity),
+    )
+
+
+def _ends_task(name: str, nbytes: int) -> TaskSpec:
+    """A graph input or output: takes no time, lives in host memory."""
+    return TaskSpec(name, {HOST: 0.0}, out_bytes=float(nbytes))
+
+
+def _costs(
+    node: Node, offers: Offers, target: Target, rules: Rules, expected_runs: int
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Seconds by device id for an op, with the reasons of the devices left out."""
+    reasons = dict(offers.reasons)
+    costs: dict[str, float] = {}
+    for info in target.devices:
+        offer = offers.best.get(info.id)
+        if offer is None:
+            continue
+        banned = rules.banned(node, info.id)
+        if banned:
+            reasons[info.id] = banned
+            continue
+        seconds = costing.interval(offer.estimate)[0]
+        if info.id != HOST:
+            upload = target.link(target.info(HOST), info).seconds(_constant_bytes(offers))
+            seconds += upload / max(1, expected_runs) if offers.call.constants else 0.0
+        costs[info.id] = seconds
+    aside = HOST not in target.asked and any(d in target.asked for d in costs)
+    if aside and costs.pop(HOST, None) is not None:
+        reasons[HOST] = "not among the devices asked for"
+    return costs, reasons
+
+
+def _constant_bytes(offers: Offers) -> int:
+    return sum(a.nbytes for a in offers.call.constants.values())
+
+
+def edges_of(graph: Graph, placed: Sequence[Node]) -> list[EdgeSpec]:
+    """An edge for every value that an op or a graph output reads; aliases are their roots."""
+    roots = costing.alias_roots(graph)
+    maker = {v: n.name for n in placed for v in n.outputs}
+    maker.update({name: steps.input_task(name) for name in graph.inputs})
+    reads = [
+        (node, value)
+        for node in placed
+        for value in dict.fromkeys(roots[v] for v in node.operands)
+        if value in maker
+    ]
+    edges = [EdgeSpec(maker[v], n.name, float(graph.specs[v].nbytes), v) for n, v in reads]
+    for name, value in graph.outputs.items():
+        root = roots[value]
+        if root in maker:
+            size = float(graph.specs[root].nbytes)
+            edges.append(EdgeSpec(maker[root], steps.output_task(name), size, root))
+    return edges
+
+
+def _links(target: Target, nbytes: float) -> list[LinkSpec]:
+    host = target.info(HOST)
+    made = []
+    for info in target.devices:
+        if info.id == HOST:
+            continue
+        for src, dst in ((host, info), (info, host)):
+            latency, rate = target.link(src, dst).affine(nbytes)
+            made.append(LinkSpec(src.id, dst.id, latency, rate))
+    return made

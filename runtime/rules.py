@@ -1,0 +1,101 @@
+"""Constraints of a placement, resolved against a graph's nodes and the devices."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.runtime import costing
+from crossdock.runtime.errors import PlanError
+from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.plan import HOST, Constraints, DevicePlan, Plan
+from crossdock.runtime.target import Target
+
+
+class Rules:
+    """Constraints resolved against the graph's nodes and the devices."""
+
+    def __init__(self, given: Constraints, target: Target, graph: Graph) -> None:
+        self._given = given
+        self._target = target
+        self.full: frozenset[str] = frozenset()
+        known = {d.id for d in target.devices}
+        for pattern, device in (*given.pin.items(), *_flat(given.forbid)):
+            if device not in known:
+                raise PlanError(
+                    f"constraint {pattern!r} names device {device!r}; there are "
+                    f"{', '.join(sorted(known))}"
+                )
+            named = [n for n in graph.nodes if matches(pattern, n)]
+            if not named:
+                raise PlanError(f"constraint {pattern!r} matches no op of the graph")
+            if all(costing.is_alias(n) for n in named):
+                raise PlanError(
+                    f"constraint {pattern!r} matches {named[0].name!r} ({named[0].op}), which only "
+                    "renames the shape of its operand and runs nowhere; name the op before it"
+                )
+        for device, budget in given.memory.items():
+            if device not in known or not budget >= 0:
+                raise PlanError(
+                    f"constraints.memory gives {device!r} {budget!r} bytes; devices are "
+                    f"{', '.join(sorted(known))}, and budgets at least 0"
+                )
+
+    def without(self, device: str) -> Rules:
+        """The same rules, with no op on a device whose memory is too small."""
+        made = copy.copy(self)
+        made.full = self.full | {device}
+        return made
+
+    def memory(self, info: DeviceInfo) -> float:
+        """Budget in bytes."""
+        return float(self._given.memory.get(info.id, info.memory_bytes))
+
+    def over_budget(self, plan: Plan) -> dict[str, tuple[int, float]]:
+        """Bytes needed and allowed, by id of the devices whose budget the plan passes.
+
+        Devices of one physical memory share it; the one with most of the plan stands for them.
+        """
+        over: dict[str, tuple[int, float]] = {}
+        shared: dict[str, list[DevicePlan]] = {}
+        for part in plan.devices:
+            budget = self.memory(self._target.info(part.id))
+            shared.setdefault(part.physical_id, []).append(part)
+            if part.peak_bytes > budget:
+                over[part.id] = (part.peak_bytes, budget)
+        for parts in shared.values():
+            need = sum(p.peak_bytes for p in parts)
+            room = max(self._target.info(p.id).memory_bytes for p in parts)
+            if need > room and not any(p.id in over for p in parts):
+                most = max((p for p in parts), key=lambda p: (p.id != HOST, p.peak_bytes))
+                over[most.id] = (need, float(room))
+        return over
+
+    def banned(self, node: Node, device: str) -> str:
+        """Why a constraint keeps a node off a device; empty where none does."""
+        if device in self._target.broken:
+            return self._target.broken[device]
+        if device in self.full:
+            return "its memory is too small for this graph"
+        for pattern, pinned in self._given.pin.items():
+            if pinned != device and matches(pattern, node):
+                return f"pinned to {pinned} by {pattern!r}"
+        for pattern, forbidden in _flat(self._given.forbid):
+            if forbidden == device and matches(pattern, node):
+                return f"forbidden by {pattern!r}"
+        return ""
+
+
+def matches(pattern: str, node: Node) -> bool:
+    """True where a constraint's pattern is the node's name or op, or matches its name."""
+    return pattern in (node.name, node.op) or fnmatch.fnmatchcase(node.name, pattern)
+
+
+def _flat(forbid: Mapping[str, Sequence[str] | str]) -> list[tuple[str, str]]:
+    return [
+        (pattern, device)
+        for pattern, devices in forbid.items()
+        for device in ([devices] if isinstance(devices, str) else devices)
+    ]

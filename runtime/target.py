@@ -1,0 +1,45 @@
+"""Where a graph may run: devices, what they cost, and how they share compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.scheduler import CostModel, LinkModel
+
+DEFAULT_LINK = LinkModel(20e-6, ((1.0, 4e9),))
+"""Host link of a device whose link was never measured."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a graph may run.
+
+    ``devices`` holds every device considered, the host first; ``asked`` the ids that ops are
+    placed on (the host alone runs what no asked device can). ``capacity`` says how many devices
+    of a resource group may compute at once; ``broken`` why a device computes nothing, by id.
+    """
+
+    devices: tuple[DeviceInfo, ...]
+    asked: frozenset[str]
+    model: CostModel
+    capacity: Mapping[str, int] = field(default_factory=dict)
+    broken: Mapping[str, str] = field(default_factory=dict)
+
+    def link(self, src: DeviceInfo, dst: DeviceInfo) -> LinkModel:
+        """The measured link, or the default."""
+        return self.model.link(src.fingerprint, dst.fingerprint) or DEFAULT_LINK
+
+    def measured_links(self) -> frozenset[tuple[str, str]]:
+        """(source, target) ids of the links whose speed is known."""
+        return frozenset(
+            (a.id, b.id)
+            for a in self.devices
+            for b in self.devices
+            if self.model.link(a.fingerprint, b.fingerprint) is not None
+        )
+
+    def info(self, name: str) -> DeviceInfo:
+        """A device by id."""
+        return next(d for d in self.devices if d.id == name)
