@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crossdock.runtime.errors import PlanError, StalePlan
+from crossdock.runtime.plan_parts import Goal
 
 SCHEMA = "crossdock-plan/1"
 HOST = "cpu:0"
@@ -130,6 +131,7 @@ class Plan:
     lower_bound: float
     expected_runs: int
     cost_model: str
+    goal: Goal = field(default_factory=Goal)
     schema: str = SCHEMA
 
     def device(self, name: str) -> DevicePlan:
@@ -162,7 +164,8 @@ class Plan:
         head = [
             f"plan of {self.graph_name!r} by policy {self.policy!r}: predicted "
             f"{self.predicted * 1e3:.3f} ms ({self.low * 1e3:.3f} to {self.high * 1e3:.3f}), "
-            f"lower bound {self.lower_bound * 1e3:.3f} ms"
+            f"lower bound {self.lower_bound * 1e3:.3f} ms",
+            f"  {self.goal}",
         ]
         for part in self.devices:
             alone = part.single_seconds
@@ -271,7 +274,7 @@ def _read(cls: type[Any], data: object, where: str) -> Any:
 
 
 def _value(kind: str, value: object, where: str) -> Any:
-    nested = {"Choice": Choice, "Step": Step, "DevicePlan": DevicePlan}
+    nested = {"Choice": Choice, "Step": Step, "DevicePlan": DevicePlan, "Goal": Goal}
     if kind.startswith("tuple[") and isinstance(value, list | tuple):
         inner = kind.removeprefix("tuple[").removesuffix(", ...]")
         return tuple(_value(inner, v, f"{where}[{i}]") for i, v in enumerate(value))

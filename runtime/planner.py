@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from crossdock.runtime import costing, steps
+from crossdock.runtime import costing, goals, steps
 from crossdock.runtime.costing import Offers
 from crossdock.runtime.errors import MemoryBudget, NoPlacement
+from crossdock.runtime.goals import Wanted
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.placement import edges_of, problem_of
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.rules import Rules
 from crossdock.runtime.target import Target
-from crossdock.scheduler import schedule
+from crossdock.scheduler.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Options:
     expected_runs: int = 1000
     budget_s: float = 0.2
     search: bool = False
+    objective: Objective = field(default_factory=Objective)
 
 
 def make_plan(graph: Graph, target: Target, options: Options) -> Plan:
@@ -89,20 +91,15 @@ def _draft(
 ) -> Plan:
     edges = edges_of(graph, placed)
     problem = problem_of(graph, placed, offered, edges, target, rules, options.expected_runs)
-    made = schedule(
-        problem,
-        options.policy,
-        links="serial",
-        budget_s=options.budget_s,
-        seed=0,
-        memory=memory,
-        compiled=options.search,
+    wanted = Wanted(options.objective, target.watts)
+    made, goal = goals.place_for(
+        problem, wanted, options.policy, options.budget_s, memory=memory, search=options.search
     )
     tensors = {
         int(number): str(edge.tensor)
         for number, edge in zip(problem.edge_tensor, edges, strict=True)
     }
-    return steps.build(
+    plan = steps.build(
         graph,
         placed,
         offered,
@@ -112,6 +109,7 @@ def _draft(
         target.measured_links(),
         options.expected_runs,
     )
+    return goals.with_goal(plan, goal, wanted, target)
 
 
 def _check_memory(plan: Plan, rules: Rules) -> None:

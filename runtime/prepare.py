@@ -19,6 +19,7 @@ from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.receipt import Receipt, make_receipt
 from crossdock.runtime.target import Target
 from crossdock.runtime.tensor import Array
+from crossdock.scheduler.objectives import Objective
 
 Progress = Callable[[str, int, int], None]
 RUNS_AT_ONCE = 8
@@ -35,7 +36,7 @@ class Config:
 
     devices: tuple[str, ...] | None = None
     policy: str = "auto"
-    objective: str = "latency"
+    objective: Objective = field(default_factory=Objective)
     constraints: Constraints = field(default_factory=Constraints)
     expected_runs: int = 1000
     threads: int | None = None
@@ -43,6 +44,7 @@ class Config:
     skip_passes: tuple[str, ...] = ()
     runs_at_once: int = RUNS_AT_ONCE
     search: bool = False
+    watts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,9 +101,13 @@ def prepare(
     measure_missing(graph, config, devices, progress, again=again)
     broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
     model = costing.store().model
-    target = Target(infos, asked, model, group_capacity(infos), broken)
+    target = Target(infos, asked, model, group_capacity(infos), broken, config.watts)
     options = planner.Options(
-        config.policy, config.constraints, config.expected_runs, search=config.search
+        config.policy,
+        config.constraints,
+        config.expected_runs,
+        search=config.search,
+        objective=config.objective,
     )
     plan = planner.make_plan(graph, target, options)
     used = {HOST, *(s.device for s in plan.steps)}

@@ -25,6 +25,7 @@ from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.staged import StagedReady
 from crossdock.runtime.tensor import Array, Dim, TensorSpec, to_numpy
 from crossdock.scheduler import policy_names
+from crossdock.scheduler.objectives import Objective
 
 SHAPES_KEPT = 8
 _Shapes = tuple[tuple[Dim, ...], ...]
@@ -51,7 +52,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     graph: Graph,
     devices: str | Sequence[str] = "auto",
     policy: str = "auto",
-    objective: str = "latency",
+    objective: str | Mapping[str, float] = "latency",
     constraints: Constraints | None = None,
     expected_runs: int = 1000,
     threads: int | None = None,
@@ -62,6 +63,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     skip_passes: Sequence[str] = (),
     runs_at_once: int = RUNS_AT_ONCE,
     search: bool = False,
+    watts: Mapping[str, tuple[float, float]] | None = None,
     progress: Progress | None = None,
 ) -> Session:
     """Compile a graph for this machine.
@@ -71,7 +73,10 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         devices: "auto" for every device there is, or device ids; ops that none of them can run
             are run on the host, and the receipt says so.
         policy: placement policy by name (``crossdock.scheduler.policies``).
-        objective: "latency" is the one there is.
+        objective: "latency" (seconds of a run), "throughput" (seconds between the ends of
+            successive runs, many of them submitted at once), "energy" (joules of a run), or
+            weights of them such as ``{"latency": 0.5, "energy": 0.5}``, each term over its value
+            on the best single device.
         constraints: pins, forbidden devices, memory budgets.
         expected_runs: runs over which uploads of weights are spread.
         threads: processor threads a CPU-backed device may use (None: all).
@@ -82,6 +87,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
         search: search on from the policy's plan with compiled code: better plans where devices
             share a graph; the first use on a machine compiles that code, for a minute or two.
+        watts: what a device draws (idle, computing), by device id, for ``objective="energy"``.
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:
@@ -91,7 +97,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     config = Config(
         _device_ids(devices),
         policy,
-        objective,
+        Objective.of(objective),
         constraints or Constraints(),
         expected_runs,
         threads,
@@ -99,6 +105,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         tuple(skip_passes),
         runs_at_once,
         search,
+        dict(watts or {}),
     )
     _check(graph, config)
     now = not graph.symbols or shapes or dims
@@ -335,8 +342,11 @@ def _check(graph: object, config: Config) -> None:
         raise PlanError(
             f"constraints is a crossdock.Constraints, not {type(config.constraints).__name__}"
         )
-    if config.objective != "latency":
-        raise PlanError(f"objective {config.objective!r} is not supported; use 'latency'")
+    if config.objective != Objective() and config.policy != "auto":
+        raise PlanError(
+            f"policy {config.policy!r} places for latency alone; objective {config.objective} "
+            "needs policy='auto'"
+        )
     if config.policy not in policy_names():
         raise PlanError(
             f"there is no policy {config.policy!r}; use one of {', '.join(policy_names())}"

@@ -10,6 +10,7 @@ import click
 
 from crossdock.runtime.plan import Constraints
 from crossdock.runtime.prepare import MEASURE_SECONDS
+from crossdock.scheduler.objectives import Objective
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -75,6 +76,28 @@ def nbytes(text: str) -> int:
     return int(amount * factor)
 
 
+def objective(text: str) -> Objective:
+    """An objective: a term, or weights such as ``latency=0.5,energy=0.5``; raises PlanError."""
+    parts = [part.partition("=") for part in text.split(",")]
+    if all(not sign for _, sign, _ in parts):
+        return Objective.of(text)
+    weights: dict[str, object] = {}
+    for name, _, weight in parts:
+        try:
+            weights[name.strip()] = float(weight)
+        except ValueError:
+            weights[name.strip()] = weight
+    return Objective.of(weights)
+
+
+def watts(text: str) -> tuple[float, float]:
+    """Watts of a device, ``IDLE:ACTIVE``."""
+    idle, active = (float(part) for part in text.split(":"))
+    if not 0 <= idle <= active < 1e9:
+        raise ValueError(text)
+    return idle, active
+
+
 def gigabytes_per_second(text: str) -> float:
     """A bandwidth in GB/s, greater than zero."""
     value = float(text)
@@ -94,6 +117,8 @@ class Placing:
     threads: int | None = None
     expected_runs: int = 1000
     measure: float = MEASURE_SECONDS
+    objective: str = "latency"
+    watts: Mapping[str, tuple[float, float]] | None = None
 
     def constraints(self, memory: Mapping[str, int] | None = None) -> Constraints:
         """As the planner takes them."""
@@ -134,6 +159,8 @@ def placing(command: Command) -> Command:
             threads=given.pop("threads"),
             expected_runs=given.pop("expected_runs"),
             measure=given.pop("measure"),
+            objective=given.pop("objective"),
+            watts=dict(given.pop("watts")),
         )
         return command(*args, **given)
 
@@ -144,6 +171,11 @@ def placing(command: Command) -> Command:
                      "may be given several times (default: every device)."),
         click.option("--policy", metavar="NAME", default="auto", show_default=True,
                      help="Placement policy."),
+        click.option("--objective", metavar="NAME", default="latency", show_default=True,
+                     help="What to place for: latency, throughput, energy, or weights such as "
+                     "latency=0.5,energy=0.5."),
+        click.option("--watts", **pairs("ID=IDLE:ACTIVE", watts),
+                     help="Watts that a device draws when idle and when it computes."),
         click.option("--pin", **pairs("PATTERN=ID", str),
                      help="Keep an op (node name, op name or pattern) on a device."),
         click.option("--forbid", **pairs("PATTERN=ID", str),

@@ -10,7 +10,7 @@ from crossdock.devices import registry
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.machine import Machine, Status
 from crossdock.runtime import costing, planner, profiles
-from crossdock.runtime.cli.options import Placing, split_link
+from crossdock.runtime.cli.options import Placing, objective, split_link
 from crossdock.runtime.errors import LoadError, PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Plan
@@ -75,7 +75,13 @@ def plan_model(
     for name in changes.memory or {}:
         _known(name, ids, "--memory")
     target = replace(target, model=_relinked(target, changes.links))
-    options = planner.Options(placing.policy, constraints, placing.expected_runs)
+    options = planner.Options(
+        placing.policy,
+        constraints,
+        placing.expected_runs,
+        objective=objective(placing.objective),
+    )
+    target = replace(target, watts={**target.watts, **(placing.watts or {})})
     return Planned(graph, planner.make_plan(graph, target, options), target)
 
 
@@ -123,6 +129,7 @@ def _profiled(graph: Graph, machine: Machine, placing: Placing, without: Sequenc
         asked,
         profile_costs(machine, _typical_bytes(graph)),
         group_capacity(infos, machine.cores),
+        watts={d.id: (d.watts.idle, d.watts.active) for d in machine.passed if d.watts},
     )
 
 

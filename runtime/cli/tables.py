@@ -22,7 +22,8 @@ def headline(plan: Plan) -> tuple[tuple[str, str] | str, ...]:
         f"{plan.graph_name}: predicted ",
         (millis(plan.predicted), "bold"),
         f" ({millis(plan.low)} to {millis(plan.high)}), lower bound {millis(plan.lower_bound)}, "
-        f"{len(plan.launches())} ops and {len(plan.copies())} copies, policy {plan.policy}",
+        f"{len(plan.launches())} ops and {len(plan.copies())} copies, policy {plan.policy}\n",
+        str(plan.goal),
     )
 
 
