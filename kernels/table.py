@@ -102,6 +102,12 @@ def kernel(
     return register
 
 
+def kernel_names() -> list[str]:
+    """Every registered kernel as "op name", sorted; third parties' too."""
+    load()
+    return sorted(f"{k.op} {k.name}" for entries in _KERNELS.values() for k in entries)
+
+
 @dataclass(frozen=True)
 class Candidates:
     """Kernels that fit an op instance on a device, best rank first, and why others do not."""

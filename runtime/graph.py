@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -186,6 +187,10 @@ class Graph:
 
     def digest(self) -> str:
         """SHA-256 over structure, attributes, specs and constant bytes; names of nodes count."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         h = hashlib.sha256()
         for line in _describe(self):
             h.update(line.encode())

@@ -71,6 +71,7 @@ def build(
             resident_bytes=_resident(graph, waited, d.id, roots),
             offsets=dict(arenas[d.id].offsets),
             single_seconds=_finite(made.single.get(d.id)),
+            driver=d.driver,
         )
         for d in devices
     )
