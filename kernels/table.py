@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Lowered
+from crossdock.kernels.refusal import joined
 from crossdock.kernels.spec import Kernel, OpCall, OpSpec, When
 from crossdock.runtime.errors import UnsupportedOp
 
@@ -117,7 +118,7 @@ class Candidates:
 
     def reason(self) -> str:
         """Why nothing fits, in one line."""
-        return "; ".join(f"{name}: {why}" for name, why in self.rejected) or "no kernel is known"
+        return joined(self.rejected)
 
 
 def candidates(call: OpCall, device: DeviceInfo) -> Candidates:

@@ -52,6 +52,9 @@ class StageRunner(Protocol):
     def run(self, key: bytes, graph: Graph, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run a static graph; equal keys come with equal graphs."""
 
+    def may(self, name: str, op: str, why: str) -> None:
+        """Called before the host runs an op, and why it is the host; raises where it may not."""
+
     def host(self, name: str, op: str, why: str, seconds: float) -> None:
         """Take note of an op that the host ran in the time given, and why it was the host."""
 

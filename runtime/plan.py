@@ -41,6 +41,7 @@ class Choice:
     """One device's offer for an op: its best kernel there and cost, or why it has none.
 
     Seconds; ``finish`` is when the op would have ended there given all placements before it.
+    ``cause`` is the code of ``reason`` (``kernels.refusal.Cause``).
     """
 
     device: str
@@ -51,6 +52,7 @@ class Choice:
     source: str
     finish: float | None = None
     reason: str = ""
+    cause: str = "ok"
 
     def __str__(self) -> str:
         if self.seconds is None:
