@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from crossdock.kernels.kernel_set import kernel_set
 from crossdock.runtime import costing, steps
 from crossdock.runtime.costing import Offers
 from crossdock.runtime.errors import MemoryBudget, NoPlacement
@@ -51,7 +52,7 @@ def make_plan(graph: Graph, target: Target, options: Options) -> Plan:
     if rules.over_budget(plan):
         plan = _smaller(graph, placed, offered, target, options, rules) or plan
     _check_memory(plan, rules)
-    return replace(plan, cost_model=target.model.version)
+    return replace(plan, cost_model=target.model.version, kernels=kernel_set())
 
 
 def _smaller(

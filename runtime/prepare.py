@@ -11,8 +11,9 @@ from crossdock.devices import topology
 from crossdock.devices.base import Cap, Device, DeviceInfo, Span
 from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
-from crossdock.runtime import costing, measure, passes, planner, profiles, rules
+from crossdock.runtime import costing, fallback, measure, passes, planner, profiles, rules
 from crossdock.runtime.executor import Deadline, Outcome, Pool, Run
+from crossdock.runtime.fallback import ALLOW, Fallback
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Program, instantiate, lower
 from crossdock.runtime.plan import HOST, Constraints, Plan
@@ -43,6 +44,7 @@ class Config:
     skip_passes: tuple[str, ...] = ()
     runs_at_once: int = RUNS_AT_ONCE
     search: bool = False
+    fallback: Fallback = ALLOW
 
 
 @dataclass
@@ -104,6 +106,7 @@ def prepare(
         config.policy, config.constraints, config.expected_runs, search=config.search
     )
     plan = planner.make_plan(graph, target, options)
+    fallback.check(plan, asked, config.fallback, graph)
     used = {HOST, *(s.device for s in plan.steps)}
     opened = {d: devices[d] for d in devices if d in used}
     program = lower(graph, plan, opened, progress, [ready.program for ready in kept])

@@ -35,6 +35,7 @@ def target_options(command: Any) -> Any:
 @options.placing
 @target_options
 @click.option("--html", metavar="FILE", help="Write the plan as a page: timeline and graph.")
+@click.option("--save", metavar="FILE", help="Write the plan itself: equal plans, equal bytes.")
 @options.json_option
 def plan(
     model: str,
@@ -45,11 +46,12 @@ def plan(
     link: list[tuple[str, float]],
     memory: list[tuple[str, int]],
     html: str | None,
+    save: str | None,
     json_to: str | None,
 ) -> None:
     """Plan MODEL: where each op runs, when, and why there."""
     output = Output(json_to)
-    check_place(html)
+    check_place(html, save)
     changes = Changes(without, link, dict(memory))
     made = plan_file(model, placing, feeding, changes, machine, output)
     output.line(*tables.headline(made.plan))
@@ -59,4 +61,7 @@ def plan(
     if html is not None:
         write_text(html, page(made.plan, made.graph, made.target.capacity))
         output.note(f"wrote {html}")
+    if save is not None:
+        write_text(save, made.plan.dumps())
+        output.note(f"wrote {save}")
     output.json(made.plan.to_json())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from crossdock.devices import registry
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import costing, planner, profiles
+from crossdock.runtime import costing, fallback, planner, profiles
 from crossdock.runtime.cli.options import Placing, split_link
 from crossdock.runtime.errors import LoadError, PlanError
 from crossdock.runtime.graph import Graph
@@ -76,7 +76,9 @@ def plan_model(
         _known(name, ids, "--memory")
     target = replace(target, model=_relinked(target, changes.links))
     options = planner.Options(placing.policy, constraints, placing.expected_runs)
-    return Planned(graph, planner.make_plan(graph, target, options), target)
+    plan = planner.make_plan(graph, target, options)
+    fallback.check(plan, target.asked, placing.fallback, graph)
+    return Planned(graph, plan, target)
 
 
 def _known(name: str, ids: set[str], flag: str) -> None:
