@@ -6,7 +6,7 @@ from crossdock.devices.machine import Machine
 from crossdock.runtime.cli.inputs import about, load_model, prepare
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, read_json
-from crossdock.runtime.cli.planning import Changes, Planned, plan_model
+from crossdock.runtime.cli.planning import Asked, Planned, plan_model
 from crossdock.runtime.cli.stages import plan_stages
 from crossdock.runtime.errors import LoadError
 
@@ -15,7 +15,7 @@ def plan_file(
     path: str,
     placing: Placing,
     feeding: Feeding,
-    changes: Changes,
+    asked: Asked,
     machine: str | None,
     output: Output,
 ) -> Planned:
@@ -27,8 +27,8 @@ def plan_file(
     graph, feeds = prepare(path, load_model(path), feeding, lambda _text: None)
     with output.progress("planning") as tick, about(path):
         if graph.staged is not None:
-            return plan_stages(graph, graph.staged, feeds, placing, changes, profile, tick)
-        return plan_model(graph, placing, changes, profile, tick)
+            return plan_stages(graph, graph.staged, feeds, placing, asked, profile, tick)
+        return plan_model(graph, placing, asked, profile, tick)
 
 
 def read_machine(path: str) -> Machine:

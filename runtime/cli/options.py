@@ -95,9 +95,9 @@ class Placing:
     expected_runs: int = 1000
     measure: float = MEASURE_SECONDS
 
-    def constraints(self, memory: Mapping[str, int] | None = None) -> Constraints:
+    def constraints(self) -> Constraints:
         """As the planner takes them."""
-        return Constraints(self.pin or {}, self.forbid or {}, memory or {})
+        return Constraints(self.pin or {}, self.forbid or {})
 
     @property
     def budget(self) -> bool | float:
