@@ -194,7 +194,7 @@ def _row(point: Point) -> tuple[str, ...]:
         millis(point.seconds),
         millis(point.low),
         millis(point.high),
-        "-" if rate is None else f"{rate:.4g}",
+        "-" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}",
         shares,
         short(point.reason, 120),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossdock.devices.base import Cap, DeviceInfo
@@ -92,6 +92,7 @@ def test_the_break_even_is_where_the_two_lines_cross() -> None:
     assert made.point(8, (CARD,)).seconds == pytest.approx(2e-4, rel=1e-2)
 
 
+@settings(max_examples=15, deadline=None)
 @given(st.integers(1, 1000), st.integers(2, 5000))
 def test_bisection_finds_what_trying_every_batch_would(micros: int, last: int) -> None:
     model = Model(micros * 1e-6)

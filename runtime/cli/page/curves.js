@@ -13,6 +13,13 @@ function logTicks(from, to) {
   return all.filter((v) => v >= from * 0.999 && v <= to * 1.001);
 }
 
+function count(value) {
+  for (const [scale, unit] of [[1e9, " G"], [1e6, " M"], [1e3, " k"]]) {
+    if (value >= scale * 0.9995) return three(value / scale) + unit;
+  }
+  return three(value);
+}
+
 const setLabel = (devices) => devices.join(" + ");
 
 // The points of a set as [batch, middle, low, high], where `read` gives numbers.
@@ -54,7 +61,7 @@ function curvesPanel(title, hint, read, format) {
     return [
       svg("polygon", { class: "spread", points: [...at(1), ...at(2).reverse()].join(" "),
         style: { fill: colour(name) } }),
-      svg("polyline", { class: "curve", points: at(0).join(" "), style: { stroke: colour(name) } }),
+      svg("polyline", { class: devices.length > 1 ? "curve wide" : "curve", points: at(0).join(" "), style: { stroke: colour(name) } }),
       ...rows.map((r) => svg("circle", { r: 4, cx: x(r.point.batch), cy: y(r.values[0]),
         style: { fill: colour(name) },
         onpointermove: (event) => placeTip(event, pointTip(r.point)), onpointerleave: hideTip })),
@@ -73,7 +80,9 @@ function curvesPanel(title, hint, read, format) {
       ...logTicks(lowest, highest).flatMap(across), ...batches.flatMap(down),
       svg("text", { class: "soft", x: (PLOT.left + width - PLOT.right) / 2,
         y: PLOT.height - 6, "text-anchor": "middle" }, "batch"),
-      ...DATA.break_even.flatMap(mark), ...lines.flatMap(curve));
+      ...DATA.break_even.flatMap(mark),
+      // The set of all lies on another's curve wherever it is no better: it is drawn below them.
+      ...[...lines].sort((a, b) => b.devices.length - a.devices.length).flatMap(curve));
   }
 
   new ResizeObserver(draw).observe(root);
@@ -84,5 +93,5 @@ function curvesPanel(title, hint, read, format) {
 function pointTip(point) {
   return [html("b", {}, setLabel(point.devices)), `batch ${point.batch}: ${seconds(point.seconds)}`,
     ` (${seconds(point.low)} \u2013 ${seconds(point.high)})`, html("br"),
-    `${three(point.throughput)} samples/s`];
+    `${count(point.throughput)} samples/s`];
 }

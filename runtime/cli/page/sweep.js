@@ -25,7 +25,7 @@ function pointsPanel() {
     }
     return html("tr", {}, cell(p.batch, true), html("td", { class: "id" }, chip(name), name),
       cell(seconds(p.seconds), true), cell(`${seconds(p.low)} \u2013 ${seconds(p.high)}`, true),
-      cell(three(p.throughput), true), html("td", {}, Object.entries(p.shares)
+      cell(count(p.throughput), true), html("td", {}, Object.entries(p.shares)
         .filter(([, share]) => share > 0).map(([id, share]) => [chip(id), `${id} ${percent(share)} `])));
   });
   return panel("Points", html("div", { class: "scroll" }, html("table", {},
@@ -56,6 +56,6 @@ document.body.append(html("main", {},
   html("div", { class: "pair" },
     curvesPanel("Latency", "dashed: break-even", (p) => [p.seconds, p.low, p.high], seconds),
     curvesPanel("Throughput", "samples a second, dashed: break-even",
-      (p) => [p.throughput, p.batch / p.high, p.batch / Math.max(p.low, p.seconds / 10)], three)),
+      (p) => [p.throughput, p.batch / p.high, p.batch / Math.max(p.low, p.seconds / 10)], count)),
   evenPanel(),
   pointsPanel()), tip);
