@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from crossdock.runtime import planner
+from crossdock.runtime import planner, virtual
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST
@@ -23,8 +23,9 @@ PAYS = 0.99
 class Point:
     """What one device set is predicted to do with one batch.
 
-    Times in seconds; None with a ``reason`` where the set has no plan. ``shares`` are of the ops,
-    ``peak_bytes`` of memory, both by device id.
+    Times in seconds; None with a ``reason`` where the set has no plan. ``simulated`` is what the
+    executor takes on virtual time, which leaves out the share of the weights' upload that
+    ``seconds`` has. ``shares`` are of the ops, ``peak_bytes`` of memory, both by device id.
     """
 
     batch: int
@@ -33,6 +34,7 @@ class Point:
     low: float | None = None
     high: float | None = None
     lower_bound: float | None = None
+    simulated: float | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: Mapping[str, int] = field(default_factory=dict)
     reason: str = ""
@@ -147,6 +149,7 @@ class Sweeper:
             made.low,
             made.high,
             made.lower_bound,
+            virtual.execute(made, narrowed.capacity).makespan,
             made.shares(),
             {d.id: d.peak_bytes for d in made.devices},
         )

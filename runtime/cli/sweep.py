@@ -173,7 +173,17 @@ def label(devices: Devices) -> str:
 
 
 def _table(made: Sweep) -> Table:
-    columns = (">batch", "devices", ">latency", ">at least", ">at most", ">samples/s", "ops", "")
+    columns = (
+        ">batch",
+        "devices",
+        ">latency",
+        ">at least",
+        ">at most",
+        ">simulated",
+        ">samples/s",
+        "ops",
+        "",
+    )
     table = make_table("Predicted", columns)
     for point in made.points:
         fastest = min(
@@ -194,6 +204,7 @@ def _row(point: Point) -> tuple[str, ...]:
         millis(point.seconds),
         millis(point.low),
         millis(point.high),
+        millis(point.simulated),
         "-" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}",
         shares,
         short(point.reason, 120),
