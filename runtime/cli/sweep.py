@@ -12,7 +12,7 @@ from crossdock.devices.machine import Machine
 from crossdock.runtime import planner, whatif
 from crossdock.runtime.cli import options
 from crossdock.runtime.cli.inputs import about, bind, load_model
-from crossdock.runtime.cli.model import read_machine
+from crossdock.runtime.cli.model import origin, read_machine
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, add_row, check_place, make_table, write_text
 from crossdock.runtime.cli.page import SWEEP, render
@@ -92,6 +92,8 @@ def sweep(
         source = _Source(graph, batch_dim, feeding, placing, asked, profile, tick)
         plans = planner.Options(placing.policy, placing.constraints(), placing.expected_runs)
         made = Sweeper(source.at, plans).sweep(batches, sets)
+    if profile is not None:
+        output.line(*origin(machine, profile))
     output.table(_table(made))
     if made.break_even:
         output.table(_break_even(made))

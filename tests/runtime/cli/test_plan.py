@@ -141,6 +141,18 @@ def test_what_cannot_be_planned_is_bad_input(
     assert got.err.count("\n") == 1
 
 
+def test_a_shipped_machine_is_named_and_says_where_its_figures_are_from(
+    call: Any, model: Path
+) -> None:
+    got = call("plan", model, "--machine", "workstation-rtx4090", "--dim", "N=65536")
+    assert got.status == 0, got.err
+    assert "NVIDIA GeForce RTX 4090" in got.out
+    assert "workstation-rtx4090: typed in from the data sheets of" in got.out
+    got = call("plan", model, "--machine", "workstation", "--dim", "N=65536")
+    assert got.status == 2
+    assert "no machine of that name is shipped; those are" in got.err
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
