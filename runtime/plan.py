@@ -116,6 +116,30 @@ class DevicePlan:
 
 
 @dataclass(frozen=True)
+class Split:
+    """Ops that were cut into parts for several devices, or why they were not.
+
+    They were found from the op ``seed``, cut along ``axis`` of its result into ``sizes``, one part
+    a device. ``gain`` is what that saves over the best device alone, in seconds, as predicted.
+    """
+
+    seed: str
+    axis: int
+    ops: tuple[str, ...]
+    devices: tuple[str, ...]
+    sizes: tuple[int, ...]
+    gain: float
+    taken: bool
+    reason: str
+
+    def __str__(self) -> str:
+        more = f" and {len(self.ops) - 1} more" if len(self.ops) > 1 else ""
+        parts = ", ".join(f"{n} on {d}" for n, d in zip(self.sizes, self.devices, strict=True))
+        said = "split" if self.taken else "not split"
+        return f"{said} {self.seed}{more} along axis {self.axis} ({parts}): {self.reason}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """The whole plan; ``predicted`` seconds with an 80 % interval."""
 
@@ -130,6 +154,7 @@ class Plan:
     lower_bound: float
     expected_runs: int
     cost_model: str
+    splits: tuple[Split, ...] = ()
     schema: str = SCHEMA
 
     def device(self, name: str) -> DevicePlan:
@@ -171,6 +196,7 @@ class Plan:
                 f"  {part.id} {part.name}: {self.shares()[part.id]:.0%} of the ops, {said}, "
                 f"arena {part.arena_bytes} B, weights {part.resident_bytes} B"
             )
+        head += [f"  {split}" for split in self.splits]
         return "\n".join([*head, *(step_line(step) for step in self.steps)])
 
     def explain_op(self, name: str) -> str:
@@ -251,6 +277,7 @@ def _number(value: object) -> bool:
 
 _FITS: dict[str, Callable[[object], bool]] = {
     "str": lambda v: isinstance(v, str),
+    "bool": lambda v: isinstance(v, bool),
     "int": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
     "float": _number,
     "float | None": lambda v: v is None or _number(v),
@@ -271,7 +298,7 @@ def _read(cls: type[Any], data: object, where: str) -> Any:
 
 
 def _value(kind: str, value: object, where: str) -> Any:
-    nested = {"Choice": Choice, "Step": Step, "DevicePlan": DevicePlan}
+    nested = {"Choice": Choice, "Step": Step, "DevicePlan": DevicePlan, "Split": Split}
     if kind.startswith("tuple[") and isinstance(value, list | tuple):
         inner = kind.removeprefix("tuple[").removesuffix(", ...]")
         return tuple(_value(inner, v, f"{where}[{i}]") for i, v in enumerate(value))

@@ -17,7 +17,15 @@ from crossdock.runtime.target import Target
 class Rules:
     """Constraints resolved against the graph's nodes and the devices."""
 
-    def __init__(self, given: Constraints, target: Target, graph: Graph) -> None:
+    def __init__(
+        self,
+        given: Constraints,
+        target: Target,
+        graph: Graph,
+        homes: Mapping[str, str] | None = None,
+    ) -> None:
+        """``homes`` holds the device of nodes that have only one, by name."""
+        self._homes = homes or {}
         self._given = given
         self._target = target
         self.full: frozenset[str] = frozenset()
@@ -79,6 +87,9 @@ class Rules:
             return self._target.broken[device]
         if device in self.full:
             return "its memory is too small for this graph"
+        home = self._homes.get(node.name, device)
+        if home != device:
+            return f"the part of {home}"
         for pattern, pinned in self._given.pin.items():
             if pinned != device and matches(pattern, node):
                 return f"pinned to {pinned} by {pattern!r}"

@@ -62,6 +62,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     skip_passes: Sequence[str] = (),
     runs_at_once: int = RUNS_AT_ONCE,
     search: bool = False,
+    split: bool = True,
     progress: Progress | None = None,
 ) -> Session:
     """Compile a graph for this machine.
@@ -82,6 +83,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
         search: search on from the policy's plan with compiled code: better plans where devices
             share a graph; the first use on a machine compiles that code, for a minute or two.
+        split: cut an op, or ops that share a dimension, into parts for several devices where that
+            is predicted to pay; only where devices compute at once.
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:
@@ -99,6 +102,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         tuple(skip_passes),
         runs_at_once,
         search,
+        split,
     )
     _check(graph, config)
     now = not graph.symbols or shapes or dims

@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -117,10 +118,10 @@ class _Growth:
             maker = self.makers.get(value)
             if maker is not None:
                 at = maker.outputs.index(value)
-                self._take_where(maker, self.axes[value], lambda c, at=at: c.results[at])
+                self._take_where(maker, self.axes[value], partial(_result, at))
             for reader in self.readers.get(value, ()):
                 at = reader.inputs.index(value)
-                self._take_where(reader, self.axes[value], lambda c, at=at: c.operands[at])
+                self._take_where(reader, self.axes[value], partial(_operand, at))
 
     def _take_where(self, node: Node, axis: int, side: Callable[[Cut], int | None]) -> None:
         """Take a node in by a cut whose ``side`` is ``axis``, if there is one."""
@@ -131,6 +132,14 @@ class _Growth:
             found = cut(call, out)
             if found is not None and side(found) == axis and self.take(node, out):
                 return
+
+
+def _result(at: int, found: Cut) -> int:
+    return found.results[at]
+
+
+def _operand(at: int, found: Cut) -> int | None:
+    return found.operands[at]
 
 
 def _wanted(node: Node, found: Cut) -> dict[str, int] | None:
