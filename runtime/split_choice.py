@@ -138,39 +138,43 @@ def _best(
     """
     paying = [c for c in found if c.gain > MARGIN * c.cost.whole[1]]
     if len(paying) > 1:
-        made = _planned(whole, paying, target, options, measure)
+        made = plan_parts(whole, _cuts(paying), target, options, measure)
         if made is not None and _saves(made, whole):
             return paying, made
     chosen: list[_Candidate] = []
     best = whole
     for candidate in sorted(paying, key=lambda c: -c.gain)[:TRIALS]:
-        made = _planned(whole, [*chosen, candidate], target, options, measure)
+        made = plan_parts(whole, _cuts([*chosen, candidate]), target, options, measure)
         if made is not None and _saves(made, best):
             chosen, best = [*chosen, candidate], made
     return chosen, best
+
+
+def _cuts(chosen: Sequence[_Candidate]) -> list[tuple[Region, Shares]]:
+    return [(c.region, c.shares) for c in chosen]
 
 
 def _saves(made: Planned, before: Planned) -> bool:
     return made.plan.predicted < before.plan.predicted * (1.0 - MARGIN)
 
 
-def _planned(
+def plan_parts(
     whole: Planned,
-    chosen: Sequence[_Candidate],
+    cuts: Sequence[tuple[Region, Shares]],
     target: Target,
     options: Options,
-    measure: Measure | None,
+    measure: Measure | None = None,
 ) -> Planned | None:
-    """The graph with the candidates cut, planned with each part on its device.
+    """The graph with regions cut, planned with each part on its device; None if it has no place.
 
     The lower bound is that of the graph in parts with every op on any device.
     """
     split, homes = whole.split, dict[str, str]()
-    for candidate in chosen:
+    for region, shares in cuts:
         before = set(split.parts)
-        split = rewrite(split, candidate.region, candidate.shares.sizes)
+        split = rewrite(split, region, shares.sizes)
         for name in split.parts.keys() - before:
-            homes[name] = candidate.shares.devices[split.parts[name]]
+            homes[name] = shares.devices[split.parts[name]]
     if measure is not None:
         calls = _placed_calls(split.graph)
         for info in computing_devices(target):
