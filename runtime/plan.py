@@ -100,7 +100,10 @@ class Step:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """A device's part: identity, arena and resident bytes, and predicted time were it alone.
+    """A device's part: identity, bytes, and predicted time were it alone.
+
+    ``arena_bytes`` and ``scratch_bytes`` are taken by each run in flight, ``resident_bytes``
+    (weights) and ``packed_bytes`` (weights in a kernel's own layout) once.
 
     ``driver`` is the version the plan was made with; ``fingerprint`` hangs on it, among others.
     """
@@ -115,11 +118,23 @@ class DevicePlan:
     offsets: Mapping[str, int]
     single_seconds: float | None
     driver: str = ""
+    packed_bytes: int = 0
+    scratch_bytes: int = 0
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes that stay from run to run."""
+        return self.resident_bytes + self.packed_bytes
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of each run in flight."""
+        return self.arena_bytes + self.scratch_bytes
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes the plan takes on the device: arena and weights."""
-        return self.arena_bytes + self.resident_bytes
+        """All that a session allocates on the device with one run in flight."""
+        return self.fixed_bytes + self.run_bytes
 
 
 @dataclass(frozen=True)
@@ -209,7 +224,8 @@ class Plan:
             said = "cannot run it alone" if alone is None else f"alone {alone * 1e3:.3f} ms"
             head.append(
                 f"  {part.id} {part.name}: {self.shares()[part.id]:.0%} of the ops, {said}, "
-                f"arena {part.arena_bytes} B, weights {part.resident_bytes} B"
+                f"arena {part.arena_bytes} B, scratch {part.scratch_bytes} B, "
+                f"weights {part.fixed_bytes} B"
             )
         head += [f"  {split}" for split in self.splits]
         return "\n".join([*head, *(step_line(step) for step in self.steps)])
