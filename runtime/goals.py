@@ -59,7 +59,7 @@ def place_for(
             memory=memory,
             compiled=search,
         )
-        return made, Goal(name, made.makespan, "s", made.lower_bound)
+        return made, Goal(name)
     power = None
     if wanted.objective.energy > 0.0:
         power = Power.of(problem, {**wanted.watts})
@@ -76,13 +76,12 @@ def with_goal(plan: Plan, goal: Goal, wanted: Wanted, target: Target) -> Plan:
     """The plan with what its steps come to; a mix keeps the value that it was placed with."""
     interval = interval_of(jobs_of_plan(plan, target))
     joules = _joules(plan, wanted.watts)
-    value = {"latency": plan.predicted, "throughput": interval, "energy": joules}.get(
+    value = {"latency": 0.0, "throughput": interval, "energy": joules}.get(
         goal.objective, goal.value
     )
     assert value is not None, "energy was placed for without watts"
-    made = replace(
-        goal, value=value, bound=min(goal.bound, value), interval=interval, joules=joules
-    )
+    bound = 0.0 if goal.objective == "latency" else min(goal.bound, value)
+    made = replace(goal, value=value, bound=bound, interval=interval, joules=joules)
     return replace(plan, goal=made)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from crossdock.devices.base import DeviceInfo
 from crossdock.runtime import plan_data
 from crossdock.runtime.errors import PlanError, StalePlan
-from crossdock.runtime.plan_parts import Goal
+from crossdock.runtime.plan_parts import Goal, Rung
 
 SCHEMA = "crossdock-plan/2"
 HOST = "cpu:0"
@@ -165,9 +165,10 @@ class Split:
 class Plan:
     """The whole plan; ``predicted`` seconds with an 80 % interval.
 
-    ``graph`` is the digest of the graph after the passes, ``kernels`` that of the kernel set,
-    ``cost_model`` the version of the costs: with the devices' drivers and fingerprints, what a
-    plan is fresh for.
+    ``source`` says of ``predicted`` whether it is "composed" of the steps or "measured": the plan
+    has run before. ``graph`` is the digest of the graph after the passes, ``kernels`` that of the
+    kernel set, ``cost_model`` the version of the costs: with the devices' drivers and fingerprints,
+    what a plan is fresh for.
     """
 
     graph: str
@@ -182,8 +183,10 @@ class Plan:
     expected_runs: int
     cost_model: str
     kernels: str = ""
+    source: str = "composed"
     splits: tuple[Split, ...] = ()
     goal: Goal = field(default_factory=Goal)
+    rungs: tuple[Rung, ...] = ()
     schema: str = SCHEMA
 
     def device(self, name: str) -> DevicePlan:
@@ -217,7 +220,7 @@ class Plan:
             f"plan of {self.graph_name!r} by policy {self.policy!r}: predicted "
             f"{self.predicted * 1e3:.3f} ms ({self.low * 1e3:.3f} to {self.high * 1e3:.3f}), "
             f"lower bound {self.lower_bound * 1e3:.3f} ms",
-            f"  {self.goal}",
+            f"  {self.goal.said(self.predicted)}",
         ]
         for part in self.devices:
             alone = part.single_seconds
@@ -227,7 +230,7 @@ class Plan:
                 f"arena {part.arena_bytes} B, scratch {part.scratch_bytes} B, "
                 f"weights {part.fixed_bytes} B"
             )
-        head += [f"  {split}" for split in self.splits]
+        head += [f"  {said}" for said in (*self.splits, *self.rungs)]
         return "\n".join([*head, *(step_line(step) for step in self.steps)])
 
     def explain_op(self, name: str) -> str:
@@ -334,6 +337,7 @@ _PARTS: Mapping[str, type[Any]] = {
     "DevicePlan": DevicePlan,
     "Split": Split,
     "Goal": Goal,
+    "Rung": Rung,
 }
 
 

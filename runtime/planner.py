@@ -16,8 +16,9 @@ from crossdock.runtime.graph import Graph
 from crossdock.runtime.placement import edges_of, problem_of
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.plan_parts import Goal
-from crossdock.runtime.retime import retimed
+from crossdock.runtime.prediction import predict_run
 from crossdock.runtime.rules import Rules
+from crossdock.runtime.simulate import simulate
 from crossdock.runtime.target import Target
 from crossdock.scheduler import Problem, Schedule
 from crossdock.scheduler.decode import decode
@@ -111,10 +112,13 @@ class Planning:
         rules = self.rules
         try:
             plan = self.draft(memory=True)
+        except MemoryBudget:
+            plan = self.draft()
+        try:
             while full := [d for d in rules.over_budget(plan) if d != HOST]:
                 rules = rules.without(full[0])
                 plan = self.draft(rules)
-        except (NoPlacement, MemoryBudget):
+        except NoPlacement:
             return None
         return None if rules.over_budget(plan) else plan
 
@@ -185,11 +189,28 @@ class Planning:
             brief=brief,
         )
         if late:
-            plan = retimed(plan, self.target.capacity)
+            plan = _retimed(plan, self.target.capacity)
         infos = {d.id: d for d in self.target.devices}
         plan = footprint.counted(plan, self.graph, self.offered, infos, self.known.lowerings)
-        plan = replace(plan, cost_model=self.target.model.version, kernels=kernel_set())
+        if not brief:
+            plan = replace(plan, cost_model=self.target.model.version, kernels=kernel_set())
+            plan = predict_run(plan, self.graph, self.target.model)
         return goals.with_goal(plan, goal, self.wanted, self.target)
+
+
+def _retimed(plan: Plan, capacity: Mapping[str, int]) -> Plan:
+    """The plan with the times that its waits give, where they are not those of its schedule."""
+    made = simulate(plan, capacity)
+    starts = zip(plan.steps, made.start.tolist(), strict=True)
+    spread = (plan.high - plan.low) / 2
+    return replace(
+        plan,
+        steps=tuple(replace(step, start=start) for step, start in starts),
+        predicted=made.makespan,
+        low=max(0.0, made.makespan - spread),
+        high=made.makespan + spread,
+        lower_bound=min(plan.lower_bound, made.makespan),
+    )
 
 
 def check_memory(plan: Plan, rules: Rules) -> None:

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
 
 from crossdock.devices import topology
-from crossdock.devices.base import Cap, Device, DeviceInfo, Span
+from crossdock.devices.base import Cap, Device, DeviceInfo
 from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
 from crossdock.kernels.spec import OpCall
-from crossdock.runtime import costing, fallback, measure, passes, planner, profiles, rules
-from crossdock.runtime.executor import Deadline, Outcome, Pool, Run
+from crossdock.runtime import costing, degrade, fallback, measure, passes, planner, profiles, rules
 from crossdock.runtime.fallback import ALLOW, Fallback
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.lower import Program, Windows, instantiate, lower
-from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.receipt import Receipt, make_receipt
+from crossdock.runtime.plan import HOST, Constraints
+from crossdock.runtime.ready import Progress as Progress
+from crossdock.runtime.ready import Ready, make_ready
+from crossdock.runtime.settle import Settling
 from crossdock.runtime.split import SplitGraph
 from crossdock.runtime.split_choice import Planned, plan_split
 from crossdock.runtime.target import Target
-from crossdock.runtime.tensor import Array
 from crossdock.scheduler.objectives import Objective
 
-Progress = Callable[[str, int, int], None]
 RUNS_AT_ONCE = 8
 MEASURE_SECONDS = 20.0
 
@@ -52,39 +49,6 @@ class Config:
     watts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     fallback: Fallback = ALLOW
     split: bool = True
-
-
-@dataclass
-class Recorder:
-    """Writes the receipts of a plan's runs; holds no memory of a device."""
-
-    plan: Plan
-    asked: frozenset[str]
-
-    @cached_property
-    def _digest(self) -> str:
-        return self.plan.digest()
-
-    def receipt(self, seconds: float, spans: Mapping[str, list[Span]]) -> Receipt:
-        """The record of a run that took ``seconds``, with the spans of its steps if profiled."""
-        return make_receipt(self.plan, self._digest, seconds, spans, self.asked)
-
-
-@dataclass
-class Ready:
-    """A graph of fixed shapes, planned and lowered."""
-
-    program: Program
-    pool: Pool
-    recorder: Recorder
-
-    def run(self, arrays: Mapping[str, Array], deadline: Deadline, *, profile: bool) -> Outcome:
-        """Run once, with arrays of the inputs' types and shapes."""
-        instance = self.pool.take(deadline)
-        run = Run(self.program, instance, partial(self.pool.give, instance), profile=profile)
-        if self.program.host_only and deadline.seconds is None:
-            return run.inline(arrays)
-        return run.across(arrays, deadline)
 
 
 def prepare(
@@ -117,14 +81,38 @@ def prepare(
         objective=config.objective,
     )
     planned = _planned(graph, config, target, options, devices, fits=again)
-    plan, split = planned.plan, planned.split
-    fallback.check(plan, asked, config.fallback, split.graph)
-    used = {HOST, *(s.device for s in plan.steps)}
-    opened = {d: devices[d] for d in devices if d in used}
-    windows = Windows(graph.output_specs, split.inputs, split.outputs)
-    program = lower(split.graph, plan, opened, progress, [r.program for r in kept], windows)
-    pool = Pool(partial(instantiate, program), config.runs_at_once)
-    return Ready(program, pool, Recorder(plan, asked))
+
+    def make(planned: Planned) -> Ready:
+        fallback.check(planned.plan, asked, config.fallback, planned.split.graph)
+        memory = config.constraints.memory
+        runs = degrade.runs_within(planned.plan, memory, config.runs_at_once)
+        return make_ready(graph, planned, asked, devices, runs, progress, kept)
+
+    ready = make(planned)
+    settled = config.objective != Objective() or bool(planned.plan.rungs)
+    if again or not config.measure or settled or _simulated(devices):
+        return ready
+    settling = Settling(
+        target,
+        make,
+        lambda: _planned(graph, config, target, options, devices, fits=True),
+        lambda: _alone(graph, target, options),
+    )
+    before = model.version
+    ready = settling.settle(ready)
+    if model.version != before:
+        costing.store().save()
+    return ready
+
+
+def _simulated(devices: Mapping[str, Device]) -> bool:
+    return any(Cap.VIRTUAL_TIME in d.info.caps for d in devices.values())
+
+
+def _alone(graph: Graph, target: Target, options: planner.Options) -> Planned:
+    """The plan for the best single device."""
+    plan = planner.make_plan(graph, target, replace(options, policy="best_single"))
+    return Planned(SplitGraph(graph), plan)
 
 
 def _planned(
@@ -137,8 +125,10 @@ def _planned(
     fits: bool,
 ) -> Planned:
     """The plan, with ops split over devices if that is wanted; their parts are measured, too."""
-    if not config.split or config.objective != Objective():  # splits are chosen for latency
-        return Planned(SplitGraph(graph), planner.make_plan(graph, target, options))
+    planned = degrade.plan_within(graph, target, options)
+    latency = config.objective == Objective()  # splits are chosen for that alone
+    if planned.plan.rungs or not (config.split and latency):
+        return planned
     deadline = time.monotonic() + _budget(config)
 
     def measured(device: str, calls: Mapping[str, OpCall]) -> None:
@@ -146,7 +136,8 @@ def _planned(
         measure.measure_ops(calls, [devices[device]], target.model, budget_s=left, fits=fits)
 
     before = target.model.version
-    planned = plan_split(graph, target, options, measured if config.measure else None)
+    asked = measured if config.measure else None
+    planned = plan_split(graph, target, options, asked, planned)
     if target.model.version != before:
         costing.store().save()
     return planned

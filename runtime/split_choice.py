@@ -56,9 +56,15 @@ class _Candidate:
 
 
 def plan_split(
-    graph: Graph, target: Target, options: Options, measure: Measure | None = None
+    graph: Graph,
+    target: Target,
+    options: Options,
+    measure: Measure | None = None,
+    whole: Planned | None = None,
 ) -> Planned:
     """Plan a graph with ops split over devices where that pays; else as ``make_plan`` does.
+
+    ``whole`` is what ``make_plan`` gave, where that is known.
 
     ``measure`` is asked to measure parts before their costs count. A region is cut only if no
     constraint names its ops by name.
@@ -66,8 +72,7 @@ def plan_split(
     Raises:
         NoPlacement, MemoryBudget, PlanError: as ``make_plan``.
     """
-    plan = make_plan(graph, target, options)
-    whole = Planned(SplitGraph(graph), plan)
+    whole = whole or Planned(SplitGraph(graph), make_plan(graph, target, options))
     devices = computing_devices(target)
     if options.policy != "auto" or len(devices) < 2:
         return whole

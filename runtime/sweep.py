@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from crossdock.runtime import planner, virtual
+from crossdock.runtime import degrade, planner, virtual
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST
@@ -139,7 +139,7 @@ class Sweeper:
         infos = tuple(d for d in target.devices if d.id in (HOST, *devices))
         narrowed = replace(target, devices=infos, asked=frozenset(devices))
         try:
-            made = planner.make_plan(graph, narrowed, self._options)
+            made = degrade.plan_within(graph, narrowed, self._options).plan
         except PlanError as error:
             return Point(batch, devices, None, reason=str(error))
         return Point(

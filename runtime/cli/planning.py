@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from crossdock.devices import registry
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import costing, fallback, planner, profiles, whatif
+from crossdock.runtime import costing, degrade, fallback, planner, profiles, whatif
 from crossdock.runtime.cli.options import Placing, objective, split_link
 from crossdock.runtime.errors import LoadError, PlanError
 from crossdock.runtime.graph import Graph
@@ -82,7 +82,7 @@ def plan_model(
     constraints = placing.constraints()
     if stage:
         constraints = concerning(graph, constraints)
-    graph = simplify(graph, constraints)
+    whole = graph = simplify(graph, constraints)
     target = target_of(graph, placing, machine, progress)
     target = replace(target, watts={**target.watts, **(placing.watts or {})})
     # Without a profile, --threads opens the processor's device with so many: nothing is supposed.
@@ -95,12 +95,13 @@ def plan_model(
         objective=objective(placing.objective),
     )
     other = whatif.changed(target, changes) if changes else target
-    plan = planner.make_plan(graph, other, options)
+    made = degrade.plan_within(graph, other, options)
+    plan, graph = made.plan, made.split.graph
     fallback.check(plan, other.asked, placing.fallback, graph)
     if not changes:
         return Planned(graph, plan, other)
     try:
-        before = planner.make_plan(graph, target, options)
+        before = degrade.plan_within(whole, target, options).plan
     except PlanError as error:
         return Planned(graph, plan, other, None, str(error))
     return Planned(graph, plan, other, whatif.compare(before, plan, target, changes))

@@ -23,7 +23,7 @@ def headline(plan: Plan) -> tuple[tuple[str, str] | str, ...]:
         (millis(plan.predicted), "bold"),
         f" ({millis(plan.low)} to {millis(plan.high)}), lower bound {millis(plan.lower_bound)}, "
         f"{len(plan.launches())} ops and {len(plan.copies())} copies, policy {plan.policy}\n",
-        str(plan.goal),
+        plan.goal.said(plan.predicted),
     )
 
 
