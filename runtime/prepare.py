@@ -78,7 +78,8 @@ def prepare(
 
     def make(planned: Planned) -> Ready:
         fallback.check(planned.plan, asked, config.fallback, planned.split.graph)
-        return make_ready(graph, planned, asked, devices, config.runs_at_once, progress, kept)
+        at_once, capacity = config.runs_at_once, target.capacity
+        return make_ready(graph, planned, asked, devices, at_once, capacity, progress, kept)
 
     ready = make(planned)
     if again or not config.measure or _simulated(devices):
