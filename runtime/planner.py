@@ -107,7 +107,7 @@ class Planning:
         """A plan within the memory budgets with ops on other devices, or None.
 
         First a schedule that minds memory; then devices whose budget is passed are left out, one
-        by one.
+        by one, as long as there is another that was asked for.
         """
         rules = self.rules
         try:
@@ -117,6 +117,8 @@ class Planning:
         try:
             while full := [d for d in rules.over_budget(plan) if d != HOST]:
                 rules = rules.without(full[0])
+                if self.target.asked <= rules.full:
+                    return None
                 plan = self.draft(rules)
         except NoPlacement:
             return None

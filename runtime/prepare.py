@@ -84,9 +84,9 @@ def prepare(
 
     def make(planned: Planned) -> Ready:
         fallback.check(planned.plan, asked, config.fallback, planned.split.graph)
-        memory = config.constraints.memory
+        memory, capacity = config.constraints.memory, target.capacity
         runs = degrade.runs_within(planned.plan, memory, config.runs_at_once)
-        return make_ready(graph, planned, asked, devices, runs, progress, kept)
+        return make_ready(graph, planned, asked, devices, runs, capacity, progress, kept)
 
     ready = make(planned)
     settled = config.objective != Objective() or bool(planned.plan.rungs)

@@ -100,7 +100,7 @@ def compiled(graph: Graph, device: str, budget: float | None = None, **options: 
     memory = {} if budget is None else {device: budget}
     return xd.compile(
         graph,
-        [device],
+        [device, "cpu:0"],
         constraints=xd.Constraints(memory=memory, **options),
         measure=False,
         split=False,
