@@ -89,10 +89,7 @@ class _Ladder:
     def __post_init__(self) -> None:
         self.target, self.options = self.planning.target, self.planning.options
         self.base_s = simulate(self.first, self.target.capacity).makespan
-        patterns = (*self.options.constraints.pin, *self.options.constraints.forbid)
-        self.keep = frozenset(
-            n.name for n in self.planning.graph.nodes if any(rules.matches(p, n) for p in patterns)
-        )
+        self.keep = rules.named(self.planning.graph, self.options.constraints)
 
     def descend(self) -> Planned:
         """The first rung that fits; raises MemoryBudget where none does."""
@@ -224,9 +221,10 @@ class _Ladder:
                 yield device, idle, lane
 
     def _again(self, state: _State, device: str, idle: Idle, lane: Lane) -> _State | None:
-        found = (
-            None if self._spent() else made_again(state.split.graph, idle.value, _late(lane, idle))
-        )
+        maker = state.split.graph.producers().get(idle.value)
+        if maker is None or maker.name in self.keep or self._spent():
+            return None
+        found = made_again(state.split.graph, idle.value, _late(lane, idle))
         return self._with(state, found, device, f"{idle.value} made again on {device}")
 
     def _spilled(self, state: _State, device: str, idle: Idle, lane: Lane) -> _State | None:

@@ -29,12 +29,19 @@ class Constraints:
     Attributes:
         pin: device id by node name, op name or shell-style pattern of node names.
         forbid: device ids that a node, op or pattern must not run on.
-        memory: bytes that tensors and weights may take, by device id.
+        memory: bytes that a session may take with one run in flight (tensors, weights, scratch),
+            by device id; as many runs are in flight as fit.
+        max_share: largest share of the predicted seconds of all ops that may be spent on a device,
+            from 0 to 1, by device id.
+        residency: the devices that the results of a node, op, pattern or graph input may live on:
+            whatever reads them is on one of these, and they are copied nowhere else.
     """
 
     pin: Mapping[str, str] = field(default_factory=dict)
     forbid: Mapping[str, tuple[str, ...] | list[str] | str] = field(default_factory=dict)
     memory: Mapping[str, int | float] = field(default_factory=dict)
+    max_share: Mapping[str, float] = field(default_factory=dict)
+    residency: Mapping[str, tuple[str, ...] | list[str] | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

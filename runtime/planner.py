@@ -87,7 +87,7 @@ class Planning:
             for n in self.placed
         }
         self.rules = Rules(options.constraints, target, graph, options.homes)
-        self.wanted = Wanted(options.objective, target.watts)
+        self.wanted = Wanted(options.objective, target.watts, options.constraints.max_share)
         self.edges = edges_of(graph, self.placed)
 
     def draft(self, rules: Rules | None = None, *, memory: bool = False) -> Plan:

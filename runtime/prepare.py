@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -89,7 +90,8 @@ def prepare(
         return make_ready(graph, planned, asked, devices, runs, capacity, progress, kept)
 
     ready = make(planned)
-    settled = config.objective != Objective() or bool(planned.plan.rungs)
+    plain = config.objective == Objective() and not config.constraints.max_share
+    settled = not plain or bool(planned.plan.rungs)
     if again or not config.measure or settled or _simulated(devices):
         return ready
     settling = Settling(
@@ -154,18 +156,20 @@ def concerning(graph: Graph, constraints: Constraints) -> Constraints:
     def some(pattern: str) -> bool:
         return any(rules.matches(pattern, node) for node in graph.nodes)
 
+    def fed(pattern: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for name in graph.inputs)
+
     return replace(
         constraints,
         pin={p: device for p, device in constraints.pin.items() if some(p)},
         forbid={p: devices for p, devices in constraints.forbid.items() if some(p)},
+        residency={p: d for p, d in constraints.residency.items() if some(p) or fed(p)},
     )
 
 
 def simplify(graph: Graph, constraints: Constraints, skip: Sequence[str] = ()) -> Graph:
     """The graph that is planned: after the passes, with the nodes that constraints name kept."""
-    patterns = (*constraints.pin, *constraints.forbid)
-    keep = [n.name for n in graph.nodes if any(rules.matches(p, n) for p in patterns)]
-    return passes.run(graph, skip=skip, keep=keep)
+    return passes.run(graph, skip=skip, keep=rules.named(graph, constraints))
 
 
 def group_capacity(infos: Sequence[DeviceInfo], cores: int | None = None) -> dict[str, int]:

@@ -370,10 +370,11 @@ def _check(graph: object, config: Config) -> None:
         raise PlanError(
             f"constraints is a crossdock.Constraints, not {type(config.constraints).__name__}"
         )
-    if config.objective != Objective() and config.policy != "auto":
+    plain = config.objective == Objective() and not config.constraints.max_share
+    if not plain and config.policy != "auto":
         raise PlanError(
-            f"policy {config.policy!r} places for latency alone; objective {config.objective} "
-            "needs policy='auto'"
+            f"policy {config.policy!r} places for latency alone, in any shares; objective "
+            f"{config.objective} and max_share need policy='auto'"
         )
     if config.policy not in policy_names():
         raise PlanError(

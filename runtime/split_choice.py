@@ -74,7 +74,7 @@ def plan_split(
     """
     whole = whole or Planned(SplitGraph(graph), make_plan(graph, target, options))
     devices = computing_devices(target)
-    if options.policy != "auto" or len(devices) < 2:
+    if options.policy != "auto" or len(devices) < 2 or options.constraints.max_share:
         return whole
     found = _candidates(graph, target, options)
     paying = _measured(_disjoint(found), measure)
@@ -86,8 +86,7 @@ def plan_split(
 
 def _candidates(graph: Graph, target: Target, options: Options) -> list[_Candidate]:
     """Regions around the heaviest ops with their best shares, largest gain first."""
-    patterns = (*options.constraints.pin, *options.constraints.forbid)
-    keep = frozenset(n.name for n in graph.nodes if any(rules.matches(p, n) for p in patterns))
+    keep = rules.named(graph, options.constraints)
     devices = computing_devices(target)
     nodes = {n.name: n for n in graph.nodes}
     seen: set[tuple[str, int]] = set()

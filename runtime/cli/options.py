@@ -100,6 +100,14 @@ def watts(text: str) -> tuple[float, float]:
     return idle, active
 
 
+def share(text: str) -> float:
+    """A share, 0 to 1, or per cent with a sign."""
+    value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 <= value <= 1:
+        raise ValueError(text)
+    return value
+
+
 def gigabytes_per_second(text: str) -> float:
     """A bandwidth in GB/s, greater than zero."""
     value = float(text)
@@ -121,11 +129,18 @@ class Placing:
     measure: float = MEASURE_SECONDS
     objective: str = "latency"
     watts: Mapping[str, tuple[float, float]] | None = None
+    max_share: Mapping[str, float] | None = None
+    residency: Mapping[str, tuple[str, ...]] | None = None
     fallback: Fallback = ALLOW
 
     def constraints(self) -> Constraints:
         """As the planner takes them."""
-        return Constraints(self.pin or {}, self.forbid or {})
+        return Constraints(
+            self.pin or {},
+            self.forbid or {},
+            max_share=self.max_share or {},
+            residency=self.residency or {},
+        )
 
     @property
     def budget(self) -> bool | float:
@@ -187,6 +202,8 @@ def placing(command: Command) -> Command:
             measure=given.pop("measure"),
             objective=given.pop("objective"),
             watts=dict(given.pop("watts")),
+            max_share=dict(given.pop("max_share")),
+            residency=_grouped(given.pop("residency")),
             fallback=given.pop("fallback"),
         )
         return command(*args, **given)
@@ -207,6 +224,11 @@ def placing(command: Command) -> Command:
                      help="Keep an op (node name, op name or pattern) on a device."),
         click.option("--forbid", **pairs("PATTERN=ID", str),
                      help="Keep an op off a device."),
+        click.option("--max-share", **pairs("ID=SHARE", share),
+                     help="Largest share of the ops' predicted time on a device, 0 to 1."),
+        click.option("--residency", **pairs("PATTERN=ID", str),
+                     help="A device that an op's result, or an input, may live on; others may not "
+                     "see it."),
         click.option("--threads", type=click.IntRange(1), metavar="N",
                      help="Processor threads (default: all)."),
         click.option("--expected-runs", type=click.IntRange(1), metavar="N", default=1000,

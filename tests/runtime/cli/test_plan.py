@@ -273,3 +273,15 @@ def test_a_wrong_objective_says_what_there_is(
     got = call("plan", model, "--machine", machine_file, "--dim", "N=64", "--objective", given)
     assert got.status == 2
     assert "objective" in got.err
+
+
+def test_shares_and_labels_are_kept(call: Any, model: Path, machine_file: Path) -> None:
+    common = (model, "--machine", machine_file, "--dim", "N=65536")
+    half = plan(call, *common, "--max-share", "cuda:0=40%")
+    assert 0 < half.shares()["cuda:0"] < 1
+    home = plan(call, *common, "--residency", "product=cpu:0")
+    by_name = {s.name: s.device for s in home.launches()}
+    assert by_name["product"] == by_name["right"] == "cpu:0"
+    got = call("plan", *common, "--max-share", "cuda:0=2")
+    assert got.status == 2
+    assert "ID=SHARE" in got.err
