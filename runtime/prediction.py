@@ -15,7 +15,7 @@ from dataclasses import replace
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime import costing
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import Plan, Step
+from crossdock.runtime.plan import DevicePlan, Plan, Step
 from crossdock.runtime.simulate import simulate
 from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel, Estimate, Source
@@ -59,22 +59,40 @@ def predict_run(plan: Plan, graph: Graph, model: CostModel) -> Plan:
     known = model.estimate(*run_mark(plan))
     if known.seconds is not None and known.low is not None and known.high is not None:
         factor = pace_factor(plan, costing.op_calls(graph), model.pace)
-        return replace(
-            plan,
-            predicted=known.seconds * factor,
-            low=known.low * factor,
-            high=known.high * factor,
-            source=Source.MEASURED.value,
-        )
+        times = (known.seconds * factor, known.low * factor, known.high * factor)
+        return _with_run(plan, times, Source.MEASURED.value, model)
     more = model.estimate(devices_mark(plan), OVERHEAD, KEY)
     if more.seconds is None or not plan.steps:
         return plan
+    beyond = (more.seconds, more.low or 0.0, more.high or more.seconds)
+    parts = zip((plan.predicted, plan.low, plan.high), beyond, strict=True)
+    predicted, low, high = (a + b for a, b in parts)
+    return _with_run(plan, (predicted, low, high), plan.source, model)
+
+
+def _with_run(plan: Plan, times: tuple[float, float, float], source: str, model: CostModel) -> Plan:
+    """The plan with (predicted, low, high) of a run; what devices take alone is a run's, too."""
+    used = {s.device for s in plan.launches()}
+
+    def alone(part: DevicePlan) -> float | None:
+        if part.single_seconds is None or used == {part.id}:
+            return part.single_seconds and times[0]
+        more = model.estimate(part.fingerprint, OVERHEAD, KEY).seconds or 0.0
+        return part.single_seconds + more
+
     return replace(
         plan,
-        predicted=plan.predicted + more.seconds,
-        low=plan.low + (more.low or 0.0),
-        high=plan.high + (more.high or more.seconds),
+        predicted=times[0],
+        low=times[1],
+        high=times[2],
+        source=source,
+        devices=tuple(replace(part, single_seconds=alone(part)) for part in plan.devices),
     )
+
+
+def overhead(plan: Plan, model: CostModel) -> float:
+    """Seconds that runs on the plan's devices take beyond their steps; 0 where unknown."""
+    return model.estimate(devices_mark(plan), OVERHEAD, KEY).seconds or 0.0
 
 
 def note_overhead(plan: Plan, composed: float, model: CostModel) -> None:

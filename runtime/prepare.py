@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from crossdock.devices import topology
 from crossdock.devices.base import Cap, Device, DeviceInfo
@@ -82,7 +83,7 @@ def prepare(
         return make_ready(graph, planned, asked, devices, at_once, capacity, progress, kept)
 
     ready = make(planned)
-    if again or not config.measure or _simulated(devices):
+    if not config.measure or _simulated(devices):
         return ready
     settling = Settling(
         target,
@@ -90,11 +91,23 @@ def prepare(
         lambda: _planned(graph, config, target, options, devices, fits=True),
         lambda: _alone(graph, target, options),
     )
-    before = model.version
-    ready = settling.settle(ready)
-    if model.version != before:
-        costing.store().save()
+    if not again:
+        before = model.version
+        ready = settling.settle(ready)
+        if model.version != before:
+            costing.store().save()
+    ready.replan = partial(_replanned, settling)
     return ready
+
+
+def _replanned(settling: Settling, ready: Ready) -> Ready:
+    """Plan again where runs take longer than predicted, and not because the machine is slower."""
+    if ready.watch.median <= ready.program.plan.high * ready.slowdown():
+        return ready
+    made = settling.again(ready, ready.watch.median, ready.watch.count)
+    made.replan = ready.replan
+    costing.store().save()
+    return made
 
 
 def _simulated(devices: Mapping[str, Device]) -> bool:
