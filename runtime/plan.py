@@ -6,11 +6,10 @@ digest and the devices by fingerprint, and says why it is stale when it is.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.runtime import plan_data
@@ -41,7 +40,9 @@ class Choice:
     """One device's offer for an op: its best kernel there and cost, or why it has none.
 
     Seconds; ``finish`` is when the op would have ended there given all placements before it.
-    ``cause`` is the code of ``reason`` (``kernels.refusal.Cause``).
+    ``cause`` is the code of ``reason`` (``kernels.refusal.Cause``). ``transfer_in`` is how much
+    later than they are made the op's inputs are there, ``queue_wait`` how long it then waits for
+    the device.
     """
 
     device: str
@@ -53,6 +54,8 @@ class Choice:
     finish: float | None = None
     reason: str = ""
     cause: str = "ok"
+    transfer_in: float | None = None
+    queue_wait: float | None = None
 
     def __str__(self) -> str:
         if self.seconds is None:
@@ -121,13 +124,20 @@ class DevicePlan:
         return self.arena_bytes + self.resident_bytes
 
 
+class Explainer(Protocol):
+    """What a plan was made from, and can say more than the plan does."""
+
+    def text(self, plan: Plan, name: str) -> str:
+        """All that is known about the placement of an op of the plan, by node name."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The whole plan; ``predicted`` seconds with an 80 % interval.
 
     ``graph`` is the digest of the graph after the passes, ``kernels`` that of the kernel set,
     ``cost_model`` the version of the costs: with the devices' drivers and fingerprints, what a
-    plan is fresh for.
+    plan is fresh for. ``explainer`` holds what the plan was made from, and is no part of the data.
     """
 
     graph: str
@@ -143,6 +153,9 @@ class Plan:
     cost_model: str
     kernels: str = ""
     schema: str = SCHEMA
+    explainer: Explainer | None = field(
+        default=None, compare=False, repr=False, metadata={"data": False}
+    )
 
     def device(self, name: str) -> DevicePlan:
         """A device's part; raises PlanError for a device the plan does not have."""
@@ -186,24 +199,34 @@ class Plan:
         return "\n".join([*head, *(step_line(step) for step in self.steps)])
 
     def explain_op(self, name: str) -> str:
-        """All that was considered for one op; raises PlanError for an unknown name."""
+        """All that was considered for one op; raises PlanError for an unknown name.
+
+        A plan just made decides again under changed conditions to say what would move the op, which
+        takes up to some seconds; one that was read from a file has only what it holds.
+        """
+        step = self.find(name)
+        if self.explainer is not None:
+            return self.explainer.text(self, step.name)
+        lines = [step_line(step)]
+        for choice in step.choices:
+            mark = "->" if choice.device == step.device else "  "
+            at = "" if choice.finish is None else f", would end {choice.finish * 1e3:.3f} ms"
+            lines.append(f" {mark} {choice} {choice.kernel}{at}")
+        return "\n".join(lines)
+
+    def find(self, name: str) -> Step:
+        """The step of an op, by node name or by a value it makes; PlanError names close ones."""
         for step in self.launches():
             if step.name == name or name in step.outputs:
-                lines = [step_line(step)]
-                for choice in step.choices:
-                    mark = "->" if choice.device == step.device else "  "
-                    at = (
-                        "" if choice.finish is None else f", would end {choice.finish * 1e3:.3f} ms"
-                    )
-                    lines.append(f" {mark} {choice} {choice.kernel}{at}")
-                return "\n".join(lines)
+                return step
         close = [s.name for s in self.launches() if name.lower() in s.name.lower()][:5]
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise PlanError(f"no op {name!r} in the plan of {self.graph_name!r}{hint}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; equal plans give equal data."""
-        return dataclasses.asdict(self)
+        made: dict[str, Any] = plan_data.plain(self)
+        return made
 
     @classmethod
     def from_json(cls, data: Any) -> Plan:

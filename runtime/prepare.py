@@ -11,9 +11,10 @@ from crossdock.devices import topology
 from crossdock.devices.base import Cap, Device, DeviceInfo, Span
 from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
-from crossdock.runtime import costing, fallback, measure, passes, planner, profiles, rules
+from crossdock.runtime import costing, explain, fallback, measure, passes, planner, profiles, rules
 from crossdock.runtime.executor import Deadline, Outcome, Pool, Run
 from crossdock.runtime.fallback import ALLOW, Fallback
+from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Program, instantiate, lower
 from crossdock.runtime.plan import HOST, Constraints, Plan
@@ -88,14 +89,18 @@ def prepare(
     *,
     again: bool = False,
     kept: Sequence[Ready] = (),
+    source: Graph | None = None,
 ) -> Ready:
     """Make a static graph ready to run on opened devices; the caller holds ``PREPARING``.
 
     ``again``: its session has planned before, for other shapes or another stage. Then costs are
     fitted from the kernels' times at other shapes where there are any: measuring would take longer
     than a run with new shapes may. ``kept`` is what the session has ready, to share weights with.
+    ``source`` is the graph before its symbols were bound.
     """
-    graph = simplify(graph, config.constraints, config.skip_passes)
+    passes_of = partial(simplify, constraints=config.constraints, skip=config.skip_passes)
+    batch = None if source is None else batch_of(source, graph, passes_of)
+    graph = passes_of(graph)
     asked = frozenset(devices if config.devices is None else config.devices)
     infos = tuple(d.info for d in devices.values())
     measure_missing(graph, config, devices, progress, again=again)
@@ -107,6 +112,7 @@ def prepare(
     )
     plan = planner.make_plan(graph, target, options)
     fallback.check(plan, asked, config.fallback, graph)
+    plan = explain.attach(plan, graph, target, options, batch)
     used = {HOST, *(s.device for s in plan.steps)}
     opened = {d: devices[d] for d in devices if d in used}
     program = lower(graph, plan, opened, progress, [ready.program for ready in kept])

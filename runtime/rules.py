@@ -18,7 +18,15 @@ from crossdock.runtime.target import Target
 class Rules:
     """Constraints resolved against the graph's nodes and the devices."""
 
-    def __init__(self, given: Constraints, target: Target, graph: Graph) -> None:
+    def __init__(
+        self,
+        given: Constraints,
+        target: Target,
+        graph: Graph,
+        homes: Mapping[str, str] | None = None,
+    ) -> None:
+        """``homes`` holds the device of nodes that have only one, by name."""
+        self._homes = homes or {}
         self._given = given
         self._target = target
         self.full: frozenset[str] = frozenset()
@@ -80,6 +88,9 @@ class Rules:
             return Refusal(self._target.broken[device], Cause.BROKEN)
         if device in self.full:
             return Refusal("its memory is too small for this graph", Cause.MEMORY)
+        home = self._homes.get(node.name, device)
+        if home != device:
+            return Refusal(f"the part of {home}", Cause.PINNED)
         for pattern, pinned in self._given.pin.items():
             if pinned != device and matches(pattern, node):
                 return Refusal(f"pinned to {pinned} by {pattern!r}", Cause.PINNED)

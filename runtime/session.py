@@ -294,7 +294,10 @@ class Session:
             again, self._planned = self._planned, True
             with self._lock:
                 kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
-            return prepare(graph, self.config, self.devices, self._progress, again=again, kept=kept)
+            return prepare(
+                graph, self.config, self.devices, self._progress, again=again, kept=kept,
+                source=self.graph,
+            )  # fmt: skip
         return StagedReady(graph, graph.staged, self.config, self.devices, self._progress)
 
     def _bound(self) -> Ready | StagedReady:

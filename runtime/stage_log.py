@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from crossdock.devices.base import DeviceInfo, Span
-from crossdock.runtime.plan import HOST, DevicePlan, Plan, Step
+from crossdock.runtime.plan import HOST, DevicePlan, Plan, Step, step_line
 from crossdock.runtime.receipt import OpReceipt, Receipt, make_receipt
 
 
@@ -143,6 +143,7 @@ class _Joiner:
             expected_runs=plans[0].expected_runs if plans else 1,
             cost_model=plans[0].cost_model if plans else "",
             kernels=plans[0].kernels if plans else "",
+            explainer=StagesExplainer(tuple(plans)),
         )
 
     def _stage(self, entry: StageRecord) -> None:
@@ -194,6 +195,20 @@ class _Joiner:
             ids = here.name, here.physical_id, here.fingerprint, here.resource_group
             found[HOST] = DevicePlan(HOST, *ids, 0, 0, {}, self.now, here.driver)
         return tuple(dataclasses.replace(d, offsets={}) for d in found.values())
+
+
+@dataclass(frozen=True)
+class StagesExplainer:
+    """Explains an op by the stage it is in."""
+
+    plans: tuple[Plan, ...]
+
+    def text(self, plan: Plan, name: str) -> str:
+        """What the op's stage knows; a host op has nothing but its step."""
+        for part in self.plans:
+            if any(s.name == name for s in part.launches()):
+                return part.explain_op(name)
+        return step_line(plan.find(name))
 
 
 def _both(a: DevicePlan, b: DevicePlan) -> DevicePlan:

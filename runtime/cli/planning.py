@@ -5,13 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from crossdock.devices import registry
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import costing, fallback, planner, profiles
+from crossdock.runtime import costing, explain, fallback, planner, profiles
 from crossdock.runtime.cli.options import Placing, split_link
 from crossdock.runtime.errors import LoadError, PlanError
+from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.prepare import (
@@ -53,10 +55,12 @@ def plan_model(
     progress: Progress | None = None,
     *,
     stage: bool = False,
+    source: Graph | None = None,
 ) -> Planned:
     """Plan a static graph; kernels not measured before are measured where the devices are here.
 
-    Of a ``stage`` of a graph, constraints may name ops that are in others.
+    Of a ``stage`` of a graph, constraints may name ops that are in others. ``source`` is the graph
+    before its symbols were bound.
 
     Raises:
         PlanError: no plan, or an option names a device that there is not.
@@ -66,19 +70,21 @@ def plan_model(
     constraints = placing.constraints(changes.memory)
     if stage:
         constraints = concerning(graph, constraints)
-    graph = simplify(graph, constraints)
+    passes_of = partial(simplify, constraints=constraints)
+    simple = passes_of(graph)
     if machine is None:
-        target = _here(graph, placing, changes.without, progress)
+        target = _here(simple, placing, changes.without, progress)
     else:
-        target = _profiled(graph, machine, placing, changes.without)
+        target = _profiled(simple, machine, placing, changes.without)
     ids = {d.id for d in target.devices}
     for name in changes.memory or {}:
         _known(name, ids, "--memory")
     target = replace(target, model=_relinked(target, changes.links))
     options = planner.Options(placing.policy, constraints, placing.expected_runs)
-    plan = planner.make_plan(graph, target, options)
-    fallback.check(plan, target.asked, placing.fallback, graph)
-    return Planned(graph, plan, target)
+    plan = planner.make_plan(simple, target, options)
+    fallback.check(plan, target.asked, placing.fallback, simple)
+    batch = None if source is None else batch_of(source, graph, passes_of)
+    return Planned(simple, explain.attach(plan, simple, target, options, batch), target)
 
 
 def _known(name: str, ids: set[str], flag: str) -> None:

@@ -11,16 +11,17 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from crossdock.runtime.cli.page.data import page_data
 from crossdock.runtime.executor import Outcome
+from crossdock.runtime.explanation import Explanation
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Plan
 
-SCRIPTS = ("common.js", "gantt.js", "graph.js", "details.js", "main.js")
+SCRIPTS = ("common.js", "gantt.js", "graph.js", "why.js", "details.js", "main.js")
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -44,9 +45,10 @@ def page(
     graph: Graph,
     capacity: Mapping[str, int] | None = None,
     outcome: Outcome | None = None,
+    explained: Sequence[Explanation] = (),
 ) -> str:
     """Render a plan; the arguments are those of ``page_data``."""
-    data = page_data(plan, graph, capacity, outcome)
+    data = page_data(plan, graph, capacity, outcome, explained)
     style = _read("style.css")
     script = "\n".join(['"use strict";', *(_read(name) for name in SCRIPTS)])
     policy = (

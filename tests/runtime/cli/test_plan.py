@@ -150,11 +150,39 @@ def test_explain_one_op_by_its_name_or_the_output_it_makes(
     common = ("--machine", machine_file, "--dim", "N=65536")
     got = call("explain", model, op, *common)
     assert got.status == 0, got.err
-    for said in ("-> ", "cpu:0", "cuda:0", "would end", "roofline", "placed on", "other device"):
+    for said in ("-> ", "cpu:0", "cuda:0", "would end", "roofline", "placed on", "the best other"):
         assert said in got.out
-    step = call("explain", model, op, *common, "--json", "-").json["step"]
-    assert step["name"] == name
-    assert {c["device"] for c in step["choices"]} == {"cpu:0", "cuda:0"}
+    for said in ("launch", "waits", "free", "to move it: batch", "bandwidth", "memory"):
+        assert said in got.out
+    (found,) = call("explain", model, op, *common, "--json", "-").json["ops"]
+    assert found["name"] == name
+    assert {c["device"] for c in found["candidates"]} == {"cpu:0", "cuda:0"}
+    assert [f["knob"] for f in found["flips"]] == ["batch", "bandwidth", "memory"]
+    assert sum(c["chosen"] for c in found["candidates"]) == 1
+
+
+def test_explain_writes_a_page_and_data_of_every_op(
+    call: Any, model: Path, machine_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "why.html"
+    got = call("explain", model, "--machine", machine_file, "--dim", "N=512", "--html", path,
+               "--json", "-")  # fmt: skip
+    assert got.status == 0, got.err
+    names = [e["name"] for e in got.json["ops"]]
+    assert names[0] == "product"
+    text = path.read_text()
+    assert '"runnerUp"' in text
+    assert "Would move it" in text
+    assert "<script>\x1b" not in text
+
+
+def test_a_contract_is_held_when_planning(call: Any, model: Path, machine_file: Path) -> None:
+    common = (model, "--machine", machine_file, "--dim", "N=64", "--device", "cuda:0")
+    assert call("plan", *common, "--fallback", "forbid").status == 0
+    for text in ("never", "share=2", "ops", "size=1", "share=x"):
+        got = call("plan", *common, "--fallback", text)
+        assert got.status == 2
+        assert "--fallback" in got.err
 
 
 def test_explain_an_op_that_is_not_there_names_near_ones(call: Any, model: Path) -> None:
