@@ -132,6 +132,30 @@ class Explainer(Protocol):
 
 
 @dataclass(frozen=True)
+class Split:
+    """Ops that were cut into parts for several devices, or why they were not.
+
+    They were found from the op ``seed``, cut along ``axis`` of its result into ``sizes``, one part
+    a device. ``gain`` is what that saves over the best device alone, in seconds, as predicted.
+    """
+
+    seed: str
+    axis: int
+    ops: tuple[str, ...]
+    devices: tuple[str, ...]
+    sizes: tuple[int, ...]
+    gain: float
+    taken: bool
+    reason: str
+
+    def __str__(self) -> str:
+        more = f" and {len(self.ops) - 1} more" if len(self.ops) > 1 else ""
+        parts = ", ".join(f"{n} on {d}" for n, d in zip(self.sizes, self.devices, strict=True))
+        said = "split" if self.taken else "not split"
+        return f"{said} {self.seed}{more} along axis {self.axis} ({parts}): {self.reason}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """The whole plan; ``predicted`` seconds with an 80 % interval.
 
@@ -152,6 +176,7 @@ class Plan:
     expected_runs: int
     cost_model: str
     kernels: str = ""
+    splits: tuple[Split, ...] = ()
     schema: str = SCHEMA
     explainer: Explainer | None = field(
         default=None, compare=False, repr=False, metadata={"data": False}
@@ -196,6 +221,7 @@ class Plan:
                 f"  {part.id} {part.name}: {self.shares()[part.id]:.0%} of the ops, {said}, "
                 f"arena {part.arena_bytes} B, weights {part.resident_bytes} B"
             )
+        head += [f"  {split}" for split in self.splits]
         return "\n".join([*head, *(step_line(step) for step in self.steps)])
 
     def explain_op(self, name: str) -> str:
@@ -306,7 +332,12 @@ def _device_staleness(part: DevicePlan, here: DeviceInfo | None) -> dict[str, st
     return {}
 
 
-_PARTS: Mapping[str, type[Any]] = {"Choice": Choice, "Step": Step, "DevicePlan": DevicePlan}
+_PARTS: Mapping[str, type[Any]] = {
+    "Choice": Choice,
+    "Step": Step,
+    "DevicePlan": DevicePlan,
+    "Split": Split,
+}
 
 
 def _check_steps(plan: Plan) -> None:

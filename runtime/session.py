@@ -64,6 +64,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     runs_at_once: int = RUNS_AT_ONCE,
     search: bool = False,
     fallback: str | Fallback = "allow",
+    split: bool = True,
     progress: Progress | None = None,
 ) -> Session:
     """Compile a graph for this machine.
@@ -87,6 +88,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         fallback: which ops may run on the host because no device asked for can run them: "allow"
             any, "forbid" none, or a ``Fallback`` (decided before anything runs; a stage of a
             staged graph before that stage runs).
+        split: cut an op, or ops that share a dimension, into parts for several devices where that
+            is predicted to pay; only where devices compute at once.
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:
@@ -106,6 +109,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         runs_at_once,
         search,
         contract_of(fallback),
+        split,
     )
     _check(graph, config)
     now = not graph.symbols or shapes or dims

@@ -16,6 +16,7 @@ COMMANDS = {
     "plan diff": "say what differs between two saved plans",
     "probe": "prove and measure every device and link",
     "run": "run a model",
+    "sweep": "predict latency over batches and device sets, and where a set breaks even",
     "verify": "check every kernel on every device against a float64 reference",
 }
 """Commands with their short help; each is a module here with a click command of its name, and of

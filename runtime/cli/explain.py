@@ -23,7 +23,7 @@ from crossdock.runtime.cli.output import (
 )
 from crossdock.runtime.cli.page import page
 from crossdock.runtime.cli.plan import target_options
-from crossdock.runtime.cli.planning import Changes
+from crossdock.runtime.cli.planning import Asked
 from crossdock.runtime.cli.text import millis, percent, seconds, short, size
 from crossdock.runtime.explanation import Candidate, Explanation
 from crossdock.runtime.plan import Plan, Step
@@ -68,6 +68,7 @@ def explain(
     without: tuple[str, ...],
     link: list[tuple[str, float]],
     memory: list[tuple[str, int]],
+    cores: int | None,
     html: str | None,
     budget: float | None,
     json_to: str | None,
@@ -75,8 +76,8 @@ def explain(
     """Explain the placement of MODEL's ops, or of one OP (a node's name, or an output's)."""
     output = Output(json_to)
     check_place(html)
-    changes = Changes(without, link, dict(memory))
-    made = plan_file(model, placing, feeding, changes, machine, output)
+    asked = Asked(without, link, dict(memory), cores)
+    made = plan_file(model, placing, feeding, asked, machine, output)
     plan = made.plan
     if op is not None:
         with about(model):

@@ -98,9 +98,9 @@ class Placing:
     measure: float = MEASURE_SECONDS
     fallback: Fallback = ALLOW
 
-    def constraints(self, memory: Mapping[str, int] | None = None) -> Constraints:
+    def constraints(self) -> Constraints:
         """As the planner takes them."""
-        return Constraints(self.pin or {}, self.forbid or {}, memory or {})
+        return Constraints(self.pin or {}, self.forbid or {})
 
     @property
     def budget(self) -> bool | float:
