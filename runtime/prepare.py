@@ -13,7 +13,17 @@ from crossdock.devices.base import Cap, Device, DeviceInfo, Span
 from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
 from crossdock.kernels.spec import OpCall
-from crossdock.runtime import costing, explain, fallback, measure, passes, planner, profiles, rules
+from crossdock.runtime import (
+    costing,
+    explain,
+    fallback,
+    given,
+    measure,
+    passes,
+    planner,
+    profiles,
+    rules,
+)
 from crossdock.runtime.executor import Deadline, Outcome, Pool, Run
 from crossdock.runtime.fallback import ALLOW, Fallback
 from crossdock.runtime.flips import batch_of
@@ -50,6 +60,7 @@ class Config:
     runs_at_once: int = RUNS_AT_ONCE
     search: bool = False
     fallback: Fallback = ALLOW
+    plan: Plan | None = None
     split: bool = True
 
 
@@ -108,14 +119,18 @@ def prepare(
     graph = passes_of(graph)
     asked = frozenset(devices if config.devices is None else config.devices)
     infos = tuple(d.info for d in devices.values())
-    measure_missing(graph, config, devices, progress, again=again)
+    if config.plan is None:
+        measure_missing(graph, config, devices, progress, again=again)
     broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
     model = costing.store().model
     target = Target(infos, asked, model, group_capacity(infos), broken)
     options = planner.Options(
         config.policy, config.constraints, config.expected_runs, search=config.search
     )
-    planned = _planned(graph, config, target, options, devices, fits=again)
+    if config.plan is not None:
+        planned = _given(config.plan, graph, target, options)
+    else:
+        planned = _planned(graph, config, target, options, devices, fits=again)
     plan, split = planned.plan, planned.split
     fallback.check(plan, asked, config.fallback, split.graph)
     homes = {s.name: s.device for s in plan.launches() if s.name in split.parts}
@@ -126,6 +141,21 @@ def prepare(
     program = lower(split.graph, plan, opened, progress, [r.program for r in kept], windows)
     pool = Pool(partial(instantiate, program), config.runs_at_once)
     return Ready(program, pool, Recorder(plan, asked))
+
+
+def _given(plan: Plan, graph: Graph, target: Target, options: planner.Options) -> Planned:
+    """A plan that was given, held against the graph and the devices.
+
+    Raises:
+        StalePlan: it is for others.
+        PlanError: it is damaged.
+        MemoryBudget: it needs more memory than there is, or a constraint allows.
+    """
+    plan.check_fresh(given.situation(graph, target))
+    split = given.in_parts(plan, graph)
+    made = given.checked(plan, split.graph, target)
+    planner.check_memory(made, rules.Rules(options.constraints, target, graph))
+    return Planned(split, made)
 
 
 def _planned(

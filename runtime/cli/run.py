@@ -27,6 +27,7 @@ from crossdock.runtime.cli.output import (
     write_text,
 )
 from crossdock.runtime.cli.page import page
+from crossdock.runtime.cli.plan_diff import read_plan
 from crossdock.runtime.cli.text import clean, millis, percent, short, size
 from crossdock.runtime.cli.trace_view import run_trace
 from crossdock.runtime.errors import LoadError
@@ -71,6 +72,7 @@ class _Result:
     help="Write a trace of one more run, every step timed, for ui.perfetto.dev.",
 )
 @click.option("--html", metavar="FILE", help="Write the plan as a page, with one more run's times.")
+@click.option("--plan", "given", metavar="FILE", help="Run a saved plan instead of planning.")
 @click.option("--output", "folder", metavar="DIR", help="Write the outputs as npy files.")
 @options.json_option
 def run(
@@ -80,12 +82,14 @@ def run(
     repeat: int,
     trace: str | None,
     html: str | None,
+    given: str | None,
     folder: str | None,
     json_to: str | None,
 ) -> None:
     """Run MODEL on the devices of this machine."""
     output = Output(json_to)
     check_place(trace, html)
+    plan = None if given is None else read_plan(given)
     graph, feeds = prepare(model, load_model(model), feeding, output.note)
     with output.progress("compiling") as tick, about(model):
         session = sessions.compile(
@@ -97,6 +101,7 @@ def run(
             threads=placing.threads,
             measure=placing.budget,
             fallback=placing.fallback,
+            plan=plan,
             progress=tick,
         )
     with session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,19 @@ def test_a_saved_plan_is_the_same_bytes_each_time_and_differs_where_it_does(
     found = call("plan", "diff", a, c, "--json", "-").json
     assert {row["after"] for row in found["moved"]} == {"cpu:0"}
     assert set(found["stale"]) == {"cost model"}
+
+
+def test_a_saved_plan_is_run(call: Any, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    assert call("plan", model, *HERE, "--save", path).status == 0
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    common = ("run", model, "--measure", "0", "--repeat", "1", "--plan", path)
+    got = call(*common, "--dim", "N=64", "--json", "-")
+    assert got.status == 0, got.err
+    assert got.json["receipt"]["plan"] == digest
+    got = call(*common, "--dim", "N=65")
+    assert got.status == 2
+    assert "is for another graph" in got.err
 
 
 def test_a_file_that_is_no_plan_is_named(call: Any, tmp_path: Path) -> None:
