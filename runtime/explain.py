@@ -264,7 +264,12 @@ def _whole(plan: Plan, others: dict[str, Plan]) -> _Margin | None:
 
 
 def _sigma(a: Plan, b: Plan) -> float:
-    """Deviation of the difference of two plans' times: steps that both have say nothing of it."""
+    """Deviation of the difference of two plans' times: steps that both have say nothing of it.
+
+    Where one of them has run and the other is composed of its steps, they have nothing in common.
+    """
+    if a.source != b.source:
+        return math.hypot(_deviation(a.low, a.high), _deviation(b.low, b.high))
     mine, theirs = (Counter(map(_key, plan.steps)) for plan in (a, b))
     apart = [s for s in a.steps if _key(s) not in theirs]
     apart += [s for s in b.steps if _key(s) not in mine]

@@ -159,9 +159,11 @@ class Split:
 class Plan:
     """The whole plan; ``predicted`` seconds with an 80 % interval.
 
-    ``graph`` is the digest of the graph after the passes, ``kernels`` that of the kernel set,
-    ``cost_model`` the version of the costs: with the devices' drivers and fingerprints, what a
-    plan is fresh for. ``explainer`` holds what the plan was made from, and is no part of the data.
+    ``source`` says of ``predicted`` whether it is "composed" of the steps or "measured": the plan
+    has run before. ``graph`` is the digest of the graph after the passes, ``kernels`` that of the
+    kernel set, ``cost_model`` the version of the costs: with the devices' drivers and fingerprints,
+    what a plan is fresh for. ``explainer`` holds what the plan was made from, and is no part of the
+    data.
     """
 
     graph: str
@@ -176,6 +178,7 @@ class Plan:
     expected_runs: int
     cost_model: str
     kernels: str = ""
+    source: str = "composed"
     splits: tuple[Split, ...] = ()
     schema: str = SCHEMA
     explainer: Explainer | None = field(

@@ -19,8 +19,9 @@ from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, Ready, prepare
+from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, prepare
 from crossdock.runtime.prepare import Progress as Progress
+from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.staged import StagedReady
 from crossdock.runtime.tensor import Array, Dim
