@@ -102,7 +102,9 @@ def prepare(
         return make_ready(graph, planned, asked, devices, config.runs_at_once, progress, kept)
 
     if config.plan is not None:
-        return make(_given(config.plan, graph, target, options))
+        ready = make(_given(config.plan, graph, target, options))
+        stale = ready.program.plan.staleness(given.situation(graph, target))
+        return ready.with_plan(ready.program.plan, tuple(stale.values()))
     ready = make(_planned(graph, config, target, options, devices, fits=again))
     if again or not config.measure or _simulated(devices):
         return ready

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from crossdock.devices.base import DeviceInfo, Span
 from crossdock.runtime.plan import HOST, DevicePlan, Plan, Step, step_line
-from crossdock.runtime.receipt import OpReceipt, Receipt, make_receipt
+from crossdock.runtime.receipt import LinkReceipt, OpReceipt, Receipt, make_receipt
 
 
 @dataclass
@@ -78,7 +78,7 @@ class StageLog:
     def receipt(self, seconds: float) -> Receipt:
         """One receipt; the seconds of an op that ran several times are summed."""
         ops: list[OpReceipt] = []
-        links: dict[str, int] = {}
+        links: dict[str, LinkReceipt] = {}
         notes: list[str] = []
         for entry in self.entries.values():
             if isinstance(entry, HostRecord):
@@ -91,8 +91,9 @@ class StageLog:
                 for op in part.ops
             ]
             notes += part.notes
-            for link, nbytes in part.links.items():
-                links[link] = links.get(link, 0) + nbytes * entry.runs
+            for name, link in part.transfers.items():
+                many = link.times(entry.runs)
+                links[name] = links[name] + many if name in links else many
         predicted = sum(e.plan.predicted * e.runs for e in self.stages())
         return Receipt(
             self.name, self.digest(Plan.digest), tuple(ops), links, predicted, seconds, tuple(notes)

@@ -139,15 +139,27 @@ def _report(session: Session, result: _Result, output: Output) -> None:
         add_row(table, ((short(name, 60), "bold"), row["type"], *cells, row["note"]))
     output.table(table)
     plan = session.plan
-    table = make_table("Placement", ("device", "name", ">ops", ">peak memory"))
+    columns = ("device", "name", "physical device", ">ops", ">peak memory")
+    table = make_table("Placement", columns)
     for part in plan.devices:
         share = plan.shares()[part.id]
         add_row(
-            table, ((part.id, "bold"), short(part.name, 48), percent(share), size(part.peak_bytes))
+            table,
+            (
+                (part.id, "bold"),
+                short(part.name, 48),
+                short(part.physical_id, 40),
+                percent(share),
+                size(part.peak_bytes),
+            ),
         )
     output.table(table)
-    for link, moved in result.receipt.links.items():
-        output.line(f"moved {size(moved)} {link}")
+    for name, link in result.receipt.transfers.items():
+        output.line(
+            f"moved {size(link.nbytes)} {name} in {link.copies} copies, predicted "
+            f"{millis(link.predicted)}"
+        )
+    output.line(f"plan {result.receipt.plan[:12]}")
     output.line(
         "predicted ", (millis(plan.predicted), "bold"),
         f" ({millis(plan.low)} to {millis(plan.high)}), measured ",

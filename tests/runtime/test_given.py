@@ -171,6 +171,16 @@ def test_what_makes_a_plan_stale_is_said_when_it_is_given(machine: Machine) -> N
         run(plan)
 
 
+def test_other_costs_than_the_plans_are_noted_in_the_receipt(machine: Machine) -> None:
+    plan, _ = saved(machine)
+    with xd.compile(
+        graph(), constraints=xd.Constraints(pin=PINS), plan=replace(plan, cost_model="0")
+    ) as session:
+        session.run({"x": X})
+        (note,) = session.receipt.notes
+    assert note.startswith("costs are of version")
+
+
 def test_a_plan_is_for_one_shape(machine: Machine) -> None:
     b = xd.GraphBuilder()
     source = b.build({"y": b.neg(b.input("x", ("n", 2)), label="minus")})
