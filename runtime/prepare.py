@@ -99,7 +99,8 @@ def prepare(
         homes = {s.name: s.device for s in plan.launches() if s.name in split.parts}
         plan = explain.attach(plan, split.graph, target, replace(options, homes=homes), batch)
         planned = replace(planned, plan=plan)
-        return make_ready(graph, planned, asked, devices, config.runs_at_once, progress, kept)
+        at_once, capacity = config.runs_at_once, target.capacity
+        return make_ready(graph, planned, asked, devices, at_once, capacity, progress, kept)
 
     if config.plan is not None:
         ready = make(_given(config.plan, graph, target, options))
