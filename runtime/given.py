@@ -15,8 +15,9 @@ from crossdock.runtime import costing, steps
 from crossdock.runtime.errors import PlanError, StalePlan
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.order import plan_arenas, with_waits
-from crossdock.runtime.plan import HOST, Plan, Situation, Split, Step
+from crossdock.runtime.plan import HOST, Plan, Split, Step
 from crossdock.runtime.split import SplitGraph, grow, rewrite
+from crossdock.runtime.staleness import Situation
 from crossdock.runtime.target import Target
 
 

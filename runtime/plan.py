@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from crossdock.devices.base import DeviceInfo
 from crossdock.runtime import plan_data
-from crossdock.runtime.errors import PlanError, StalePlan
+from crossdock.runtime.errors import PlanError
 
 SCHEMA = "crossdock-plan/2"
 HOST = "cpu:0"
@@ -105,6 +104,8 @@ class DevicePlan:
     """A device's part: identity, arena and resident bytes, and predicted time were it alone.
 
     ``driver`` is the version the plan was made with; ``fingerprint`` hangs on it, among others.
+    ``single_seconds`` has transfers and the share of the weights' upload in it, and
+    ``single_overhead``: what runs take beyond their steps, as the plan's own prediction has it.
     """
 
     id: str
@@ -117,6 +118,7 @@ class DevicePlan:
     offsets: Mapping[str, int]
     single_seconds: float | None
     driver: str = ""
+    single_overhead: float = 0.0
 
     @property
     def peak_bytes(self) -> int:
@@ -204,6 +206,29 @@ class Plan:
         """The transfers, in order."""
         return tuple(s for s in self.steps if s.kind == "copy")
 
+    @property
+    def gap(self) -> float:
+        """How far the prediction is above the lower bound, as a share of the bound."""
+        over = self.predicted - self.lower_bound
+        return max(0.0, over / self.lower_bound) if self.lower_bound > 0 else 0.0
+
+    def best_single(self) -> DevicePlan | None:
+        """The device that is predicted to be fastest alone; None where none can run all of it."""
+        able = [d for d in self.devices if d.single_seconds is not None]
+        return min(able, key=lambda d: d.single_seconds or 0.0, default=None)
+
+    def comparison(self) -> str:
+        """The prediction beside its lower bound and the best single device, in a line."""
+        said = f"lower bound {self.lower_bound * 1e3:.3f} ms (gap {self.gap:.1%})"
+        best = self.best_single()
+        if best is None or best.single_seconds is None:
+            return f"{said}, no device can run it alone"
+        said += f", best single device {best.id} {best.single_seconds * 1e3:.3f} ms"
+        used = {s.device for s in self.launches()}
+        if used == {best.id}:
+            return f"{said}: the plan"
+        return f"{said}: {best.single_seconds / max(self.predicted, 1e-12):.2f} x the plan"
+
     def shares(self) -> dict[str, float]:
         """Share of the ops on each device."""
         launches = self.launches()
@@ -215,7 +240,7 @@ class Plan:
         head = [
             f"plan of {self.graph_name!r} by policy {self.policy!r}: predicted "
             f"{self.predicted * 1e3:.3f} ms ({self.low * 1e3:.3f} to {self.high * 1e3:.3f}), "
-            f"lower bound {self.lower_bound * 1e3:.3f} ms"
+            f"{self.comparison()}"
         ]
         for part in self.devices:
             alone = part.single_seconds
@@ -283,56 +308,6 @@ class Plan:
     def digest(self) -> str:
         """SHA-256 of the plan's data."""
         return hashlib.sha256(self.dumps().encode()).hexdigest()
-
-    def staleness(self, now: Situation) -> dict[str, str]:
-        """What changed since the plan was made, a sentence each; empty for a fresh plan.
-
-        Keys are "graph", "kernel set", "cost model", and "driver", "device" or "missing" with the
-        device's id after a blank.
-        """
-        found = {}
-        if now.graph != self.graph:
-            found["graph"] = f"the plan of {self.graph_name!r} is for another graph"
-        if now.kernels != self.kernels:
-            found["kernel set"] = "the kernels are not those that the plan was made with"
-        if now.cost_model != self.cost_model:
-            found["cost model"] = (
-                f"costs are of version {now.cost_model or 'none'}, the plan's of "
-                f"{self.cost_model or 'none'}: its predictions are no longer the best there are"
-            )
-        for part in self.devices:
-            found.update(_device_staleness(part, now.devices.get(part.id)))
-        return found
-
-    def check_fresh(self, now: Situation) -> None:
-        """Raise StalePlan naming all that changed; other costs alone leave a plan runnable."""
-        found = self.staleness(now)
-        found.pop("cost model", None)
-        if found:
-            raise StalePlan(f"{'; '.join(found.values())}; plan again")
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What a plan is fresh for: a graph's digest, the kernel set, the costs, devices by id."""
-
-    graph: str
-    kernels: str
-    cost_model: str
-    devices: Mapping[str, DeviceInfo]
-
-
-def _device_staleness(part: DevicePlan, here: DeviceInfo | None) -> dict[str, str]:
-    if here is None:
-        missing = f"the plan needs {part.id} ({part.name}), which is not here"
-        return {f"missing {part.id}": missing}
-    if here.driver != part.driver:
-        said = f"the driver of {part.id} is {here.driver!r}, the plan is for {part.driver!r}"
-        return {f"driver {part.id}": said}
-    if here.fingerprint != part.fingerprint:
-        said = f"{part.id} is not the device the plan was made for ({part.name})"
-        return {f"device {part.id}": said}
-    return {}
 
 
 _PARTS: Mapping[str, type[Any]] = {

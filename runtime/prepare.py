@@ -33,6 +33,7 @@ from crossdock.runtime.ready import Ready, make_ready
 from crossdock.runtime.settle import Settling
 from crossdock.runtime.split import SplitGraph
 from crossdock.runtime.split_choice import Planned, plan_split
+from crossdock.runtime.staleness import check_fresh, staleness
 from crossdock.runtime.target import Target
 
 RUNS_AT_ONCE = 8
@@ -104,7 +105,7 @@ def prepare(
 
     if config.plan is not None:
         ready = make(_given(config.plan, graph, target, options))
-        stale = ready.program.plan.staleness(given.situation(graph, target))
+        stale = staleness(ready.program.plan, given.situation(graph, target))
         return ready.with_plan(ready.program.plan, tuple(stale.values()))
     ready = make(_planned(graph, config, target, options, devices, fits=again))
     if again or not config.measure or _simulated(devices):
@@ -140,7 +141,7 @@ def _given(plan: Plan, graph: Graph, target: Target, options: planner.Options) -
         PlanError: it is damaged.
         MemoryBudget: it needs more memory than there is, or a constraint allows.
     """
-    plan.check_fresh(given.situation(graph, target))
+    check_fresh(plan, given.situation(graph, target))
     split = given.in_parts(plan, graph)
     made = given.checked(plan, split.graph, target)
     planner.check_memory(made, rules.Rules(options.constraints, target, graph))

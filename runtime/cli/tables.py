@@ -20,7 +20,7 @@ def headline(plan: Plan) -> tuple[tuple[str, str] | str, ...]:
     return (
         f"{plan.graph_name}: predicted ",
         (millis(plan.predicted), "bold"),
-        f" ({millis(plan.low)} to {millis(plan.high)}), lower bound {millis(plan.lower_bound)}, "
+        f" ({millis(plan.low)} to {millis(plan.high)}), {plan.comparison()}, "
         f"{len(plan.launches())} ops and {len(plan.copies())} copies, policy {plan.policy}",
     )
 
