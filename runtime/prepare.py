@@ -13,15 +13,27 @@ from crossdock.devices.base import Cap, Device, DeviceInfo
 from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
 from crossdock.kernels.spec import OpCall
-from crossdock.runtime import costing, fallback, measure, passes, planner, profiles, rules
+from crossdock.runtime import (
+    costing,
+    explain,
+    fallback,
+    given,
+    measure,
+    passes,
+    planner,
+    profiles,
+    rules,
+)
 from crossdock.runtime.fallback import ALLOW, Fallback
+from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import HOST, Constraints
+from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.ready import Progress as Progress
 from crossdock.runtime.ready import Ready, make_ready
 from crossdock.runtime.settle import Settling
 from crossdock.runtime.split import SplitGraph
 from crossdock.runtime.split_choice import Planned, plan_split
+from crossdock.runtime.staleness import check_fresh, staleness
 from crossdock.runtime.target import Target
 
 RUNS_AT_ONCE = 8
@@ -47,6 +59,7 @@ class Config:
     runs_at_once: int = RUNS_AT_ONCE
     search: bool = False
     fallback: Fallback = ALLOW
+    plan: Plan | None = None
     split: bool = True
 
 
@@ -58,31 +71,43 @@ def prepare(
     *,
     again: bool = False,
     kept: Sequence[Ready] = (),
+    source: Graph | None = None,
 ) -> Ready:
     """Make a static graph ready to run on opened devices; the caller holds ``PREPARING``.
 
     ``again``: its session has planned before, for other shapes or another stage. Then costs are
     fitted from the kernels' times at other shapes where there are any: measuring would take longer
     than a run with new shapes may. ``kept`` is what the session has ready, to share weights with.
+    ``source`` is the graph before its symbols were bound.
     """
-    graph = simplify(graph, config.constraints, config.skip_passes)
+    passes_of = partial(simplify, constraints=config.constraints, skip=config.skip_passes)
+    batch = None if source is None else batch_of(source, graph, passes_of)
+    graph = passes_of(graph)
     asked = frozenset(devices if config.devices is None else config.devices)
     infos = tuple(d.info for d in devices.values())
-    measure_missing(graph, config, devices, progress, again=again)
+    if config.plan is None:
+        measure_missing(graph, config, devices, progress, again=again)
     broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
     model = costing.store().model
     target = Target(infos, asked, model, group_capacity(infos), broken)
     options = planner.Options(
         config.policy, config.constraints, config.expected_runs, search=config.search
     )
-    planned = _planned(graph, config, target, options, devices, fits=again)
 
     def make(planned: Planned) -> Ready:
-        fallback.check(planned.plan, asked, config.fallback, planned.split.graph)
+        plan, split = planned.plan, planned.split
+        fallback.check(plan, asked, config.fallback, split.graph)
+        homes = {s.name: s.device for s in plan.launches() if s.name in split.parts}
+        plan = explain.attach(plan, split.graph, target, replace(options, homes=homes), batch)
+        planned = replace(planned, plan=plan)
         at_once, capacity = config.runs_at_once, target.capacity
         return make_ready(graph, planned, asked, devices, at_once, capacity, progress, kept)
 
-    ready = make(planned)
+    if config.plan is not None:
+        ready = make(_given(config.plan, graph, target, options))
+        stale = staleness(ready.program.plan, given.situation(graph, target))
+        return ready.with_plan(ready.program.plan, tuple(stale.values()))
+    ready = make(_planned(graph, config, target, options, devices, fits=again))
     if not config.measure or _simulated(devices):
         return ready
     settling = Settling(
@@ -118,6 +143,21 @@ def _alone(graph: Graph, target: Target, options: planner.Options) -> Planned:
     """The plan for the best single device."""
     plan = planner.make_plan(graph, target, replace(options, policy="best_single"))
     return Planned(SplitGraph(graph), plan)
+
+
+def _given(plan: Plan, graph: Graph, target: Target, options: planner.Options) -> Planned:
+    """A plan that was given, held against the graph and the devices.
+
+    Raises:
+        StalePlan: it is for others.
+        PlanError: it is damaged.
+        MemoryBudget: it needs more memory than there is, or a constraint allows.
+    """
+    check_fresh(plan, given.situation(graph, target))
+    split = given.in_parts(plan, graph)
+    made = given.checked(plan, split.graph, target)
+    planner.check_memory(made, rules.Rules(options.constraints, target, graph))
+    return Planned(split, made)
 
 
 def _planned(

@@ -45,8 +45,18 @@ class Recorder:
 
     def receipt(self, seconds: float, spans: Mapping[str, list[Span]]) -> Receipt:
         """The record of a run that took ``seconds``, with the spans of its steps if profiled."""
-        made = make_receipt(self.plan, self._digest, seconds, spans, self.asked)
-        return replace(made, notes=(*made.notes, *self.notes)) if self.notes else made
+        if not spans:
+            return replace(self._unprofiled, measured=seconds)
+        return replace(self._made(spans), measured=seconds)
+
+    @cached_property
+    def _unprofiled(self) -> Receipt:
+        """What all runs that are not profiled have in common; so their receipts cost little."""
+        return self._made({})
+
+    def _made(self, spans: Mapping[str, list[Span]]) -> Receipt:
+        made = make_receipt(self.plan, self._digest, 0.0, spans, self.asked)
+        return replace(made, notes=(*made.notes, *self.notes))
 
 
 class Watch:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from crossdock.devices import registry
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import costing, fallback, planner, profiles, whatif
+from crossdock.runtime import costing, explain, fallback, planner, profiles, whatif
 from crossdock.runtime.cli.options import Placing, split_link
 from crossdock.runtime.errors import LoadError, PlanError
+from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.prepare import (
@@ -69,10 +71,12 @@ def plan_model(
     progress: Progress | None = None,
     *,
     stage: bool = False,
+    source: Graph | None = None,
 ) -> Planned:
     """Plan a static graph; kernels not measured before are measured where the devices are here.
 
-    Of a ``stage`` of a graph, constraints may name ops that are in others.
+    Of a ``stage`` of a graph, constraints may name ops that are in others. ``source`` is the graph
+    before its symbols were bound.
 
     Raises:
         PlanError: no plan, or an option names a device that there is not.
@@ -82,7 +86,9 @@ def plan_model(
     constraints = placing.constraints()
     if stage:
         constraints = concerning(graph, constraints)
-    graph = simplify(graph, constraints)
+    passes_of = partial(simplify, constraints=constraints)
+    batch = None if source is None else batch_of(source, graph, passes_of)
+    graph = passes_of(graph)
     target = target_of(graph, placing, machine, progress)
     # Without a profile, --threads opens the processor's device with so many: nothing is supposed.
     threads = None if machine is None else placing.threads
@@ -91,6 +97,7 @@ def plan_model(
     other = whatif.changed(target, changes) if changes else target
     plan = planner.make_plan(graph, other, options)
     fallback.check(plan, other.asked, placing.fallback, graph)
+    plan = explain.attach(plan, graph, other, options, batch)
     if not changes:
         return Planned(graph, plan, other)
     try:
