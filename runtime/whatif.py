@@ -170,12 +170,17 @@ class Why(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Move:
-    """An op that another device runs after the change; ``detail`` has the figures."""
+    """An op that another device runs after the change.
+
+    ``before`` and ``after`` are its seconds on the two; ``detail`` has the figures of the reason.
+    """
 
     op: str
     name: str
     src: str
     dst: str
+    before: float
+    after: float
     why: Why
     detail: str
 
@@ -232,7 +237,15 @@ class _Moves:
         self.moved = {old.name for old, _ in self.pairs}
         self.maker = {v: s.name for s in before.launches() for v in s.outputs}
         self.found = tuple(
-            Move(new.op, new.name, old.device, new.device, *self._why(old, new))
+            Move(
+                new.op,
+                new.name,
+                old.device,
+                new.device,
+                old.seconds,
+                new.seconds,
+                *self._why(old, new),
+            )
             for old, new in self.pairs
         )
 

@@ -98,6 +98,7 @@ def test_without_a_device_its_ops_move_since_it_is_gone() -> None:
     assert {(m.src, m.dst, m.why) for m in got.moves} == {(CARD, CPU, Why.GONE)}
     assert len(got.moves) == round(got.before.shares()[CARD] * len(got.before.launches()))
     assert got.after.predicted == pytest.approx(9e-3)
+    assert {(m.before, m.after) for m in got.moves} == {(KERNELS[CARD], KERNELS[CPU])}
 
 
 def test_a_slow_link_brings_the_ops_home() -> None:
