@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from crossdock.devices.probe import probe
     from crossdock.devices.registry import devices
     from crossdock.runtime.builder import GraphBuilder, Operand
+    from crossdock.runtime.fallback import Fallback
     from crossdock.runtime.graph import Graph
     from crossdock.runtime.loaders import load, load_tensors
     from crossdock.runtime.onnx_backend import onnx_backend
@@ -32,6 +33,7 @@ _WHERE = {
     "Context": "crossdock.runtime.support",
     "DeviceInfo": "crossdock.devices.base",
     "Estimate": "crossdock.runtime.session",
+    "Fallback": "crossdock.runtime.fallback",
     "Graph": "crossdock.runtime.graph",
     "GraphBuilder": "crossdock.runtime.builder",
     "Machine": "crossdock.devices.machine",
@@ -52,6 +54,7 @@ __all__ = [
     "DeviceInfo",
     "Error",
     "Estimate",
+    "Fallback",
     "Graph",
     "GraphBuilder",
     "Machine",

@@ -35,6 +35,7 @@ from crossdock.devices.base import (
 from crossdock.devices.cpu_blas import blas
 from crossdock.devices.cpu_native import HelperPool, NativeProgram, NativeRow
 from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes
+from crossdock.devices.pace import Pace
 from crossdock.devices.program import ArrayCall, NativeCall, Scalar, Slot, Step
 from crossdock.runtime.errors import CompileError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -236,6 +237,7 @@ class CpuDevice(Device):
         self._budget = Budget(info.id, limit or info.memory_bytes)
         self.library = blas()
         self._pool: HelperPool | None = None
+        self._pace: Pace | None = None
         self._lock = threading.Lock()
 
     def allocate(self, nbytes: int, label: str = "") -> CpuBuffer:
@@ -256,17 +258,27 @@ class CpuDevice(Device):
         """Prebuild views, argument words and closures; steps keep their buffers alive."""
         return CpuCommands([_step(item) for item in bound], self._program)
 
+    def pace(self) -> float:
+        """The pace of the processor, on as many threads as the device uses."""
+        with self._lock:
+            if self._pace is None:
+                self._pace = Pace(self._helpers())
+            return self._pace.take()
+
     def _program(self, rows: Sequence[NativeRow]) -> NativeProgram:
         with self._lock:
-            if self.threads > 1 and self._pool is None:
-                self._pool = HelperPool(self.threads - 1, f"crossdock {self.info.id}")
-            return NativeProgram(rows, self._pool)
+            return NativeProgram(rows, self._helpers())
+
+    def _helpers(self) -> HelperPool | None:
+        if self.threads > 1 and self._pool is None:
+            self._pool = HelperPool(self.threads - 1, f"crossdock {self.info.id}")
+        return self._pool
 
     def close(self) -> None:
         """End the helper threads."""
         if self._pool is not None:
             self._pool.close()
-            self._pool = None
+            self._pool = self._pace = None
 
 
 def _step(item: Bound) -> CpuStep:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from crossdock.devices import pace, topology
 from crossdock.devices.base import (
     Bound,
     Buffer,
@@ -373,6 +374,10 @@ class OpenCLDevice(Device):
         """End a mapping; the device sees what was written once the event is done."""
         base: Any = array.base
         return ClEvent(self, base.release(self.queues["upload"].handle))
+
+    def pace(self) -> float:
+        """The pace of the processor, where the device is one."""
+        return pace.core().take() if self.info.resource_group == topology.HOST_CPU else 1.0
 
     def close(self) -> None:
         """Wait for the queues, end their threads, and forget programs."""

@@ -20,7 +20,7 @@ from crossdock.devices.base import Event, Point, Queue, Span, Timeline
 from crossdock.devices.worker import ending, run_job
 from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory, Timeout
 from crossdock.runtime.lower import Instance, Program, Segment
-from crossdock.runtime.tensor import Array
+from crossdock.runtime.tensor import Array, to_numpy
 
 _POST = threading.Lock()
 
@@ -144,11 +144,22 @@ class Run:
             return self.cancelled
 
     def _feed(self, feeds: Mapping[str, Array]) -> None:
+        windows = self.program.windows.inputs
         for name, target in self.instance.inputs.items():
-            np.copyto(target, feeds[name])
+            window = windows.get(name)
+            source = feeds[name] if window is None else window.of(feeds[window.source])
+            np.copyto(target, source)
 
     def _collect(self, began: float) -> Outcome:
-        outputs = {name: np.array(view) for name, view in self.instance.outputs.items()}
+        made, windows = self.instance.outputs, self.program.windows
+        outputs = {
+            name: np.array(made[name])
+            if name in made
+            else np.empty(spec.dims, to_numpy(spec.dtype))
+            for name, spec in windows.specs.items()
+        }
+        for name, window in windows.outputs.items():
+            np.copyto(window.of(outputs[window.source]), made[name])
         return Outcome(outputs, time.perf_counter() - began, self.spans or {}, began)
 
     def _post(self) -> None:

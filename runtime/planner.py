@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from crossdock.kernels.kernel_set import kernel_set
 from crossdock.runtime import costing, steps
 from crossdock.runtime.costing import Offers
 from crossdock.runtime.errors import MemoryBudget, NoPlacement
@@ -22,7 +23,8 @@ class Options:
 
     ``search`` lets the policy search on with compiled code for ``budget_s`` seconds: better plans,
     but code that takes seconds to load, and a plan that depends on the time there was. Without,
-    the same graph, target and options give the same plan.
+    the same graph, target and options give the same plan. ``homes`` names the one device of nodes
+    that are parts of a split, by node name.
     """
 
     policy: str = "auto"
@@ -30,6 +32,7 @@ class Options:
     expected_runs: int = 1000
     budget_s: float = 0.2
     search: bool = False
+    homes: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_plan(graph: Graph, target: Target, options: Options) -> Plan:
@@ -46,12 +49,12 @@ def make_plan(graph: Graph, target: Target, options: Options) -> Plan:
     offered = {
         n.name: costing.offers(calls[n.name], target.devices, target.model, memo) for n in placed
     }
-    rules = Rules(options.constraints, target, graph)
+    rules = Rules(options.constraints, target, graph, options.homes)
     plan = _draft(graph, placed, offered, target, options, rules)
     if rules.over_budget(plan):
         plan = _smaller(graph, placed, offered, target, options, rules) or plan
     _check_memory(plan, rules)
-    return replace(plan, cost_model=target.model.version)
+    return replace(plan, cost_model=target.model.version, kernels=kernel_set())
 
 
 def _smaller(

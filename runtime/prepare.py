@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -11,12 +12,16 @@ from crossdock.devices import topology
 from crossdock.devices.base import Cap, Device, DeviceInfo, Span
 from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
-from crossdock.runtime import costing, measure, passes, planner, profiles, rules
+from crossdock.kernels.spec import OpCall
+from crossdock.runtime import costing, fallback, measure, passes, planner, profiles, rules
 from crossdock.runtime.executor import Deadline, Outcome, Pool, Run
+from crossdock.runtime.fallback import ALLOW, Fallback
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.lower import Program, instantiate, lower
+from crossdock.runtime.lower import Program, Windows, instantiate, lower
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.receipt import Receipt, make_receipt
+from crossdock.runtime.split import SplitGraph
+from crossdock.runtime.split_choice import Planned, plan_split
 from crossdock.runtime.target import Target
 from crossdock.runtime.tensor import Array
 
@@ -43,6 +48,8 @@ class Config:
     skip_passes: tuple[str, ...] = ()
     runs_at_once: int = RUNS_AT_ONCE
     search: bool = False
+    fallback: Fallback = ALLOW
+    split: bool = True
 
 
 @dataclass
@@ -103,12 +110,45 @@ def prepare(
     options = planner.Options(
         config.policy, config.constraints, config.expected_runs, search=config.search
     )
-    plan = planner.make_plan(graph, target, options)
+    planned = _planned(graph, config, target, options, devices, fits=again)
+    plan, split = planned.plan, planned.split
+    fallback.check(plan, asked, config.fallback, split.graph)
     used = {HOST, *(s.device for s in plan.steps)}
     opened = {d: devices[d] for d in devices if d in used}
-    program = lower(graph, plan, opened, progress, [ready.program for ready in kept])
+    windows = Windows(graph.output_specs, split.inputs, split.outputs)
+    program = lower(split.graph, plan, opened, progress, [r.program for r in kept], windows)
     pool = Pool(partial(instantiate, program), config.runs_at_once)
     return Ready(program, pool, Recorder(plan, asked))
+
+
+def _planned(
+    graph: Graph,
+    config: Config,
+    target: Target,
+    options: planner.Options,
+    devices: Mapping[str, Device],
+    *,
+    fits: bool,
+) -> Planned:
+    """The plan, with ops split over devices if that is wanted; their parts are measured, too."""
+    if not config.split:
+        return Planned(SplitGraph(graph), planner.make_plan(graph, target, options))
+    deadline = time.monotonic() + _budget(config)
+
+    def measured(device: str, calls: Mapping[str, OpCall]) -> None:
+        left = deadline - time.monotonic()
+        measure.measure_ops(calls, [devices[device]], target.model, budget_s=left, fits=fits)
+
+    before = target.model.version
+    planned = plan_split(graph, target, options, measured if config.measure else None)
+    if target.model.version != before:
+        costing.store().save()
+    return planned
+
+
+def _budget(config: Config) -> float:
+    """Seconds that measuring may take."""
+    return MEASURE_SECONDS if config.measure is True else float(config.measure)
 
 
 def concerning(graph: Graph, constraints: Constraints) -> Constraints:
@@ -186,12 +226,11 @@ def measure_missing(
     for device in sound:
         if device.info.id != HOST:
             measure.measure_link(devices[HOST], device, costs.model)
-    budget = MEASURE_SECONDS if config.measure is True else float(config.measure)
     measure.measure_ops(
         costing.op_calls(graph),
         sound,
         costs.model,
-        budget_s=budget,
+        budget_s=_budget(config),
         progress=progress,
         fits=again,
     )

@@ -17,6 +17,7 @@ from crossdock.devices import registry
 from crossdock.devices.base import Device
 from crossdock.runtime.errors import Error, FeedError, PlanError
 from crossdock.runtime.executor import Background, Deadline, Outcome
+from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, Ready, prepare
@@ -62,6 +63,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     skip_passes: Sequence[str] = (),
     runs_at_once: int = RUNS_AT_ONCE,
     search: bool = False,
+    fallback: str | Fallback = "allow",
+    split: bool = True,
     progress: Progress | None = None,
 ) -> Session:
     """Compile a graph for this machine.
@@ -82,10 +85,16 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
         search: search on from the policy's plan with compiled code: better plans where devices
             share a graph; the first use on a machine compiles that code, for a minute or two.
+        fallback: which ops may run on the host because no device asked for can run them: "allow"
+            any, "forbid" none, or a ``Fallback`` (decided before anything runs; a stage of a
+            staged graph before that stage runs).
+        split: cut an op, or ops that share a dimension, into parts for several devices where that
+            is predicted to pay; only where devices compute at once.
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:
-        PlanError: no placement, no such policy or objective, or over a memory budget.
+        PlanError: no placement, no such policy or objective, over a memory budget, or an op would
+            fall back to the host that may not.
         DeviceError: a device named cannot be opened, or a kernel does not build.
     """
     config = Config(
@@ -99,6 +108,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         tuple(skip_passes),
         runs_at_once,
         search,
+        contract_of(fallback),
+        split,
     )
     _check(graph, config)
     now = not graph.symbols or shapes or dims

@@ -22,7 +22,7 @@ from crossdock.devices.virtual import (
 )
 from crossdock.runtime.executor import Deadline, Run
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.lower import Instance, Program, segment
+from crossdock.runtime.lower import Instance, Program, Windows, segment
 from crossdock.runtime.plan import DevicePlan, Plan
 from crossdock.runtime.simulate import Simulation, check, step_seconds
 from crossdock.runtime.tensor import Array
@@ -55,7 +55,7 @@ def execute(
             buffer = VirtualBuffer(devices[part.device], steps[0])
             instance.copies[part.index] = (buffer, _NOTHING)
     graph = Graph({}, {}, (), {}, name=plan.graph_name)
-    program = Program(graph, plan, dict(devices), {}, {}, {}, segments)
+    program = Program(graph, plan, dict(devices), {}, {}, {}, segments, Windows({}))
     try:
         Run(program, instance, lambda: None).across({}, Deadline())
     finally:

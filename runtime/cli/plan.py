@@ -44,6 +44,7 @@ def target_options(command: Any) -> Any:
     help="Write what the changes do to the plan as JSON; - for stdout alone.",
 )
 @click.option("--html", metavar="FILE", help="Write the plan as a page: timeline and graph.")
+@click.option("--save", metavar="FILE", help="Write the plan itself: equal plans, equal bytes.")
 @options.json_option
 def plan(
     model: str,
@@ -56,12 +57,13 @@ def plan(
     cores: int | None,
     compare: str | None,
     html: str | None,
+    save: str | None,
     json_to: str | None,
 ) -> None:
     """Plan MODEL: where each op runs, when, and why there."""
     output, other = Output(json_to), Output(compare)
     output.quiet = output.quiet or other.quiet
-    check_place(html)
+    check_place(html, save)
     asked = Asked(without, link, dict(memory), cores)
     made = plan_file(model, placing, feeding, asked, machine, output)
     output.line(*tables.headline(made.plan))
@@ -72,6 +74,9 @@ def plan(
     if html is not None:
         write_text(html, page(made.plan, made.graph, made.target.capacity))
         output.note(f"wrote {html}")
+    if save is not None:
+        write_text(save, made.plan.dumps())
+        output.note(f"wrote {save}")
     output.json(made.plan.to_json())
     if made.comparison is not None:
         other.json(made.comparison.to_json())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from crossdock.devices import registry
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import costing, planner, profiles, whatif
+from crossdock.runtime import costing, fallback, planner, profiles, whatif
 from crossdock.runtime.cli.options import Placing, split_link
 from crossdock.runtime.errors import LoadError, PlanError
 from crossdock.runtime.graph import Graph
@@ -88,10 +88,11 @@ def plan_model(
     threads = None if machine is None else placing.threads
     changes = asked.resolve({d.id for d in target.devices}, threads)
     options = planner.Options(placing.policy, constraints, placing.expected_runs)
-    if not changes:
-        return Planned(graph, planner.make_plan(graph, target, options), target)
-    other = whatif.changed(target, changes)
+    other = whatif.changed(target, changes) if changes else target
     plan = planner.make_plan(graph, other, options)
+    fallback.check(plan, other.asked, placing.fallback, graph)
+    if not changes:
+        return Planned(graph, plan, other)
     try:
         before = planner.make_plan(graph, target, options)
     except PlanError as error:

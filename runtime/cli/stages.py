@@ -10,6 +10,7 @@ from crossdock.devices.machine import Machine
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.cli.options import Placing
 from crossdock.runtime.cli.planning import Asked, Planned, plan_model
+from crossdock.runtime.fallback import check_host_op
 from crossdock.runtime.graph import Graph, Staged
 from crossdock.runtime.plan import HOST
 from crossdock.runtime.prepare import Progress
@@ -65,6 +66,10 @@ class _Planner:
             self.unchanged.stage(key, made.comparison.before, made.target.asked, {})
         outputs: dict[str, Array] = evaluate(graph, feeds)
         return outputs
+
+    def may(self, name: str, op: str, why: str) -> None:
+        """Raise PlanError where the host may not run an op."""
+        check_host_op(name, op, why, self._arguments[0].fallback)
 
     def host(self, name: str, op: str, why: str, seconds: float) -> None:
         """Take note of an op that the host ran."""

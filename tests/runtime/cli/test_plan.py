@@ -36,6 +36,34 @@ def test_the_json_is_a_plan(call: Any, model: Path, tmp_path: Path) -> None:
     assert json.loads(json.dumps(made.to_json())) == json.loads(path.read_text())
 
 
+def test_a_saved_plan_is_the_same_bytes_each_time_and_differs_where_it_does(
+    call: Any, model: Path, machine_file: Path, tmp_path: Path
+) -> None:
+    common = ("plan", model, "--machine", machine_file, "--dim", "N=65536")
+    a, b, c = (tmp_path / f"{name}.json" for name in "abc")
+    assert call(*common, "--save", a).status == 0
+    assert call(*common, "--save", b).status == 0
+    assert call(*common, "--save", c, "--link", "cpu:0:cuda:0=0.001").status == 0
+    assert a.read_bytes() == b.read_bytes()
+    assert "the same plan" in call("plan", "diff", a, b).out
+    got = call("plan", "diff", a, c)
+    assert got.status == 0, got.err
+    for said in ("predicted", "cost model", "Moved", "product", "cuda:0", "cpu:0->cuda:0"):
+        assert said in got.out
+    found = call("plan", "diff", a, c, "--json", "-").json
+    assert {row["after"] for row in found["moved"]} == {"cpu:0"}
+    assert set(found["stale"]) == {"cost model"}
+
+
+def test_a_file_that_is_no_plan_is_named(call: Any, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text('{"schema": 1}')
+    got = call("plan", "diff", path, path)
+    assert got.status == 2
+    assert f"{path}: plan schema 1 is not" in got.err
+    assert "cannot be read" in call("plan", "diff", tmp_path / "none.json", path).err
+
+
 def test_a_profile_is_planned_for_without_its_devices(
     call: Any, model: Path, machine_file: Path
 ) -> None:

@@ -1,0 +1,231 @@
+"""Which ops to split over devices, and how: candidates by cost, kept where the whole plan gains.
+
+Every heavy op is grown into the regions it can be cut in; the regions that are predicted to end
+sooner in parts, slices, joins and transfers included, are cut, and the graph is planned anew with
+each part on its device. What is kept is only what the schedule of the whole graph says is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from crossdock.kernels.spec import OpCall
+from crossdock.runtime import costing, rules
+from crossdock.runtime.errors import MemoryBudget, NoPlacement
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.plan import Plan, Split
+from crossdock.runtime.planner import Options, make_plan
+from crossdock.runtime.split import Region, SplitGraph, grow, rewrite
+from crossdock.runtime.split_cost import (
+    Measure,
+    RegionCost,
+    Shares,
+    computing_devices,
+    heaviest,
+)
+from crossdock.runtime.target import Target
+
+MARGIN = 0.03
+"""Share of the time that a split must save: less than that is within what runs differ by."""
+SEEDS = 32
+TRIALS = 4
+"""How many regions are planned with one by one where all of them together do not pay."""
+TOLD = 8
+"""How many regions that were not split a plan tells of."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and the graph it is of."""
+
+    split: SplitGraph
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    region: Region
+    cost: RegionCost
+    shares: Shares
+
+    @property
+    def gain(self) -> float:
+        """Seconds saved over the best device for the whole region, as if it were alone."""
+        return self.cost.whole[1] - self.shares.seconds
+
+
+def plan_split(
+    graph: Graph, target: Target, options: Options, measure: Measure | None = None
+) -> Planned:
+    """Plan a graph with ops split over devices where that pays; else as ``make_plan`` does.
+
+    ``measure`` is asked to measure parts before their costs count. A region is cut only if no
+    constraint names its ops by name.
+
+    Raises:
+        NoPlacement, MemoryBudget, PlanError: as ``make_plan``.
+    """
+    plan = make_plan(graph, target, options)
+    whole = Planned(SplitGraph(graph), plan)
+    devices = computing_devices(target)
+    if options.policy != "auto" or len(devices) < 2:
+        return whole
+    found = _candidates(graph, target, options)
+    paying = _measured(_disjoint(found), measure)
+    chosen, best = _best(whole, paying, target, options, measure)
+    rest = [c for c in found if c.region not in [p.region for p in paying]]
+    told = [_said(graph, c, chosen) for c in (*paying, *rest)]
+    return replace(best, plan=replace(best.plan, splits=tuple(told[: len(chosen) + TOLD])))
+
+
+def _candidates(graph: Graph, target: Target, options: Options) -> list[_Candidate]:
+    """Regions around the heaviest ops with their best shares, largest gain first."""
+    patterns = (*options.constraints.pin, *options.constraints.forbid)
+    keep = frozenset(n.name for n in graph.nodes if any(rules.matches(p, n) for p in patterns))
+    devices = computing_devices(target)
+    nodes = {n.name: n for n in graph.nodes}
+    seen: set[tuple[str, int]] = set()
+    found: list[_Candidate] = []
+    for name in heaviest(graph, target, devices, SEEDS):
+        node = nodes[name]
+        for axis in range(graph.specs[node.outputs[0]].rank):
+            region = None if (name, axis) in seen else grow(graph, node, axis, keep)
+            if region is None:
+                continue
+            seen |= {(n, region.axes[nodes[n].outputs[0]]) for n in region.nodes}
+            cost = RegionCost(SplitGraph(graph), region, target, devices)
+            shares = cost.best() if len(cost.devices) > 1 else None
+            if shares is not None:
+                found.append(_Candidate(region, cost, shares))
+    return sorted(found, key=lambda c: -c.gain)
+
+
+def _disjoint(found: Sequence[_Candidate]) -> list[_Candidate]:
+    """Of the candidates that gain, the best of those that share no op."""
+    taken: set[str] = set()
+    picked = []
+    for candidate in found:
+        pays = candidate.gain > MARGIN * candidate.cost.whole[1]
+        if pays and taken.isdisjoint(candidate.region.nodes):
+            taken.update(candidate.region.nodes)
+            picked.append(candidate)
+    return picked
+
+
+def _measured(found: Sequence[_Candidate], measure: Measure | None) -> list[_Candidate]:
+    """The candidates with shares from measured parts."""
+    if measure is None:
+        return list(found)
+    made = []
+    for candidate in found:
+        shares = candidate.cost.best(measure)
+        if shares is not None:
+            made.append(replace(candidate, shares=shares))
+    return made
+
+
+def _best(
+    whole: Planned,
+    found: Sequence[_Candidate],
+    target: Target,
+    options: Options,
+    measure: Measure | None,
+) -> tuple[list[_Candidate], Planned]:
+    """The candidates to split, and the plan with them: all together, or else one after the other.
+
+    A step must save its margin of the time of the plan before it.
+    """
+    paying = [c for c in found if c.gain > MARGIN * c.cost.whole[1]]
+    if len(paying) > 1:
+        made = plan_parts(whole, _cuts(paying), target, options, measure)
+        if made is not None and _saves(made, whole):
+            return paying, made
+    chosen: list[_Candidate] = []
+    best = whole
+    for candidate in sorted(paying, key=lambda c: -c.gain)[:TRIALS]:
+        made = plan_parts(whole, _cuts([*chosen, candidate]), target, options, measure)
+        if made is not None and _saves(made, best):
+            chosen, best = [*chosen, candidate], made
+    return chosen, best
+
+
+def _cuts(chosen: Sequence[_Candidate]) -> list[tuple[Region, Shares]]:
+    return [(c.region, c.shares) for c in chosen]
+
+
+def _saves(made: Planned, before: Planned) -> bool:
+    return made.plan.predicted < before.plan.predicted * (1.0 - MARGIN)
+
+
+def plan_parts(
+    whole: Planned,
+    cuts: Sequence[tuple[Region, Shares]],
+    target: Target,
+    options: Options,
+    measure: Measure | None = None,
+) -> Planned | None:
+    """The graph with regions cut, planned with each part on its device; None if it has no place.
+
+    The lower bound is that of the graph in parts with every op on any device.
+    """
+    split, homes = whole.split, dict[str, str]()
+    for region, shares in cuts:
+        before = set(split.parts)
+        split = rewrite(split, region, shares.sizes)
+        for name in split.parts.keys() - before:
+            homes[name] = shares.devices[split.parts[name]]
+    if measure is not None:
+        calls = _placed_calls(split.graph)
+        for info in computing_devices(target):
+            measure(info.id, calls)
+    try:
+        free = make_plan(split.graph, target, options)
+        plan = make_plan(split.graph, target, replace(options, homes=homes))
+    except (NoPlacement, MemoryBudget):
+        return None
+    alone = {d.id: d.single_seconds for d in whole.plan.devices}
+    plan = replace(
+        plan,
+        graph=whole.plan.graph,
+        lower_bound=min(free.lower_bound, plan.predicted),
+        devices=tuple(replace(d, single_seconds=alone[d.id]) for d in plan.devices),
+    )
+    return Planned(split, plan)
+
+
+def _placed_calls(graph: Graph) -> Mapping[str, OpCall]:
+    calls = costing.op_calls(graph)
+    return {n.name: calls[n.name] for n in graph.nodes if not costing.is_alias(n)}
+
+
+def _said(graph: Graph, candidate: _Candidate, chosen: Sequence[_Candidate]) -> Split:
+    """What a plan says of a candidate."""
+    region, shares = candidate.region, candidate.shares
+    node = next(n for n in graph.nodes if n.name == region.seed)
+    size = graph.specs[node.outputs[0]].dims[region.axis]
+    device, seconds = candidate.cost.whole
+    parts = f"{shares.seconds * 1e3:.3f} ms in parts (slices, copies and joins included)"
+    whole = f"{seconds * 1e3:.3f} ms whole on {device}"
+    reason = f"{parts} against {whole}"
+    taken = candidate in chosen
+    if not taken:
+        reason = f"{_why_not(candidate, chosen)}: {reason}"
+    return Split(
+        seed=region.seed,
+        axis=region.axis,
+        ops=region.nodes,
+        devices=shares.devices,
+        sizes=tuple(s * size // region.units for s in shares.sizes),
+        gain=candidate.gain,
+        taken=taken,
+        reason=reason,
+    )
+
+
+def _why_not(candidate: _Candidate, chosen: Sequence[_Candidate]) -> str:
+    if any(not set(c.region.nodes).isdisjoint(candidate.region.nodes) for c in chosen):
+        return "another split of its ops was taken"
+    if candidate.gain > MARGIN * candidate.cost.whole[1]:
+        return "the plan of the whole graph is no better for it"
+    return "below break-even"
