@@ -38,6 +38,7 @@ from crossdock.devices import registry, throttle
 from crossdock.runtime import costing, planner, virtual, whatif
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.prepare import group_capacity, simplify
+from crossdock.runtime.split_choice import plan_split
 from crossdock.runtime.target import Target
 from crossdock.runtime.whatif import Changes
 
@@ -96,7 +97,7 @@ def predict(name: str) -> dict[str, Any]:
     found = {}
     for case in ("unchanged", *CASES):
         other = whatif.changed(target, changes(case, opencl))
-        plan = planner.make_plan(graph, other, planner.Options())
+        plan = plan_split(graph, other, planner.Options()).plan
         found[case] = {
             "predicted": plan.predicted,
             "simulated": virtual.execute(plan, other.capacity).makespan,

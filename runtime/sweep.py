@@ -11,6 +11,7 @@ from crossdock.runtime import planner, virtual
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST
+from crossdock.runtime.split_choice import plan_split
 from crossdock.runtime.target import Target
 
 Devices = tuple[str, ...]
@@ -139,7 +140,7 @@ class Sweeper:
         infos = tuple(d for d in target.devices if d.id in (HOST, *devices))
         narrowed = replace(target, devices=infos, asked=frozenset(devices))
         try:
-            made = planner.make_plan(graph, narrowed, self._options)
+            made = plan_split(graph, narrowed, self._options).plan
         except PlanError as error:
             return Point(batch, devices, None, reason=str(error))
         return Point(

@@ -22,6 +22,7 @@ from crossdock.runtime.prepare import (
     measure_missing,
     simplify,
 )
+from crossdock.runtime.split_choice import plan_split
 from crossdock.runtime.target import Target
 from crossdock.runtime.whatif import Changes, Comparison
 from crossdock.scheduler import CostModel
@@ -89,15 +90,17 @@ def plan_model(
     changes = asked.resolve({d.id for d in target.devices}, threads)
     options = planner.Options(placing.policy, constraints, placing.expected_runs)
     other = whatif.changed(target, changes) if changes else target
-    plan = planner.make_plan(graph, other, options)
-    fallback.check(plan, other.asked, placing.fallback, graph)
+    made = plan_split(graph, other, options)
+    fallback.check(made.plan, other.asked, placing.fallback, made.split.graph)
     if not changes:
-        return Planned(graph, plan, other)
+        return Planned(made.split.graph, made.plan, other)
     try:
-        before = planner.make_plan(graph, target, options)
+        before = plan_split(graph, target, options).plan
     except PlanError as error:
-        return Planned(graph, plan, other, None, str(error))
-    return Planned(graph, plan, other, whatif.compare(before, plan, target, changes))
+        return Planned(made.split.graph, made.plan, other, None, str(error))
+    ops = [n.name for n in graph.nodes]
+    found = whatif.compare(before, made.plan, target, changes, ops)
+    return Planned(made.split.graph, made.plan, other, found)
 
 
 def target_of(
