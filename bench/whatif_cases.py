@@ -80,9 +80,11 @@ def changes(case: str, opencl: str) -> Changes:
     }[case]
 
 
-def placement(plan: Plan, names: dict[str, str]) -> dict[str, str]:
-    """Device by op; ``names`` gives other ids."""
-    return {s.name: names.get(s.device, s.device) for s in plan.launches()}
+def placement(plan: Plan, graph: Any, names: dict[str, str]) -> dict[str, list[str]]:
+    """Devices by op; ``names`` gives other ids."""
+    ops = [n.name for n in simplify(graph, Constraints()).nodes]
+    found = whatif.placement(plan, ops)
+    return {op: [names.get(d, d) for d in devices] for op, devices in found.items()}
 
 
 def predict(name: str) -> dict[str, Any]:
@@ -93,15 +95,14 @@ def predict(name: str) -> dict[str, Any]:
     infos = tuple(registry.open_device(d, threads=1).info for d in (HOST, opencl))
     capacity = group_capacity(infos)
     target = Target(infos, frozenset((HOST, opencl)), costing.store().model, capacity)
-    graph = simplify(graph, Constraints())
     found = {}
     for case in ("unchanged", *CASES):
         other = whatif.changed(target, changes(case, opencl))
-        plan = plan_split(graph, other, planner.Options()).plan
+        plan = plan_split(simplify(graph, Constraints()), other, planner.Options()).plan
         found[case] = {
             "predicted": plan.predicted,
             "simulated": virtual.execute(plan, other.capacity).makespan,
-            "placement": placement(plan, {}),
+            "placement": placement(plan, graph, {}),
         }
     return found
 
@@ -123,7 +124,7 @@ def really(case: str, name: str) -> dict[str, Any]:
         return {
             "measured": statistics.median(times),
             "predicted": session.estimate().seconds,
-            "placement": placement(session.plan, {"sim:slow": opencl}),
+            "placement": placement(session.plan, graph, {"sim:slow": opencl}),
         }
 
 

@@ -268,6 +268,11 @@ def _places(plan: Plan, ops: Iterable[str]) -> dict[str, _Place]:
     return found
 
 
+def placement(plan: Plan, ops: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The devices of each op of a graph by node name, several where the op is in parts."""
+    return {name: place.devices for name, place in _places(plan, ops).items()}
+
+
 class _Moves:
     """Finds what moved; the reasons are tried from the most certain one down."""
 
