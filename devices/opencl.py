@@ -167,9 +167,12 @@ class ClQueue(Queue):
         if spans is not None and commands.launches:
             event.wait()
             offset = self._clock_offset()
+            begin = events[0].profile.start * 1e-9 + offset
             for label, done in zip(commands.labels, events, strict=True):
-                start, end = done.profile.start * 1e-9, done.profile.end * 1e-9
-                spans.append(Span(label, start + offset, end + offset))
+                # The next launch waits in the queue already: what it takes to start counts as its.
+                end = max(done.profile.end * 1e-9 + offset, begin)
+                spans.append(Span(label, begin, end))
+                begin = end
         return event
 
     def _enqueue(self, commands: ClCommands, waits: Sequence[Event], every: bool) -> list[Any]:

@@ -149,9 +149,10 @@ class Split:
 class Plan:
     """The whole plan; ``predicted`` seconds with an 80 % interval.
 
-    ``graph`` is the digest of the graph after the passes, ``kernels`` that of the kernel set,
-    ``cost_model`` the version of the costs: with the devices' drivers and fingerprints, what a
-    plan is fresh for.
+    ``source`` says of ``predicted`` whether it is "composed" of the steps or "measured": the plan
+    has run before. ``graph`` is the digest of the graph after the passes, ``kernels`` that of the
+    kernel set, ``cost_model`` the version of the costs: with the devices' drivers and fingerprints,
+    what a plan is fresh for.
     """
 
     graph: str
@@ -166,6 +167,7 @@ class Plan:
     expected_runs: int
     cost_model: str
     kernels: str = ""
+    source: str = "composed"
     splits: tuple[Split, ...] = ()
     schema: str = SCHEMA
 

@@ -20,8 +20,9 @@ from crossdock.runtime.executor import Background, Deadline, Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, Ready, prepare
+from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, prepare
 from crossdock.runtime.prepare import Progress as Progress
+from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.staged import StagedReady
 from crossdock.runtime.tensor import Array, Dim, TensorSpec, to_numpy
@@ -161,17 +162,33 @@ class Session:
             raise PlanError("nothing has run yet, so there is no receipt; call run first")
         return self._receipt()
 
+    def ready(self) -> Ready:
+        """What the last shape bound or run is run with; for tools that look inside.
+
+        Raises:
+            PlanError: there is none, or the graph is staged and has one a stage.
+        """
+        found = self._bound()
+        if isinstance(found, StagedReady):
+            raise PlanError(
+                f"graph {self.graph.name!r} runs in stages, each with a plan of its own"
+            )
+        return found
+
     def estimate(self) -> Estimate:
-        """Predicted time of a run and peak bytes a device, before any run.
+        """Predicted time of a run now and peak bytes a device, before any run.
+
+        "Now" is at the pace that the devices have at this moment; the plan's own prediction is for
+        their usual pace.
 
         Raises:
             PlanError: nothing is bound, or the graph is staged and has not run yet: what its
                 stages are hangs on the values fed, and a guess would say nothing.
         """
-        plan = self.plan
-        return Estimate(
-            plan.predicted, plan.low, plan.high, {d.id: d.peak_bytes for d in plan.devices}
-        )
+        found, plan = self._bound(), self.plan
+        slow = found.slowdown() if isinstance(found, Ready) else 1.0
+        seconds = (plan.predicted * slow, plan.low * slow, plan.high * slow)
+        return Estimate(*seconds, {d.id: d.peak_bytes for d in plan.devices})
 
     def bind(
         self,

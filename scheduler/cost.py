@@ -63,6 +63,7 @@ class CostModel:
         self._rates: dict[str, DeviceRates] = {}
         self._links: dict[tuple[str, str], LinkModel] = {}
         self._paces: dict[str, deque[float]] = {}
+        self._calibrated: set[str] = set()
         self._fits: dict[tuple[str, str, str], Fit | None] = {}
         self._shapes: dict[tuple[str, str, str], tuple[int, Shape]] = {}
         self._contexts: dict[Variant, tuple[float, float]] = {}
@@ -113,6 +114,15 @@ class CostModel:
             del self._fits[mark]
         self._contexts.clear()
         self._version = None
+
+    def mark_calibrated(self, fingerprint: str) -> None:
+        """Note that a device's kernels have been timed at shapes of all kinds."""
+        self._calibrated.add(fingerprint)
+        self._version = None
+
+    def is_calibrated(self, fingerprint: str) -> bool:
+        """Whether a device has been calibrated."""
+        return fingerprint in self._calibrated
 
     def note_pace(self, fingerprint: str, pace: float) -> None:
         """Add a pace that a device was seen at."""
@@ -165,9 +175,9 @@ class CostModel:
         ratio, spread = self.context(fingerprint, variant)
         alone = summarise(tuple(entry.seconds), entry.count)
         measured = _widened(alone.scaled(factor * ratio), spread)
-        if len(entry.seconds) < FEW and work is not None:
+        if len(entry.seconds) < FEW and _far(measured, self.modelled(fingerprint, variant, work)):
             model = self.modelled(fingerprint, variant, work, leave_out=key)
-            if model.high is not None and (measured.seconds or 0.0) > OUTLIER * model.high:
+            if _far(measured, model, OUTLIER):
                 return model
         return measured
 
@@ -252,6 +262,16 @@ class CostModel:
         low, high = seconds * ROOFLINE_LOW, seconds * ROOFLINE_HIGH
         return Estimate(seconds, low, high, Source.ROOFLINE)
 
+    def without(self, keys: Iterable[str]) -> CostModel:
+        """A new model that has never seen these keys; what was learnt of kernels stays."""
+        left = frozenset(keys)
+        result = CostModel(keep=self._keep).merge(self)
+        for mark, shapes in result._kernels.items():  # noqa: SLF001 - our own
+            for key in left & shapes.keys():
+                del shapes[key]
+            result._contexts[mark] = self.context(*mark)  # noqa: SLF001
+        return result
+
     def merge(self, other: CostModel) -> CostModel:
         """A new model with both contents; the other's samples count as the newer ones."""
         result = CostModel(keep=max(self._keep, other._keep))
@@ -267,6 +287,7 @@ class CostModel:
                 for pace in paces:
                     result.note_pace(fingerprint, pace)
             result._shapes.update(model._shapes)  # noqa: SLF001
+            result._calibrated |= model._calibrated  # noqa: SLF001
             result._rates.update(model._rates)  # noqa: SLF001
             result._links.update(model._links)  # noqa: SLF001
         return result
@@ -297,6 +318,7 @@ class CostModel:
                 }
                 for (a, b), x in sorted(self._links.items())
             ],
+            "calibrated": sorted(self._calibrated),
             "paces": {f: list(p) for f, p in sorted(self._paces.items())},
             "learnt": [
                 {
@@ -338,6 +360,7 @@ class CostModel:
             for f, paces in data["paces"].items():
                 for pace in paces:
                     model.note_pace(str(f), _positive(pace))
+            model._calibrated = {str(f) for f in data["calibrated"]}
             for row in data["learnt"]:
                 mark = (str(row["device"]), str(row["variant"]), str(row["family"]))
                 lengths = tuple(_positive(x) for x in row["lengths"])
@@ -390,6 +413,15 @@ def _deviation(seconds: Sequence[float]) -> float:
 def alone(s: _Samples, ratio: float) -> float:
     """Seconds of a shape alone, where need be by the ratio of a graph's to them."""
     return middle(tuple(s.seconds)) if s.seconds else middle(tuple(s.running)) / ratio
+
+
+def _far(measured: Estimate, model: Estimate, times: float = 1.0) -> bool:
+    """Whether a measured time is so many times above what a model thinks possible."""
+    return (
+        measured.seconds is not None
+        and model.high is not None
+        and measured.seconds > times * model.high
+    )
 
 
 def _ratios(shapes: Iterable[_Samples]) -> list[float]:
