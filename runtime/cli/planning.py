@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from crossdock.devices import registry
+from crossdock.devices.base import Device
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import costing, fallback, planner, profiles, whatif
+from crossdock.runtime import costing, fallback, planner, profiles, split_choice, whatif
 from crossdock.runtime.cli.options import Placing, split_link
 from crossdock.runtime.errors import LoadError, PlanError
 from crossdock.runtime.graph import Graph
@@ -20,9 +21,10 @@ from crossdock.runtime.prepare import (
     concerning,
     group_capacity,
     measure_missing,
+    measure_parts,
     simplify,
+    target_here,
 )
-from crossdock.runtime.split_choice import plan_split
 from crossdock.runtime.target import Target
 from crossdock.runtime.whatif import Changes, Comparison
 from crossdock.scheduler import CostModel
@@ -84,32 +86,67 @@ def plan_model(
     if stage:
         constraints = concerning(graph, constraints)
     graph = simplify(graph, constraints)
-    target = target_of(graph, placing, machine, progress)
+    scene = scene_of(graph, placing, machine, progress)
+    target = scene.target
     # Without a profile, --threads opens the processor's device with so many: nothing is supposed.
     threads = None if machine is None else placing.threads
     changes = asked.resolve({d.id for d in target.devices}, threads)
     options = planner.Options(placing.policy, constraints, placing.expected_runs)
+    before, unplanned = None, ""
+    if changes:
+        try:
+            before = scene.plan(graph, target, options).plan
+        except PlanError as error:
+            unplanned = str(error)
     other = whatif.changed(target, changes) if changes else target
-    made = plan_split(graph, other, options)
+    made = scene.plan(graph, other, options)
     fallback.check(made.plan, other.asked, placing.fallback, made.split.graph)
-    if not changes:
-        return Planned(made.split.graph, made.plan, other)
-    try:
-        before = plan_split(graph, target, options).plan
-    except PlanError as error:
-        return Planned(made.split.graph, made.plan, other, None, str(error))
-    ops = [n.name for n in graph.nodes]
-    found = whatif.compare(before, made.plan, target, changes, ops)
-    return Planned(made.split.graph, made.plan, other, found)
+    found = None
+    if before is not None:
+        ops = [n.name for n in graph.nodes]
+        found = whatif.compare(before, made.plan, target, changes, ops)
+    return Planned(made.split.graph, made.plan, other, found, unplanned)
 
 
-def target_of(
+@dataclass(frozen=True)
+class Scene:
+    """Where a graph may run, unchanged, and the devices where they are here."""
+
+    target: Target
+    config: Config
+    devices: Mapping[str, Device]
+
+    def plan(self, graph: Graph, target: Target, options: planner.Options) -> split_choice.Planned:
+        """Plan for the scene's target, or for one that a change made of it.
+
+        Parts of ops are measured where the devices are here.
+        """
+        timing = measure_parts(self.config, self.devices, target.model) if self.devices else None
+        with PREPARING:
+            return split_choice.plan_split(graph, target, options, timing)
+
+
+def scene_of(
     graph: Graph, placing: Placing, machine: Machine | None, progress: Progress | None
-) -> Target:
-    """Where a graph may run, unchanged: the devices here, or those of a profile."""
-    if machine is None:
-        return _here(graph, placing, progress)
-    return _profiled(graph, machine, placing)
+) -> Scene:
+    """The devices here, their kernels measured; or those of a profile.
+
+    Raises:
+        PlanError: an option names a device that there is not.
+        LoadError: the profile has no processor to feed the devices.
+        DeviceError: a device cannot be opened.
+    """
+    config = Config(threads=placing.threads, measure=placing.budget)
+    if machine is not None:
+        return Scene(_profiled(graph, machine, placing), config, {})
+    asked = _chosen([info.id for info in registry.devices()], placing)
+    devices = {
+        name: registry.open_device(name, threads=placing.threads)
+        for name in dict.fromkeys((HOST, *sorted(asked)))
+    }
+    with PREPARING:
+        measure_missing(graph, config, devices, progress)
+    return Scene(target_here(devices, asked), config, devices)
 
 
 def _chosen(ids: Sequence[str], placing: Placing) -> frozenset[str]:
@@ -118,19 +155,6 @@ def _chosen(ids: Sequence[str], placing: Placing) -> frozenset[str]:
         if name not in ids:
             raise PlanError(f"--device {name}: no such device; there are {', '.join(sorted(ids))}")
     return frozenset(placing.devices or ids)
-
-
-def _here(graph: Graph, placing: Placing, progress: Progress | None) -> Target:
-    asked = _chosen([info.id for info in registry.devices()], placing)
-    devices = {
-        name: registry.open_device(name, threads=placing.threads)
-        for name in dict.fromkeys((HOST, *sorted(asked)))
-    }
-    config = Config(threads=placing.threads, measure=placing.budget)
-    with PREPARING:
-        measure_missing(graph, config, devices, progress)
-    infos = tuple(device.info for device in devices.values())
-    return Target(infos, asked, costing.store().model, group_capacity(infos))
 
 
 def _profiled(graph: Graph, machine: Machine, placing: Placing) -> Target:
