@@ -66,7 +66,7 @@ def feeds_of(graph: Any) -> dict[str, Any]:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Medians of interleaved runs, predictions, and how far from the plan's lower bound they are."""
+    """Medians of interleaved runs, predictions, and the distance from the plan's lower bound."""
     graph, other = GRAPHS[name](), opencl()
     feeds = feeds_of(graph)
     sets = {"cpu": ["cpu:0"], "opencl": [other], "both": ["cpu:0", other]}

@@ -32,7 +32,7 @@ class _Layers:
         return self.b.relu(self.b.add(self.b.matmul(x, self.weights(x.shape[-1], units)), bias))
 
     def conv(self, x: Any, channels: int, size: int = 3) -> Any:
-        """relu of a convolution, NCHW, the image's size kept."""
+        """Relu of a convolution, NCHW, the image's size kept."""
         pad = size // 2
         filters = self.weights(channels, x.shape[1], size, size)
         made = self.b.conv2d(x, filters, bias=self.weights(channels), padding=[pad] * 4)
@@ -121,9 +121,7 @@ def attention() -> Any:
     x = n.b.input("x", (length, width))
 
     def split(y: Any) -> Any:
-        return n.b.transpose(
-            n.b.reshape(y, [length, heads, width // heads]), permutation=[1, 0, 2]
-        )
+        return n.b.transpose(n.b.reshape(y, [length, heads, width // heads]), permutation=[1, 0, 2])
 
     q, k, v = (split(n.b.matmul(x, n.weights(width, width))) for _ in range(3))
     scores = n.b.matmul(q, n.b.transpose(k, permutation=[0, 2, 1]))

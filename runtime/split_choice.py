@@ -54,6 +54,15 @@ class _Candidate:
         """Seconds saved over the best device for the whole region, as if it were alone."""
         return self.cost.whole[1] - self.shares.seconds
 
+    @property
+    def pays(self) -> bool:
+        """Whether that is worth it."""
+        return self.gain > MARGIN * self.cost.whole[1]
+
+    def overlaps(self, other: _Candidate) -> bool:
+        """Whether both cut the same op."""
+        return not set(self.region.nodes).isdisjoint(other.region.nodes)
+
 
 def plan_split(
     graph: Graph, target: Target, options: Options, measure: Measure | None = None
@@ -71,10 +80,8 @@ def plan_split(
     devices = computing_devices(target)
     if options.policy != "auto" or len(devices) < 2:
         return whole
-    found = _candidates(graph, target, options)
-    paying = _measured(_disjoint(found), measure)
+    paying, rest = _disjoint(_candidates(graph, target, options), measure)
     chosen, best = _best(whole, paying, target, options, measure)
-    rest = [c for c in found if c.region not in [p.region for p in paying]]
     told = [_said(graph, c, chosen) for c in (*paying, *rest)]
     return replace(best, plan=replace(best.plan, splits=tuple(told[: len(chosen) + TOLD])))
 
@@ -101,33 +108,31 @@ def _candidates(graph: Graph, target: Target, options: Options) -> list[_Candida
     return sorted(found, key=lambda c: -c.gain)
 
 
-def _disjoint(found: Sequence[_Candidate]) -> list[_Candidate]:
-    """Of the candidates that gain, the best of those that share no op."""
-    taken: set[str] = set()
-    picked = []
-    for candidate in found:
-        pays = candidate.gain > MARGIN * candidate.cost.whole[1]
-        if pays and taken.isdisjoint(candidate.region.nodes):
-            taken.update(candidate.region.nodes)
-            picked.append(candidate)
-    return picked
+def _disjoint(
+    found: Sequence[_Candidate], measure: Measure | None
+) -> tuple[list[_Candidate], list[_Candidate]]:
+    """The candidates that pay, best first, of those that share an op only the best; and the others.
 
-
-def _measured(found: Sequence[_Candidate], measure: Measure | None) -> list[_Candidate]:
-    """The candidates with shares from measured parts."""
-    if measure is None:
-        return list(found)
-    made = []
-    for candidate in found:
-        shares = candidate.cost.best(measure)
-        if shares is not None:
-            made.append(replace(candidate, shares=shares))
-    return made
+    The gain of the best one is measured before it counts, and may make another the best.
+    """
+    open_, picked, others = list(found), list[_Candidate](), list[_Candidate]()
+    sure: set[int] = set()
+    while open_:
+        open_.sort(key=lambda c: -c.gain)
+        best = open_.pop(0)
+        if not best.pays or any(best.overlaps(c) for c in picked):
+            others.append(best)
+        elif measure is None or id(best.cost) in sure:
+            picked.append(best)
+        else:
+            sure.add(id(best.cost))
+            open_.append(replace(best, shares=best.cost.best(measure) or best.shares))
+    return picked, others
 
 
 def _best(
     whole: Planned,
-    found: Sequence[_Candidate],
+    paying: Sequence[_Candidate],
     target: Target,
     options: Options,
     measure: Measure | None,
@@ -136,14 +141,13 @@ def _best(
 
     A step must save its margin of the time of the plan before it.
     """
-    paying = [c for c in found if c.gain > MARGIN * c.cost.whole[1]]
     if len(paying) > 1:
         made = plan_parts(whole, _cuts(paying), target, options, measure)
         if made is not None and _saves(made, whole):
-            return paying, made
+            return list(paying), made
     chosen: list[_Candidate] = []
     best = whole
-    for candidate in sorted(paying, key=lambda c: -c.gain)[:TRIALS]:
+    for candidate in paying[:TRIALS]:
         made = plan_parts(whole, _cuts([*chosen, candidate]), target, options, measure)
         if made is not None and _saves(made, best):
             chosen, best = [*chosen, candidate], made
@@ -224,8 +228,8 @@ def _said(graph: Graph, candidate: _Candidate, chosen: Sequence[_Candidate]) -> 
 
 
 def _why_not(candidate: _Candidate, chosen: Sequence[_Candidate]) -> str:
-    if any(not set(c.region.nodes).isdisjoint(candidate.region.nodes) for c in chosen):
+    if not candidate.pays:
+        return "below break-even"
+    if any(candidate.overlaps(c) for c in chosen):
         return "another split of its ops was taken"
-    if candidate.gain > MARGIN * candidate.cost.whole[1]:
-        return "the plan of the whole graph is no better for it"
-    return "below break-even"
+    return "the plan of the whole graph is no better for it"

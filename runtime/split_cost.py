@@ -105,7 +105,7 @@ class RegionCost:
         region = self.region
         size = self.given.graph.specs[self._seed_value()].dims[region.axis]
         each = max(1, size // region.units)
-        return max(1, min(-(-TILE // each), region.units // 8))
+        return max(1, min(-(-TILE // each), region.units // 32))
 
     def best(self, measure: Measure | None = None) -> Shares | None:
         """The best shares; None where one device alone is as good.
