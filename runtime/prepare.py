@@ -109,7 +109,21 @@ def prepare(
         config.policy, config.constraints, config.expected_runs, search=config.search
     )
     planned = _planned(graph, config, target, options, devices, fits=again)
+    return ready(graph, planned, config, devices, progress, kept=kept)
+
+
+def ready(
+    graph: Graph,
+    planned: Planned,
+    config: Config,
+    devices: Mapping[str, Device],
+    progress: Progress | None = None,
+    *,
+    kept: Sequence[Ready] = (),
+) -> Ready:
+    """Lower the plan of a graph on opened devices."""
     plan, split = planned.plan, planned.split
+    asked = frozenset(devices if config.devices is None else config.devices)
     used = {HOST, *(s.device for s in plan.steps)}
     opened = {d: devices[d] for d in devices if d in used}
     windows = Windows(graph.output_specs, split.inputs, split.outputs)

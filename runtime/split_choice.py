@@ -7,6 +7,7 @@ each part on its device. What is kept is only what the schedule of the whole gra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,8 @@ MARGIN = 0.03
 SEEDS = 32
 TRIALS = 4
 """How many regions are planned with one by one where all of them together do not pay."""
+MEASURED = 12
+"""How many regions are measured in vain before the rest is left whole."""
 TOLD = 8
 """How many regions that were not split a plan tells of."""
 
@@ -52,12 +55,14 @@ class _Candidate:
     @property
     def gain(self) -> float:
         """Seconds saved over the best device for the whole region, as if it were alone."""
-        return self.cost.whole[1] - self.shares.seconds
+        return self.cost.whole.seconds - self.shares.seconds
 
     @property
     def pays(self) -> bool:
-        """Whether that is worth it."""
-        return self.gain > MARGIN * self.cost.whole[1]
+        """Whether that is worth it: more than the margin, and than what the costs are off by."""
+        whole = self.cost.whole
+        spread = math.hypot(whole.spread, self.shares.spread)
+        return self.gain > max(MARGIN * whole.seconds, spread)
 
     def overlaps(self, other: _Candidate) -> bool:
         """Whether both cut the same op."""
@@ -80,14 +85,17 @@ def plan_split(
     devices = computing_devices(target)
     if options.policy != "auto" or len(devices) < 2:
         return whole
-    paying, rest = _disjoint(_candidates(graph, target, options), measure)
+    paying, rest = _disjoint(_candidates(graph, target, options, measure is None), measure)
     chosen, best = _best(whole, paying, target, options, measure)
     told = [_said(graph, c, chosen) for c in (*paying, *rest)]
     return replace(best, plan=replace(best.plan, splits=tuple(told[: len(chosen) + TOLD])))
 
 
-def _candidates(graph: Graph, target: Target, options: Options) -> list[_Candidate]:
-    """Regions around the heaviest ops with their best shares, largest gain first."""
+def _candidates(graph: Graph, target: Target, options: Options, modelled: bool) -> list[_Candidate]:
+    """Regions around the heaviest ops with the shares to begin with.
+
+    If nothing can be measured, those are ``modelled``; else a guess that is too good if anything.
+    """
     patterns = (*options.constraints.pin, *options.constraints.forbid)
     keep = frozenset(n.name for n in graph.nodes if any(rules.matches(p, n) for p in patterns))
     devices = computing_devices(target)
@@ -102,10 +110,9 @@ def _candidates(graph: Graph, target: Target, options: Options) -> list[_Candida
                 continue
             seen |= {(n, region.axes[nodes[n].outputs[0]]) for n in region.nodes}
             cost = RegionCost(SplitGraph(graph), region, target, devices)
-            shares = cost.best() if len(cost.devices) > 1 else None
-            if shares is not None:
-                found.append(_Candidate(region, cost, shares))
-    return sorted(found, key=lambda c: -c.gain)
+            if len(cost.devices) > 1:
+                found.append(_Candidate(region, cost, cost.best() if modelled else cost.guess()))
+    return found
 
 
 def _disjoint(
@@ -124,9 +131,9 @@ def _disjoint(
             others.append(best)
         elif measure is None or id(best.cost) in sure:
             picked.append(best)
-        else:
+        elif len(sure) - len(picked) < MEASURED:
             sure.add(id(best.cost))
-            open_.append(replace(best, shares=best.cost.best(measure) or best.shares))
+            open_.append(replace(best, shares=best.cost.best(measure)))
     return picked, others
 
 
@@ -208,10 +215,12 @@ def _said(graph: Graph, candidate: _Candidate, chosen: Sequence[_Candidate]) -> 
     region, shares = candidate.region, candidate.shares
     node = next(n for n in graph.nodes if n.name == region.seed)
     size = graph.specs[node.outputs[0]].dims[region.axis]
-    device, seconds = candidate.cost.whole
-    parts = f"{shares.seconds * 1e3:.3f} ms in parts (slices, copies and joins included)"
-    whole = f"{seconds * 1e3:.3f} ms whole on {device}"
-    reason = f"{parts} against {whole}"
+    alone = candidate.cost.whole
+    whole = f"{alone.seconds * 1e3:.3f} ms whole on {alone.devices[0]}"
+    reason = f"nothing is done sooner than {whole}"
+    if len(shares.sizes) > 1:
+        parts = f"{shares.seconds * 1e3:.3f} ms in parts (slices, copies and joins included)"
+        reason = f"{parts} against {whole}"
     taken = candidate in chosen
     if not taken:
         reason = f"{_why_not(candidate, chosen)}: {reason}"

@@ -101,7 +101,7 @@ def best_of_grid(machine: Machine, graph: Graph, target: Target, ids: list[str])
     return min(found)
 
 
-@pytest.mark.parametrize("ratio", [1.0, 3.0, 8.0])
+@pytest.mark.parametrize("ratio", [1.0, 5.0])
 @pytest.mark.parametrize("name", sorted(GRAPHS))
 def test_a_split_is_near_the_best_of_a_grid(machine: Machine, name: str, ratio: float) -> None:
     graph = GRAPHS[name]()
@@ -120,7 +120,7 @@ def test_a_split_is_near_the_best_of_a_grid(machine: Machine, name: str, ratio: 
     assert planned_seconds <= 1.10 * best
 
 
-@pytest.mark.parametrize("latency", [2e-5, 1e-4, 1e-3])
+@pytest.mark.parametrize("latency", [5e-5, 1e-3])
 @pytest.mark.parametrize("name", sorted(GRAPHS))
 def test_break_even(machine: Machine, name: str, latency: float) -> None:
     """With dearer links the choice stays near the best of the grid, whole or in parts."""
