@@ -23,7 +23,9 @@ import crossdock as xd
 from crossdock.devices import registry
 from crossdock.runtime import costing, prepare
 from crossdock.runtime.executor import Deadline
+from crossdock.runtime.plan import Constraints
 from crossdock.runtime.planner import Options, make_plan
+from crossdock.runtime.ready import Ready, make_ready
 from crossdock.runtime.split import SplitGraph, grow
 from crossdock.runtime.split_choice import Planned, plan_parts
 from crossdock.runtime.split_cost import Shares
@@ -69,9 +71,8 @@ def measure(name: str) -> dict[str, Any]:
     session = xd.compile(graph, ids, threads=1)
     runs: dict[str, Callable[[], Any]] = {"chosen": partial(session.run, feeds)}
     devices = {d: registry.open_device(d, threads=1) for d in ids}
-    config = prepare.Config(ids, threads=1)
-    simple = prepare.simplify(graph, config.constraints)
-    runs |= {k: partial(_outputs, ready, feeds) for k, ready in _grid(simple, config, devices)}
+    simple = prepare.simplify(graph, Constraints())
+    runs |= {k: partial(_outputs, ready, feeds) for k, ready in _grid(simple, devices)}
     same({k: run() for k, run in runs.items()})
     with pinned():
         measured = interleaved(runs)
@@ -86,11 +87,11 @@ def measure(name: str) -> dict[str, Any]:
     }
 
 
-def _outputs(ready: prepare.Ready, feeds: dict[str, Any]) -> dict[str, Any]:
+def _outputs(ready: Ready, feeds: dict[str, Any]) -> dict[str, Any]:
     return ready.run(feeds, Deadline(), profile=False).outputs
 
 
-def _grid(graph: Any, config: prepare.Config, devices: dict[str, Any]) -> Any:
+def _grid(graph: Any, devices: dict[str, Any]) -> Any:
     """Name and program of the whole on each device, and of each share along each axis."""
     ids = tuple(devices)
     infos = tuple(d.info for d in devices.values())
@@ -99,7 +100,7 @@ def _grid(graph: Any, config: prepare.Config, devices: dict[str, Any]) -> Any:
     for name in ids:
         target = Target(infos, frozenset([name]), model, capacity)
         whole = Planned(SplitGraph(graph), make_plan(graph, target, Options()))
-        yield f"whole {name}", prepare.ready(graph, whole, config, devices)
+        yield f"whole {name}", _ready(graph, whole, devices, capacity)
     target = Target(infos, frozenset(ids), model, capacity)
     whole = Planned(SplitGraph(graph), make_plan(graph, target, Options()))
     node = graph.nodes[0]
@@ -112,7 +113,13 @@ def _grid(graph: Any, config: prepare.Config, devices: dict[str, Any]) -> Any:
             shares = Shares(ids, (first, region.units - first), 0.0)
             made = plan_parts(whole, [(region, shares)], target, Options())
             if made is not None:
-                yield f"axis {axis} {first}", prepare.ready(graph, made, config, devices)
+                yield f"axis {axis} {first}", _ready(graph, made, devices, capacity)
+
+
+def _ready(
+    graph: Any, planned: Planned, devices: dict[str, Any], capacity: dict[str, int]
+) -> Ready:
+    return make_ready(graph, planned, frozenset(devices), devices, 1, capacity)
 
 
 if __name__ == "__main__":

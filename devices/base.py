@@ -203,6 +203,13 @@ class Device(ABC):
     def close(self) -> None:
         """Wait for the queues and release everything."""
 
+    def pace(self) -> float:
+        """How long arithmetic takes now, relative to a fixed reference: 2 is half as fast.
+
+        1 for devices whose speed does not depend on what runs beside them.
+        """
+        return 1.0
+
     def worker(self, role: str) -> Worker:
         """The thread that feeds the queue of this role (one a distinct queue), started at need."""
         queue = self.queues[role]

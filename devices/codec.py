@@ -3,7 +3,8 @@
 The fields' types are the schema: nested dataclasses, enums of strings, ``str``, ``bool``, ``int``,
 ``float``, ``tuple[X, ...]``, ``frozenset[X]``, ``Mapping[str, X]`` and ``X | None``. Every number
 is finite and not negative; one marked ``Positive`` is also not zero. A form with a field missing,
-unknown or of another type is refused with the field's path.
+unknown or of another type is refused with the field's path; a field made with ``since`` is one that
+older forms of the schema lack.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ Positive = Annotated[float, POSITIVE]
 """A finite float greater than zero."""
 PositiveInt = Annotated[int, POSITIVE]
 """An int greater than zero."""
+
+
+def since(default: Any) -> Any:
+    """A field that came to a schema later: forms without it have ``default``."""
+    return dataclasses.field(default=default, metadata={"since": True})
 
 
 def encode(value: Any) -> Any:
@@ -91,6 +97,8 @@ def _record(kind: Any, form: Any, path: str) -> Any:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         if field.name not in form:
+            if field.metadata.get("since"):
+                continue
             raise LoadError(f"{path}.{field.name}: is missing; add it or make the profile anew")
         values[field.name] = decode(hints[field.name], form[field.name], f"{path}.{field.name}")
     return kind(**values)

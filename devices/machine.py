@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.codec import Positive, PositiveInt, decode, encode, refuse
+from crossdock.devices.codec import Positive, PositiveInt, decode, encode, refuse, since
 from crossdock.runtime.errors import LoadError
 
 SCHEMA = 1
@@ -172,6 +172,7 @@ class Machine:
         seconds: how long the probe took.
         devices: every device found, then the kinds that are absent.
         links: ordered pairs of devices that passed.
+        origin: "measured", or where the figures were typed in from and with which assumptions.
     """
 
     fingerprint: str
@@ -184,6 +185,7 @@ class Machine:
     devices: tuple[DeviceProfile, ...] = ()
     links: tuple[LinkProfile, ...] = ()
     schema: int = field(default=SCHEMA)
+    origin: str = since("measured")
 
     @property
     def passed(self) -> tuple[DeviceProfile, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 from crossdock.devices.base import Cap, DeviceInfo
 from crossdock.devices.program import ArrayCall, ArrayFn, In, Lowered, Out
 from crossdock.kernels import table
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall, OpSpec
 from crossdock.kernels.table import kernel
 
@@ -27,7 +28,7 @@ UFUNCS = {
 
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     if Cap.ARRAY not in device.caps:
-        return f"{device.id} runs no array calls"
+        return Refusal(f"{device.id} runs no array calls", Cause.LACKS)
     if table.op(call.op).host and device.kind not in ("cpu", "sim"):
         return f"{call.op} runs where Python runs"
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.runtime import costing, steps
 from crossdock.runtime.costing import Offers
 from crossdock.runtime.errors import NoPlacement
@@ -78,12 +79,12 @@ def _costs(
     reasons = dict(offers.reasons)
     costs: dict[str, float] = {}
     for info in target.devices:
-        offer = offers.best.get(info.id)
-        if offer is None:
-            continue
         banned = rules.banned(node, info.id)
         if banned:
             reasons[info.id] = banned
+            continue
+        offer = offers.best.get(info.id)
+        if offer is None:
             continue
         seconds = costing.interval(offer.estimate)[0]
         if info.id != HOST:
@@ -92,7 +93,7 @@ def _costs(
         costs[info.id] = seconds
     aside = HOST not in target.asked and any(d in target.asked for d in costs)
     if aside and costs.pop(HOST, None) is not None:
-        reasons[HOST] = "not among the devices asked for"
+        reasons[HOST] = Refusal("not among the devices asked for", Cause.NOT_ASKED)
     return costs, reasons
 
 

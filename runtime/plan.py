@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from crossdock.devices.base import DeviceInfo
+from crossdock.runtime import plan_data
 from crossdock.runtime.errors import PlanError, StalePlan
 
-SCHEMA = "crossdock-plan/1"
+SCHEMA = "crossdock-plan/2"
 HOST = "cpu:0"
 """The device whose memory is the host's: graph inputs and outputs live there."""
 
@@ -41,6 +41,7 @@ class Choice:
     """One device's offer for an op: its best kernel there and cost, or why it has none.
 
     Seconds; ``finish`` is when the op would have ended there given all placements before it.
+    ``cause`` is the code of ``reason`` (``kernels.refusal.Cause``).
     """
 
     device: str
@@ -51,6 +52,7 @@ class Choice:
     source: str
     finish: float | None = None
     reason: str = ""
+    cause: str = "ok"
 
     def __str__(self) -> str:
         if self.seconds is None:
@@ -97,7 +99,10 @@ class Step:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """A device's part: identity, arena and resident bytes, and predicted time were it alone."""
+    """A device's part: identity, arena and resident bytes, and predicted time were it alone.
+
+    ``driver`` is the version the plan was made with; ``fingerprint`` hangs on it, among others.
+    """
 
     id: str
     name: str
@@ -108,6 +113,7 @@ class DevicePlan:
     resident_bytes: int
     offsets: Mapping[str, int]
     single_seconds: float | None
+    driver: str = ""
 
     @property
     def peak_bytes(self) -> int:
@@ -141,7 +147,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole plan; ``predicted`` seconds with an 80 % interval."""
+    """The whole plan; ``predicted`` seconds with an 80 % interval.
+
+    ``source`` says of ``predicted`` whether it is "composed" of the steps or "measured": the plan
+    has run before. ``graph`` is the digest of the graph after the passes, ``kernels`` that of the
+    kernel set, ``cost_model`` the version of the costs: with the devices' drivers and fingerprints,
+    what a plan is fresh for.
+    """
 
     graph: str
     graph_name: str
@@ -154,6 +166,8 @@ class Plan:
     lower_bound: float
     expected_runs: int
     cost_model: str
+    kernels: str = ""
+    source: str = "composed"
     splits: tuple[Split, ...] = ()
     schema: str = SCHEMA
 
@@ -224,36 +238,91 @@ class Plan:
         """Read what ``to_json`` gave; raises PlanError naming what is wrong."""
         schema = data.get("schema") if isinstance(data, Mapping) else None
         if schema != SCHEMA:
-            raise PlanError(f"plan schema {schema!r} is not {SCHEMA!r}; plan again")
-        made: Plan = _read(cls, data, "the plan")
+            raise PlanError(f"plan schema {plan_data.shown(schema)} is not {SCHEMA!r}; plan again")
+        made: Plan = plan_data.read(cls, data, "the plan", _PARTS)
         _check_steps(made)
         return made
 
+    def dumps(self) -> str:
+        """The plan as a file's text: equal plans give equal bytes."""
+        return plan_data.dump(self.to_json())
+
+    @classmethod
+    def loads(cls, text: str | bytes) -> Plan:
+        """Read what ``dumps`` gave, and nothing else: data that nobody vouches for is safe.
+
+        Raises:
+            PlanError: it is no plan; the message names what is wrong.
+        """
+        return cls.from_json(plan_data.parse(text, "the plan"))
+
     def digest(self) -> str:
         """SHA-256 of the plan's data."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(self.dumps().encode()).hexdigest()
 
-    def check_fresh(self, graph: str, fingerprints: Mapping[str, str]) -> None:
-        """Raise StalePlan naming what changed since the plan was made.
+    def staleness(self, now: Situation) -> dict[str, str]:
+        """What changed since the plan was made, a sentence each; empty for a fresh plan.
 
-        Args:
-            graph: digest of the graph to run.
-            fingerprints: of the devices that are here, by id.
+        Keys are "graph", "kernel set", "cost model", and "driver", "device" or "missing" with the
+        device's id after a blank.
         """
-        if graph != self.graph:
-            raise StalePlan(f"the plan of {self.graph_name!r} is for another graph; plan again")
+        found = {}
+        if now.graph != self.graph:
+            found["graph"] = f"the plan of {self.graph_name!r} is for another graph"
+        if now.kernels != self.kernels:
+            found["kernel set"] = "the kernels are not those that the plan was made with"
+        if now.cost_model != self.cost_model:
+            found["cost model"] = (
+                f"costs are of version {now.cost_model or 'none'}, the plan's of "
+                f"{self.cost_model or 'none'}: its predictions are no longer the best there are"
+            )
         for part in self.devices:
-            here = fingerprints.get(part.id)
-            if here is None:
-                raise StalePlan(f"the plan needs {part.id} ({part.name}), which is not here")
-            if here != part.fingerprint:
-                raise StalePlan(
-                    f"{part.id} is not the device the plan was made for ({part.name}); plan again"
-                )
+            found.update(_device_staleness(part, now.devices.get(part.id)))
+        return found
+
+    def check_fresh(self, now: Situation) -> None:
+        """Raise StalePlan naming all that changed; other costs alone leave a plan runnable."""
+        found = self.staleness(now)
+        found.pop("cost model", None)
+        if found:
+            raise StalePlan(f"{'; '.join(found.values())}; plan again")
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a plan is fresh for: a graph's digest, the kernel set, the costs, devices by id."""
+
+    graph: str
+    kernels: str
+    cost_model: str
+    devices: Mapping[str, DeviceInfo]
+
+
+def _device_staleness(part: DevicePlan, here: DeviceInfo | None) -> dict[str, str]:
+    if here is None:
+        missing = f"the plan needs {part.id} ({part.name}), which is not here"
+        return {f"missing {part.id}": missing}
+    if here.driver != part.driver:
+        said = f"the driver of {part.id} is {here.driver!r}, the plan is for {part.driver!r}"
+        return {f"driver {part.id}": said}
+    if here.fingerprint != part.fingerprint:
+        said = f"{part.id} is not the device the plan was made for ({part.name})"
+        return {f"device {part.id}": said}
+    return {}
+
+
+_PARTS: Mapping[str, type[Any]] = {
+    "Choice": Choice,
+    "Step": Step,
+    "DevicePlan": DevicePlan,
+    "Split": Split,
+}
 
 
 def _check_steps(plan: Plan) -> None:
     known = {HOST, *plan.device_ids()}
+    if len(set(plan.device_ids())) < len(plan.devices):
+        raise PlanError("the plan is damaged: a device is given twice; plan again")
     for i, step in enumerate(plan.steps):
         ends = (step.src, step.dst) if step.kind == "copy" else ()
         sound = (
@@ -268,48 +337,6 @@ def _check_steps(plan: Plan) -> None:
                 f"the plan is damaged: step #{i} ({step.name!r}) has a wrong index, kind, device, "
                 "queue or wait; plan again"
             )
-
-
-def _number(value: object) -> bool:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole or (isinstance(value, float) and math.isfinite(value))
-
-
-_FITS: dict[str, Callable[[object], bool]] = {
-    "str": lambda v: isinstance(v, str),
-    "bool": lambda v: isinstance(v, bool),
-    "int": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
-    "float": _number,
-    "float | None": lambda v: v is None or _number(v),
-    "str | None": lambda v: v is None or isinstance(v, str),
-}
-"""What values of a field may be, by its annotation."""
-
-
-def _read(cls: type[Any], data: object, where: str) -> Any:
-    """An object of one of this file's classes from plain data; raises PlanError."""
-    if not isinstance(data, Mapping):
-        raise PlanError(f"{where} is damaged: {type(data).__name__} instead of fields; plan again")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    wrong = sorted(str(name) for name in set(data) ^ set(fields))
-    if wrong:
-        raise PlanError(f"{where} is damaged: missing or unknown {', '.join(wrong)}; plan again")
-    return cls(**{n: _value(str(f.type), data[n], f"{where}.{n}") for n, f in fields.items()})
-
-
-def _value(kind: str, value: object, where: str) -> Any:
-    nested = {"Choice": Choice, "Step": Step, "DevicePlan": DevicePlan, "Split": Split}
-    if kind.startswith("tuple[") and isinstance(value, list | tuple):
-        inner = kind.removeprefix("tuple[").removesuffix(", ...]")
-        return tuple(_value(inner, v, f"{where}[{i}]") for i, v in enumerate(value))
-    if kind == "Mapping[str, int]" and isinstance(value, Mapping):
-        return {_value("str", k, where): _value("int", v, where) for k, v in value.items()}
-    if kind in nested:
-        return _read(nested[kind], value, where)
-    fits = _FITS.get(kind)
-    if fits is None or not fits(value):
-        raise PlanError(f"{where} is damaged: {value!r} is no {kind}; plan again")
-    return value
 
 
 def step_line(step: Step) -> str:

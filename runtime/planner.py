@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from crossdock.kernels.kernel_set import kernel_set
 from crossdock.runtime import costing, steps
 from crossdock.runtime.costing import Offers
 from crossdock.runtime.errors import MemoryBudget, NoPlacement
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.placement import edges_of, problem_of
 from crossdock.runtime.plan import HOST, Constraints, Plan
+from crossdock.runtime.prediction import predict_run
 from crossdock.runtime.rules import Rules
 from crossdock.runtime.target import Target
 from crossdock.scheduler import schedule
@@ -53,7 +55,8 @@ def make_plan(graph: Graph, target: Target, options: Options) -> Plan:
     if rules.over_budget(plan):
         plan = _smaller(graph, placed, offered, target, options, rules) or plan
     _check_memory(plan, rules)
-    return replace(plan, cost_model=target.model.version)
+    plan = replace(plan, cost_model=target.model.version, kernels=kernel_set())
+    return predict_run(plan, graph, target.model)
 
 
 def _smaller(

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
 
 from crossdock.devices import topology
-from crossdock.devices.base import Cap, Device, DeviceInfo, Span
+from crossdock.devices.base import Cap, Device, DeviceInfo
 from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
 from crossdock.kernels.spec import OpCall
-from crossdock.runtime import costing, measure, passes, planner, profiles, rules
-from crossdock.runtime.executor import Deadline, Outcome, Pool, Run
+from crossdock.runtime import costing, fallback, measure, passes, planner, profiles, rules
+from crossdock.runtime.fallback import ALLOW, Fallback
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.lower import Program, Windows, instantiate, lower
-from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.receipt import Receipt, make_receipt
+from crossdock.runtime.plan import HOST, Constraints
+from crossdock.runtime.ready import Progress as Progress
+from crossdock.runtime.ready import Ready, make_ready
+from crossdock.runtime.settle import Settling
 from crossdock.runtime.split import SplitGraph
 from crossdock.runtime.split_choice import Planned, plan_split
 from crossdock.runtime.target import Target
-from crossdock.runtime.tensor import Array
 
-Progress = Callable[[str, int, int], None]
 RUNS_AT_ONCE = 8
 MEASURE_SECONDS = 20.0
 
@@ -47,40 +45,8 @@ class Config:
     skip_passes: tuple[str, ...] = ()
     runs_at_once: int = RUNS_AT_ONCE
     search: bool = False
+    fallback: Fallback = ALLOW
     split: bool = True
-
-
-@dataclass
-class Recorder:
-    """Writes the receipts of a plan's runs; holds no memory of a device."""
-
-    plan: Plan
-    asked: frozenset[str]
-
-    @cached_property
-    def _digest(self) -> str:
-        return self.plan.digest()
-
-    def receipt(self, seconds: float, spans: Mapping[str, list[Span]]) -> Receipt:
-        """The record of a run that took ``seconds``, with the spans of its steps if profiled."""
-        return make_receipt(self.plan, self._digest, seconds, spans, self.asked)
-
-
-@dataclass
-class Ready:
-    """A graph of fixed shapes, planned and lowered."""
-
-    program: Program
-    pool: Pool
-    recorder: Recorder
-
-    def run(self, arrays: Mapping[str, Array], deadline: Deadline, *, profile: bool) -> Outcome:
-        """Run once, with arrays of the inputs' types and shapes."""
-        instance = self.pool.take(deadline)
-        run = Run(self.program, instance, partial(self.pool.give, instance), profile=profile)
-        if self.program.host_only and deadline.seconds is None:
-            return run.inline(arrays)
-        return run.across(arrays, deadline)
 
 
 def prepare(
@@ -109,27 +75,36 @@ def prepare(
         config.policy, config.constraints, config.expected_runs, search=config.search
     )
     planned = _planned(graph, config, target, options, devices, fits=again)
-    return ready(graph, planned, config, devices, progress, kept=kept)
+
+    def make(planned: Planned) -> Ready:
+        fallback.check(planned.plan, asked, config.fallback, planned.split.graph)
+        at_once, capacity = config.runs_at_once, target.capacity
+        return make_ready(graph, planned, asked, devices, at_once, capacity, progress, kept)
+
+    ready = make(planned)
+    if again or not config.measure or _simulated(devices):
+        return ready
+    settling = Settling(
+        target,
+        make,
+        lambda: _planned(graph, config, target, options, devices, fits=True),
+        lambda: _alone(graph, target, options),
+    )
+    before = model.version
+    ready = settling.settle(ready)
+    if model.version != before:
+        costing.store().save()
+    return ready
 
 
-def ready(
-    graph: Graph,
-    planned: Planned,
-    config: Config,
-    devices: Mapping[str, Device],
-    progress: Progress | None = None,
-    *,
-    kept: Sequence[Ready] = (),
-) -> Ready:
-    """Lower the plan of a graph on opened devices."""
-    plan, split = planned.plan, planned.split
-    asked = frozenset(devices if config.devices is None else config.devices)
-    used = {HOST, *(s.device for s in plan.steps)}
-    opened = {d: devices[d] for d in devices if d in used}
-    windows = Windows(graph.output_specs, split.inputs, split.outputs)
-    program = lower(split.graph, plan, opened, progress, [r.program for r in kept], windows)
-    pool = Pool(partial(instantiate, program), config.runs_at_once)
-    return Ready(program, pool, Recorder(plan, asked))
+def _simulated(devices: Mapping[str, Device]) -> bool:
+    return any(Cap.VIRTUAL_TIME in d.info.caps for d in devices.values())
+
+
+def _alone(graph: Graph, target: Target, options: planner.Options) -> Planned:
+    """The plan for the best single device."""
+    plan = planner.make_plan(graph, target, replace(options, policy="best_single"))
+    return Planned(SplitGraph(graph), plan)
 
 
 def _planned(

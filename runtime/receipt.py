@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossdock.devices.base import Span
+from crossdock.runtime.fallback import fallbacks
 from crossdock.runtime.plan import Plan
 
 
@@ -76,8 +77,8 @@ def make_receipt(
     for copy in plan.copies():
         name = f"{copy.src}->{copy.dst}"
         links[name] = links.get(name, 0) + copy.nbytes
-    strays = [o for o in ops if o.device not in asked]
     notes = tuple(
-        f"{o.name} ({o.op}) ran on {o.device}: no device asked for has a kernel" for o in strays
+        f"{s.name} ({s.op}) ran on {s.device}: no device asked for has a kernel"
+        for s in fallbacks(plan, asked)
     )
     return Receipt(plan.graph_name, digest, ops, links, plan.predicted, seconds, notes)

@@ -7,6 +7,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 
 from crossdock.devices.base import DeviceInfo
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.runtime import costing
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph, Node
@@ -84,18 +85,18 @@ class Rules:
     def banned(self, node: Node, device: str) -> str:
         """Why a constraint keeps a node off a device; empty where none does."""
         if device in self._target.broken:
-            return self._target.broken[device]
+            return Refusal(self._target.broken[device], Cause.BROKEN)
         if device in self.full:
-            return "its memory is too small for this graph"
+            return Refusal("its memory is too small for this graph", Cause.MEMORY)
         home = self._homes.get(node.name, device)
         if home != device:
-            return f"the part of {home}"
+            return Refusal(f"the part of {home}", Cause.PINNED)
         for pattern, pinned in self._given.pin.items():
             if pinned != device and matches(pattern, node):
-                return f"pinned to {pinned} by {pattern!r}"
+                return Refusal(f"pinned to {pinned} by {pattern!r}", Cause.PINNED)
         for pattern, forbidden in _flat(self._given.forbid):
             if forbidden == device and matches(pattern, node):
-                return f"forbidden by {pattern!r}"
+                return Refusal(f"forbidden by {pattern!r}", Cause.FORBIDDEN)
         return ""
 
 

@@ -17,10 +17,12 @@ from crossdock.devices import registry
 from crossdock.devices.base import Device
 from crossdock.runtime.errors import Error, FeedError, PlanError
 from crossdock.runtime.executor import Background, Deadline, Outcome
+from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, Ready, prepare
+from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, prepare
 from crossdock.runtime.prepare import Progress as Progress
+from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.staged import StagedReady
 from crossdock.runtime.tensor import Array, Dim, TensorSpec, to_numpy
@@ -62,6 +64,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     skip_passes: Sequence[str] = (),
     runs_at_once: int = RUNS_AT_ONCE,
     search: bool = False,
+    fallback: str | Fallback = "allow",
     split: bool = True,
     progress: Progress | None = None,
 ) -> Session:
@@ -83,12 +86,16 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
         search: search on from the policy's plan with compiled code: better plans where devices
             share a graph; the first use on a machine compiles that code, for a minute or two.
+        fallback: which ops may run on the host because no device asked for can run them: "allow"
+            any, "forbid" none, or a ``Fallback`` (decided before anything runs; a stage of a
+            staged graph before that stage runs).
         split: cut an op, or ops that share a dimension, into parts for several devices where that
             is predicted to pay; only where devices compute at once.
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:
-        PlanError: no placement, no such policy or objective, or over a memory budget.
+        PlanError: no placement, no such policy or objective, over a memory budget, or an op would
+            fall back to the host that may not.
         DeviceError: a device named cannot be opened, or a kernel does not build.
     """
     config = Config(
@@ -102,6 +109,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         tuple(skip_passes),
         runs_at_once,
         search,
+        contract_of(fallback),
         split,
     )
     _check(graph, config)
@@ -154,17 +162,33 @@ class Session:
             raise PlanError("nothing has run yet, so there is no receipt; call run first")
         return self._receipt()
 
+    def ready(self) -> Ready:
+        """What the last shape bound or run is run with; for tools that look inside.
+
+        Raises:
+            PlanError: there is none, or the graph is staged and has one a stage.
+        """
+        found = self._bound()
+        if isinstance(found, StagedReady):
+            raise PlanError(
+                f"graph {self.graph.name!r} runs in stages, each with a plan of its own"
+            )
+        return found
+
     def estimate(self) -> Estimate:
-        """Predicted time of a run and peak bytes a device, before any run.
+        """Predicted time of a run now and peak bytes a device, before any run.
+
+        "Now" is at the pace that the devices have at this moment; the plan's own prediction is for
+        their usual pace.
 
         Raises:
             PlanError: nothing is bound, or the graph is staged and has not run yet: what its
                 stages are hangs on the values fed, and a guess would say nothing.
         """
-        plan = self.plan
-        return Estimate(
-            plan.predicted, plan.low, plan.high, {d.id: d.peak_bytes for d in plan.devices}
-        )
+        found, plan = self._bound(), self.plan
+        slow = found.slowdown() if isinstance(found, Ready) else 1.0
+        seconds = (plan.predicted * slow, plan.low * slow, plan.high * slow)
+        return Estimate(*seconds, {d.id: d.peak_bytes for d in plan.devices})
 
     def bind(
         self,

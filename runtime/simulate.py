@@ -52,13 +52,23 @@ def simulate(
         PlanError: a step waits for itself or a later one, or a scale is not positive.
     """
     factors = dict(scale or {})
-    for device, factor in factors.items():
+    check(plan, factors)
+    return _Replay(plan, dict(capacity or {}), factors).run()
+
+
+def check(plan: Plan, scale: Mapping[str, float]) -> None:
+    """Refuse what cannot be simulated; raises PlanError."""
+    for device, factor in scale.items():
         if not factor > 0.0:
             raise PlanError(f"scale of {device} is {factor}; give a factor greater than 0")
     for step in plan.steps:
         if any(not 0 <= w < step.index for w in step.waits):
             raise PlanError(f"step #{step.index} waits for a step that is not before it")
-    return _Replay(plan, dict(capacity or {}), factors).run()
+
+
+def step_seconds(step: Step, scale: Mapping[str, float]) -> float:
+    """Predicted seconds of a step, scaled where it is an op."""
+    return step.seconds * (scale.get(step.device, 1.0) if step.kind == "launch" else 1.0)
 
 
 class _Replay:
@@ -68,7 +78,7 @@ class _Replay:
         self.plan = plan
         self.groups = {d.id: d.resource_group for d in plan.devices}
         self.free = {g: max(1, capacity.get(g, 1)) for g in self.groups.values()}
-        self.seconds = [_seconds(s, scale) for s in plan.steps]
+        self.seconds = [step_seconds(s, scale) for s in plan.steps]
         self.queues: dict[str, list[int]] = {}
         self.readers: list[list[int]] = [[] for _ in plan.steps]
         self.missing = [len(s.waits) for s in plan.steps]
@@ -138,7 +148,3 @@ class _Replay:
                 moved[other] = None
         for name in moved:
             self._offer(name)
-
-
-def _seconds(step: Step, scale: Mapping[str, float]) -> float:
-    return step.seconds * (scale.get(step.device, 1.0) if step.kind == "launch" else 1.0)

@@ -142,6 +142,7 @@ class _Joiner:
             lower_bound=bound,
             expected_runs=plans[0].expected_runs if plans else 1,
             cost_model=plans[0].cost_model if plans else "",
+            kernels=plans[0].kernels if plans else "",
         )
 
     def _stage(self, entry: StageRecord) -> None:
@@ -191,7 +192,7 @@ class _Joiner:
             found[part.id] = part if before is None else _both(before, part)
         if not found:
             ids = here.name, here.physical_id, here.fingerprint, here.resource_group
-            found[HOST] = DevicePlan(HOST, *ids, 0, 0, {}, self.now)
+            found[HOST] = DevicePlan(HOST, *ids, 0, 0, {}, self.now, here.driver)
         return tuple(dataclasses.replace(d, offsets={}) for d in found.values())
 
 

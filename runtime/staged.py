@@ -17,6 +17,7 @@ from typing import Any
 from crossdock.devices.base import Device, Span
 from crossdock.runtime.errors import PlanError, Timeout
 from crossdock.runtime.executor import Deadline, Outcome
+from crossdock.runtime.fallback import check_host_op
 from crossdock.runtime.graph import Graph, Staged
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.prepare import (
@@ -24,10 +25,10 @@ from crossdock.runtime.prepare import (
     PREPARING,
     Config,
     Progress,
-    Ready,
     concerning,
     prepare,
 )
+from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.stage_log import StageLog
 from crossdock.runtime.tensor import Array
@@ -53,6 +54,7 @@ class StagedReady:
         self._stages = staged.open()
         self._config, self._devices, self._progress = config, devices, progress
         self._budget = MEASURE_SECONDS if config.measure is True else float(config.measure)
+        self.contract = config.fallback
         self._planned = False
         self._lock = threading.Lock()
         self._ready: OrderedDict[bytes, Ready] = OrderedDict()
@@ -140,6 +142,10 @@ class _Runner:
         for queue, spans in outcome.spans.items():
             self.spans.setdefault(queue, []).extend(spans)
         return outcome.outputs
+
+    def may(self, name: str, op: str, why: str) -> None:
+        """Raise PlanError where the host may not run an op."""
+        check_host_op(name, op, why, self._ready.contract)
 
     def host(self, name: str, op: str, why: str, seconds: float) -> None:
         """Take note of an op that the host ran."""

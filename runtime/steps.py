@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.kernels.fused import FusedBody
+from crossdock.kernels.refusal import cause_of
 from crossdock.runtime import costing
 from crossdock.runtime.costing import Offers
 from crossdock.runtime.graph import Graph, Node
@@ -71,6 +72,7 @@ def build(
             resident_bytes=_resident(graph, waited, d.id, roots),
             offsets=dict(arenas[d.id].offsets),
             single_seconds=_finite(made.single.get(d.id)),
+            driver=d.driver,
         )
         for d in devices
     )
@@ -161,7 +163,9 @@ class _Drafts:
             offer = offers.best.get(name)
             reason = candidate.reason or offers.reasons.get(name, "")
             if offer is None or (candidate.exec_s is None or math.isinf(candidate.exec_s)):
-                choices.append(Choice(name, "", None, None, None, "unknown", None, reason))
+                cause = str(cause_of(reason))
+                text = str(reason)  # a plan is plain data
+                choices.append(Choice(name, "", None, None, None, "unknown", None, text, cause))
                 continue
             seconds, low, high = costing.interval(offer.estimate)
             choices.append(

@@ -14,7 +14,7 @@ from crossdock.runtime.cli.model import plan_file
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, add_row, make_table, styled
 from crossdock.runtime.cli.plan import target_options
-from crossdock.runtime.cli.planning import Changes
+from crossdock.runtime.cli.planning import Asked
 from crossdock.runtime.cli.text import millis, seconds, short
 from crossdock.runtime.plan import Plan, Step
 
@@ -42,12 +42,13 @@ def explain(
     without: tuple[str, ...],
     link: list[tuple[str, float]],
     memory: list[tuple[str, int]],
+    cores: int | None,
     json_to: str | None,
 ) -> None:
     """Explain the placement of MODEL's ops, or of one OP (a node's name, or an output's)."""
     output = Output(json_to)
-    changes = Changes(without, link, dict(memory))
-    made = plan_file(model, placing, feeding, changes, machine, output)
+    asked = Asked(without, link, dict(memory), cores)
+    made = plan_file(model, placing, feeding, asked, machine, output)
     plan = made.plan
     if op is not None:
         with about(model):

@@ -8,6 +8,8 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from crossdock.runtime.errors import PlanError
+from crossdock.runtime.fallback import ALLOW, WORDS, Fallback
 from crossdock.runtime.plan import Constraints
 from crossdock.runtime.prepare import MEASURE_SECONDS
 
@@ -94,10 +96,11 @@ class Placing:
     threads: int | None = None
     expected_runs: int = 1000
     measure: float = MEASURE_SECONDS
+    fallback: Fallback = ALLOW
 
-    def constraints(self, memory: Mapping[str, int] | None = None) -> Constraints:
+    def constraints(self) -> Constraints:
         """As the planner takes them."""
-        return Constraints(self.pin or {}, self.forbid or {}, memory or {})
+        return Constraints(self.pin or {}, self.forbid or {})
 
     @property
     def budget(self) -> bool | float:
@@ -113,6 +116,29 @@ class Feeding:
     shapes: Mapping[str, tuple[int, ...]] | None = None
     dims: Mapping[str, int] | None = None
     seed: int = 0
+
+
+def fallback(text: str) -> Fallback:
+    """A contract: ``allow``, ``forbid``, or ``ops=A|B,share=0.05,bytes=1M`` or some of them."""
+    if text in WORDS:
+        return WORDS[text]
+    given: dict[str, str] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        given[name.strip()] = value.strip()
+    try:
+        if not given.keys() <= {"ops", "share", "bytes"} or not all(given.values()):
+            raise ValueError(text)
+        return Fallback(
+            tuple(given["ops"].split("|")) if "ops" in given else None,
+            float(given["share"]) if "share" in given else None,
+            nbytes(given["bytes"]) if "bytes" in given else None,
+        )
+    except (ValueError, PlanError):
+        raise click.BadParameter(
+            f"{text!r} is not allow, forbid or of the form ops=A|B,share=0.05,bytes=1M",
+            param_hint="'--fallback'",
+        ) from None
 
 
 def _grouped(pairs: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
@@ -134,6 +160,7 @@ def placing(command: Command) -> Command:
             threads=given.pop("threads"),
             expected_runs=given.pop("expected_runs"),
             measure=given.pop("measure"),
+            fallback=given.pop("fallback"),
         )
         return command(*args, **given)
 
@@ -156,6 +183,10 @@ def placing(command: Command) -> Command:
                      default=MEASURE_SECONDS, show_default=True,
                      help="Longest time to take for measuring kernels not measured before; "
                      "0 for none."),
+        click.option("--fallback", metavar="CONTRACT", default="allow", show_default=True,
+                     callback=lambda _ctx, _param, text: fallback(text),
+                     help="Ops that may run on the host because no device asked for can: allow, "
+                     "forbid, or any of ops=A|B, share=0.05 and bytes=1M, with commas between."),
     )  # fmt: skip
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from crossdock.devices import registry
-from crossdock.devices.base import DeviceInfo
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import costing, planner, profiles
+from crossdock.runtime import costing, fallback, planner, profiles, whatif
 from crossdock.runtime.cli.options import Placing, split_link
 from crossdock.runtime.errors import LoadError, PlanError
 from crossdock.runtime.graph import Graph
@@ -24,31 +23,48 @@ from crossdock.runtime.prepare import (
     simplify,
 )
 from crossdock.runtime.target import Target
-from crossdock.scheduler import CostModel, LinkModel
+from crossdock.runtime.whatif import Changes, Comparison
+from crossdock.scheduler import CostModel
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Changes as the command line has them: links by text, which hangs on the devices there are."""
+
+    without: Sequence[str] = ()
+    links: Sequence[tuple[str, float]] = ()
+    memory: Mapping[str, int] = field(default_factory=dict)
+    cores: int | None = None
+
+    def resolve(self, ids: Collection[str], threads: int | None) -> Changes:
+        """The changes to a target with these devices; GB/s become bytes per second."""
+        links: dict[tuple[str, str], float] = {}
+        for text, rate in self.links:
+            src, dst, both = split_link(text, ids)
+            for ends in ((src, dst), (dst, src)) if both else ((src, dst),):
+                links[ends] = rate * 1e9
+        return Changes(tuple(self.without), links, self.memory, self.cores, threads)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan with what it was made from: the graph after the passes, and the target."""
+    """A plan with what it was made from: the graph after the passes, and the target.
+
+    ``comparison`` is with the plan of the target as it is, where changes were asked for and that
+    plan exists; ``unplanned`` says why it does not.
+    """
 
     graph: Graph
     plan: Plan
     target: Target
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What to plan with that is not so: devices gone, links (GB/s) and memory of another size."""
-
-    without: Sequence[str] = ()
-    links: Sequence[tuple[str, float]] = ()
-    memory: Mapping[str, int] | None = None
+    comparison: Comparison | None = None
+    unplanned: str = ""
 
 
 def plan_model(
     graph: Graph,
     placing: Placing,
-    changes: Changes,
+    asked: Asked,
     machine: Machine | None = None,
     progress: Progress | None = None,
     *,
@@ -63,44 +79,46 @@ def plan_model(
         LoadError: the profile has no processor to feed the devices.
         DeviceError: a device cannot be opened.
     """
-    constraints = placing.constraints(changes.memory)
+    constraints = placing.constraints()
     if stage:
         constraints = concerning(graph, constraints)
     graph = simplify(graph, constraints)
-    if machine is None:
-        target = _here(graph, placing, changes.without, progress)
-    else:
-        target = _profiled(graph, machine, placing, changes.without)
-    ids = {d.id for d in target.devices}
-    for name in changes.memory or {}:
-        _known(name, ids, "--memory")
-    target = replace(target, model=_relinked(target, changes.links))
+    target = target_of(graph, placing, machine, progress)
+    # Without a profile, --threads opens the processor's device with so many: nothing is supposed.
+    threads = None if machine is None else placing.threads
+    changes = asked.resolve({d.id for d in target.devices}, threads)
     options = planner.Options(placing.policy, constraints, placing.expected_runs)
-    return Planned(graph, planner.make_plan(graph, target, options), target)
+    other = whatif.changed(target, changes) if changes else target
+    plan = planner.make_plan(graph, other, options)
+    fallback.check(plan, other.asked, placing.fallback, graph)
+    if not changes:
+        return Planned(graph, plan, other)
+    try:
+        before = planner.make_plan(graph, target, options)
+    except PlanError as error:
+        return Planned(graph, plan, other, None, str(error))
+    return Planned(graph, plan, other, whatif.compare(before, plan, target, changes))
 
 
-def _known(name: str, ids: set[str], flag: str) -> None:
-    if name not in ids:
-        raise PlanError(f"{flag} {name}: no such device; there are {', '.join(sorted(ids))}")
-
-
-def _asked(all_ids: Sequence[str], placing: Placing, without: Sequence[str]) -> frozenset[str]:
-    """The devices that ops are placed on."""
-    ids = set(all_ids)
-    for name in without:
-        _known(name, ids, "--without")
-    for name in placing.devices:
-        _known(name, ids, "--device")
-    asked = frozenset(placing.devices or all_ids) - set(without)
-    if not asked:
-        raise PlanError("--without leaves no device to plan for; leave one out of it")
-    return asked
-
-
-def _here(
-    graph: Graph, placing: Placing, without: Sequence[str], progress: Progress | None
+def target_of(
+    graph: Graph, placing: Placing, machine: Machine | None, progress: Progress | None
 ) -> Target:
-    asked = _asked([info.id for info in registry.devices()], placing, without)
+    """Where a graph may run, unchanged: the devices here, or those of a profile."""
+    if machine is None:
+        return _here(graph, placing, progress)
+    return _profiled(graph, machine, placing)
+
+
+def _chosen(ids: Sequence[str], placing: Placing) -> frozenset[str]:
+    """The devices that ops are placed on."""
+    for name in placing.devices:
+        if name not in ids:
+            raise PlanError(f"--device {name}: no such device; there are {', '.join(sorted(ids))}")
+    return frozenset(placing.devices or ids)
+
+
+def _here(graph: Graph, placing: Placing, progress: Progress | None) -> Target:
+    asked = _chosen([info.id for info in registry.devices()], placing)
     devices = {
         name: registry.open_device(name, threads=placing.threads)
         for name in dict.fromkeys((HOST, *sorted(asked)))
@@ -112,11 +130,11 @@ def _here(
     return Target(infos, asked, costing.store().model, group_capacity(infos))
 
 
-def _profiled(graph: Graph, machine: Machine, placing: Placing, without: Sequence[str]) -> Target:
+def _profiled(graph: Graph, machine: Machine, placing: Placing) -> Target:
     found = {d.id: d.info for d in machine.devices if d.status is Status.PASS and d.info}
     if HOST not in found:
         raise LoadError(f"the profile has no working {HOST}, which feeds the other devices")
-    asked = _asked(list(found), placing, without)
+    asked = _chosen(list(found), placing)
     infos = tuple(found[name] for name in dict.fromkeys((HOST, *found)) if name in asked | {HOST})
     return Target(
         infos,
@@ -141,24 +159,3 @@ def _typical_bytes(graph: Graph) -> float:
     calls = costing.op_calls(graph)
     sizes = [costing.op_work(calls[n.name]).bytes for n in graph.nodes if not costing.is_alias(n)]
     return statistics.median(sizes) if sizes else float(1 << 20)
-
-
-def _relinked(target: Target, links: Sequence[tuple[str, float]]) -> CostModel:
-    """The target's costs with the bandwidth of links replaced; latencies stay."""
-    if not links:
-        return target.model
-    model = target.model.merge(CostModel())
-    ids = {d.id for d in target.devices}
-    for text, bandwidth in links:
-        src, dst, both = split_link(text, ids)
-        for a, b in ((src, dst), (dst, src)) if both else ((src, dst),):
-            if HOST not in (a, b):
-                raise PlanError(
-                    f"--link {text}: transfers pass through {HOST}; give the links {a}:{HOST} and "
-                    f"{HOST}:{b}"
-                )
-            ends: tuple[DeviceInfo, DeviceInfo] = (target.info(a), target.info(b))
-            latency = target.link(*ends).latency_s
-            made = LinkModel(latency, ((1.0, bandwidth * 1e9),))
-            model.set_link(ends[0].fingerprint, ends[1].fingerprint, made)
-    return model

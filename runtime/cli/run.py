@@ -96,6 +96,7 @@ def run(
             expected_runs=placing.expected_runs,
             threads=placing.threads,
             measure=placing.budget,
+            fallback=placing.fallback,
             progress=tick,
         )
     with session:

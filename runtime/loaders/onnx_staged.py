@@ -244,6 +244,7 @@ class _Run:
     def host(self, step: HostStep, at: _At) -> list[HostValue | None]:
         """Run a node's host function, timed without what its subgraphs take."""
         node = step.node
+        self.runner.may(node.label, node.op, step.why)
         inputs = tuple(at.get(name) if name else None for name in node.inputs)
         body = partial(self.body, step, at, {})
         call = HostCall(node, step.opset, inputs, body, self.runner.check)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,12 @@ import pytest
 import crossdock as xd
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime import costing
-from crossdock.runtime.executor import Deadline, Pool
+from crossdock.runtime.executor import Deadline
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.lower import Windows, instantiate, lower
 from crossdock.runtime.plan import Constraints
 from crossdock.runtime.planner import Options, make_plan
-from crossdock.runtime.prepare import Ready, Recorder, group_capacity
+from crossdock.runtime.prepare import group_capacity
+from crossdock.runtime.ready import make_ready
 from crossdock.runtime.split import SplitGraph, grow
 from crossdock.runtime.split_choice import Planned, plan_parts
 from crossdock.runtime.split_cost import Shares
@@ -63,11 +62,7 @@ def virtual_seconds(machine: Machine, graph: Graph, planned: Planned, ids: list[
     for name in ids:
         machine.forget(name)
     devices = {name: machine.device(name) for name in ("cpu:0", *ids)}
-    split = planned.split
-    windows = Windows(graph.output_specs, split.inputs, split.outputs)
-    program = lower(split.graph, planned.plan, devices, windows=windows)
-    pool = Pool(partial(instantiate, program), 1)
-    ready = Ready(program, pool, Recorder(planned.plan, frozenset(ids)))
+    ready = make_ready(graph, planned, frozenset(ids), devices, 1, {})
     feeds = feeds_of(graph)
     outcome = ready.run(feeds, Deadline(), profile=True)
     for name, value in evaluate(graph, feeds).items():

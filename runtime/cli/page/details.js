@@ -2,13 +2,6 @@
 
 const LONGEST = 15;
 
-function cell(text, number, extra) {
-  return html("td", { class: `${number ? "number" : ""} ${extra || ""}`.trim() }, text);
-}
-
-const head = (...names) => html("thead", {}, html("tr", {}, ...names.map((name) =>
-  html("th", name.startsWith(">") ? { class: "number" } : {}, name.replace(">", "")))));
-
 function stepLinks(indices) {
   return indices.map((index) => html("a", { class: "step-link", role: "button", tabindex: "0",
     onclick: () => select(index), onkeydown: (e) => { if (e.key === "Enter") select(index); } },

@@ -1,0 +1,108 @@
+"""Settling on a plan by running it: what does not keep its promise is planned again.
+
+A plan is rehearsed, and what was measured goes into the cost model. If planning with these costs
+gives another plan that is predicted to be faster by more than runs differ, that one is rehearsed,
+too, and so is the best single device where several share the work. The fastest measured stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from crossdock.runtime.errors import Error
+from crossdock.runtime.executor import Deadline
+from crossdock.runtime.plan import Plan
+from crossdock.runtime.prediction import note_overhead, predict_run, recost, run_mark
+from crossdock.runtime.ready import Ready
+from crossdock.runtime.rehearsal import rehearse
+from crossdock.runtime.split_choice import Planned
+from crossdock.runtime.target import Target
+from crossdock.scheduler import Source
+
+HYSTERESIS = 0.03
+"""Share of the time that another plan must save: runs differ by that much anyway."""
+ROUNDS = 3
+REHEARSAL_SECONDS = 2.0
+
+
+@dataclass
+class Settling:
+    """How to plan and to make ready; see ``settle``.
+
+    Attributes:
+        target: devices and costs.
+        make: lowers a plan.
+        plan: plans with the costs that are known now.
+        alone: plans for the best single device.
+    """
+
+    target: Target
+    make: Callable[[Planned], Ready]
+    plan: Callable[[], Planned]
+    alone: Callable[[], Planned]
+
+    def settle(self, ready: Ready) -> Ready:
+        """The plan that measured best, with predictions to match; it says what it replaced."""
+        first = ready.program.plan
+        best = self.measured(ready)
+        if best is None:
+            return ready
+        tried = {run_mark(first)}
+        for _ in range(ROUNDS):
+            other = self._next(best.program.plan, tried)
+            if other is None:
+                break
+            tried.add(run_mark(other.plan))
+            found = self.measured(self.make(other))
+            if found is not None and _beats(found.program.plan, best.program.plan):
+                best = found
+        return best.with_plan(best.program.plan, _notes(first, best.program.plan))
+
+    def _next(self, best: Plan, tried: set[tuple[str, str, str]]) -> Planned | None:
+        """A plan not tried yet that promises to be faster than the best so far."""
+        devices = {s.device for s in best.launches()}
+        for make in (self.plan, self.alone) if len(devices) > 1 else (self.plan,):
+            other = make()
+            if run_mark(other.plan) not in tried and _beats(other.plan, best):
+                return other
+        return None
+
+    def measured(self, ready: Ready) -> Ready | None:
+        """The same with what its runs take; None where it cannot be rehearsed."""
+        plan, graph = ready.program.plan, ready.program.graph
+        if plan.source == Source.MEASURED.value:
+            return ready
+        devices, model = ready.program.devices, self.target.model
+        try:
+            rehearse(
+                lambda feeds, profile: ready.run(feeds, Deadline(), profile=profile),
+                plan,
+                graph,
+                ready.graph,
+                devices,
+                model,
+                REHEARSAL_SECONDS,
+            )
+        except Error:
+            return None  # made-up inputs that it cannot run on; the caller's will say what is wrong
+        composed = recost(plan, graph, self.target)
+        whole = predict_run(composed, graph, model)
+        if whole.source != Source.MEASURED.value:
+            return None
+        note_overhead(whole, composed.predicted, model)
+        return ready.with_plan(whole)
+
+
+def _beats(plan: Plan, other: Plan) -> bool:
+    return plan.predicted < (1.0 - HYSTERESIS) * other.predicted
+
+
+def _notes(first: Plan, best: Plan) -> tuple[str, ...]:
+    if run_mark(first) == run_mark(best):
+        return ()
+    return (
+        f"planned again before the first run: the first plan was predicted to take "
+        f"{first.predicted * 1e3:.3f} ms ({first.low * 1e3:.3f} to {first.high * 1e3:.3f}) and "
+        f"did not; this one measured {best.predicted * 1e3:.3f} ms",
+    )

@@ -1,0 +1,320 @@
+"""What-if: the target that a change makes of another, and what the change does to a plan.
+
+Only the data that a plan is made from changes (devices, costs, links, memory); the plan itself
+comes from the planner, as always.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.topology import HOST_CPU
+from crossdock.runtime.errors import PlanError
+from crossdock.runtime.plan import HOST, Choice, Plan, Step
+from crossdock.runtime.prepare import group_capacity
+from crossdock.runtime.target import Target
+from crossdock.scheduler import CostModel, DeviceRates, Estimate, LinkModel, Source
+from crossdock.scheduler import Work as CostWork
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What to plan with that is not so.
+
+    Attributes:
+        without: ids of devices that are gone. The host still feeds the others where it is named,
+            and computes nothing that another device can.
+        links: bytes per second by (source, target) id; latencies stay.
+        memory: bytes of budget by device id.
+        cores: processor cores that there are.
+        threads: of the processor's own device, ``cpu:0``.
+    """
+
+    without: tuple[str, ...] = ()
+    links: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
+    cores: int | None = None
+    threads: int | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything changes."""
+        supposed = self.without or self.links or self.memory
+        return bool(supposed) or self.cores is not None or self.threads is not None
+
+
+def changed(target: Target, changes: Changes) -> Target:
+    """The target with the changes made.
+
+    Raises:
+        PlanError: a device named is not among the target's, or none is left.
+    """
+    _check(changes, {d.id for d in target.devices})
+    asked = target.asked - set(changes.without)
+    if not asked:
+        raise PlanError("--without leaves no device to plan for; leave one out of it")
+    infos = tuple(
+        replace(d, memory_bytes=int(changes.memory.get(d.id, d.memory_bytes)))
+        for d in target.devices
+        if d.id in asked | {HOST}
+    )
+    made = replace(target, devices=infos, asked=asked, model=_relinked(target, changes.links))
+    if changes.threads is not None:
+        made = _limited(made, {HOST: changes.threads}, target.capacity)
+    if changes.cores is None:
+        return made
+    sharing = {d.id: changes.cores for d in infos if d.resource_group == HOST_CPU}
+    made = _limited(made, sharing, target.capacity)
+    return replace(made, capacity=group_capacity(made.devices, changes.cores))
+
+
+def _check(changes: Changes, ids: set[str]) -> None:
+    for flag, names in (("without", changes.without), ("memory", tuple(changes.memory))):
+        for name in names:
+            if name not in ids:
+                raise PlanError(
+                    f"--{flag} {name}: no such device; there are {', '.join(sorted(ids))}"
+                )
+    for flag, count in (("cores", changes.cores), ("threads", changes.threads)):
+        if count is not None and count < 1:
+            raise PlanError(f"--{flag} {count}: give 1 or more")
+
+
+def _relinked(target: Target, links: Mapping[tuple[str, str], float]) -> CostModel:
+    if not links:
+        return target.model
+    model = target.model.merge(CostModel())
+    for (src, dst), bandwidth in links.items():
+        a, b = target.info(src), target.info(dst)
+        if HOST not in (src, dst):
+            raise PlanError(
+                f"--link {src}:{dst}: transfers pass through {HOST}; give the links {src}:{HOST} "
+                f"and {HOST}:{dst}"
+            )
+        made = LinkModel(target.link(a, b).latency_s, ((1.0, bandwidth),))
+        model.set_link(a.fingerprint, b.fingerprint, made)
+    return model
+
+
+def _limited(target: Target, cores: Mapping[str, int], capacity: Mapping[str, int]) -> Target:
+    """The target with some of its devices on so many cores, by id, where they have more."""
+    infos = tuple(_fewer(d, cores.get(d.id, d.compute_units)) for d in target.devices)
+    whole = {
+        new.fingerprint: (old.fingerprint, old.compute_units / new.compute_units)
+        for old, new in zip(target.devices, infos, strict=True)
+        if new is not old
+    }
+    model = LimitedCosts(target.model, whole) if whole else target.model
+    return replace(target, devices=infos, model=model, capacity=capacity)
+
+
+def _fewer(info: DeviceInfo, cores: int) -> DeviceInfo:
+    if info.compute_units <= cores:
+        return info
+    name = f"{info.fingerprint}|on {cores} cores"
+    return replace(info, compute_units=cores, fingerprint=name)
+
+
+class LimitedCosts(CostModel):
+    """The costs of another model, and those of its devices on fewer cores.
+
+    A device with an n-th of its cores takes n times as long at most and no longer at best; n
+    times is the estimate, since most kernels are shared out evenly.
+    """
+
+    def __init__(self, base: CostModel, whole: Mapping[str, tuple[str, float]]) -> None:
+        """Take over ``base``; ``whole`` gives (fingerprint there, n) by new fingerprint."""
+        super().__init__()
+        self.__dict__.update(base.merge(CostModel()).__dict__)
+        self._whole = dict(whole)
+
+    def _there(self, fingerprint: str) -> str:
+        return self._whole.get(fingerprint, (fingerprint, 1.0))[0]
+
+    def rates(self, fingerprint: str) -> DeviceRates | None:
+        """The roofline of the whole device."""
+        return super().rates(self._there(fingerprint))
+
+    def link(self, src: str, dst: str) -> LinkModel | None:
+        """The link between the whole devices."""
+        return super().link(self._there(src), self._there(dst))
+
+    def estimate(
+        self, fingerprint: str, variant: str, key: str, work: CostWork | None = None
+    ) -> Estimate:
+        """Seconds of one run, scaled where the device is one with fewer cores."""
+        old, factor = self._whole.get(fingerprint, (fingerprint, 1.0))
+        made = super().estimate(old, variant, key, work)
+        if factor == 1.0 or made.seconds is None or made.low is None or made.high is None:
+            return made
+        source = Source.FITTED if made.source is Source.MEASURED else made.source
+        return Estimate(made.seconds * factor, made.low, made.high * factor, source, made.samples)
+
+
+class Why(enum.StrEnum):
+    """Why an op moved."""
+
+    GONE = "device gone"
+    MEMORY = "memory"
+    CANNOT = "cannot run there"
+    COST = "cost there"
+    CORES = "fewer at once"
+    LINK = "link"
+    FOLLOWS = "follows"
+    FINISH = "earlier end"
+
+
+@dataclass(frozen=True)
+class Move:
+    """An op that another device runs after the change; ``detail`` has the figures."""
+
+    op: str
+    name: str
+    src: str
+    dst: str
+    why: Why
+    detail: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A plan before and after a change."""
+
+    before: Plan
+    after: Plan
+    moves: tuple[Move, ...]
+
+    @property
+    def kept(self) -> float:
+        """Share of the ops that stay where they were."""
+        return 1.0 - len(self.moves) / max(1, len(self.before.launches()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Latency, peak bytes by device and op shares of both plans, and the moves."""
+        return {
+            "schema": "crossdock-whatif/1",
+            "before": _figures(self.before),
+            "after": _figures(self.after),
+            "kept": self.kept,
+            "moves": [dataclasses.asdict(m) for m in self.moves],
+        }
+
+
+def _figures(plan: Plan) -> dict[str, Any]:
+    return {
+        "seconds": plan.predicted,
+        "low": plan.low,
+        "high": plan.high,
+        "lower_bound": plan.lower_bound,
+        "peak_bytes": {d.id: d.peak_bytes for d in plan.devices},
+        "shares": plan.shares(),
+    }
+
+
+def compare(before: Plan, after: Plan, target: Target, changes: Changes) -> Comparison:
+    """What moved and why; ``target`` is the one that ``before`` was made for."""
+    return Comparison(before, after, _Moves(before, after, target, changes).found)
+
+
+class _Moves:
+    """Finds what moved; the reasons are tried from the most certain one down."""
+
+    def __init__(self, before: Plan, after: Plan, target: Target, changes: Changes) -> None:
+        self.before, self.after = before, after
+        self.target, self.changes = target, changes
+        was = {s.name: s for s in before.launches()}
+        now = {s.name: s for s in after.launches()}
+        self.pairs = [(was[n], now[n]) for n in was if n in now and was[n].device != now[n].device]
+        self.moved = {old.name for old, _ in self.pairs}
+        self.maker = {v: s.name for s in before.launches() for v in s.outputs}
+        self.found = tuple(
+            Move(new.op, new.name, old.device, new.device, *self._why(old, new))
+            for old, new in self.pairs
+        )
+
+    def _why(self, old: Step, new: Step) -> tuple[Why, str]:
+        for test in (self._gone, self._memory, self._cannot, self._cost, self._cores):
+            found = test(old, new)
+            if found is not None:
+                return found
+        return self._link(old, new) or self._follows(old) or self._finish(old, new)
+
+    def _gone(self, old: Step, _new: Step) -> tuple[Why, str] | None:
+        if old.device not in self.changes.without:
+            return None
+        return Why.GONE, f"{old.device} is left out"
+
+    def _memory(self, old: Step, _new: Step) -> tuple[Why, str] | None:
+        budget = self.changes.memory.get(old.device)
+        if budget is None:
+            return None
+        need = self.before.device(old.device).peak_bytes
+        if need <= budget:
+            return None
+        return Why.MEMORY, f"unchanged, {old.device} takes {need} B; it has {budget} B"
+
+    def _cannot(self, old: Step, new: Step) -> tuple[Why, str] | None:
+        choice = _choice(new, old.device)
+        if choice is None or choice.seconds is not None:
+            return None
+        return Why.CANNOT, choice.reason
+
+    def _cost(self, old: Step, new: Step) -> tuple[Why, str] | None:
+        for device, worse in ((old.device, True), (new.device, False)):
+            a, b = _choice(old, device), _choice(new, device)
+            if a is None or b is None or a.seconds is None or b.seconds is None:
+                continue
+            if (b.seconds > a.seconds * 1.001) if worse else (b.seconds < a.seconds * 0.999):
+                return Why.COST, f"{_ms(b.seconds)} on {device} instead of {_ms(a.seconds)}"
+        return None
+
+    def _cores(self, old: Step, new: Step) -> tuple[Why, str] | None:
+        if self.changes.cores is None:
+            return None
+        group = self.target.info(old.device).resource_group
+        if group != HOST_CPU or self.target.info(new.device).resource_group != group:
+            return None
+        return Why.CORES, f"{old.device} and {new.device} share {self.changes.cores} core(s)"
+
+    def _link(self, old: Step, new: Step) -> tuple[Why, str] | None:
+        said = []
+        for (src, dst), rate in self.changes.links.items():
+            if {src, dst} - {HOST} <= {old.device, new.device}:
+                moved = sum(
+                    c.nbytes for p in (self.before, self.after) for c in _crossing(p, src, dst)
+                )
+                was = self.target.link(self.target.info(src), self.target.info(dst))
+                speed = was.bandwidth(max(1.0, float(moved)))
+                slower = "slower" if rate < speed else "faster"
+                said.append(
+                    f"{slower} {src}->{dst}: {rate / 1e9:.3g} GB/s instead of {speed / 1e9:.3g}"
+                )
+        return (Why.LINK, "; ".join(said)) if said else None
+
+    def _follows(self, old: Step) -> tuple[Why, str] | None:
+        near = [self.maker.get(v) for v in old.inputs if v is not None]
+        near += [s.name for s in self.before.launches() if set(old.outputs) & set(s.inputs)]
+        others = [n for n in near if n is not None and n in self.moved]
+        return (Why.FOLLOWS, f"{others[0]}, which moved") if others else None
+
+    def _finish(self, old: Step, new: Step) -> tuple[Why, str]:
+        there, here = _choice(new, old.device), _choice(new, new.device)
+        if there is None or here is None or there.finish is None or here.finish is None:
+            return Why.FINISH, "of the whole"
+        return Why.FINISH, f"ends at {_ms(here.finish)}, there at {_ms(there.finish)}"
+
+
+def _choice(step: Step, device: str) -> Choice | None:
+    return next((c for c in step.choices if c.device == device), None)
+
+
+def _crossing(plan: Plan, src: str, dst: str) -> Iterable[Step]:
+    return (s for s in plan.copies() if (s.src, s.dst) == (src, dst))
+
+
+def _ms(value: float) -> str:
+    return f"{value * 1e3:.3f} ms"
