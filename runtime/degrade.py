@@ -22,7 +22,8 @@ from crossdock.runtime.plan_parts import Rung
 from crossdock.runtime.planner import Known, Options, Planning
 from crossdock.runtime.simulate import simulate
 from crossdock.runtime.split import SplitGraph, grow, rewrite
-from crossdock.runtime.split_choice import Planned
+from crossdock.runtime.split_choice import Planned, plan_split
+from crossdock.runtime.split_cost import Measure
 from crossdock.runtime.target import Target
 
 ROUNDS = 24
@@ -51,6 +52,24 @@ def plan_within(graph: Graph, target: Target, options: Options) -> Planned:
     if not planning.rules.over_budget(plan):
         return Planned(SplitGraph(graph), plan)
     return _Ladder(planning, plan).descend()
+
+
+def plan_best(
+    graph: Graph,
+    target: Target,
+    options: Options,
+    measure: Measure | None = None,
+    *,
+    split: bool = True,
+) -> Planned:
+    """Plan within memory, and where that is no matter, with ops split over devices if that pays.
+
+    Splits are chosen for latency alone. ``measure`` and errors are those of ``plan_split``.
+    """
+    whole = plan_within(graph, target, options)
+    if whole.plan.rungs or not split or not options.plain:
+        return whole
+    return plan_split(graph, target, options, measure, whole)
 
 
 def runs_within(plan: Plan, memory: Mapping[str, int | float], most: int) -> int:

@@ -7,15 +7,15 @@ forms once an op; scratch once a run, each buffer as large as the largest op nee
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Lowered
+from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import costing
-from crossdock.runtime.costing import Offers
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import Plan
+from crossdock.runtime.plan import Plan, Step
 
 Lowerings = dict[tuple[str, str, str], Lowered]
 """Lowered kernels by fingerprint, kernel and key: drafts of one graph are much alike."""
@@ -24,7 +24,7 @@ Lowerings = dict[tuple[str, str, str], Lowered]
 def counted(
     plan: Plan,
     graph: Graph,
-    offered: Mapping[str, Offers],
+    kernel_of: Callable[[Step], tuple[Kernel, OpCall]],
     devices: Mapping[str, DeviceInfo],
     known: Lowerings,
 ) -> Plan:
@@ -32,11 +32,11 @@ def counted(
     counts = {d.id: _Count(graph, devices[d.id]) for d in plan.devices}
     roots = costing.alias_roots(graph)
     for step in plan.launches():
-        offers, info = offered[step.name], devices[step.device]
-        kernel = offers.best[step.device].kernel
-        mark = (info.fingerprint, kernel.name, offers.call.key())
+        info = devices[step.device]
+        kernel, call = kernel_of(step)
+        mark = (info.fingerprint, kernel.name, call.key())
         if mark not in known:
-            known[mark] = kernel.lower(offers.call, info)
+            known[mark] = kernel.lower(call, info)
         values = [None if v is None else roots[v] for v in step.inputs]
         counts[step.device].add(known[mark], values)
     return replace(

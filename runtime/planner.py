@@ -9,12 +9,13 @@ from functools import cached_property
 import numpy as np
 
 from crossdock.kernels.kernel_set import kernel_set
+from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import costing, footprint, goals, steps
 from crossdock.runtime.errors import MemoryBudget, NoPlacement
 from crossdock.runtime.goals import Wanted
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.placement import edges_of, problem_of
-from crossdock.runtime.plan import HOST, Constraints, Plan
+from crossdock.runtime.plan import HOST, Constraints, Plan, Step
 from crossdock.runtime.plan_parts import Goal
 from crossdock.runtime.prediction import predict_run
 from crossdock.runtime.rules import Rules
@@ -44,6 +45,11 @@ class Options:
     search: bool = False
     objective: Objective = field(default_factory=Objective)
     homes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        """Whether latency alone counts, and any share of the work may go to any device."""
+        return self.objective == Objective() and not self.constraints.max_share
 
 
 @dataclass
@@ -171,6 +177,10 @@ class Planning:
     def _problem(self) -> Problem:
         return self.problem(self.rules)
 
+    def _kernel_of(self, step: Step) -> tuple[Kernel, OpCall]:
+        offers = self.offered[step.name]
+        return offers.best[step.device].kernel, offers.call
+
     def _built(
         self, made: Schedule, goal: Goal, *, late: bool = False, brief: bool = False
     ) -> Plan:
@@ -193,7 +203,7 @@ class Planning:
         if late:
             plan = _retimed(plan, self.target.capacity)
         infos = {d.id: d for d in self.target.devices}
-        plan = footprint.counted(plan, self.graph, self.offered, infos, self.known.lowerings)
+        plan = footprint.counted(plan, self.graph, self._kernel_of, infos, self.known.lowerings)
         if not brief:
             plan = replace(plan, cost_model=self.target.model.version, kernels=kernel_set())
             plan = predict_run(plan, self.graph, self.target.model)

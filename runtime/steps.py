@@ -187,7 +187,10 @@ class _Drafts:
                     high,
                     offer.estimate.source.value,
                     candidate.finish,
-                    reason,
+                    str(reason),
+                    str(cause_of(reason)),
+                    candidate.transfer_in if math.isfinite(candidate.transfer_in) else None,
+                    candidate.queue_wait,
                 )
             )
         return {"choices": tuple(choices), "reason": _reason(choices, device, decision.margin)}

@@ -18,7 +18,7 @@ import numpy as np
 from crossdock.scheduler.bounds import load_bound
 from crossdock.scheduler.decode import Timed
 from crossdock.scheduler.problem import Floats, Ints, Problem
-from crossdock.scheduler.tensors import copy_bytes, inputs_of
+from crossdock.scheduler.tensors import copy_sizes, inputs_of
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class _Jobs:
     def __init__(self, problem: Problem, device: Ints, timed: Timed, hub: int | None) -> None:
         self.problem, self.timed, self.hub = problem, timed, hub
         self.where = device.tolist()
-        self.sizes = copy_bytes(problem, self.where)
+        ends = zip(problem.edge_tensor.tolist(), device[problem.edge_dst].tolist(), strict=True)
+        self.sizes = dict(zip(ends, copy_sizes(problem, device).tolist(), strict=True))
         self.queue: list[Hashable] = []
         self.seconds: list[float] = []
         self.after: list[list[int]] = []
