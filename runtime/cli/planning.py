@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import costing, fallback, planner, profiles, split_choice, whatif
+from crossdock.runtime import costing, explain, fallback, planner, profiles, split_choice, whatif
 from crossdock.runtime.cli.options import Placing, split_link
 from crossdock.runtime.errors import LoadError, PlanError
+from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.prepare import (
@@ -72,10 +74,12 @@ def plan_model(
     progress: Progress | None = None,
     *,
     stage: bool = False,
+    source: Graph | None = None,
 ) -> Planned:
     """Plan a static graph; kernels not measured before are measured where the devices are here.
 
-    Of a ``stage`` of a graph, constraints may name ops that are in others.
+    Of a ``stage`` of a graph, constraints may name ops that are in others. ``source`` is the graph
+    before its symbols were bound.
 
     Raises:
         PlanError: no plan, or an option names a device that there is not.
@@ -85,7 +89,9 @@ def plan_model(
     constraints = placing.constraints()
     if stage:
         constraints = concerning(graph, constraints)
-    graph = simplify(graph, constraints)
+    passes_of = partial(simplify, constraints=constraints)
+    batch = None if source is None else batch_of(source, graph, passes_of)
+    graph = passes_of(graph)
     scene = scene_of(graph, placing, machine, progress)
     target = scene.target
     # Without a profile, --threads opens the processor's device with so many: nothing is supposed.
@@ -105,7 +111,10 @@ def plan_model(
     if before is not None:
         ops = [n.name for n in graph.nodes]
         found = whatif.compare(before, made.plan, target, changes, ops)
-    return Planned(made.split.graph, made.plan, other, found, unplanned)
+    split = made.split
+    homes = {s.name: s.device for s in made.plan.launches() if s.name in split.parts}
+    plan = explain.attach(made.plan, split.graph, other, replace(options, homes=homes), batch)
+    return Planned(split.graph, plan, other, found, unplanned)
 
 
 @dataclass(frozen=True)
