@@ -101,14 +101,14 @@ def begin_trial(trial: Trial) -> None:
     trial.counts[LOGGED] = 0
 
 
-@kernel
+@leaf
 def touch_all(net: Net, trial: Trial, p: int) -> None:
     """Mark the consumers of task ``p`` as reached by the trial."""
     for k in range(net.succ_ptr[p], net.succ_ptr[p + 1]):
         trial.dirty[net.succ[k]] = trial.counts[NUMBER]
 
 
-@kernel
+@leaf
 def touch_copy(net: Net, trial: Trial, p: int, x: int, d: int) -> None:
     """Mark the consumers of tensor ``x`` of task ``p`` on device ``d`` as reached."""
     for k in range(net.succ_ptr[p], net.succ_ptr[p + 1]):
@@ -129,7 +129,7 @@ def free_ready(net: Net, wires: Wires, trial: Trial, t: int, d: int, ready: floa
     return ready
 
 
-@kernel
+@leaf
 def serial_ready(
     net: Net, wires: Wires, plan: Plan, trial: Trial, c: Copies, t: int, q: int, lo: int, reach: int
 ) -> tuple[float, int]:
@@ -204,7 +204,7 @@ def same_front(front: Front, c: Copies, q: int, serial: bool) -> bool:
     return True
 
 
-@kernel
+@leaf
 def evaluate(
     g: Graph, s: State, lo: int, shifted: int, settled: int, reach: int, limit: float
 ) -> tuple[int, float]:
@@ -272,7 +272,7 @@ def links_before(net: Net, plan: Plan, c: Copies, q: int) -> None:
         add_sends(net, plan, c, i)
 
 
-@kernel
+@leaf
 def add_sends(net: Net, plan: Plan, c: Copies, q: int) -> None:
     """Advance ``link_now`` by what the current solution sends at position ``q``."""
     t = plan.order[q]
@@ -286,7 +286,7 @@ def add_sends(net: Net, plan: Plan, c: Copies, q: int) -> None:
             c.link_now[channel] = max(c.link_now[channel], c.sent[x, d])
 
 
-@kernel
+@leaf
 def commit(g: Graph, s: State, lo: int, stop: int, first: int, last: int) -> None:
     """Make an evaluated trial current; ``first``..``last``: positions whose task changed."""
     net, plan, trial = g.net, s.plan, s.trial
@@ -357,7 +357,7 @@ def snapshot(plan: Plan, front: Front, lane: Ints, lo: int, stop: int) -> None:
         front.suffix[q] = largest
 
 
-@kernel
+@leaf
 def reject(plan: Plan, trial: Trial, first: int, last: int) -> None:
     """Undo an evaluated trial; devices are the caller's to restore."""
     for i in range(trial.counts[TOUCHED]):

@@ -211,9 +211,7 @@ def edge_table(
 ) -> EdgeTable:
     """Edges from task indices, sizes and names of tensors, which are those of the producer."""
     numbers: dict[tuple[int, str | None], int] = {}
-    tensor = [
-        numbers.setdefault(key, len(numbers)) for key in zip(src, names, strict=True)
-    ]
+    tensor = [numbers.setdefault(key, len(numbers)) for key in zip(src, names, strict=True)]
     return EdgeTable(
         np.array(src, np.int64),
         np.array(dst, np.int64),
