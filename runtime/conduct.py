@@ -7,12 +7,22 @@ the host's part of the work, and hands over what that has made ready.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
-from crossdock.devices.base import Event
+from crossdock.devices.base import Device, Event
 from crossdock.runtime.lower import Program, Segment
 from crossdock.runtime.plan import HOST
+
+AT_ONCE = 2
+"""Runs that have work handed to a device at a time: one computes while the next one's inputs are
+copied. More would only have to be waited for when the process ends."""
+TURN = 0.1
+"""Seconds that a run waits for its slot before it looks whether it is to end."""
+_SLOTS: WeakKeyDictionary[Device, threading.Semaphore] = WeakKeyDictionary()
+_SLOTS_LOCK = threading.Lock()
 
 Do = Callable[[Segment, Sequence[Event]], Event | None]
 """Does a segment, or hands it over: then the event says when it is done."""
@@ -22,6 +32,11 @@ def conducts(program: Program) -> bool:
     """Whether one thread can run a program: on the host, and one device that it never waits for."""
     others = {s.device for s in program.segments} - {HOST}
     return len(others) == 1 and all(program.devices[d].submits_at_once for d in others)
+
+
+def _slot(device: Device) -> threading.Semaphore:
+    with _SLOTS_LOCK:
+        return _SLOTS.setdefault(device, threading.Semaphore(AT_ONCE))
 
 
 class Conductor:
@@ -35,6 +50,8 @@ class Conductor:
     def __init__(self, program: Program, do: Do, check: Callable[[], None]) -> None:
         self._segments, self._do, self._check = program.segments, do, check
         self._host = [s for s in program.segments if s.device == HOST]
+        other = next(s.device for s in program.segments if s.device != HOST)
+        self._device = program.devices[other]
         self._queues: dict[str, deque[Segment]] = {}
         for part in program.segments:
             if part.device != HOST:
@@ -44,6 +61,16 @@ class Conductor:
 
     def run(self) -> None:
         """Do everything; returns when all of it is done."""
+        slot = _slot(self._device)
+        while not slot.acquire(timeout=TURN):
+            self._check()
+        try:
+            self._conduct()
+        finally:
+            slot.release()
+
+    def _conduct(self) -> None:
+        self._check()
         self._hand_over()
         for part in self._host:
             self._check()
