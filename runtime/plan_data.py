@@ -24,6 +24,22 @@ def dump(data: Any) -> str:
     return json.dumps(data, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 
+def plain(value: Any) -> Any:
+    """A dataclass as plain data: dictionaries of its fields, lists, strings and numbers.
+
+    Fields of ``metadata={"data": False}`` are left out.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: plain(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if f.metadata.get("data", True)
+        }
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
 def parse(text: str | bytes, what: str) -> Any:
     """Plain data of a JSON text; raises PlanError for one that is no JSON, or not only JSON.
 

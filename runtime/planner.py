@@ -54,7 +54,7 @@ def make_plan(graph: Graph, target: Target, options: Options) -> Plan:
     plan = _draft(graph, placed, offered, target, options, rules)
     if rules.over_budget(plan):
         plan = _smaller(graph, placed, offered, target, options, rules) or plan
-    _check_memory(plan, rules)
+    check_memory(plan, rules)
     plan = replace(plan, cost_model=target.model.version, kernels=kernel_set())
     return predict_run(plan, graph, target.model)
 
@@ -119,7 +119,8 @@ def _draft(
     )
 
 
-def _check_memory(plan: Plan, rules: Rules) -> None:
+def check_memory(plan: Plan, rules: Rules) -> None:
+    """Raise MemoryBudget where a plan needs more than a device's budget."""
     for device, (need, budget) in rules.over_budget(plan).items():
         part = plan.device(device)
         raise MemoryBudget(

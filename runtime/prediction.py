@@ -59,22 +59,49 @@ def predict_run(plan: Plan, graph: Graph, model: CostModel) -> Plan:
     known = model.estimate(*run_mark(plan))
     if known.seconds is not None and known.low is not None and known.high is not None:
         factor = pace_factor(plan, costing.op_calls(graph), model.pace)
-        return replace(
+        made = replace(
             plan,
             predicted=known.seconds * factor,
             low=known.low * factor,
             high=known.high * factor,
             source=Source.MEASURED.value,
         )
+        return _with_alone(made, plan.predicted, model)
     more = model.estimate(devices_mark(plan), OVERHEAD, KEY)
     if more.seconds is None or not plan.steps:
         return plan
-    return replace(
+    made = replace(
         plan,
         predicted=plan.predicted + more.seconds,
         low=plan.low + (more.low or 0.0),
         high=plan.high + (more.high or more.seconds),
     )
+    return _with_alone(made, plan.predicted, model)
+
+
+def _with_alone(plan: Plan, composed: float, model: CostModel) -> Plan:
+    """The plan with what each device would take alone made comparable with its prediction.
+
+    What runs take beyond their steps is added: as known of the device, else as of this plan, whose
+    steps take ``composed`` seconds.
+    """
+    used = {s.device for s in plan.launches()}
+    own = max(0.0, plan.predicted - composed)
+    parts = []
+    for part in plan.devices:
+        if part.single_seconds is None:
+            parts.append(part)
+            continue
+        base = part.single_seconds - part.single_overhead
+        known = model.estimate(part.fingerprint, OVERHEAD, KEY).seconds
+        more = plan.predicted - base if used == {part.id} else own if known is None else known
+        parts.append(replace(part, single_seconds=base + more, single_overhead=more))
+    return replace(plan, devices=tuple(parts))
+
+
+def overhead(plan: Plan, model: CostModel) -> float:
+    """Seconds that runs on the plan's devices take beyond their steps; 0 where unknown."""
+    return model.estimate(devices_mark(plan), OVERHEAD, KEY).seconds or 0.0
 
 
 def note_overhead(plan: Plan, composed: float, model: CostModel) -> None:

@@ -6,22 +6,37 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from crossdock.devices import topology
 from crossdock.devices.base import Cap, Device, DeviceInfo
 from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
 from crossdock.kernels.spec import OpCall
-from crossdock.runtime import costing, fallback, measure, passes, planner, profiles, rules
+from crossdock.runtime import (
+    costing,
+    explain,
+    fallback,
+    given,
+    measure,
+    passes,
+    planner,
+    profiles,
+    rules,
+)
 from crossdock.runtime.fallback import ALLOW, Fallback
+from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import HOST, Constraints
+from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.ready import Progress as Progress
 from crossdock.runtime.ready import Ready, make_ready
 from crossdock.runtime.settle import Settling
 from crossdock.runtime.split import SplitGraph
 from crossdock.runtime.split_choice import Planned, plan_split
+from crossdock.runtime.split_cost import Measure
+from crossdock.runtime.staleness import check_fresh, staleness
 from crossdock.runtime.target import Target
+from crossdock.scheduler import CostModel
 
 RUNS_AT_ONCE = 8
 MEASURE_SECONDS = 20.0
@@ -46,6 +61,7 @@ class Config:
     runs_at_once: int = RUNS_AT_ONCE
     search: bool = False
     fallback: Fallback = ALLOW
+    plan: Plan | None = None
     split: bool = True
 
 
@@ -57,32 +73,42 @@ def prepare(
     *,
     again: bool = False,
     kept: Sequence[Ready] = (),
+    source: Graph | None = None,
 ) -> Ready:
     """Make a static graph ready to run on opened devices; the caller holds ``PREPARING``.
 
     ``again``: its session has planned before, for other shapes or another stage. Then costs are
     fitted from the kernels' times at other shapes where there are any: measuring would take longer
     than a run with new shapes may. ``kept`` is what the session has ready, to share weights with.
+    ``source`` is the graph before its symbols were bound.
     """
-    graph = simplify(graph, config.constraints, config.skip_passes)
+    passes_of = partial(simplify, constraints=config.constraints, skip=config.skip_passes)
+    batch = None if source is None else batch_of(source, graph, passes_of)
+    graph = passes_of(graph)
     asked = frozenset(devices if config.devices is None else config.devices)
-    infos = tuple(d.info for d in devices.values())
-    measure_missing(graph, config, devices, progress, again=again)
-    broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
-    model = costing.store().model
-    target = Target(infos, asked, model, group_capacity(infos), broken)
+    if config.plan is None:
+        measure_missing(graph, config, devices, progress, again=again)
+    target = target_here(devices, asked)
+    model = target.model
     options = planner.Options(
         config.policy, config.constraints, config.expected_runs, search=config.search
     )
-    planned = _planned(graph, config, target, options, devices, fits=again)
 
     def make(planned: Planned) -> Ready:
-        fallback.check(planned.plan, asked, config.fallback, planned.split.graph)
+        plan, split = planned.plan, planned.split
+        fallback.check(plan, asked, config.fallback, split.graph)
+        homes = {s.name: s.device for s in plan.launches() if s.name in split.parts}
+        plan = explain.attach(plan, split.graph, target, replace(options, homes=homes), batch)
+        planned = replace(planned, plan=plan)
         at_once, capacity = config.runs_at_once, target.capacity
         return make_ready(graph, planned, asked, devices, at_once, capacity, progress, kept)
 
-    ready = make(planned)
-    if again or not config.measure or _simulated(devices):
+    if config.plan is not None:
+        ready = make(_given(config.plan, graph, target, options))
+        stale = staleness(ready.program.plan, given.situation(graph, target))
+        return ready.with_plan(ready.program.plan, tuple(stale.values()))
+    ready = make(_planned(graph, config, target, options, devices, fits=again))
+    if not config.measure or _simulated(devices):
         return ready
     settling = Settling(
         target,
@@ -90,11 +116,30 @@ def prepare(
         lambda: _planned(graph, config, target, options, devices, fits=True),
         lambda: _alone(graph, target, options),
     )
-    before = model.version
-    ready = settling.settle(ready)
-    if model.version != before:
-        costing.store().save()
+    if not again:
+        before = model.version
+        ready = settling.settle(ready)
+        if model.version != before:
+            costing.store().save()
+    ready.replan = partial(_replanned, settling)
     return ready
+
+
+def _replanned(settling: Settling, ready: Ready) -> Ready:
+    """Plan again where runs take longer than predicted, and not because the machine is slower."""
+    if ready.watch.median <= ready.program.plan.high * ready.slowdown():
+        return ready
+    made = settling.again(ready, ready.watch.median, ready.watch.count)
+    made.replan = ready.replan
+    costing.store().save()
+    return made
+
+
+def target_here(devices: Mapping[str, Device], asked: frozenset[str]) -> Target:
+    """Opened devices, the host first, with what is known of their costs."""
+    infos = tuple(d.info for d in devices.values())
+    broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
+    return Target(infos, asked, costing.store().model, group_capacity(infos), broken)
 
 
 def _simulated(devices: Mapping[str, Device]) -> bool:
@@ -105,6 +150,21 @@ def _alone(graph: Graph, target: Target, options: planner.Options) -> Planned:
     """The plan for the best single device."""
     plan = planner.make_plan(graph, target, replace(options, policy="best_single"))
     return Planned(SplitGraph(graph), plan)
+
+
+def _given(plan: Plan, graph: Graph, target: Target, options: planner.Options) -> Planned:
+    """A plan that was given, held against the graph and the devices.
+
+    Raises:
+        StalePlan: it is for others.
+        PlanError: it is damaged.
+        MemoryBudget: it needs more memory than there is, or a constraint allows.
+    """
+    check_fresh(plan, given.situation(graph, target))
+    split = given.in_parts(plan, graph)
+    made = given.checked(plan, split.graph, target)
+    planner.check_memory(made, rules.Rules(options.constraints, target, graph))
+    return Planned(split, made)
 
 
 def _planned(
@@ -119,17 +179,27 @@ def _planned(
     """The plan, with ops split over devices if that is wanted; their parts are measured, too."""
     if not config.split:
         return Planned(SplitGraph(graph), planner.make_plan(graph, target, options))
+    before = target.model.version
+    timing = measure_parts(config, devices, target.model, fits=fits)
+    planned = plan_split(graph, target, options, timing)
+    if target.model.version != before:
+        costing.store().save()
+    return planned
+
+
+def measure_parts(
+    config: Config, devices: Mapping[str, Device], model: CostModel, *, fits: bool = False
+) -> Measure | None:
+    """What measures the parts of ops on opened devices into a cost model; None if not wanted."""
+    if not config.measure:
+        return None
     deadline = time.monotonic() + _budget(config)
 
     def measured(device: str, calls: Mapping[str, OpCall]) -> None:
         left = deadline - time.monotonic()
-        measure.measure_ops(calls, [devices[device]], target.model, budget_s=left, fits=fits)
+        measure.measure_ops(calls, [devices[device]], model, budget_s=left, fits=fits)
 
-    before = target.model.version
-    planned = plan_split(graph, target, options, measured if config.measure else None)
-    if target.model.version != before:
-        costing.store().save()
-    return planned
+    return measured
 
 
 def _budget(config: Config) -> float:

@@ -69,7 +69,7 @@ def build(
             fingerprint=d.fingerprint,
             resource_group=d.resource_group,
             arena_bytes=arenas[d.id].nbytes,
-            resident_bytes=_resident(graph, waited, d.id, roots),
+            resident_bytes=resident_bytes(graph, waited, d.id, roots),
             offsets=dict(arenas[d.id].offsets),
             single_seconds=_finite(made.single.get(d.id)),
             driver=d.driver,
@@ -177,7 +177,10 @@ class _Drafts:
                     high,
                     offer.estimate.source.value,
                     candidate.finish,
-                    reason,
+                    str(reason),
+                    str(cause_of(reason)),
+                    candidate.transfer_in if math.isfinite(candidate.transfer_in) else None,
+                    candidate.queue_wait,
                 )
             )
         return {"choices": tuple(choices), "reason": _reason(choices, device, decision.margin)}
@@ -268,7 +271,9 @@ def _order(drafts: Sequence[_Draft]) -> list[Step]:
     return steps
 
 
-def _resident(graph: Graph, steps: Sequence[Step], device: str, roots: Mapping[str, str]) -> int:
+def resident_bytes(
+    graph: Graph, steps: Sequence[Step], device: str, roots: Mapping[str, str]
+) -> int:
     """Bytes of the constants that the device's ops read."""
     used = {
         roots[v]

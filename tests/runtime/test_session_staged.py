@@ -295,6 +295,7 @@ def test_constraints_may_name_ops_of_any_stage() -> None:
     assert where["Add"] == "opencl:0"
     assert where["Neg"] == where["Where1"] == "cpu:0"
     assert session.receipt.links["opencl:0->cpu:0"] == 12
+    assert session.receipt.transfers["opencl:0->cpu:0"].copies >= 1
 
 
 def test_profiles_span_stages_and_host_ops(session: xd.Session) -> None:
@@ -336,7 +337,7 @@ def test_kept_stages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             assert got.shape == (rows, 24 // rows)
         (ready,) = session._ready.values()
         assert len(ready) == 3
-        assert len(ready._stages) == 4
+        assert len(ready._stages.kept) == 4
 
 
 def test_a_host_op_that_fails_names_the_node() -> None:
