@@ -15,7 +15,7 @@ from crossdock.devices.base import Device, Span
 from crossdock.runtime import costing
 from crossdock.runtime.metrics import Pair
 from crossdock.runtime.plan import Plan, Step
-from crossdock.runtime.prediction import pace_factor, recost
+from crossdock.runtime.prediction import overhead, pace_factor, recost
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.session import Session
 from crossdock.runtime.target import Target
@@ -67,6 +67,7 @@ def measure_accuracy(session: Session, feeds: Mapping[str, Array], repeat: int) 
     if session.graph.staged is not None:
         return _staged(session, feeds, repeat)
     ready = session.ready()
+    expected = _Expected(ready)
     devices = {n: d for n, d in session.devices.items() if n in ready.program.devices}
     paces: dict[str, list[float]] = {n: [d.pace()] for n, d in devices.items()}
     runs: list[float] = []
@@ -80,7 +81,8 @@ def measure_accuracy(session: Session, feeds: Mapping[str, Array], repeat: int) 
             found.setdefault(name, []).append(seconds)
         _look(devices, paces)
     times = {name: statistics.median(seconds) for name, seconds in found.items()}
-    return _compare(ready, paces, statistics.median(runs), times)
+    seen = {name: statistics.median(found) for name, found in paces.items()}
+    return expected.compared(seen, statistics.median(runs), times)
 
 
 def _staged(session: Session, feeds: Mapping[str, Array], repeat: int) -> Measurement:
@@ -117,43 +119,50 @@ def _steps(spans: Mapping[str, Sequence[Span]]) -> dict[str, float]:
     return once
 
 
-def _compare(
-    ready: Ready, paces: Mapping[str, Sequence[float]], run: float, times: Mapping[str, float]
-) -> Measurement:
-    program, model = ready.program, costing.store().model
-    graph, plan = program.graph, program.plan
-    calls = costing.op_calls(graph)
-    prints = {p.id: p.fingerprint for p in plan.devices}
-    now = {prints[name]: statistics.median(seen) for name, seen in paces.items()}
-    slow = pace_factor(plan, calls, now.__getitem__) / pace_factor(plan, calls, model.pace)
-    infos = tuple(d.info for d in program.devices.values())
-    target = Target(infos, frozenset(prints), model, ready.capacity)
-    held = model.without(call.key() for call in calls.values())
-    composed = recost(plan, graph, target)
-    unseen = recost(plan, graph, replace(target, model=held))
-    beyond = plan.predicted - composed.predicted
-    guess = {s.name: s for s in unseen.launches()}
+class _Expected:
+    """What is predicted before anything is timed: later, the model has learnt from that."""
 
-    def ratio(step: Step) -> float:
-        name, work = prints[step.device], costing.cost_work(calls[step.name])
-        return float((now[name] / model.pace(name)) ** work.arithmetic)
+    def __init__(self, ready: Ready) -> None:
+        program, model = ready.program, costing.store().model
+        self.plan, graph = program.plan, program.graph
+        self.calls = costing.op_calls(graph)
+        self.prints = {p.id: p.fingerprint for p in self.plan.devices}
+        self.usual = {name: model.pace(name) for name in self.prints.values()}
+        infos = tuple(d.info for d in program.devices.values())
+        target = Target(infos, frozenset(self.prints), model, ready.capacity)
+        held = model.without(call.key() for call in self.calls.values())
+        self.composed = recost(self.plan, graph, target)
+        self.unseen = recost(self.plan, graph, replace(target, model=held))
+        self.beyond = overhead(self.plan, model)
 
-    def pair(step: Step) -> Pair:
-        factor = ratio(step)
-        return Pair(step.seconds * factor, step.low * factor, step.high * factor, times[step.name])
+    def compared(
+        self, paces: Mapping[str, float], run: float, times: Mapping[str, float]
+    ) -> Measurement:
+        """Next to the seconds of a run and of its ops by name, at these paces of the devices."""
+        now = {self.prints[name]: pace for name, pace in paces.items()}
+        slow = pace_factor(self.plan, self.calls, now.__getitem__)
+        slow /= pace_factor(self.plan, self.calls, self.usual.__getitem__)
+        guess = {s.name: s for s in self.unseen.launches()}
 
-    known = [s for s in composed.launches() if times.get(s.name, 0.0) > 0.0]
-    ops = tuple(
-        Op(s, pair(s), pair(g) if (g := guess[s.name]).source != "unknown" else None) for s in known
-    )
-    said = all(op.unseen is not None for op in ops)
-    return Measurement(
-        whole=_whole(plan, 0.0, slow, run),
-        composed=_whole(composed, beyond, slow, run),
-        unseen=_whole(unseen, beyond, slow, run) if said else None,
-        pace=slow,
-        ops=ops,
-    )
+        def pair(step: Step) -> Pair:
+            name, work = self.prints[step.device], costing.cost_work(self.calls[step.name])
+            factor = float((now[name] / self.usual[name]) ** work.arithmetic)
+            low, middle, high = (x * factor for x in (step.low, step.seconds, step.high))
+            return Pair(middle, low, high, times[step.name])
+
+        ops = tuple(
+            Op(s, pair(s), pair(g) if (g := guess[s.name]).source != "unknown" else None)
+            for s in self.composed.launches()
+            if times.get(s.name, 0.0) > 0.0
+        )
+        said = all(op.unseen is not None for op in ops)
+        return Measurement(
+            whole=_whole(self.plan, 0.0, slow, run),
+            composed=_whole(self.composed, self.beyond, slow, run),
+            unseen=_whole(self.unseen, self.beyond, slow, run) if said else None,
+            pace=slow,
+            ops=ops,
+        )
 
 
 def _whole(plan: Plan, more: float, slow: float, measured: float) -> Pair:

@@ -108,7 +108,7 @@ def prepare(
         stale = staleness(ready.program.plan, given.situation(graph, target))
         return ready.with_plan(ready.program.plan, tuple(stale.values()))
     ready = make(_planned(graph, config, target, options, devices, fits=again))
-    if again or not config.measure or _simulated(devices):
+    if not config.measure or _simulated(devices):
         return ready
     settling = Settling(
         target,
@@ -116,11 +116,23 @@ def prepare(
         lambda: _planned(graph, config, target, options, devices, fits=True),
         lambda: _alone(graph, target, options),
     )
-    before = model.version
-    ready = settling.settle(ready)
-    if model.version != before:
-        costing.store().save()
+    if not again:
+        before = model.version
+        ready = settling.settle(ready)
+        if model.version != before:
+            costing.store().save()
+    ready.replan = partial(_replanned, settling)
     return ready
+
+
+def _replanned(settling: Settling, ready: Ready) -> Ready:
+    """Plan again where runs take longer than predicted, and not because the machine is slower."""
+    if ready.watch.median <= ready.program.plan.high * ready.slowdown():
+        return ready
+    made = settling.again(ready, ready.watch.median, ready.watch.count)
+    made.replan = ready.replan
+    costing.store().save()
+    return made
 
 
 def _simulated(devices: Mapping[str, Device]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -18,6 +19,10 @@ from crossdock.runtime.receipt import Receipt, make_receipt
 from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.tensor import Array
 
+WINDOW = 32
+"""Runs whose median is compared with what was predicted."""
+PATIENCE = 2
+"""Windows in a row that must be too slow, at first."""
 LOOKS = 5
 """Times that a pace is taken: a thread that wakes up is late."""
 Progress = Callable[[str, int, int], None]
@@ -54,12 +59,46 @@ class Recorder:
         return replace(made, notes=(*made.notes, *self.notes))
 
 
+class Watch:
+    """Looks whether runs take longer than their plan said, for long enough to mean it.
+
+    Each time that it was wrong to worry, it waits twice as long before it does again.
+    """
+
+    def __init__(self, high: float) -> None:
+        """``high`` is the upper end of the plan's prediction, in seconds."""
+        self.high = high
+        self.patience = PATIENCE
+        self._late = 0
+        self._seen: deque[float] = deque(maxlen=WINDOW)
+        self.count = 0
+
+    def note(self, seconds: float) -> bool:
+        """Note a run; True where the runs of several windows in a row were too slow."""
+        self._seen.append(seconds)
+        self.count += 1
+        if self.count % WINDOW:
+            return False
+        self._late = self._late + 1 if self.median > self.high else 0
+        if self._late < self.patience:
+            return False
+        self._late = 0
+        self.patience *= 2
+        return True
+
+    @property
+    def median(self) -> float:
+        """Of the newest runs."""
+        return statistics.median(self._seen)
+
+
 @dataclass
 class Ready:
     """A graph of fixed shapes, planned and lowered.
 
     ``graph`` is as its caller feeds it; ``capacity`` says how many devices of a resource group the
-    plan lets compute at once.
+    plan lets compute at once. ``replan`` gives what to run instead when the watch has seen runs
+    that take too long; the caller of it holds the lock of planning.
     """
 
     graph: Graph
@@ -67,6 +106,8 @@ class Ready:
     pool: Pool
     recorder: Recorder
     capacity: Mapping[str, int]
+    watch: Watch
+    replan: Callable[[Ready], Ready] | None = None
 
     def run(self, arrays: Mapping[str, Array], deadline: Deadline, *, profile: bool) -> Outcome:
         """Run once, with arrays of the inputs' types and shapes."""
@@ -91,7 +132,8 @@ class Ready:
     def with_plan(self, plan: Plan, notes: Sequence[str] = ()) -> Ready:
         """The same, with other predictions for the same steps."""
         recorder = Recorder(plan, self.recorder.asked, tuple(notes))
-        return replace(self, program=replace(self.program, plan=plan), recorder=recorder)
+        program = replace(self.program, plan=plan)
+        return replace(self, program=program, recorder=recorder, watch=Watch(plan.high))
 
 
 def make_ready(
@@ -115,4 +157,4 @@ def make_ready(
     windows = Windows(graph.output_specs, split.inputs, split.outputs)
     program = lower(split.graph, plan, opened, progress, [r.program for r in kept], windows)
     pool = Pool(partial(instantiate, program), runs_at_once)
-    return Ready(graph, program, pool, Recorder(plan, asked), capacity)
+    return Ready(graph, program, pool, Recorder(plan, asked), capacity, Watch(plan.high))

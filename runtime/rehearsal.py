@@ -20,7 +20,7 @@ from crossdock.runtime.plan import Plan
 from crossdock.runtime.prediction import pace_factor, run_mark
 from crossdock.runtime.tensor import Array
 from crossdock.runtime.trial import sample_feeds
-from crossdock.scheduler import CostModel
+from crossdock.scheduler import CostModel, Work
 
 PROFILED, WHOLE = 7, 15
 LEAST = 3
@@ -64,6 +64,17 @@ def rehearse(
         run(feeds, False)
         recorder.whole(time.perf_counter() - began)
     return recorder.close()
+
+
+def observe(
+    outcome: Outcome, plan: Plan, graph: Graph, devices: Mapping[str, Device], model: CostModel
+) -> None:
+    """Record the steps of one profiled run of a plan of ``graph``."""
+    used = {s.device: devices[s.device] for s in plan.launches()}
+    prints = {part.id: part.fingerprint for part in plan.devices}
+    recorder = _Recorder(plan, costing.op_calls(graph), prints, used, model)
+    recorder.steps(outcome)
+    recorder.close()
 
 
 class _Recorder:
@@ -111,17 +122,22 @@ class _Recorder:
 
     def close(self) -> float:
         """Hand everything to the model; returns the median of the runs."""
+        marks: dict[tuple[str, str, str], tuple[Work, list[float]]] = {}
         for step in self.plan.launches():
-            samples = self.found.get(step.name, [])
             call = self.calls[step.name]
             work = costing.cost_work(call)
             slow = self.pace(step.device) ** work.arithmetic
             mark = (self.prints[step.device], step.kernel, call.key())
-            self.model.record_many(*mark, [s / slow for s in samples], work, running=True)
+            samples = [s / slow for s in self.found.get(step.name, [])]
+            marks.setdefault(mark, (work, []))[1].extend(samples)
+        for mark, (work, samples) in marks.items():
+            self.model.record_many(*mark, samples, work, running=True)
         by_print = {self.prints[name]: self.pace(name) for name in self.devices}
         for name, pace in by_print.items():
             self.model.note_pace(name, pace)
-        factor = pace_factor(self.plan, self.calls, lambda name: by_print[name])
-        mark = run_mark(self.plan)
-        self.model.record_many(*mark, [s / factor for s in self.runs], running=True)
+        if not self.runs:
+            return float("inf")
+        factor = pace_factor(self.plan, self.calls, by_print.__getitem__)
+        runs = [s / factor for s in self.runs]
+        self.model.record_many(*run_mark(self.plan), runs, running=True)
         return float(np.median(self.runs))

@@ -13,7 +13,8 @@ from typing import Any, Self
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device
-from crossdock.runtime.errors import PlanError
+from crossdock.runtime import costing
+from crossdock.runtime.errors import Error, PlanError
 from crossdock.runtime.executor import Background, Deadline, Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
@@ -23,6 +24,7 @@ from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, prepare
 from crossdock.runtime.prepare import Progress as Progress
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
+from crossdock.runtime.rehearsal import observe
 from crossdock.runtime.staged import StagedReady
 from crossdock.runtime.tensor import Array, Dim
 from crossdock.scheduler import policy_names
@@ -278,7 +280,35 @@ class Session:
         else:
             outcome = ready.run(arrays, deadline, profile=profile)
             self._receipt = partial(ready.recorder.receipt, outcome.seconds, outcome.spans)
+            self._learn(ready, outcome, profile=profile)
         return outcome
+
+    def _learn(self, ready: Ready, outcome: Outcome, *, profile: bool) -> None:
+        """Keep the times of a profiled run; plan again where runs take too long."""
+        if ready.replan is None:
+            return
+        if profile:
+            with PREPARING:
+                program = ready.program
+                model = costing.store().model
+                observe(outcome, program.plan, program.graph, program.devices, model)
+        elif ready.watch.note(outcome.seconds):
+            self._background.post(partial(self._replan, ready))
+
+    def _replan(self, ready: Ready) -> None:
+        """Swap in what runs faster; runs in flight end as they began."""
+        assert ready.replan is not None
+        try:
+            with PREPARING:
+                made = ready.replan(ready)
+        except Error:
+            return  # the plan there is goes on; a device that failed is told of by a run
+        with self._lock:
+            for key, old in self._ready.items():
+                if old is ready:
+                    self._ready[key] = made
+            if self._last is ready:
+                self._last = made
 
     def _for_graph(self) -> Ready | StagedReady:
         return self._found(_shapes(self.graph)) or self._prepare(self.graph)

@@ -8,7 +8,7 @@ too, and so is the best single device where several share the work. The fastest 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crossdock.runtime.errors import Error
 from crossdock.runtime.executor import Deadline
@@ -57,7 +57,39 @@ class Settling:
             found = self.measured(self.make(other))
             if found is not None and _beats(found.program.plan, best.program.plan):
                 best = found
-        return best.with_plan(best.program.plan, _notes(first, best.program.plan))
+        plan = self._compared(best.program.plan)
+        return best.with_plan(plan, _notes(first, plan))
+
+    def _compared(self, plan: Plan) -> Plan:
+        """The plan with what each device would take alone, by the costs that are known now."""
+        fresh = {part.id: part.single_seconds for part in self.plan().plan.devices}
+        used = {s.device for s in plan.launches()}
+        parts = tuple(
+            replace(
+                part, single_seconds=plan.predicted if used == {part.id} else fresh.get(part.id)
+            )
+            for part in plan.devices
+        )
+        return replace(plan, devices=parts)
+
+    def again(self, ready: Ready, measured: float, runs: int) -> Ready:
+        """The plan for a graph whose runs have become slower than predicted.
+
+        It is rehearsed anew; another plan takes its place only if that measures faster.
+        """
+        old = ready.program.plan
+        fresh = self.measured(ready, anew=True)
+        if fresh is None:
+            return ready
+        best = self.settle(fresh)
+        new = best.program.plan
+        said = (
+            f"planned again after {runs} runs: they took {measured * 1e3:.3f} ms, predicted were "
+            f"{old.predicted * 1e3:.3f} ms ({old.low * 1e3:.3f} to {old.high * 1e3:.3f}); "
+        )
+        same = run_mark(new) == run_mark(old)
+        said += "no other plan is faster" if same else f"now {new.predicted * 1e3:.3f} ms"
+        return best.with_plan(new, (said,))
 
     def _next(self, best: Plan, tried: set[tuple[str, str, str]]) -> Planned | None:
         """A plan not tried yet that promises to be faster than the best so far."""
@@ -68,10 +100,13 @@ class Settling:
                 return other
         return None
 
-    def measured(self, ready: Ready) -> Ready | None:
-        """The same with what its runs take; None where it cannot be rehearsed."""
+    def measured(self, ready: Ready, *, anew: bool = False) -> Ready | None:
+        """The same with what its runs take; None where it cannot be rehearsed.
+
+        A plan that has been run before is not run once more, unless ``anew``.
+        """
         plan, graph = ready.program.plan, ready.program.graph
-        if plan.source == Source.MEASURED.value:
+        if plan.source == Source.MEASURED.value and not anew:
             return ready
         devices, model = ready.program.devices, self.target.model
         try:
