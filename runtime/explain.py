@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +29,7 @@ from crossdock.runtime.target import Target
 
 Z80 = 1.2815515655446004
 """Standard deviations from the middle to an end of an 80 % interval of a normal distribution."""
+COMPOSED = "composed"
 BUDGET_S = 5.0
 """Seconds that an explanation may take."""
 
@@ -264,16 +264,28 @@ def _whole(plan: Plan, others: dict[str, Plan]) -> _Margin | None:
 
 
 def _sigma(a: Plan, b: Plan) -> float:
-    """Deviation of the difference of two plans' times: steps that both have say nothing of it.
+    """Deviation of the difference of two plans' times.
 
-    Where one of them has run and the other is composed of its steps, they have nothing in common.
+    Steps that both have say nothing of it, unless one of the plans has run and the other is
+    composed of its steps: then they have nothing in common.
     """
-    if a.source != b.source:
-        return math.hypot(_deviation(a.low, a.high), _deviation(b.low, b.high))
-    mine, theirs = (Counter(map(_key, plan.steps)) for plan in (a, b))
-    apart = [s for s in a.steps if _key(s) not in theirs]
-    apart += [s for s in b.steps if _key(s) not in mine]
-    return math.sqrt(sum(_deviation(s.low, s.high) ** 2 for s in apart))
+    if a.source == b.source == COMPOSED:
+        mine, theirs = (set(map(_key, plan.steps)) for plan in (a, b))
+        apart = [s for s in a.steps if _key(s) not in theirs]
+        return _spread([*apart, *(s for s in b.steps if _key(s) not in mine)])
+    return math.hypot(*(_run_spread(plan) for plan in (a, b)))
+
+
+def _run_spread(plan: Plan) -> float:
+    return _spread(plan.steps) if plan.source == COMPOSED else _deviation(plan.low, plan.high)
+
+
+def _spread(steps: Sequence[Step]) -> float:
+    """Deviation of a sum of steps: what is wrong of one op is wrong of its device's others, too."""
+    of_device: dict[str, float] = {}
+    for s in steps:
+        of_device[s.device] = of_device.get(s.device, 0.0) + _deviation(s.low, s.high)
+    return math.hypot(*of_device.values())
 
 
 def _key(step: Step) -> tuple[str, ...]:
