@@ -104,8 +104,8 @@ class DevicePlan:
     """A device's part: identity, arena and resident bytes, and predicted time were it alone.
 
     ``driver`` is the version the plan was made with; ``fingerprint`` hangs on it, among others.
-    ``single_seconds`` has in it what ``Plan.predicted`` has: transfers, the share of the weights'
-    upload, and what runs take beyond their steps.
+    ``single_seconds`` has transfers and the share of the weights' upload in it, and
+    ``single_overhead``: what runs take beyond their steps, as the plan's own prediction has it.
     """
 
     id: str
@@ -118,6 +118,7 @@ class DevicePlan:
     offsets: Mapping[str, int]
     single_seconds: float | None
     driver: str = ""
+    single_overhead: float = 0.0
 
     @property
     def peak_bytes(self) -> int:

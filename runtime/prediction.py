@@ -15,7 +15,7 @@ from dataclasses import replace
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime import costing
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import DevicePlan, Plan, Step
+from crossdock.runtime.plan import Plan, Step
 from crossdock.runtime.simulate import simulate
 from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel, Estimate, Source
@@ -59,35 +59,44 @@ def predict_run(plan: Plan, graph: Graph, model: CostModel) -> Plan:
     known = model.estimate(*run_mark(plan))
     if known.seconds is not None and known.low is not None and known.high is not None:
         factor = pace_factor(plan, costing.op_calls(graph), model.pace)
-        times = (known.seconds * factor, known.low * factor, known.high * factor)
-        return _with_run(plan, times, Source.MEASURED.value, model)
+        made = replace(
+            plan,
+            predicted=known.seconds * factor,
+            low=known.low * factor,
+            high=known.high * factor,
+            source=Source.MEASURED.value,
+        )
+        return _with_alone(made, plan.predicted, model)
     more = model.estimate(devices_mark(plan), OVERHEAD, KEY)
     if more.seconds is None or not plan.steps:
         return plan
-    beyond = (more.seconds, more.low or 0.0, more.high or more.seconds)
-    parts = zip((plan.predicted, plan.low, plan.high), beyond, strict=True)
-    predicted, low, high = (a + b for a, b in parts)
-    return _with_run(plan, (predicted, low, high), plan.source, model)
-
-
-def _with_run(plan: Plan, times: tuple[float, float, float], source: str, model: CostModel) -> Plan:
-    """The plan with (predicted, low, high) of a run; what devices take alone is a run's, too."""
-    used = {s.device for s in plan.launches()}
-
-    def alone(part: DevicePlan) -> float | None:
-        if part.single_seconds is None or used == {part.id}:
-            return part.single_seconds and times[0]
-        more = model.estimate(part.fingerprint, OVERHEAD, KEY).seconds or 0.0
-        return part.single_seconds + more
-
-    return replace(
+    made = replace(
         plan,
-        predicted=times[0],
-        low=times[1],
-        high=times[2],
-        source=source,
-        devices=tuple(replace(part, single_seconds=alone(part)) for part in plan.devices),
+        predicted=plan.predicted + more.seconds,
+        low=plan.low + (more.low or 0.0),
+        high=plan.high + (more.high or more.seconds),
     )
+    return _with_alone(made, plan.predicted, model)
+
+
+def _with_alone(plan: Plan, composed: float, model: CostModel) -> Plan:
+    """The plan with what each device would take alone made comparable with its prediction.
+
+    What runs take beyond their steps is added: as known of the device, else as of this plan, whose
+    steps take ``composed`` seconds.
+    """
+    used = {s.device for s in plan.launches()}
+    own = max(0.0, plan.predicted - composed)
+    parts = []
+    for part in plan.devices:
+        if part.single_seconds is None:
+            parts.append(part)
+            continue
+        base = part.single_seconds - part.single_overhead
+        known = model.estimate(part.fingerprint, OVERHEAD, KEY).seconds
+        more = plan.predicted - base if used == {part.id} else own if known is None else known
+        parts.append(replace(part, single_seconds=base + more, single_overhead=more))
+    return replace(plan, devices=tuple(parts))
 
 
 def overhead(plan: Plan, model: CostModel) -> float:

@@ -33,8 +33,10 @@ from crossdock.runtime.ready import Ready, make_ready
 from crossdock.runtime.settle import Settling
 from crossdock.runtime.split import SplitGraph
 from crossdock.runtime.split_choice import Planned, plan_split
+from crossdock.runtime.split_cost import Measure
 from crossdock.runtime.staleness import check_fresh, staleness
 from crossdock.runtime.target import Target
+from crossdock.scheduler import CostModel
 
 RUNS_AT_ONCE = 8
 MEASURE_SECONDS = 20.0
@@ -84,12 +86,10 @@ def prepare(
     batch = None if source is None else batch_of(source, graph, passes_of)
     graph = passes_of(graph)
     asked = frozenset(devices if config.devices is None else config.devices)
-    infos = tuple(d.info for d in devices.values())
     if config.plan is None:
         measure_missing(graph, config, devices, progress, again=again)
-    broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
-    model = costing.store().model
-    target = Target(infos, asked, model, group_capacity(infos), broken)
+    target = target_here(devices, asked)
+    model = target.model
     options = planner.Options(
         config.policy, config.constraints, config.expected_runs, search=config.search
     )
@@ -135,6 +135,13 @@ def _replanned(settling: Settling, ready: Ready) -> Ready:
     return made
 
 
+def target_here(devices: Mapping[str, Device], asked: frozenset[str]) -> Target:
+    """Opened devices, the host first, with what is known of their costs."""
+    infos = tuple(d.info for d in devices.values())
+    broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
+    return Target(infos, asked, costing.store().model, group_capacity(infos), broken)
+
+
 def _simulated(devices: Mapping[str, Device]) -> bool:
     return any(Cap.VIRTUAL_TIME in d.info.caps for d in devices.values())
 
@@ -172,17 +179,27 @@ def _planned(
     """The plan, with ops split over devices if that is wanted; their parts are measured, too."""
     if not config.split:
         return Planned(SplitGraph(graph), planner.make_plan(graph, target, options))
+    before = target.model.version
+    timing = measure_parts(config, devices, target.model, fits=fits)
+    planned = plan_split(graph, target, options, timing)
+    if target.model.version != before:
+        costing.store().save()
+    return planned
+
+
+def measure_parts(
+    config: Config, devices: Mapping[str, Device], model: CostModel, *, fits: bool = False
+) -> Measure | None:
+    """What measures the parts of ops on opened devices into a cost model; None if not wanted."""
+    if not config.measure:
+        return None
     deadline = time.monotonic() + _budget(config)
 
     def measured(device: str, calls: Mapping[str, OpCall]) -> None:
         left = deadline - time.monotonic()
-        measure.measure_ops(calls, [devices[device]], target.model, budget_s=left, fits=fits)
+        measure.measure_ops(calls, [devices[device]], model, budget_s=left, fits=fits)
 
-    before = target.model.version
-    planned = plan_split(graph, target, options, measured if config.measure else None)
-    if target.model.version != before:
-        costing.store().save()
-    return planned
+    return measured
 
 
 def _budget(config: Config) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from crossdock.runtime.executor import Background, Deadline, Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, prepare
 from crossdock.runtime.prepare import Progress as Progress
@@ -143,7 +143,7 @@ class Session:
         self.config = config
         self._progress = progress
         self._lock = threading.Lock()
-        self._ready: OrderedDict[_Shapes, Ready | StagedReady] = OrderedDict()
+        self._ready: LruCache[_Shapes, Ready | StagedReady] = LruCache(SHAPES_KEPT)
         self._last: Ready | StagedReady | None = None
         self._receipt: Callable[[], Receipt] | None = None
         self._closed = False
@@ -304,9 +304,7 @@ class Session:
         except Error:
             return  # the plan there is goes on; a device that failed is told of by a run
         with self._lock:
-            for key, old in self._ready.items():
-                if old is ready:
-                    self._ready[key] = made
+            self._ready.swap(ready, made)
             if self._last is ready:
                 self._last = made
 
@@ -325,7 +323,6 @@ class Session:
                 raise PlanError(f"the session of {self.graph.name!r} is closed; compile again")
             found = self._ready.get(key)
             if found is not None:
-                self._ready.move_to_end(key)
                 self._last = found
             return found
 
@@ -339,16 +336,14 @@ class Session:
             made = self._made(graph)
             with self._lock:
                 if not self._closed:
-                    self._ready[key] = self._last = made
-                    while len(self._ready) > SHAPES_KEPT:
-                        self._ready.popitem(last=False)
+                    self._last = made
+                    self._ready.put(key, made)
             return made
 
     def _made(self, graph: Graph) -> Ready | StagedReady:
         if graph.staged is None:
             again, self._planned = self._planned, True
-            with self._lock:
-                kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
+            kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
             return prepare(
                 graph, self.config, self.devices, self._progress, again=again, kept=kept,
                 source=self.graph,

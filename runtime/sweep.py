@@ -11,6 +11,7 @@ from crossdock.runtime import planner, virtual
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST
+from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.target import Target
 
 Devices = tuple[str, ...]
@@ -84,8 +85,12 @@ class Sweep:
         }
 
 
-At = Callable[[int, bool], tuple[Graph, Target]]
-"""The graph bound to a batch, and its target with every device; the flag: costs may be measured."""
+Plans = Callable[[Graph, Target, planner.Options], Planned]
+At = Callable[[int, bool], tuple[Graph, Target, Plans]]
+"""The graph bound to a batch, its target with every device, and what plans it.
+
+The flag says that costs may be measured.
+"""
 
 
 class Sweeper:
@@ -93,7 +98,7 @@ class Sweeper:
 
     def __init__(self, at: At, options: planner.Options) -> None:
         self._at, self._options = at, options
-        self._bound: dict[int, tuple[Graph, Target]] = {}
+        self._bound: dict[int, tuple[Graph, Target, Plans]] = {}
         self._points: dict[tuple[int, Devices], Point] = {}
 
     def sweep(self, batches: Sequence[int], sets: Sequence[Devices] = ()) -> Sweep:
@@ -135,11 +140,11 @@ class Sweeper:
     def _plan(self, batch: int, devices: Devices) -> Point:
         if batch not in self._bound:
             self._bound[batch] = self._at(batch, False)
-        graph, target = self._bound[batch]
+        graph, target, plans = self._bound[batch]
         infos = tuple(d for d in target.devices if d.id in (HOST, *devices))
         narrowed = replace(target, devices=infos, asked=frozenset(devices))
         try:
-            made = planner.make_plan(graph, narrowed, self._options)
+            made = plans(graph, narrowed, self._options).plan
         except PlanError as error:
             return Point(batch, devices, None, reason=str(error))
         return Point(

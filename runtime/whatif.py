@@ -164,18 +164,24 @@ class Why(enum.StrEnum):
     COST = "cost there"
     CORES = "fewer at once"
     LINK = "link"
+    SPLIT = "split"
     FOLLOWS = "follows"
     FINISH = "earlier end"
 
 
 @dataclass(frozen=True)
 class Move:
-    """An op that another device runs after the change; ``detail`` has the figures."""
+    """An op that another device runs after the change.
+
+    ``before`` and ``after`` are its seconds on the two; ``detail`` has the figures of the reason.
+    """
 
     op: str
     name: str
     src: str
     dst: str
+    before: float
+    after: float
     why: Why
     detail: str
 
@@ -215,50 +221,109 @@ def _figures(plan: Plan) -> dict[str, Any]:
     }
 
 
-def compare(before: Plan, after: Plan, target: Target, changes: Changes) -> Comparison:
-    """What moved and why; ``target`` is the one that ``before`` was made for."""
-    return Comparison(before, after, _Moves(before, after, target, changes).found)
+def compare(
+    before: Plan, after: Plan, target: Target, changes: Changes, ops: Iterable[str] | None = None
+) -> Comparison:
+    """What moved and why.
+
+    Args:
+        before: the plan for ``target``.
+        after: the plan for the changed target.
+        target: the target as it is.
+        changes: what was changed.
+        ops: the ops by node name, where the plans may have some of them in parts.
+    """
+    names = [s.name for s in before.launches()] if ops is None else ops
+    return Comparison(before, after, _Moves(before, after, target, changes, names).found)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The steps of an op: one, or one a part; all in the order of their devices."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(s.device for s in self.steps))
+
+    @property
+    def whole(self) -> bool:
+        return len(self.steps) == 1
+
+    @property
+    def seconds(self) -> float:
+        return max(s.seconds for s in self.steps)
+
+
+def _places(plan: Plan, ops: Iterable[str]) -> dict[str, _Place]:
+    steps = {s.name: s for s in plan.launches()}
+    found = {name: _Place((steps[name],)) for name in ops if name in steps}
+    for split in plan.splits:
+        for name in split.ops if split.taken else ():
+            parts = (steps.get(f"{name}.part{i}") for i in range(len(split.devices)))
+            there = tuple(s for s in parts if s is not None)
+            if there:
+                found[name] = _Place(there)
+    return found
+
+
+def placement(plan: Plan, ops: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The devices of each op of a graph by node name, several where the op is in parts."""
+    return {name: place.devices for name, place in _places(plan, ops).items()}
 
 
 class _Moves:
     """Finds what moved; the reasons are tried from the most certain one down."""
 
-    def __init__(self, before: Plan, after: Plan, target: Target, changes: Changes) -> None:
+    def __init__(
+        self, before: Plan, after: Plan, target: Target, changes: Changes, ops: Iterable[str]
+    ) -> None:
         self.before, self.after = before, after
         self.target, self.changes = target, changes
-        was = {s.name: s for s in before.launches()}
-        now = {s.name: s for s in after.launches()}
-        self.pairs = [(was[n], now[n]) for n in was if n in now and was[n].device != now[n].device]
-        self.moved = {old.name for old, _ in self.pairs}
+        names = tuple(ops)
+        was, now = _places(before, names), _places(after, names)
+        pairs = {n: (was[n], now[n]) for n in names if n in was and n in now}
+        self.pairs = {n: p for n, p in pairs.items() if p[0].devices != p[1].devices}
         self.maker = {v: s.name for s in before.launches() for v in s.outputs}
         self.found = tuple(
-            Move(new.op, new.name, old.device, new.device, *self._why(old, new))
-            for old, new in self.pairs
+            Move(
+                new.steps[0].op,
+                name,
+                " + ".join(old.devices),
+                " + ".join(new.devices),
+                old.seconds,
+                new.seconds,
+                *self._why(name, old, new),
+            )
+            for name, (old, new) in self.pairs.items()
         )
 
-    def _why(self, old: Step, new: Step) -> tuple[Why, str]:
-        for test in (self._gone, self._memory, self._cannot, self._cost, self._cores):
-            found = test(old, new)
-            if found is not None:
-                return found
-        return self._link(old, new) or self._follows(old) or self._finish(old, new)
+    def _why(self, name: str, old: _Place, new: _Place) -> tuple[Why, str]:
+        left = [d for d in old.devices if d not in new.devices]
+        found = self._gone(left) or self._memory(left)
+        if found is None and old.whole and new.whole:
+            found = self._cannot(old, new) or self._cost(old.steps[0], new.steps[0])
+        touched = {*old.devices, *new.devices}
+        found = found or self._cores(touched) or self._link(touched)
+        if found is None and not (old.whole and new.whole):
+            return self._split(name)
+        return found or self._follows(old.steps[0]) or self._finish(old.steps[0], new.steps[0])
 
-    def _gone(self, old: Step, _new: Step) -> tuple[Why, str] | None:
-        if old.device not in self.changes.without:
-            return None
-        return Why.GONE, f"{old.device} is left out"
+    def _gone(self, left: Iterable[str]) -> tuple[Why, str] | None:
+        gone = [d for d in left if d in self.changes.without]
+        return (Why.GONE, f"{gone[0]} is left out") if gone else None
 
-    def _memory(self, old: Step, _new: Step) -> tuple[Why, str] | None:
-        budget = self.changes.memory.get(old.device)
-        if budget is None:
-            return None
-        need = self.before.device(old.device).peak_bytes
-        if need <= budget:
-            return None
-        return Why.MEMORY, f"unchanged, {old.device} takes {need} B; it has {budget} B"
+    def _memory(self, left: Iterable[str]) -> tuple[Why, str] | None:
+        for device in left:
+            budget = self.changes.memory.get(device)
+            need = self.before.device(device).peak_bytes
+            if budget is not None and need > budget:
+                return Why.MEMORY, f"unchanged, {device} takes {need} B; it has {budget} B"
+        return None
 
-    def _cannot(self, old: Step, new: Step) -> tuple[Why, str] | None:
-        choice = _choice(new, old.device)
+    def _cannot(self, old: _Place, new: _Place) -> tuple[Why, str] | None:
+        choice = _choice(new.steps[0], old.devices[0])
         if choice is None or choice.seconds is not None:
             return None
         return Why.CANNOT, choice.reason
@@ -272,18 +337,16 @@ class _Moves:
                 return Why.COST, f"{_ms(b.seconds)} on {device} instead of {_ms(a.seconds)}"
         return None
 
-    def _cores(self, old: Step, new: Step) -> tuple[Why, str] | None:
-        if self.changes.cores is None:
+    def _cores(self, touched: set[str]) -> tuple[Why, str] | None:
+        groups = {self.target.info(d).resource_group for d in touched}
+        if self.changes.cores is None or groups != {HOST_CPU}:
             return None
-        group = self.target.info(old.device).resource_group
-        if group != HOST_CPU or self.target.info(new.device).resource_group != group:
-            return None
-        return Why.CORES, f"{old.device} and {new.device} share {self.changes.cores} core(s)"
+        return Why.CORES, f"{', '.join(sorted(touched))} share {self.changes.cores} core(s)"
 
-    def _link(self, old: Step, new: Step) -> tuple[Why, str] | None:
+    def _link(self, touched: set[str]) -> tuple[Why, str] | None:
         said = []
         for (src, dst), rate in self.changes.links.items():
-            if {src, dst} - {HOST} <= {old.device, new.device}:
+            if {src, dst} - {HOST} <= touched:
                 moved = sum(
                     c.nbytes for p in (self.before, self.after) for c in _crossing(p, src, dst)
                 )
@@ -295,10 +358,14 @@ class _Moves:
                 )
         return (Why.LINK, "; ".join(said)) if said else None
 
+    def _split(self, name: str) -> tuple[Why, str]:
+        told = [s.reason for s in self.after.splits if name in s.ops]
+        return Why.SPLIT, told[0] if told else "in parts it ends no sooner"
+
     def _follows(self, old: Step) -> tuple[Why, str] | None:
         near = [self.maker.get(v) for v in old.inputs if v is not None]
         near += [s.name for s in self.before.launches() if set(old.outputs) & set(s.inputs)]
-        others = [n for n in near if n is not None and n in self.moved]
+        others = [n for n in near if n is not None and n in self.pairs]
         return (Why.FOLLOWS, f"{others[0]}, which moved") if others else None
 
     def _finish(self, old: Step, new: Step) -> tuple[Why, str]:

@@ -29,6 +29,7 @@ from crossdock.scheduler.compiled_state import (
     STRIDE,
     TOTAL,
     TOUCHED,
+    Back,
     Copies,
     Front,
     Plan,
@@ -57,7 +58,9 @@ def new_state(g: Graph, order: Ints, device: Ints) -> State:
         zeros(len(g.net.pred)),
     )
     front = Front(np.zeros(g.lanes), np.zeros((n + 1, g.lanes)), np.zeros(n + 1), np.zeros(n + 1))
-    s = State(plan, trial, copies, front, g.room.copy(), np.zeros(4), order.copy(), device.copy())
+    back = Back(np.zeros(n), np.zeros((n + 1, g.lanes)), np.full(1, n - 1, np.int64))
+    room, value = g.room.copy(), np.zeros(4)
+    s = State(plan, trial, copies, front, back, room, value, order.copy(), device.copy())
     decode_all(g, s)
     s.value[BEST] = s.value[CURRENT]
     return s
@@ -71,7 +74,7 @@ def decode_all(g: Graph, s: State) -> None:
     consumer = np.repeat(np.arange(n), np.diff(net.pred_ptr))
     np.maximum.at(plan.last_use, net.pred, plan.position[consumer])
     s.trial.counts[NUMBER] = 1
-    stop, _ = evaluate(g, s, 0, n, n, BIG * 1e6)
+    stop, _ = evaluate(g, s, 0, n, n, n, BIG * 1e6)
     commit(g, s, 0, stop, 0, -1)
 
 
@@ -188,17 +191,18 @@ def same_front(front: Front, c: Copies, q: int, serial: bool) -> bool:
 
 @kernel
 def evaluate(
-    g: Graph, s: State, lo: int, shifted: int, reach: int, limit: float
+    g: Graph, s: State, lo: int, shifted: int, settled: int, reach: int, limit: float
 ) -> tuple[int, float]:
     """Decode the trial from position ``lo``; returns (position reached, makespan or BIG).
 
-    ``shifted``: last position whose task may differ from the current order. ``reach``: last
-    position that the changes touch directly. BIG: the makespan exceeds ``limit``; the trial's
-    times are then only partly filled.
+    ``shifted``: last position whose task may differ from the current order. ``settled``: last
+    position with another task or device, after which the ``rest`` of the current solution holds.
+    ``reach``: last position that the changes touch directly. BIG: the makespan exceeds ``limit``;
+    the trial's times are then only partly filled.
     """
     net, wires, lane, cost, tail = g.net, g.wires, g.lane, g.cost, g.tail
     plan, trial, copies, front, value = s.plan, s.trial, s.copies, s.front, s.value
-    number, n = trial.counts[NUMBER], len(plan.order)
+    number, n, rest = trial.counts[NUMBER], len(plan.order), s.back.rest
     copy_into(front.lane_now, front.lane_free[lo])
     if g.serial:
         links_before(net, plan, copies, lo)
@@ -228,7 +232,8 @@ def evaluate(
             gain += end - plan.finish[t]
             touch_all(net, trial, t)
         record(trial, t, ready, end)
-        if end + tail[t, d] > limit:
+        after = tail[t, d] if q <= settled else rest[t] - cost[t, d]
+        if end + after > limit:
             return q + 1, BIG
         makespan = max(makespan, end)
     value[NEW_TOTAL] = value[TOTAL] + gain

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from crossdock.devices import registry
+from crossdock.devices.base import Device
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import costing, explain, fallback, planner, profiles, whatif
+from crossdock.runtime import costing, explain, fallback, planner, profiles, split_choice, whatif
 from crossdock.runtime.cli.options import Placing, split_link
 from crossdock.runtime.errors import LoadError, PlanError
 from crossdock.runtime.flips import batch_of
@@ -22,7 +23,9 @@ from crossdock.runtime.prepare import (
     concerning,
     group_capacity,
     measure_missing,
+    measure_parts,
     simplify,
+    target_here,
 )
 from crossdock.runtime.target import Target
 from crossdock.runtime.whatif import Changes, Comparison
@@ -89,31 +92,70 @@ def plan_model(
     passes_of = partial(simplify, constraints=constraints)
     batch = None if source is None else batch_of(source, graph, passes_of)
     graph = passes_of(graph)
-    target = target_of(graph, placing, machine, progress)
+    scene = scene_of(graph, placing, machine, progress)
+    target = scene.target
     # Without a profile, --threads opens the processor's device with so many: nothing is supposed.
     threads = None if machine is None else placing.threads
     changes = asked.resolve({d.id for d in target.devices}, threads)
     options = planner.Options(placing.policy, constraints, placing.expected_runs)
+    before, unplanned = None, ""
+    if changes:
+        try:
+            before = scene.plan(graph, target, options).plan
+        except PlanError as error:
+            unplanned = str(error)
     other = whatif.changed(target, changes) if changes else target
-    plan = planner.make_plan(graph, other, options)
-    fallback.check(plan, other.asked, placing.fallback, graph)
-    plan = explain.attach(plan, graph, other, options, batch)
-    if not changes:
-        return Planned(graph, plan, other)
-    try:
-        before = planner.make_plan(graph, target, options)
-    except PlanError as error:
-        return Planned(graph, plan, other, None, str(error))
-    return Planned(graph, plan, other, whatif.compare(before, plan, target, changes))
+    made = scene.plan(graph, other, options)
+    fallback.check(made.plan, other.asked, placing.fallback, made.split.graph)
+    found = None
+    if before is not None:
+        ops = [n.name for n in graph.nodes]
+        found = whatif.compare(before, made.plan, target, changes, ops)
+    split = made.split
+    homes = {s.name: s.device for s in made.plan.launches() if s.name in split.parts}
+    plan = explain.attach(made.plan, split.graph, other, replace(options, homes=homes), batch)
+    return Planned(split.graph, plan, other, found, unplanned)
 
 
-def target_of(
+@dataclass(frozen=True)
+class Scene:
+    """Where a graph may run, unchanged, and the devices where they are here."""
+
+    target: Target
+    config: Config
+    devices: Mapping[str, Device]
+
+    def plan(self, graph: Graph, target: Target, options: planner.Options) -> split_choice.Planned:
+        """Plan for the scene's target, or for one that a change made of it.
+
+        Parts of ops are measured where the devices are here.
+        """
+        timing = measure_parts(self.config, self.devices, target.model) if self.devices else None
+        with PREPARING:
+            return split_choice.plan_split(graph, target, options, timing)
+
+
+def scene_of(
     graph: Graph, placing: Placing, machine: Machine | None, progress: Progress | None
-) -> Target:
-    """Where a graph may run, unchanged: the devices here, or those of a profile."""
-    if machine is None:
-        return _here(graph, placing, progress)
-    return _profiled(graph, machine, placing)
+) -> Scene:
+    """The devices here, their kernels measured; or those of a profile.
+
+    Raises:
+        PlanError: an option names a device that there is not.
+        LoadError: the profile has no processor to feed the devices.
+        DeviceError: a device cannot be opened.
+    """
+    config = Config(threads=placing.threads, measure=placing.budget)
+    if machine is not None:
+        return Scene(_profiled(graph, machine, placing), config, {})
+    asked = _chosen([info.id for info in registry.devices()], placing)
+    devices = {
+        name: registry.open_device(name, threads=placing.threads)
+        for name in dict.fromkeys((HOST, *sorted(asked)))
+    }
+    with PREPARING:
+        measure_missing(graph, config, devices, progress)
+    return Scene(target_here(devices, asked), config, devices)
 
 
 def _chosen(ids: Sequence[str], placing: Placing) -> frozenset[str]:
@@ -122,19 +164,6 @@ def _chosen(ids: Sequence[str], placing: Placing) -> frozenset[str]:
         if name not in ids:
             raise PlanError(f"--device {name}: no such device; there are {', '.join(sorted(ids))}")
     return frozenset(placing.devices or ids)
-
-
-def _here(graph: Graph, placing: Placing, progress: Progress | None) -> Target:
-    asked = _chosen([info.id for info in registry.devices()], placing)
-    devices = {
-        name: registry.open_device(name, threads=placing.threads)
-        for name in dict.fromkeys((HOST, *sorted(asked)))
-    }
-    config = Config(threads=placing.threads, measure=placing.budget)
-    with PREPARING:
-        measure_missing(graph, config, devices, progress)
-    infos = tuple(device.info for device in devices.values())
-    return Target(infos, asked, costing.store().model, group_capacity(infos))
 
 
 def _profiled(graph: Graph, machine: Machine, placing: Placing) -> Target:

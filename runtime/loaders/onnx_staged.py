@@ -9,10 +9,8 @@ shapes and shape-like values of an earlier one converts nothing.
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,6 +33,7 @@ from crossdock.runtime.loaders.onnx_stage import (
     Stage,
     kind_of,
 )
+from crossdock.runtime.lru import LruCache
 from crossdock.runtime.tensor import Array, TensorSpec
 
 STAGES_KEPT = 64
@@ -104,18 +103,13 @@ class OnnxStages:
     ) -> None:
         self.model = model
         self.scope = Scope.of(model.graph, model.opsets)
-        self._lock = threading.Lock()
-        self._converting = threading.Lock()
-        self._kept: OrderedDict[bytes, Stage] = OrderedDict()
+        self.kept: LruCache[bytes, Stage] = LruCache(STAGES_KEPT)
         self._start: tuple[bytes, Graph] | None = None
         if first is not None:
             key = _key(b"", specs)
-            self._kept[key] = first
+            self.kept.put(key, first)
             if first.graph is not None:
                 self._start = key, first.graph
-
-    def __len__(self) -> int:
-        return len(self._kept)
 
     def first(self) -> tuple[bytes, Graph] | None:
         """Key and graph of the first stage, where it does not hang on what is fed."""
@@ -126,27 +120,6 @@ class OnnxStages:
         run = _Run(self, runner)
         values = run.scope(self.scope, dict(feeds), self.model.graph.constants, b"")
         return {n: outward(v) for n, v in zip(self.scope.outputs, values, strict=True)}
-
-    def find(self, key: bytes, make: Callable[[], Stage]) -> Stage:
-        """The stage of a key, converted at need."""
-        found = self._found(key)
-        if found is None:
-            with self._converting:
-                found = self._found(key)
-                if found is None:
-                    found = make()
-                    with self._lock:
-                        self._kept[key] = found
-                        while len(self._kept) > STAGES_KEPT:
-                            self._kept.popitem(last=False)
-        return found
-
-    def _found(self, key: bytes) -> Stage | None:
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-            return found
 
 
 @dataclass
@@ -203,7 +176,7 @@ class _Run:
         at = _At(_key(parent, kinds), values, constants)
         while True:
             make = partial(convert_stage, self.stages.model, scope, kinds, at.constants)
-            stage = self.stages.find(at.key, make)
+            stage = self.stages.kept.get_or_make(at.key, make)
             self.stage(stage, at)
             if not stage.rest:
                 return [at.get(name) for name in scope.outputs]

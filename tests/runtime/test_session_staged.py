@@ -337,7 +337,7 @@ def test_kept_stages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             assert got.shape == (rows, 24 // rows)
         (ready,) = session._ready.values()
         assert len(ready) == 3
-        assert len(ready._stages) == 4
+        assert len(ready._stages.kept) == 4
 
 
 def test_a_host_op_that_fails_names_the_node() -> None:
