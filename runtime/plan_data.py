@@ -101,7 +101,7 @@ def read(cls: type[Any], data: object, where: str, nested: Mapping[str, type[Any
     """
     if not isinstance(data, Mapping):
         raise PlanError(f"{where} is damaged: {type(data).__name__} instead of fields; plan again")
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name in _names(cls)}
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.metadata.get("data", True)}
     wrong = sorted(shown(name) for name in set(data) ^ set(fields))
     if wrong:
         raise PlanError(
