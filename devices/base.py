@@ -188,6 +188,8 @@ class Device(ABC):
     info: DeviceInfo
     queues: Mapping[str, Queue]  # "compute", "upload", "download"; may be the same object
     gauge: Gauge  # of the device's memory
+    submits_at_once: bool = False
+    """Its queues take commands from any thread without waiting for work or copying data."""
 
     @abstractmethod
     def allocate(self, nbytes: int, label: str = "") -> Buffer:

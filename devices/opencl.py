@@ -263,6 +263,8 @@ class ClQueue(Queue):
 class OpenCLDevice(Device):
     """One OpenCL device, or one part of it, with a context of its own."""
 
+    submits_at_once = True
+
     def __init__(self, cl: Any, info: DeviceInfo, handle: Any, limit: int | None = None) -> None:
         self.cl = cl
         self.info = info

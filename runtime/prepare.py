@@ -27,7 +27,7 @@ from crossdock.runtime import (
     profiles,
     rules,
 )
-from crossdock.runtime.errors import StalePlan
+from crossdock.runtime.errors import PlanError, StalePlan
 from crossdock.runtime.fallback import ALLOW, Fallback
 from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
@@ -127,7 +127,7 @@ def prepare(
         target,
         make,
         lambda: _planned(graph, config, target, options, devices, fits=True),
-        lambda: _alone(graph, target, options),
+        lambda device: _alone(graph, target, options, device),
     )
     if not again:
         before = model.version
@@ -160,10 +160,15 @@ def _simulated(devices: Mapping[str, Device]) -> bool:
     return any(Cap.VIRTUAL_TIME in d.info.caps for d in devices.values())
 
 
-def _alone(graph: Graph, target: Target, options: planner.Options) -> Planned:
-    """The plan for the best single device."""
-    plan = planner.make_plan(graph, target, replace(options, policy="best_single"))
-    return Planned(SplitGraph(graph), plan)
+def _alone(graph: Graph, target: Target, options: planner.Options, device: str) -> Planned | None:
+    """The plan for one device, the host for what it cannot run; None where ops are tied."""
+    others = {d.id: f"left out to see what {device} takes alone" for d in target.devices}
+    others = {name: why for name, why in others.items() if name not in (HOST, device)}
+    target = replace(target, asked=frozenset({device}), broken={**target.broken, **others})
+    try:
+        return Planned(SplitGraph(graph), planner.make_plan(graph, target, options))
+    except PlanError:
+        return None
 
 
 def _given(plan: Plan, graph: Graph, target: Target, options: planner.Options) -> Planned:
