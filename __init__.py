@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from crossdock.devices.probe import probe
     from crossdock.devices.registry import devices
     from crossdock.runtime.builder import GraphBuilder, Operand
+    from crossdock.runtime.calibrate import calibrate
     from crossdock.runtime.fallback import Fallback
     from crossdock.runtime.graph import Graph
     from crossdock.runtime.loaders import load, load_tensors
@@ -41,6 +42,7 @@ _WHERE = {
     "Plan": "crossdock.runtime.plan",
     "Receipt": "crossdock.runtime.receipt",
     "Session": "crossdock.runtime.session",
+    "calibrate": "crossdock.runtime.calibrate",
     "compile": "crossdock.runtime.session",
     "load": "crossdock.runtime.loaders",
     "load_tensors": "crossdock.runtime.loaders",
@@ -62,6 +64,7 @@ __all__ = [
     "Plan",
     "Receipt",
     "Session",
+    "calibrate",
     "compile",
     "devices",
     "load",

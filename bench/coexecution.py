@@ -1,82 +1,34 @@
-"""Graphs shared by two one-core devices against each device alone; prints what was found as JSON.
-
-Run in a process of its own, since PoCL reads the number of its threads when it is loaded: a part of
-a device made by fission still runs on all of them.
-"""
+"""Graphs shared by two one-core devices against each device alone; prints JSON."""
 
 from __future__ import annotations
 
 import json
-import os
-import statistics
 import sys
-import threading
-import time
+from functools import partial
 from typing import Any
 
-os.environ["POCL_MAX_PTHREAD_COUNT"] = "1"
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
+from pinned import pinned  # first: it sets what PoCL and BLAS read
 
-import numpy as np
+# isort: split
+
 from coexecution_graphs import GRAPHS
+from timing import feeds_of, interleaved, opencl, same
 
 import crossdock as xd
 
-ROUNDS = int(os.environ.get("CROSSDOCK_BENCH_ROUNDS", "25"))
-
-
-def pin() -> None:
-    """Give the processor's queue the first core and the OpenCL driver's thread the second.
-
-    Left alone, the kernel starts both on the core that woke them and parts them milliseconds later.
-    """
-    first, second, *_ = sorted(os.sched_getaffinity(0))
-    ours = {t.native_id: t.name for t in threading.enumerate()}
-    for task in os.listdir("/proc/self/task"):
-        name = ours.get(int(task))
-        if name is None:
-            os.sched_setaffinity(int(task), {second})
-        elif name.startswith("crossdock cpu:0"):
-            os.sched_setaffinity(int(task), {first})
-
-
-def opencl() -> str:
-    """The OpenCL device that shares: the first there is."""
-    return next(d.id for d in xd.devices() if d.kind == "opencl")
-
-
-def interleaved(sessions: dict[str, Any], feeds: dict[str, Any]) -> dict[str, float]:
-    """Median seconds of runs of several sessions, one after the other in each round."""
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(ROUNDS):
-        for name, session in sessions.items():
-            start = time.perf_counter()
-            session.run(feeds)
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(row) for name, row in times.items()}
-
-
-def feeds_of(graph: Any) -> dict[str, Any]:
-    """Random float32 arrays for a graph's inputs."""
-    rng = np.random.default_rng(1)
-    return {
-        name: rng.standard_normal(spec.dims).astype(np.float32)
-        for name, spec in graph.inputs.items()
-    }
-
 
 def measure(name: str) -> dict[str, Any]:
-    """Medians of interleaved runs, predictions, and the distance to the plan's lower bound."""
+    """Medians of interleaved runs, predictions, and the distance from the plan's lower bound.
+
+    ``allowed`` is the speed-up at the lower bound, over the best single device as measured.
+    """
     graph, other = GRAPHS[name](), opencl()
     feeds = feeds_of(graph)
     sets = {"cpu": ["cpu:0"], "opencl": [other], "both": ["cpu:0", other]}
     sessions = {k: xd.compile(graph, v, threads=1, search=True) for k, v in sets.items()}
-    answers = {k: s.run(feeds) for k, s in sessions.items()}
-    for answer in answers.values():
-        for output, value in answer.items():
-            np.testing.assert_allclose(value, answers["cpu"][output], rtol=1e-2, atol=1e-3)
-    pin()
-    measured = interleaved(sessions, feeds)
+    same({k: s.run(feeds) for k, s in sessions.items()})
+    with pinned():
+        measured = interleaved({k: partial(s.run, feeds) for k, s in sessions.items()})
     predicted = {k: s.estimate().seconds for k, s in sessions.items()}
     plan = sessions["both"].plan
     single = min(measured["cpu"], measured["opencl"])

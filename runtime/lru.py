@@ -58,6 +58,13 @@ class LruCache(Generic[K, V]):
                     self.put(key, found)
         return found
 
+    def swap(self, old: V, new: V) -> None:
+        """Put a value in another's place, where that is still there."""
+        with self._lock:
+            for key, value in self._values.items():
+                if value is old:
+                    self._values[key] = new
+
     def values(self) -> list[V]:
         """The values there are now, the one used last at the end."""
         with self._lock:

@@ -21,8 +21,8 @@ from crossdock.runtime.tensor import Array
 from crossdock.runtime.trial import Trial, prepare_trial
 from crossdock.scheduler import CostModel, LinkModel, Source
 
-ROUNDS = 5
-FAR = 2.5  # times slower than the best kernel of the same op there: one round is enough
+ROUNDS = 4
+FAR = 2.5  # times slower than the best kernel of the same op there: one sample is enough
 GROUP = 32  # kernels timed in turn
 GROUP_BYTES = 512 << 20  # of device memory that they may take together
 LINK_SIZES = (4 << 10, 64 << 10, 1 << 20, 8 << 20)
@@ -63,11 +63,12 @@ def run_trials(
     """
     deadline = time.monotonic() + budget_s
     group: list[Trial] = []
+    best: dict[tuple[str, int], float] = {}
     done = 0
 
     def finish() -> None:
         nonlocal done
-        _rounds(group, deadline)
+        _rounds(group, best, deadline)
         done += _keep(group, model)
         group.clear()
 
@@ -94,21 +95,26 @@ def _trial(device: Device, kernel: Kernel, call: OpCall) -> Trial:
         return prepare_trial(device, kernel, call, whole=1)
 
 
-def _rounds(group: Sequence[Trial], deadline: float) -> None:
-    """Take samples round by round; after the first, kernels that are far from the best rest."""
-    best: dict[tuple[str, int], float] = {}
+def _rounds(group: Sequence[Trial], best: dict[tuple[str, int], float], deadline: float) -> None:
+    """Take samples round by round; kernels that are far from the best of their op take one.
+
+    ``best`` holds the shortest time of a run so far by device and op.
+    """
+    for trial in group:
+        mark = (trial.device.info.id, id(trial.call))
+        best[mark] = min(best.get(mark, math.inf), trial.seconds)
     for number in range(ROUNDS):
         if number and time.monotonic() > deadline:
             break
         paces: dict[str, list[float]] = {}
         timed: list[tuple[Trial, float]] = []
         for trial in group:
-            mark = (trial.device.info.id, id(trial.call))
-            if number and trial.seconds > FAR * best[mark]:
-                continue
-            paces.setdefault(trial.device.info.id, []).append(trial.device.pace())
-            timed.append((trial, trial.sample()))
-            best[mark] = min(best.get(mark, math.inf), trial.seconds)
+            name = trial.device.info.id
+            paces.setdefault(name, []).append(trial.device.pace())
+            if trial.seconds <= FAR * best[name, id(trial.call)]:
+                timed.append((trial, trial.sample()))
+            elif not number:
+                timed.append((trial, trial.seconds))
         for trial, seconds in timed:
             trial.keep(seconds, usual_pace(paces[trial.device.info.id]))
 

@@ -10,22 +10,25 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
-
 from crossdock.devices import registry
 from crossdock.devices.base import Device
-from crossdock.runtime.errors import Error, FeedError, PlanError
+from crossdock.runtime import costing
+from crossdock.runtime.errors import Error, PlanError
 from crossdock.runtime.executor import Background, Deadline, Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
+from crossdock.runtime.feeds import arrays_of
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, Ready, prepare
+from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, prepare
 from crossdock.runtime.prepare import Progress as Progress
+from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
+from crossdock.runtime.rehearsal import observe
 from crossdock.runtime.staged import StagedReady
-from crossdock.runtime.tensor import Array, Dim, TensorSpec, to_numpy
+from crossdock.runtime.tensor import Array, Dim
 from crossdock.scheduler import policy_names
+from crossdock.scheduler.objectives import Objective
 
 SHAPES_KEPT = 8
 _Shapes = tuple[tuple[Dim, ...], ...]
@@ -52,7 +55,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     graph: Graph,
     devices: str | Sequence[str] = "auto",
     policy: str = "auto",
-    objective: str = "latency",
+    objective: str | Mapping[str, float] = "latency",
     constraints: Constraints | None = None,
     expected_runs: int = 1000,
     threads: int | None = None,
@@ -63,7 +66,9 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     skip_passes: Sequence[str] = (),
     runs_at_once: int = RUNS_AT_ONCE,
     search: bool = False,
+    watts: Mapping[str, tuple[float, float]] | None = None,
     fallback: str | Fallback = "allow",
+    plan: Plan | None = None,
     split: bool = True,
     progress: Progress | None = None,
 ) -> Session:
@@ -74,7 +79,10 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         devices: "auto" for every device there is, or device ids; ops that none of them can run
             are run on the host, and the receipt says so.
         policy: placement policy by name (``crossdock.scheduler.policies``).
-        objective: "latency" is the one there is.
+        objective: "latency" (seconds of a run), "throughput" (seconds between the ends of
+            successive runs, many of them submitted at once), "energy" (joules of a run), or
+            weights of them such as ``{"latency": 0.5, "energy": 0.5}``, each term over its value
+            on the best single device.
         constraints: pins, forbidden devices, memory budgets.
         expected_runs: runs over which uploads of weights are spread.
         threads: processor threads a CPU-backed device may use (None: all).
@@ -85,22 +93,26 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
         search: search on from the policy's plan with compiled code: better plans where devices
             share a graph; the first use on a machine compiles that code, for a minute or two.
+        watts: what a device draws (idle, computing), by device id, for ``objective="energy"``.
         fallback: which ops may run on the host because no device asked for can run them: "allow"
             any, "forbid" none, or a ``Fallback`` (decided before anything runs; a stage of a
             staged graph before that stage runs).
         split: cut an op, or ops that share a dimension, into parts for several devices where that
             is predicted to pay; only where devices compute at once.
+        plan: a plan to run, made before for the same graph, constraints and devices; nothing is
+            planned or measured then, and shapes that it is not for are refused. It may come from a
+            file that nobody vouches for.
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:
         PlanError: no placement, no such policy or objective, over a memory budget, or an op would
-            fall back to the host that may not.
+            fall back to the host that may not; or the plan given is stale or damaged.
         DeviceError: a device named cannot be opened, or a kernel does not build.
     """
     config = Config(
         _device_ids(devices),
         policy,
-        objective,
+        Objective.of(objective),
         constraints or Constraints(),
         expected_runs,
         threads,
@@ -108,7 +120,9 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         tuple(skip_passes),
         runs_at_once,
         search,
+        dict(watts or {}),
         contract_of(fallback),
+        plan,
         split,
     )
     _check(graph, config)
@@ -161,17 +175,33 @@ class Session:
             raise PlanError("nothing has run yet, so there is no receipt; call run first")
         return self._receipt()
 
+    def ready(self) -> Ready:
+        """What the last shape bound or run is run with; for tools that look inside.
+
+        Raises:
+            PlanError: there is none, or the graph is staged and has one a stage.
+        """
+        found = self._bound()
+        if isinstance(found, StagedReady):
+            raise PlanError(
+                f"graph {self.graph.name!r} runs in stages, each with a plan of its own"
+            )
+        return found
+
     def estimate(self) -> Estimate:
-        """Predicted time of a run and peak bytes a device, before any run.
+        """Predicted time of a run now and peak bytes a device, before any run.
+
+        "Now" is at the pace that the devices have at this moment; the plan's own prediction is for
+        their usual pace.
 
         Raises:
             PlanError: nothing is bound, or the graph is staged and has not run yet: what its
                 stages are hangs on the values fed, and a guess would say nothing.
         """
-        plan = self.plan
-        return Estimate(
-            plan.predicted, plan.low, plan.high, {d.id: d.peak_bytes for d in plan.devices}
-        )
+        found, plan = self._bound(), self.plan
+        slow = found.slowdown() if isinstance(found, Ready) else 1.0
+        seconds = (plan.predicted * slow, plan.low * slow, plan.high * slow)
+        return Estimate(*seconds, {d.id: d.peak_bytes for d in plan.devices})
 
     def bind(
         self,
@@ -250,14 +280,40 @@ class Session:
 
     def _run(self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool) -> Outcome:
         staged = self.graph.staged is not None
-        arrays = feeds if staged else _arrays(self.graph, feeds)
+        arrays = feeds if staged else arrays_of(self.graph, feeds)
         ready = self._for_graph() if staged else self._for_shapes(arrays)
         if isinstance(ready, StagedReady):
             outcome, self._receipt = ready.run(arrays, deadline, profile=profile)
         else:
             outcome = ready.run(arrays, deadline, profile=profile)
             self._receipt = partial(ready.recorder.receipt, outcome.seconds, outcome.spans)
+            self._learn(ready, outcome, profile=profile)
         return outcome
+
+    def _learn(self, ready: Ready, outcome: Outcome, *, profile: bool) -> None:
+        """Keep the times of a profiled run; plan again where runs take too long."""
+        if ready.replan is None:
+            return
+        if profile:
+            with PREPARING:
+                program = ready.program
+                model = costing.store().model
+                observe(outcome, program.plan, program.graph, program.devices, model)
+        elif ready.watch.note(outcome.seconds):
+            self._background.post(partial(self._replan, ready))
+
+    def _replan(self, ready: Ready) -> None:
+        """Swap in what runs faster; runs in flight end as they began."""
+        assert ready.replan is not None
+        try:
+            with PREPARING:
+                made = ready.replan(ready)
+        except Error:
+            return  # the plan there is goes on; a device that failed is told of by a run
+        with self._lock:
+            self._ready.swap(ready, made)
+            if self._last is ready:
+                self._last = made
 
     def _for_graph(self) -> Ready | StagedReady:
         return self._found(_shapes(self.graph)) or self._prepare(self.graph)
@@ -295,7 +351,10 @@ class Session:
         if graph.staged is None:
             again, self._planned = self._planned, True
             kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
-            return prepare(graph, self.config, self.devices, self._progress, again=again, kept=kept)
+            return prepare(
+                graph, self.config, self.devices, self._progress, again=again, kept=kept,
+                source=self.graph,
+            )  # fmt: skip
         return StagedReady(graph, graph.staged, self.config, self.devices, self._progress)
 
     def _bound(self) -> Ready | StagedReady:
@@ -343,8 +402,22 @@ def _check(graph: object, config: Config) -> None:
         raise PlanError(
             f"constraints is a crossdock.Constraints, not {type(config.constraints).__name__}"
         )
-    if config.objective != "latency":
-        raise PlanError(f"objective {config.objective!r} is not supported; use 'latency'")
+    if config.plan is not None and not isinstance(config.plan, Plan):
+        raise PlanError(
+            f"plan is a crossdock.Plan, not {type(config.plan).__name__}; read a file's with "
+            "Plan.loads(text)"
+        )
+    if config.plan is not None and graph.staged is not None:
+        raise PlanError(
+            f"graph {graph.name!r} runs in stages that hang on the values fed, so no plan can be "
+            "given for it; compile without"
+        )
+    plain = config.objective == Objective() and not config.constraints.max_share
+    if not plain and config.policy != "auto":
+        raise PlanError(
+            f"policy {config.policy!r} places for latency alone, in any shares; objective "
+            f"{config.objective} and max_share need policy='auto'"
+        )
     if config.policy not in policy_names():
         raise PlanError(
             f"there is no policy {config.policy!r}; use one of {', '.join(policy_names())}"
@@ -359,46 +432,9 @@ def _check(graph: object, config: Config) -> None:
 
 def _open(config: Config) -> dict[str, Device]:
     """Open the devices asked for, the host first (it is always there to feed the others)."""
-    ids = [d.id for d in registry.devices()] if config.devices is None else config.devices
+    here = [d.id for d in registry.devices()]
+    ids: Iterable[str] = here if config.devices is None else config.devices
+    if config.plan is not None:  # one that is not here makes the plan stale, which is said then
+        ids = [name for name in config.plan.device_ids() if name in here]
     wanted = dict.fromkeys([HOST, *ids])
     return {name: registry.open_device(name, threads=config.threads) for name in wanted}
-
-
-def _arrays(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, Array]:
-    if not isinstance(feeds, Mapping):
-        raise FeedError(
-            f"graph {graph.name!r}: feeds maps input names to arrays, not {type(feeds).__name__}"
-        )
-    unknown = [n for n in feeds if n not in graph.inputs]
-    missing = [n for n in graph.inputs if n not in feeds]
-    if unknown or missing:
-        raise FeedError(
-            f"graph {graph.name!r}: "
-            + "; ".join(
-                [f"no input is named {', '.join(map(repr, unknown))}"] * bool(unknown)
-                + [f"input {', '.join(map(repr, missing))} is not fed"] * bool(missing)
-            )
-            + f"; its inputs are {', '.join(f'{n}: {s}' for n, s in graph.inputs.items())}"
-        )
-    return {name: _checked(name, spec, feeds[name]) for name, spec in graph.inputs.items()}
-
-
-def _checked(name: str, spec: TensorSpec, value: Any) -> Array:
-    try:
-        array = np.asarray(value)
-        if array.dtype == to_numpy(spec.dtype) and array.shape == spec.shape:
-            return array
-        have = TensorSpec.of(array)
-    except (Error, TypeError, ValueError) as error:
-        raise FeedError(f"input {name!r} wants {spec}: {error}") from error
-    if have.dtype != spec.dtype:
-        raise FeedError(
-            f"input {name!r} wants {spec}, got {have}; convert it with .astype({spec.dtype!r})"
-        )
-    fits = have.rank == spec.rank and all(
-        isinstance(want, str) or want == got
-        for want, got in zip(spec.shape, have.shape, strict=True)
-    )
-    if not fits:
-        raise FeedError(f"input {name!r} wants {spec}, got {have}")
-    return array

@@ -7,6 +7,7 @@ each part on its device. What is kept is only what the schedule of the whole gra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,8 @@ MARGIN = 0.03
 SEEDS = 32
 TRIALS = 4
 """How many regions are planned with one by one where all of them together do not pay."""
+MEASURED = 12
+"""How many regions are measured in vain before the rest is left whole."""
 TOLD = 8
 """How many regions that were not split a plan tells of."""
 
@@ -52,13 +55,30 @@ class _Candidate:
     @property
     def gain(self) -> float:
         """Seconds saved over the best device for the whole region, as if it were alone."""
-        return self.cost.whole[1] - self.shares.seconds
+        return self.cost.whole.seconds - self.shares.seconds
+
+    @property
+    def pays(self) -> bool:
+        """Whether that is worth it: more than the margin, and than what the costs are off by."""
+        whole = self.cost.whole
+        spread = math.hypot(whole.spread, self.shares.spread)
+        return self.gain > max(MARGIN * whole.seconds, spread)
+
+    def overlaps(self, other: _Candidate) -> bool:
+        """Whether both cut the same op."""
+        return not set(self.region.nodes).isdisjoint(other.region.nodes)
 
 
 def plan_split(
-    graph: Graph, target: Target, options: Options, measure: Measure | None = None
+    graph: Graph,
+    target: Target,
+    options: Options,
+    measure: Measure | None = None,
+    whole: Planned | None = None,
 ) -> Planned:
     """Plan a graph with ops split over devices where that pays; else as ``make_plan`` does.
+
+    ``whole`` is what ``make_plan`` gave, where that is known.
 
     ``measure`` is asked to measure parts before their costs count. A region is cut only if no
     constraint names its ops by name.
@@ -66,23 +86,22 @@ def plan_split(
     Raises:
         NoPlacement, MemoryBudget, PlanError: as ``make_plan``.
     """
-    plan = make_plan(graph, target, options)
-    whole = Planned(SplitGraph(graph), plan)
+    whole = whole or Planned(SplitGraph(graph), make_plan(graph, target, options))
     devices = computing_devices(target)
-    if options.policy != "auto" or len(devices) < 2:
+    if options.policy != "auto" or len(devices) < 2 or options.constraints.max_share:
         return whole
-    found = _candidates(graph, target, options)
-    paying = _measured(_disjoint(found), measure)
+    paying, rest = _disjoint(_candidates(graph, target, options, measure is None), measure)
     chosen, best = _best(whole, paying, target, options, measure)
-    rest = [c for c in found if c.region not in [p.region for p in paying]]
     told = [_said(graph, c, chosen) for c in (*paying, *rest)]
     return replace(best, plan=replace(best.plan, splits=tuple(told[: len(chosen) + TOLD])))
 
 
-def _candidates(graph: Graph, target: Target, options: Options) -> list[_Candidate]:
-    """Regions around the heaviest ops with their best shares, largest gain first."""
-    patterns = (*options.constraints.pin, *options.constraints.forbid)
-    keep = frozenset(n.name for n in graph.nodes if any(rules.matches(p, n) for p in patterns))
+def _candidates(graph: Graph, target: Target, options: Options, modelled: bool) -> list[_Candidate]:
+    """Regions around the heaviest ops with the shares to begin with.
+
+    If nothing can be measured, those are ``modelled``; else a guess that is too good if anything.
+    """
+    keep = rules.named(graph, options.constraints)
     devices = computing_devices(target)
     nodes = {n.name: n for n in graph.nodes}
     seen: set[tuple[str, int]] = set()
@@ -95,39 +114,36 @@ def _candidates(graph: Graph, target: Target, options: Options) -> list[_Candida
                 continue
             seen |= {(n, region.axes[nodes[n].outputs[0]]) for n in region.nodes}
             cost = RegionCost(SplitGraph(graph), region, target, devices)
-            shares = cost.best() if len(cost.devices) > 1 else None
-            if shares is not None:
-                found.append(_Candidate(region, cost, shares))
-    return sorted(found, key=lambda c: -c.gain)
+            if len(cost.devices) > 1:
+                found.append(_Candidate(region, cost, cost.best() if modelled else cost.guess()))
+    return found
 
 
-def _disjoint(found: Sequence[_Candidate]) -> list[_Candidate]:
-    """Of the candidates that gain, the best of those that share no op."""
-    taken: set[str] = set()
-    picked = []
-    for candidate in found:
-        pays = candidate.gain > MARGIN * candidate.cost.whole[1]
-        if pays and taken.isdisjoint(candidate.region.nodes):
-            taken.update(candidate.region.nodes)
-            picked.append(candidate)
-    return picked
+def _disjoint(
+    found: Sequence[_Candidate], measure: Measure | None
+) -> tuple[list[_Candidate], list[_Candidate]]:
+    """The candidates that pay, best first, of those that share an op only the best; and the others.
 
-
-def _measured(found: Sequence[_Candidate], measure: Measure | None) -> list[_Candidate]:
-    """The candidates with shares from measured parts."""
-    if measure is None:
-        return list(found)
-    made = []
-    for candidate in found:
-        shares = candidate.cost.best(measure)
-        if shares is not None:
-            made.append(replace(candidate, shares=shares))
-    return made
+    The gain of the best one is measured before it counts, and may make another the best.
+    """
+    open_, picked, others = list(found), list[_Candidate](), list[_Candidate]()
+    sure: set[int] = set()
+    while open_:
+        open_.sort(key=lambda c: -c.gain)
+        best = open_.pop(0)
+        if not best.pays or any(best.overlaps(c) for c in picked):
+            others.append(best)
+        elif measure is None or id(best.cost) in sure:
+            picked.append(best)
+        elif len(sure) - len(picked) < MEASURED:
+            sure.add(id(best.cost))
+            open_.append(replace(best, shares=best.cost.best(measure)))
+    return picked, others
 
 
 def _best(
     whole: Planned,
-    found: Sequence[_Candidate],
+    paying: Sequence[_Candidate],
     target: Target,
     options: Options,
     measure: Measure | None,
@@ -136,14 +152,13 @@ def _best(
 
     A step must save its margin of the time of the plan before it.
     """
-    paying = [c for c in found if c.gain > MARGIN * c.cost.whole[1]]
     if len(paying) > 1:
         made = plan_parts(whole, _cuts(paying), target, options, measure)
         if made is not None and _saves(made, whole):
-            return paying, made
+            return list(paying), made
     chosen: list[_Candidate] = []
     best = whole
-    for candidate in sorted(paying, key=lambda c: -c.gain)[:TRIALS]:
+    for candidate in paying[:TRIALS]:
         made = plan_parts(whole, _cuts([*chosen, candidate]), target, options, measure)
         if made is not None and _saves(made, best):
             chosen, best = [*chosen, candidate], made
@@ -204,10 +219,12 @@ def _said(graph: Graph, candidate: _Candidate, chosen: Sequence[_Candidate]) -> 
     region, shares = candidate.region, candidate.shares
     node = next(n for n in graph.nodes if n.name == region.seed)
     size = graph.specs[node.outputs[0]].dims[region.axis]
-    device, seconds = candidate.cost.whole
-    parts = f"{shares.seconds * 1e3:.3f} ms in parts (slices, copies and joins included)"
-    whole = f"{seconds * 1e3:.3f} ms whole on {device}"
-    reason = f"{parts} against {whole}"
+    alone = candidate.cost.whole
+    whole = f"{alone.seconds * 1e3:.3f} ms whole on {alone.devices[0]}"
+    reason = f"nothing is done sooner than {whole}"
+    if len(shares.sizes) > 1:
+        parts = f"{shares.seconds * 1e3:.3f} ms in parts (slices, copies and joins included)"
+        reason = f"{parts} against {whole}"
     taken = candidate in chosen
     if not taken:
         reason = f"{_why_not(candidate, chosen)}: {reason}"
@@ -224,8 +241,8 @@ def _said(graph: Graph, candidate: _Candidate, chosen: Sequence[_Candidate]) -> 
 
 
 def _why_not(candidate: _Candidate, chosen: Sequence[_Candidate]) -> str:
-    if any(not set(c.region.nodes).isdisjoint(candidate.region.nodes) for c in chosen):
+    if not candidate.pays:
+        return "below break-even"
+    if any(candidate.overlaps(c) for c in chosen):
         return "another split of its ops was taken"
-    if candidate.gain > MARGIN * candidate.cost.whole[1]:
-        return "the plan of the whole graph is no better for it"
-    return "below break-even"
+    return "the plan of the whole graph is no better for it"

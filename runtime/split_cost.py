@@ -8,8 +8,9 @@ by *functional performance models* (Lastovetsky and Reddy, 2007).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.kernels.spec import OpCall
@@ -19,7 +20,7 @@ from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST
 from crossdock.runtime.split import Region, SplitGraph, rewrite
 from crossdock.runtime.target import Target
-from crossdock.scheduler import Source
+from crossdock.scheduler import Estimate, Source
 
 Measure = Callable[[str, Mapping[str, OpCall]], None]
 """Called with a device id and ops by name before their costs there are asked for."""
@@ -61,11 +62,32 @@ class Curve:
 
 @dataclass(frozen=True)
 class Shares:
-    """Units by device, with predicted seconds until all parts are done and joined."""
+    """Units by device, with predicted seconds until all parts are done and joined.
+
+    ``spread`` is half the 80 % interval of the seconds, as far as they were measured.
+    """
 
     devices: tuple[str, ...]
     sizes: tuple[int, ...]
     seconds: float
+    spread: float = 0.0
+
+
+@dataclass
+class _Total:
+    """Seconds of ops one after the other, half their interval, and how little is known of them."""
+
+    seconds: float = 0.0
+    variance: float = 0.0
+    doubt: int = 0
+
+    def add(self, estimate: Estimate) -> None:
+        """Add an op. What models say is off by much, but alike for the whole and its parts."""
+        seconds, low, high = costing.interval(estimate)
+        self.seconds += seconds
+        if estimate.source is Source.MEASURED:
+            self.variance += ((high - low) / 2) ** 2
+        self.doubt = max(self.doubt, DOUBT.index(estimate.source))
 
 
 class RegionCost:
@@ -81,23 +103,27 @@ class RegionCost:
         calls = {n.name: op_call(graph, n) for n in self.nodes if not is_alias(n)}
         self._curves = {d: Curve() for d in self.devices}
         self._trust: dict[str, int] = {}
+        self._variance: dict[str, float] = {}
         for name, curve in self._curves.items():
-            seconds, doubt = self._sum(name, calls)
-            if doubt >= UNKNOWN:
+            total = self._sum(name, calls)
+            if total.doubt >= UNKNOWN:
                 del self.devices[name]
             else:
-                curve.points[region.units] = seconds
-                self._trust[name] = max(doubt, FITTED)
+                curve.points[region.units] = total.seconds
+                self._trust[name] = max(total.doubt, FITTED)
+                self._variance[name] = total.variance
         self._inside = {v for n in self.nodes for v in n.outputs}
         self._in = self._read()
         self._out = self._written()
         self.extra = 0.0
 
     @property
-    def whole(self) -> tuple[str, float]:
-        """The device that takes least for the whole region, and its seconds."""
+    def whole(self) -> Shares:
+        """The whole region on the device that takes least for it."""
         units = self.region.units
-        return min(((d, self._finish(d, units)) for d in self.devices), key=lambda row: row[1])
+        device = min(self.devices, key=lambda d: self._finish(d, units))
+        spread = math.sqrt(self._variance[device])
+        return Shares((device,), (units,), self._finish(device, units), spread)
 
     @property
     def grain(self) -> int:
@@ -105,21 +131,25 @@ class RegionCost:
         region = self.region
         size = self.given.graph.specs[self._seed_value()].dims[region.axis]
         each = max(1, size // region.units)
-        return max(1, min(-(-TILE // each), region.units // 8))
+        return max(1, min(-(-TILE // each), region.units // 32))
 
-    def best(self, measure: Measure | None = None) -> Shares | None:
-        """The best shares; None where one device alone is as good.
+    def guess(self) -> Shares:
+        """The shares that are best if a part's time is its share of the whole's."""
+        return self._solve()
+
+    def best(self, measure: Measure | None = None) -> Shares:
+        """The best shares: of one device, where more are no better.
 
         Shares are found on what is known, their costs asked for (and measured, with ``measure``),
         and found again, until they stay.
         """
-        tried: dict[tuple[int, ...], Shares] = {}
+        tried = {self.whole.sizes: self.whole}
         for _ in range(ROUNDS):
             shares = self._solve()
             if len(shares.sizes) < 2 or shares.sizes in tried:
                 break
             tried[shares.sizes] = self.evaluate(shares, measure)
-        return min(tried.values(), key=lambda s: s.seconds, default=None)
+        return min(tried.values(), key=lambda s: s.seconds)
 
     def evaluate(self, shares: Shares, measure: Measure | None = None) -> Shares:
         """The shares with seconds from costs of the exact parts."""
@@ -134,20 +164,22 @@ class RegionCost:
             (aside if at is None else parts[at])[node.name] = op_call(made.graph, node)
         if measure is not None and aside:
             measure(HOST, aside)
-        self.extra = self._sum(HOST, aside)[0]
+        self.extra = self._sum(HOST, aside).seconds
+        variance = 0.0
         for device, size, calls in zip(shares.devices, shares.sizes, parts, strict=True):
             if measure is not None:
                 measure(device, calls)
-            seconds, doubt = self._sum(device, calls)
-            if doubt <= self._trust[device]:  # a worse source than the whole's says less than it
-                self._curves[device].points[size] = seconds
+            total = self._sum(device, calls)
+            variance = max(variance, total.variance)
+            if total.doubt <= self._trust[device]:  # a worse source than the whole's says less
+                self._curves[device].points[size] = total.seconds
         ends = [self._finish(d, k) for d, k in zip(shares.devices, shares.sizes, strict=True)]
-        return Shares(shares.devices, shares.sizes, max(ends) + self.extra)
+        return replace(shares, seconds=max(ends) + self.extra, spread=math.sqrt(variance))
 
     def _solve(self) -> Shares:
         """Shares that end together on the curves, by bisection over the end."""
         units, grain = self.region.units, self.grain
-        low, high = 0.0, self.whole[1]
+        low, high = 0.0, self.whole.seconds
         for _ in range(40):
             middle = (low + high) / 2
             fits = sum(self._most(d, middle, grain) for d in self.devices) >= units
@@ -191,17 +223,14 @@ class RegionCost:
         seconds += sum(up.seconds(n * share if cut else n) for n, cut in self._in)
         return seconds + sum(down.seconds(n * share) for n in self._out)
 
-    def _sum(self, device: str, calls: Mapping[str, OpCall]) -> tuple[float, int]:
-        """Seconds of ops one after the other, and how little the worst of them is known."""
-        info, total, doubt = self.target.info(device), 0.0, 0
+    def _sum(self, device: str, calls: Mapping[str, OpCall]) -> _Total:
+        """The total of ops on a device; unknown where it cannot run one of them."""
+        info, total = self.target.info(device), _Total()
         memo: costing.Memo = {}
         for call in calls.values():
             offer = costing.offers(call, [info], self.target.model, memo).best.get(device)
-            if offer is None:
-                return total, UNKNOWN
-            total += costing.interval(offer.estimate)[0]
-            doubt = max(doubt, DOUBT.index(offer.estimate.source))
-        return total, doubt
+            total.add(Estimate.unknown() if offer is None else offer.estimate)
+        return total
 
     def _read(self) -> list[tuple[float, bool]]:
         """Bytes of each value that the region reads from outside, and whether it is cut."""

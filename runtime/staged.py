@@ -24,10 +24,10 @@ from crossdock.runtime.prepare import (
     PREPARING,
     Config,
     Progress,
-    Ready,
     concerning,
     prepare,
 )
+from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.stage_log import StageLog
 from crossdock.runtime.tensor import Array

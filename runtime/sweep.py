@@ -11,6 +11,7 @@ from crossdock.runtime import planner, virtual
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST
+from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.target import Target
 
 Devices = tuple[str, ...]
@@ -24,8 +25,9 @@ class Point:
     """What one device set is predicted to do with one batch.
 
     Times in seconds; None with a ``reason`` where the set has no plan. ``simulated`` is what the
-    executor takes on virtual time, which leaves out the share of the weights' upload that
-    ``seconds`` has. ``shares`` are of the ops, ``peak_bytes`` of memory, both by device id.
+    executor takes on virtual time; ``seconds`` has a share of the weights' upload beside it, and
+    what whole runs take beyond their steps. ``shares`` are of the ops, ``peak_bytes`` of memory,
+    both by device id.
     """
 
     batch: int
@@ -84,8 +86,12 @@ class Sweep:
         }
 
 
-At = Callable[[int, bool], tuple[Graph, Target]]
-"""The graph bound to a batch, and its target with every device; the flag: costs may be measured."""
+Plans = Callable[[Graph, Target, planner.Options], Planned]
+At = Callable[[int, bool], tuple[Graph, Target, Plans]]
+"""The graph bound to a batch, its target with every device, and what plans it.
+
+The flag says that costs may be measured.
+"""
 
 
 class Sweeper:
@@ -93,7 +99,7 @@ class Sweeper:
 
     def __init__(self, at: At, options: planner.Options) -> None:
         self._at, self._options = at, options
-        self._bound: dict[int, tuple[Graph, Target]] = {}
+        self._bound: dict[int, tuple[Graph, Target, Plans]] = {}
         self._points: dict[tuple[int, Devices], Point] = {}
 
     def sweep(self, batches: Sequence[int], sets: Sequence[Devices] = ()) -> Sweep:
@@ -135,11 +141,11 @@ class Sweeper:
     def _plan(self, batch: int, devices: Devices) -> Point:
         if batch not in self._bound:
             self._bound[batch] = self._at(batch, False)
-        graph, target = self._bound[batch]
+        graph, target, plans = self._bound[batch]
         infos = tuple(d for d in target.devices if d.id in (HOST, *devices))
         narrowed = replace(target, devices=infos, asked=frozenset(devices))
         try:
-            made = planner.make_plan(graph, narrowed, self._options)
+            made = plans(graph, narrowed, self._options).plan
         except PlanError as error:
             return Point(batch, devices, None, reason=str(error))
         return Point(

@@ -25,7 +25,7 @@ BATCH_SECONDS = 2e-4
 MOST_RUNS = 64
 LONG_SECONDS = 5e-3
 """Kernels that take longer are run once a command buffer."""
-EACH = 3
+EACH = 2
 """Command buffers run for a sample."""
 LONG = 0.05
 """Seconds after which one is enough."""
@@ -133,7 +133,7 @@ def _prepare(device: Device, kernel: Kernel, call: OpCall, whole: int, held: lis
         bound = [bind(copies[k % len(copies)]) for k in range(runs)]
         commands = device.record([item for one in bound for item in one])
     work = costing.cost_work(call)
-    return Trial(device, kernel, call, work, runs, len(once), commands, list(held))
+    return Trial(device, kernel, call, work, runs, len(once), commands, list(held), seconds)
 
 
 @dataclass(frozen=True)

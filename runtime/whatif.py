@@ -17,9 +17,9 @@ from crossdock.devices.topology import HOST_CPU
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.plan import HOST, Choice, Plan, Step
 from crossdock.runtime.prepare import group_capacity
+from crossdock.runtime.supposed import SupposedCosts
 from crossdock.runtime.target import Target
-from crossdock.scheduler import CostModel, DeviceRates, Estimate, LinkModel, Source
-from crossdock.scheduler import Work as CostWork
+from crossdock.scheduler import LinkModel
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,10 @@ def changed(target: Target, changes: Changes) -> Target:
         for d in target.devices
         if d.id in asked | {HOST}
     )
-    made = replace(target, devices=infos, asked=asked, model=_relinked(target, changes.links))
-    if changes.threads is not None:
-        made = _limited(made, {HOST: changes.threads}, target.capacity)
-    if changes.cores is None:
+    made = replace(target, devices=infos, asked=asked)
+    if not changes.links and changes.cores is None and changes.threads is None:
         return made
-    sharing = {d.id: changes.cores for d in infos if d.resource_group == HOST_CPU}
-    made = _limited(made, sharing, target.capacity)
-    return replace(made, capacity=group_capacity(made.devices, changes.cores))
+    return _supposed(made, changes, target)
 
 
 def _check(changes: Changes, ids: set[str]) -> None:
@@ -84,75 +80,45 @@ def _check(changes: Changes, ids: set[str]) -> None:
             raise PlanError(f"--{flag} {count}: give 1 or more")
 
 
-def _relinked(target: Target, links: Mapping[tuple[str, str], float]) -> CostModel:
-    if not links:
-        return target.model
-    model = target.model.merge(CostModel())
-    for (src, dst), bandwidth in links.items():
-        a, b = target.info(src), target.info(dst)
+def _supposed(target: Target, changes: Changes, unchanged: Target) -> Target:
+    """The target with links of another speed, or fewer cores: with costs that are supposed."""
+    infos = tuple(_fewer(d, _units(d, changes)) for d in target.devices)
+    pairs = list(zip(target.devices, infos, strict=True))
+    whole = {
+        new.fingerprint: (old.fingerprint, old.compute_units / new.compute_units)
+        for old, new in pairs
+        if new is not old
+    }
+    model = SupposedCosts(target.model, whole)
+    for (src, dst), bandwidth in changes.links.items():
+        ends = unchanged.info(src), unchanged.info(dst)
         if HOST not in (src, dst):
             raise PlanError(
                 f"--link {src}:{dst}: transfers pass through {HOST}; give the links {src}:{HOST} "
                 f"and {HOST}:{dst}"
             )
-        made = LinkModel(target.link(a, b).latency_s, ((1.0, bandwidth),))
-        model.set_link(a.fingerprint, b.fingerprint, made)
-    return model
-
-
-def _limited(target: Target, cores: Mapping[str, int], capacity: Mapping[str, int]) -> Target:
-    """The target with some of its devices on so many cores, by id, where they have more."""
-    infos = tuple(_fewer(d, cores.get(d.id, d.compute_units)) for d in target.devices)
-    whole = {
-        new.fingerprint: (old.fingerprint, old.compute_units / new.compute_units)
-        for old, new in zip(target.devices, infos, strict=True)
-        if new is not old
-    }
-    model = LimitedCosts(target.model, whole) if whole else target.model
+        made = LinkModel(unchanged.link(*ends).latency_s, ((1.0, bandwidth),))
+        model.set_link(ends[0].fingerprint, ends[1].fingerprint, made)
+    capacity = target.capacity
+    if changes.cores is not None:
+        capacity = group_capacity(infos, changes.cores)
     return replace(target, devices=infos, model=model, capacity=capacity)
 
 
-def _fewer(info: DeviceInfo, cores: int) -> DeviceInfo:
-    if info.compute_units <= cores:
+def _units(info: DeviceInfo, changes: Changes) -> int:
+    units = [info.compute_units]
+    if changes.cores is not None and info.resource_group == HOST_CPU:
+        units.append(changes.cores)
+    if changes.threads is not None and info.id == HOST:
+        units.append(changes.threads)
+    return min(units)
+
+
+def _fewer(info: DeviceInfo, units: int) -> DeviceInfo:
+    if info.compute_units <= units:
         return info
-    name = f"{info.fingerprint}|on {cores} cores"
-    return replace(info, compute_units=cores, fingerprint=name)
-
-
-class LimitedCosts(CostModel):
-    """The costs of another model, and those of its devices on fewer cores.
-
-    A device with an n-th of its cores takes n times as long at most and no longer at best; n
-    times is the estimate, since most kernels are shared out evenly.
-    """
-
-    def __init__(self, base: CostModel, whole: Mapping[str, tuple[str, float]]) -> None:
-        """Take over ``base``; ``whole`` gives (fingerprint there, n) by new fingerprint."""
-        super().__init__()
-        self.__dict__.update(base.merge(CostModel()).__dict__)
-        self._whole = dict(whole)
-
-    def _there(self, fingerprint: str) -> str:
-        return self._whole.get(fingerprint, (fingerprint, 1.0))[0]
-
-    def rates(self, fingerprint: str) -> DeviceRates | None:
-        """The roofline of the whole device."""
-        return super().rates(self._there(fingerprint))
-
-    def link(self, src: str, dst: str) -> LinkModel | None:
-        """The link between the whole devices."""
-        return super().link(self._there(src), self._there(dst))
-
-    def estimate(
-        self, fingerprint: str, variant: str, key: str, work: CostWork | None = None
-    ) -> Estimate:
-        """Seconds of one run, scaled where the device is one with fewer cores."""
-        old, factor = self._whole.get(fingerprint, (fingerprint, 1.0))
-        made = super().estimate(old, variant, key, work)
-        if factor == 1.0 or made.seconds is None or made.low is None or made.high is None:
-            return made
-        source = Source.FITTED if made.source is Source.MEASURED else made.source
-        return Estimate(made.seconds * factor, made.low, made.high * factor, source, made.samples)
+    name = f"{info.fingerprint}|on {units} cores"
+    return replace(info, compute_units=units, fingerprint=name)
 
 
 class Why(enum.StrEnum):
@@ -164,18 +130,24 @@ class Why(enum.StrEnum):
     COST = "cost there"
     CORES = "fewer at once"
     LINK = "link"
+    SPLIT = "split"
     FOLLOWS = "follows"
     FINISH = "earlier end"
 
 
 @dataclass(frozen=True)
 class Move:
-    """An op that another device runs after the change; ``detail`` has the figures."""
+    """An op that another device runs after the change.
+
+    ``before`` and ``after`` are its seconds on the two; ``detail`` has the figures of the reason.
+    """
 
     op: str
     name: str
     src: str
     dst: str
+    before: float
+    after: float
     why: Why
     detail: str
 
@@ -215,50 +187,109 @@ def _figures(plan: Plan) -> dict[str, Any]:
     }
 
 
-def compare(before: Plan, after: Plan, target: Target, changes: Changes) -> Comparison:
-    """What moved and why; ``target`` is the one that ``before`` was made for."""
-    return Comparison(before, after, _Moves(before, after, target, changes).found)
+def compare(
+    before: Plan, after: Plan, target: Target, changes: Changes, ops: Iterable[str] | None = None
+) -> Comparison:
+    """What moved and why.
+
+    Args:
+        before: the plan for ``target``.
+        after: the plan for the changed target.
+        target: the target as it is.
+        changes: what was changed.
+        ops: the ops by node name, where the plans may have some of them in parts.
+    """
+    names = [s.name for s in before.launches()] if ops is None else ops
+    return Comparison(before, after, _Moves(before, after, target, changes, names).found)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The steps of an op: one, or one a part; all in the order of their devices."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(s.device for s in self.steps))
+
+    @property
+    def whole(self) -> bool:
+        return len(self.steps) == 1
+
+    @property
+    def seconds(self) -> float:
+        return max(s.seconds for s in self.steps)
+
+
+def _places(plan: Plan, ops: Iterable[str]) -> dict[str, _Place]:
+    steps = {s.name: s for s in plan.launches()}
+    found = {name: _Place((steps[name],)) for name in ops if name in steps}
+    for split in plan.splits:
+        for name in split.ops if split.taken else ():
+            parts = (steps.get(f"{name}.part{i}") for i in range(len(split.devices)))
+            there = tuple(s for s in parts if s is not None)
+            if there:
+                found[name] = _Place(there)
+    return found
+
+
+def placement(plan: Plan, ops: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The devices of each op of a graph by node name, several where the op is in parts."""
+    return {name: place.devices for name, place in _places(plan, ops).items()}
 
 
 class _Moves:
     """Finds what moved; the reasons are tried from the most certain one down."""
 
-    def __init__(self, before: Plan, after: Plan, target: Target, changes: Changes) -> None:
+    def __init__(
+        self, before: Plan, after: Plan, target: Target, changes: Changes, ops: Iterable[str]
+    ) -> None:
         self.before, self.after = before, after
         self.target, self.changes = target, changes
-        was = {s.name: s for s in before.launches()}
-        now = {s.name: s for s in after.launches()}
-        self.pairs = [(was[n], now[n]) for n in was if n in now and was[n].device != now[n].device]
-        self.moved = {old.name for old, _ in self.pairs}
+        names = tuple(ops)
+        was, now = _places(before, names), _places(after, names)
+        pairs = {n: (was[n], now[n]) for n in names if n in was and n in now}
+        self.pairs = {n: p for n, p in pairs.items() if p[0].devices != p[1].devices}
         self.maker = {v: s.name for s in before.launches() for v in s.outputs}
         self.found = tuple(
-            Move(new.op, new.name, old.device, new.device, *self._why(old, new))
-            for old, new in self.pairs
+            Move(
+                new.steps[0].op,
+                name,
+                " + ".join(old.devices),
+                " + ".join(new.devices),
+                old.seconds,
+                new.seconds,
+                *self._why(name, old, new),
+            )
+            for name, (old, new) in self.pairs.items()
         )
 
-    def _why(self, old: Step, new: Step) -> tuple[Why, str]:
-        for test in (self._gone, self._memory, self._cannot, self._cost, self._cores):
-            found = test(old, new)
-            if found is not None:
-                return found
-        return self._link(old, new) or self._follows(old) or self._finish(old, new)
+    def _why(self, name: str, old: _Place, new: _Place) -> tuple[Why, str]:
+        left = [d for d in old.devices if d not in new.devices]
+        found = self._gone(left) or self._memory(left)
+        if found is None and old.whole and new.whole:
+            found = self._cannot(old, new) or self._cost(old.steps[0], new.steps[0])
+        touched = {*old.devices, *new.devices}
+        found = found or self._cores(touched) or self._link(touched)
+        if found is None and not (old.whole and new.whole):
+            return self._split(name)
+        return found or self._follows(old.steps[0]) or self._finish(old.steps[0], new.steps[0])
 
-    def _gone(self, old: Step, _new: Step) -> tuple[Why, str] | None:
-        if old.device not in self.changes.without:
-            return None
-        return Why.GONE, f"{old.device} is left out"
+    def _gone(self, left: Iterable[str]) -> tuple[Why, str] | None:
+        gone = [d for d in left if d in self.changes.without]
+        return (Why.GONE, f"{gone[0]} is left out") if gone else None
 
-    def _memory(self, old: Step, _new: Step) -> tuple[Why, str] | None:
-        budget = self.changes.memory.get(old.device)
-        if budget is None:
-            return None
-        need = self.before.device(old.device).peak_bytes
-        if need <= budget:
-            return None
-        return Why.MEMORY, f"unchanged, {old.device} takes {need} B; it has {budget} B"
+    def _memory(self, left: Iterable[str]) -> tuple[Why, str] | None:
+        for device in left:
+            budget = self.changes.memory.get(device)
+            need = self.before.device(device).peak_bytes
+            if budget is not None and need > budget:
+                return Why.MEMORY, f"unchanged, {device} takes {need} B; it has {budget} B"
+        return None
 
-    def _cannot(self, old: Step, new: Step) -> tuple[Why, str] | None:
-        choice = _choice(new, old.device)
+    def _cannot(self, old: _Place, new: _Place) -> tuple[Why, str] | None:
+        choice = _choice(new.steps[0], old.devices[0])
         if choice is None or choice.seconds is not None:
             return None
         return Why.CANNOT, choice.reason
@@ -272,18 +303,16 @@ class _Moves:
                 return Why.COST, f"{_ms(b.seconds)} on {device} instead of {_ms(a.seconds)}"
         return None
 
-    def _cores(self, old: Step, new: Step) -> tuple[Why, str] | None:
-        if self.changes.cores is None:
+    def _cores(self, touched: set[str]) -> tuple[Why, str] | None:
+        groups = {self.target.info(d).resource_group for d in touched}
+        if self.changes.cores is None or groups != {HOST_CPU}:
             return None
-        group = self.target.info(old.device).resource_group
-        if group != HOST_CPU or self.target.info(new.device).resource_group != group:
-            return None
-        return Why.CORES, f"{old.device} and {new.device} share {self.changes.cores} core(s)"
+        return Why.CORES, f"{', '.join(sorted(touched))} share {self.changes.cores} core(s)"
 
-    def _link(self, old: Step, new: Step) -> tuple[Why, str] | None:
+    def _link(self, touched: set[str]) -> tuple[Why, str] | None:
         said = []
         for (src, dst), rate in self.changes.links.items():
-            if {src, dst} - {HOST} <= {old.device, new.device}:
+            if {src, dst} - {HOST} <= touched:
                 moved = sum(
                     c.nbytes for p in (self.before, self.after) for c in _crossing(p, src, dst)
                 )
@@ -295,10 +324,14 @@ class _Moves:
                 )
         return (Why.LINK, "; ".join(said)) if said else None
 
+    def _split(self, name: str) -> tuple[Why, str]:
+        told = [s.reason for s in self.after.splits if name in s.ops]
+        return Why.SPLIT, told[0] if told else "in parts it ends no sooner"
+
     def _follows(self, old: Step) -> tuple[Why, str] | None:
         near = [self.maker.get(v) for v in old.inputs if v is not None]
         near += [s.name for s in self.before.launches() if set(old.outputs) & set(s.inputs)]
-        others = [n for n in near if n is not None and n in self.moved]
+        others = [n for n in near if n is not None and n in self.pairs]
         return (Why.FOLLOWS, f"{others[0]}, which moved") if others else None
 
     def _finish(self, old: Step, new: Step) -> tuple[Why, str]:

@@ -21,25 +21,22 @@ from crossdock.scheduler.compiled_core import (
     Net,
     Wires,
     Words,
+    copy_into,
     hop,
-    kernel,
     leaf,
     uniform,
 )
-from crossdock.scheduler.compiled_state import Copies, Plan, State
+from crossdock.scheduler.compiled_state import CURRENT, Back, Copies, Plan, State
 from crossdock.scheduler.problem import Floats, Ints
-
-TIE = 0.01  # weight of the way through the task itself where the makespan ties
 
 
 class Gaps(NamedTuple):
     """Scratch of a reinsertion."""
 
-    finish: Floats  # (n,) without the task
-    rest: Floats  # (n,) from a task's start to the end, without the task
+    finish: Floats  # (n,) without the task, behind it in its window
+    rest: Floats  # (n,) without the task, ahead of it in its window
     lane: Floats  # (lanes,) finish of the last task seen on a lane
     lane_rest: Floats  # (lanes,) rest of the next task on a lane
-    beyond: Floats  # (lanes,) the same behind the last gap
     arrive: Floats  # (m,) of the task's inputs
     depart: Floats  # (m,) way after the task
 
@@ -48,55 +45,16 @@ def new_gaps(g: Graph) -> Gaps:
     """Empty scratch."""
     n, m = g.cost.shape
     return Gaps(
-        np.zeros(n),
-        np.zeros(n),
-        np.zeros(g.lanes),
-        np.zeros(g.lanes),
-        np.zeros(g.lanes),
-        np.zeros(m),
-        np.zeros(m),
+        np.zeros(n), np.zeros(n), np.zeros(g.lanes), np.zeros(g.lanes), np.zeros(m), np.zeros(m)
     )
 
 
-@kernel
-def forward(g: Graph, s: State, w: Gaps, t: int) -> float:
-    """Fill ``w.finish`` without ``t``; returns the makespan without it (under free links)."""
-    net, wires, plan, front, cost, lane = g.net, g.wires, s.plan, s.front, g.cost, g.lane
-    n, here = len(plan.order), plan.position[t]
-    first = n if g.serial else here + 1
-    for q in range(n):
-        w.finish[plan.order[q]] = plan.finish[plan.order[q]]
-    for r in range(g.lanes):
-        w.lane[r] = front.lane_free[here, r]
-    makespan = front.prefix[here]
-    for q in range(first, n):
-        u = plan.order[q]
-        d = plan.device[u]
-        ready = w.lane[lane[d]]
-        for k in range(net.pred_ptr[u], net.pred_ptr[u + 1]):
-            p = net.pred[k]
-            if p == t:
-                continue
-            at = w.finish[p]
-            if plan.device[p] != d:
-                at += hop(wires, net.pred_bytes[k], plan.device[p], d)
-            ready = max(ready, at)
-        w.finish[u] = ready + cost[u, d]
-        w.lane[lane[d]] = w.finish[u]
-        makespan = max(makespan, w.finish[u])
-    return makespan
-
-
 @leaf
-def way_after(
-    net: Net, wires: Wires, device: Ints, rest: Floats, u: int, d: int, skip: int
-) -> float:
-    """Longest way from the finish of ``u`` on ``d`` through its consumers, ``skip`` left out."""
+def way_after(net: Net, wires: Wires, device: Ints, rest: Floats, u: int, d: int) -> float:
+    """Longest way from the finish of ``u`` on ``d`` through its consumers."""
     longest = 0.0
     for k in range(net.succ_ptr[u], net.succ_ptr[u + 1]):
         c = net.succ[k]
-        if c == skip:
-            continue
         way = rest[c]
         if device[c] != d:
             way += hop(wires, net.succ_bytes[k], d, device[c])
@@ -104,27 +62,80 @@ def way_after(
     return longest
 
 
-@kernel
-def backward(g: Graph, plan: Plan, w: Gaps, t: int, low: int, high: int) -> None:
-    """Fill ``w.rest`` from position ``low`` on without ``t``, and ``w.beyond`` at ``high``."""
-    net, wires, cost, lane = g.net, g.wires, g.cost, g.lane
-    for r in range(g.lanes):
-        w.lane_rest[r] = 0.0
-    for q in range(len(plan.order) - 1, low - 1, -1):
-        if q == high:
-            for r in range(g.lanes):
-                w.beyond[r] = w.lane_rest[r]
+@leaf
+def refresh(net: Net, wires: Wires, cost: Floats, lane: Ints, plan: Plan, back: Back) -> None:
+    """Bring ``back`` up to date."""
+    rows = back.lane_rest
+    for q in range(back.stale[0], -1, -1):
         u = plan.order[q]
-        if u == t:
+        d = plan.device[u]
+        r = lane[d]
+        after = way_after(net, wires, plan.device, back.rest, u, d)
+        copy_into(rows[q], rows[q + 1])
+        rows[q, r] = back.rest[u] = cost[u, d] + max(rows[q + 1, r], after)
+    back.stale[0] = -1
+
+
+@leaf
+def way_through(
+    net: Net, wires: Wires, cost: Floats, plan: Plan, rest: Floats, t: int, d: int
+) -> float:
+    """Longest way from the start through ``t`` on ``d`` to the end, lanes of ``t`` left out.
+
+    The makespan is at least that after any change of ``t`` alone, under both link models.
+    """
+    ready = 0.0
+    for k in range(net.pred_ptr[t], net.pred_ptr[t + 1]):
+        p = net.pred[k]
+        at = plan.finish[p]
+        if plan.device[p] != d:
+            at += hop(wires, net.pred_bytes[k], plan.device[p], d)
+        ready = max(ready, at)
+    return ready + cost[t, d] + way_after(net, wires, plan.device, rest, t, d)
+
+
+@leaf
+def forward(g: Graph, s: State, w: Gaps, here: int, high: int) -> None:
+    """Fill ``w.finish`` of positions ``here`` + 1 to ``high`` without the task at ``here``."""
+    net, wires, plan, front, cost, lane = g.net, g.wires, s.plan, s.front, g.cost, g.lane
+    copy_into(w.lane, front.lane_free[here])
+    for q in range(here + 1, high + 1):
+        u = plan.order[q]
+        if g.serial:
+            w.finish[u] = plan.finish[u]
             continue
         d = plan.device[u]
-        after = way_after(net, wires, plan.device, w.rest, u, d, t)
-        w.rest[u] = cost[u, d] + max(w.lane_rest[lane[d]], after)
-        w.lane_rest[lane[d]] = w.rest[u]
+        ready = w.lane[lane[d]]
+        for k in range(net.pred_ptr[u], net.pred_ptr[u + 1]):
+            p = net.pred[k]
+            at = w.finish[p] if plan.position[p] > here else plan.finish[p]
+            if plan.device[p] != d:
+                at += hop(wires, net.pred_bytes[k], plan.device[p], d)
+            ready = max(ready, at)
+        w.finish[u] = ready + cost[u, d]
+        w.lane[lane[d]] = w.finish[u]
 
 
-@kernel
-def fill_ends(net: Net, wires: Wires, plan: Plan, c: Copies, w: Gaps, t: int) -> None:
+@leaf
+def backward(g: Graph, plan: Plan, back: Back, w: Gaps, low: int, here: int) -> None:
+    """Fill ``w.rest`` of positions ``low`` to ``here`` - 1 without the task at ``here``."""
+    net, wires, cost, lane = g.net, g.wires, g.cost, g.lane
+    copy_into(w.lane_rest, back.lane_rest[here + 1])
+    for q in range(here - 1, low - 1, -1):
+        u = plan.order[q]
+        d = plan.device[u]
+        longest = w.lane_rest[lane[d]]
+        for k in range(net.succ_ptr[u], net.succ_ptr[u + 1]):
+            c = net.succ[k]
+            way = w.rest[c] if plan.position[c] < here else back.rest[c]
+            if plan.device[c] != d:
+                way += hop(wires, net.succ_bytes[k], d, plan.device[c])
+            longest = max(longest, way)
+        w.rest[u] = w.lane_rest[lane[d]] = cost[u, d] + longest
+
+
+@leaf
+def fill_ends(net: Net, wires: Wires, plan: Plan, c: Copies, rest: Floats, w: Gaps, t: int) -> None:
     """Fill arrival and way after ``t`` for every device."""
     for d in range(len(w.arrive)):
         ready = 0.0
@@ -138,7 +149,7 @@ def fill_ends(net: Net, wires: Wires, plan: Plan, c: Copies, w: Gaps, t: int) ->
                     at += hop(wires, net.pred_bytes[k], plan.device[p], d)
             ready = max(ready, at)
         w.arrive[d] = ready
-        w.depart[d] = way_after(net, wires, plan.device, w.rest, t, d, NOWHERE)
+        w.depart[d] = way_after(net, wires, plan.device, rest, t, d)
 
 
 @leaf
@@ -152,20 +163,22 @@ def window(net: Net, position: Ints, t: int) -> tuple[int, int]:
     return low, high
 
 
-@kernel
+@leaf
 def reinsertion(g: Graph, s: State, w: Gaps, t: int, heat: float, rng: Words) -> tuple[int, int]:
     """(device, position) of a good gap for ``t``; noise grows with ``heat``.
 
     The position is that of ``t`` in the order after the move; the device -1: there is none.
+    ``s.back`` has to be up to date.
     """
     plan, cost, lane, held, room = s.plan, g.cost, g.lane, g.held, s.room
     low, high = window(g.net, plan.position, t)
-    without = forward(g, s, w, t)
-    backward(g, plan, w, t, low, high)
-    fill_ends(g.net, g.wires, plan, s.copies, w, t)
-    for r in range(g.lanes):
-        w.lane[r] = s.front.lane_free[low, r]
-    best, device, position, here = BIG, NOWHERE, 0, plan.position[t]
+    here = plan.position[t]
+    forward(g, s, w, here, high)
+    backward(g, plan, s.back, w, low, here)
+    fill_ends(g.net, g.wires, plan, s.copies, s.back.rest, w, t)
+    copy_into(w.lane, s.front.lane_free[low])
+    noise = heat * s.value[CURRENT]
+    best, device, position = BIG, NOWHERE, 0
     for q in range(low, high + 2):
         u = plan.order[q] if q <= high else NOWHERE
         if u == t:
@@ -176,19 +189,14 @@ def reinsertion(g: Graph, s: State, w: Gaps, t: int, heat: float, rng: Words) ->
             fits = cost[t, d] < BIG and (d == plan.device[t] or held[t] <= room[d])
             if not (open_gap and fits):
                 continue
-            rest = w.rest[u] if u >= 0 else w.beyond[r]
+            rest = s.back.lane_rest[high + 1, r]
+            if u >= 0:
+                rest = w.rest[u] if q < here else s.back.rest[u]
             way = max(w.lane[r], w.arrive[d]) + cost[t, d] + max(rest, w.depart[d])
-            score = noisy(max(without, way) + TIE * way, best, heat, rng)
-            if score < best:
-                best, device, position = score, d, q - 1 if q > here else q
+            if way < best:
+                way -= noise * np.log(1.0 - uniform(rng))
+            if way < best:
+                best, device, position = way, d, q - 1 if q > here else q
         if u >= 0:
-            w.lane[lane[plan.device[u]]] = w.finish[u]
+            w.lane[lane[plan.device[u]]] = w.finish[u] if q > here else plan.finish[u]
     return device, position
-
-
-@leaf
-def noisy(score: float, best: float, heat: float, rng: Words) -> float:
-    """``score`` raised by exponential noise, drawn only where it can still be the best."""
-    if score >= best:
-        return score
-    return score * (1.0 - heat * np.log(1.0 - uniform(rng)))

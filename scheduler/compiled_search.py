@@ -33,6 +33,7 @@ from crossdock.scheduler.compiled_moves import (
     shift,
     undo_devices,
 )
+from crossdock.scheduler.compiled_reinsert import refresh, way_through
 from crossdock.scheduler.compiled_state import (
     BEST,
     CURRENT,
@@ -62,7 +63,7 @@ def arrival(net: Net, wires: Wires, plan: Plan, c: Copies, k: int, d: int) -> fl
     return plan.finish[p] + hop(wires, net.pred_bytes[k], a, d)
 
 
-@kernel
+@leaf
 def trace_path(
     net: Net, wires: Wires, plan: Plan, c: Copies, lane: Ints, v: Changes, rng: Words
 ) -> None:
@@ -96,17 +97,20 @@ def trace_path(
     v.length[0] = count
 
 
-@kernel
-def change_window(g: Graph, s: State, v: Changes, count: int, first: int) -> tuple[int, int]:
-    """(first position, last position) that the trial's device changes touch directly.
+@leaf
+def change_window(
+    g: Graph, s: State, v: Changes, count: int, first: int, last: int
+) -> tuple[int, int, int]:
+    """(first position, last changed position, last position touched) of the device changes.
 
-    Marks the tasks that the changes reach.
+    ``first`` and ``last`` are those of the changes in the order. Marks the tasks reached.
     """
     net, plan, trial, copies = g.net, s.plan, s.trial, s.copies
-    lo, reach = first, 0
+    lo, settled, reach = first, last, 0
     for i in range(count):
         u = v.task[i]
         lo = min(lo, plan.position[u])
+        settled = max(settled, plan.position[u])
         reach = max(reach, plan.position[u], plan.last_use[u])
         trial.dirty[u] = trial.counts[NUMBER]
         touch_all(net, trial, u)
@@ -120,17 +124,27 @@ def change_window(g: Graph, s: State, v: Changes, count: int, first: int) -> tup
             touch_copy(net, trial, p, x, e)
             if net.mixed[x]:
                 lo = min(lo, copies.sent_at[x, d], copies.sent_at[x, e])
-    return lo, reach
+    return lo, settled, reach
 
 
-@kernel
+@leaf
 def try_move(g: Graph, s: State, v: Moves, heat: float) -> bool:
     """Propose, evaluate and accept or reject one move at relative temperature ``heat``."""
     plan, trial, value, changes = s.plan, s.trial, s.value, v.changes
+    if s.back.stale[0] >= 0:
+        refresh(g.net, g.wires, g.cost, g.lane, plan, s.back)
     count, t, target, family = propose(g, s, v, heat)
     here, n = plan.position[t], len(plan.order)
     if count == 0 and target == here:
         return False
+    blur = BLUR / n
+    limit = value[CURRENT] * (1.0 - heat * np.log(1.0 - uniform(v.rng))) + blur * value[TOTAL]
+    floor = limit - BLUR_KEPT * blur * value[TOTAL]
+    if count == 1 and not family:
+        d = trial.device[t]
+        if way_through(g.net, g.wires, g.cost, plan, s.back.rest, t, d) > floor:
+            undo_devices(g.held, s.room, trial.device, changes, count)
+            return False
     begin_trial(trial)
     first, last, lo = here, -1, n
     if target != here:
@@ -140,15 +154,14 @@ def try_move(g: Graph, s: State, v: Moves, heat: float) -> bool:
             pull(g.net, plan, trial, changes, t, target)
         else:
             shift(plan, trial, t, target)
-    lo, reach = change_window(g, s, changes, count, lo)
-    blur = BLUR / n
-    limit = value[CURRENT] * (1.0 - heat * np.log(1.0 - uniform(v.rng))) + blur * value[TOTAL]
-    stop, makespan = evaluate(g, s, lo, last, reach, limit - BLUR_KEPT * blur * value[TOTAL])
+    lo, settled, reach = change_window(g, s, changes, count, lo, last)
+    stop, makespan = evaluate(g, s, lo, last, settled, reach, floor)
     if makespan >= BIG or makespan + blur * value[NEW_TOTAL] > limit:
         reject(plan, trial, first, last)
         undo_devices(g.held, s.room, trial.device, changes, count)
         return False
     commit(g, s, lo, stop, first, last)
+    s.back.stale[0] = max(s.back.stale[0], settled)
     if makespan < value[BEST] * (1.0 - 1e-12):
         value[BEST] = makespan
         copy_into(s.best_order, plan.order)

@@ -60,6 +60,14 @@ class Front(NamedTuple):
     suffix: Floats  # (n + 1,) largest finish from there on
 
 
+class Back(NamedTuple):
+    """What follows in the current solution, transfers unhindered."""
+
+    rest: Floats  # (n,) longest way from a task's start to the end
+    lane_rest: Floats  # (n + 1, lanes) rest of the first task on a lane from a position on
+    stale: Ints  # (1,) last position from which on backwards these are out of date, or -1
+
+
 class State(NamedTuple):
     """All of a search's solution state."""
 
@@ -67,6 +75,7 @@ class State(NamedTuple):
     trial: Trial
     copies: Copies
     front: Front
+    back: Back
     room: Floats  # (m,) bytes left
     value: Floats  # makespans: current, best; sum of all finishes: current, trial
     best_order: Ints

@@ -10,7 +10,7 @@ import numpy as np
 
 from crossdock.runtime.errors import MemoryBudget, NoPlacement
 from crossdock.scheduler.bounds import lower_bound
-from crossdock.scheduler.decode import Timed, decode, free_transfers
+from crossdock.scheduler.decode import Timed, decode
 from crossdock.scheduler.limits import Limits
 from crossdock.scheduler.lists import ListState, run_fixed
 from crossdock.scheduler.memory import peak_bytes
@@ -61,12 +61,10 @@ def freeze(
     single: Mapping[str, float] | None = None,
     stats: Mapping[str, float] | None = None,
 ) -> Schedule:
-    """Make a draft a Schedule; free-link transfers are derived here."""
+    """Make a draft a Schedule."""
     where = np.array(draft.device, np.int64)
     begin = np.array(draft.timed.start, np.float64)
     end = np.array(draft.timed.finish, np.float64)
-    serial = links == "serial"
-    moves = list(draft.timed.sent.values()) if serial else free_transfers(problem, where, end)
     makespan = float(end.max()) if problem.n else 0.0
     if math.isinf(makespan):
         raise NoPlacement("an input cannot reach the device of its task; add a link")
@@ -79,7 +77,7 @@ def freeze(
         device=where,
         start=begin,
         finish=end,
-        transfers=tuple(sorted(moves, key=lambda x: (x.start, x.finish, x.tensor, x.dst))),
+        sent=tuple(draft.timed.sent.values()) if links == "serial" else None,
         makespan=makespan,
         lower_bound=min(least, makespan),
         policy=draft.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +26,19 @@ from crossdock.scheduler.problem import (
 _T = TypeVar("_T", bound=np.generic)
 
 
+class EdgeTable(NamedTuple):
+    """Edges as arrays; (e,) each."""
+
+    src: Ints
+    dst: Ints
+    nbytes: Floats
+    tensor: Ints  # unique over the problem
+
+
 def assemble(
     cls: type[Problem],
     tasks: Sequence[TaskSpec],
-    edges: Sequence[EdgeSpec | tuple[TaskRef, TaskRef, float]],
+    edges: Sequence[EdgeSpec | tuple[TaskRef, TaskRef, float]] | EdgeTable,
     devices: Sequence[DeviceSpec],
     links: Sequence[LinkSpec],
     *,
@@ -56,14 +65,16 @@ def assemble(
         cell = (_find(task, task_at, "task"), _find(device, device_at, "device"))
         cost[cell] = math.inf
         reasons[cell] = why
-    src, dst, nbytes, tensor = _edge_arrays(edges, task_at)
+    table = edges if isinstance(edges, EdgeTable) else _edge_table(edges, task_at)
+    src, dst, nbytes, tensor = table
     latency, inv_bw = _link_tables(links, device_at)
     if host is not None:
         stage_through(_find(host, device_at, "device"), latency, inv_bw)
     out = np.zeros(len(tasks))
     np.maximum.at(out, src, nbytes)
     for i, t in enumerate(tasks):
-        out[i] = out[i] if t.out_bytes is None else t.out_bytes
+        if t.out_bytes is not None:
+            out[i] = t.out_bytes
     groups = tuple(d.resource_group or d.id for d in devices)
     problem = cls(
         task_names=tuple(t.name for t in tasks),
@@ -152,12 +163,12 @@ def _cost_table(tasks: Sequence[TaskSpec], device_at: Mapping[str, int]) -> Floa
         if isinstance(task.cost, Mapping):
             for device, seconds in task.cost.items():
                 cost[i, _find(device, device_at, "device")] = seconds
-        else:
-            require(
-                len(task.cost) == len(device_at),
-                f"task {task.name!r} has {len(task.cost)} costs for {len(device_at)} devices",
+            continue
+        if len(task.cost) != len(device_at):
+            raise GraphError(
+                f"task {task.name!r} has {len(task.cost)} costs for {len(device_at)} devices"
             )
-            cost[i] = task.cost
+        cost[i] = task.cost
     bad = np.flatnonzero(~(cost >= 0.0).all(axis=1))
     if bad.size:
         name = tasks[int(bad[0])].name
@@ -183,21 +194,30 @@ def _apply_pins(
             cost[t, d] = math.inf
 
 
-def _edge_arrays(
+def _edge_table(
     edges: Sequence[EdgeSpec | tuple[TaskRef, TaskRef, float]], task_at: Mapping[str, int]
-) -> tuple[Ints, Ints, Floats, Ints]:
-    src = np.zeros(len(edges), np.int64)
-    dst = np.zeros(len(edges), np.int64)
-    nbytes = np.zeros(len(edges))
-    tensor = np.zeros(len(edges), np.int64)
+) -> EdgeTable:
+    specs = [edge if isinstance(edge, EdgeSpec) else EdgeSpec(*edge) for edge in edges]
+    return edge_table(
+        [_find(e.src, task_at, "task") for e in specs],
+        [_find(e.dst, task_at, "task") for e in specs],
+        [e.nbytes for e in specs],
+        [e.tensor for e in specs],
+    )
+
+
+def edge_table(
+    src: Sequence[int], dst: Sequence[int], nbytes: Sequence[float], names: Sequence[str | None]
+) -> EdgeTable:
+    """Edges from task indices, sizes and names of tensors, which are those of the producer."""
     numbers: dict[tuple[int, str | None], int] = {}
-    for i, given in enumerate(edges):
-        edge = given if isinstance(given, EdgeSpec) else EdgeSpec(*given)
-        src[i] = _find(edge.src, task_at, "task")
-        dst[i] = _find(edge.dst, task_at, "task")
-        nbytes[i] = edge.nbytes
-        tensor[i] = numbers.setdefault((int(src[i]), edge.tensor), len(numbers))
-    return src, dst, _sizes(nbytes, "edge bytes"), tensor
+    tensor = [numbers.setdefault(key, len(numbers)) for key in zip(src, names, strict=True)]
+    return EdgeTable(
+        np.array(src, np.int64),
+        np.array(dst, np.int64),
+        _sizes(nbytes, "edge bytes"),
+        np.array(tensor, np.int64),
+    )
 
 
 def _link_tables(links: Sequence[LinkSpec], device_at: Mapping[str, int]) -> tuple[Floats, Floats]:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crossdock.runtime.errors import GraphError
-from crossdock.scheduler.problem import DeviceSpec, EdgeSpec, LinkSpec, Problem, TaskSpec
-from crossdock.scheduler.problem_build import assemble
+from crossdock.scheduler.problem import DeviceSpec, LinkSpec, Problem, TaskSpec
+from crossdock.scheduler.problem_build import assemble, edge_table
 
 
 def from_json(instance: Mapping[str, Any]) -> Problem:
@@ -47,10 +47,13 @@ def from_json(instance: Mapping[str, Any]) -> Problem:
             )
             for name, t in zip(_names(raw_tasks), raw_tasks, strict=True)
         ]
-        edges = [
-            EdgeSpec(task_at[e[0]], task_at[e[1]], _number(e[2], 0.0), _tensor(e))
-            for e in instance["edges"]
-        ]
+        rows = instance["edges"]
+        edges = edge_table(
+            [task_at[e[0]] for e in rows],
+            [task_at[e[1]] for e in rows],
+            [_number(e[2], 0.0) for e in rows],
+            [_tensor(e) for e in rows],
+        )
         links = [
             LinkSpec(
                 device_at[x["a"]],

@@ -76,7 +76,7 @@ class Schedule:
     Attributes:
         device: int64 (n,), start, finish: float64 (n,).
         order: for each device, its tasks by start time.
-        transfers: every copy between devices, by start time (both link models).
+        sent: the transfers that a link model with contention timed; None under free links.
         makespan: the last finish; ``lower_bound`` <= any schedule's makespan.
         policy: what made it (``auto`` keeps the name of the best seed after a colon).
         single: predicted makespan of each best single device fallback, by device id, where a
@@ -89,7 +89,7 @@ class Schedule:
     device: Ints
     start: Floats
     finish: Floats
-    transfers: tuple[Transfer, ...]
+    sent: tuple[Transfer, ...] | None
     makespan: float
     lower_bound: float
     policy: str
@@ -106,6 +106,16 @@ class Schedule:
         for t in ranked:
             rows[int(self.device[t])].append(t)
         return tuple(tuple(row) for row in rows)
+
+    @cached_property
+    def transfers(self) -> tuple[Transfer, ...]:
+        """Every copy between devices, by start time (both link models)."""
+        from crossdock.scheduler.decode import free_transfers
+
+        moves = self.sent
+        if moves is None:
+            moves = tuple(free_transfers(self.problem, self.device, self.finish))
+        return tuple(sorted(moves, key=lambda x: (x.start, x.finish, x.tensor, x.dst)))
 
     @property
     def gap(self) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from crossdock.scheduler.problem import Floats, Problem
+from crossdock.scheduler.problem import Floats, Ints, Problem
 
 
 def tensor_bytes(problem: Problem) -> Floats:
@@ -31,17 +31,19 @@ def inputs_of(problem: Problem) -> list[list[tuple[int, int, float]]]:
     return rows
 
 
-def copy_bytes(problem: Problem, device: Sequence[int]) -> dict[tuple[int, int], float]:
-    """Bytes of every (tensor, device) that is sent: the tensor's largest edge to that device."""
-    size: dict[tuple[int, int], float] = {}
-    for a, b, x, nbytes in zip(
-        problem.edge_src.tolist(),
-        problem.edge_dst.tolist(),
-        problem.edge_tensor.tolist(),
-        problem.edge_bytes.tolist(),
-        strict=True,
-    ):
-        if device[a] != device[b]:
-            key = (x, device[b])
-            size[key] = max(size.get(key, 0.0), nbytes)
-    return size
+def copy_sizes(problem: Problem, device: Sequence[int] | Ints) -> Floats:
+    """Bytes that each edge's copy has, float64 (e,): its tensor's largest edge to that device."""
+    at = np.asarray(device, np.int64)
+    key = problem.edge_tensor * problem.m + at[problem.edge_dst]
+    size = np.zeros(int(key.max()) + 1 if key.size else 0)
+    np.maximum.at(size, key, problem.edge_bytes)
+    largest: Floats = size[key]
+    return largest
+
+
+def hops(problem: Problem, nbytes: Floats, device: Sequence[int] | Ints) -> Floats:
+    """Seconds from an edge's producer to its consumer for ``nbytes`` (e,); 0 on one device."""
+    at = np.asarray(device, np.int64)
+    src, dst = at[problem.edge_src], at[problem.edge_dst]
+    takes: Floats = problem.latency[src, dst] + nbytes * problem.inv_bw[src, dst]
+    return takes

@@ -9,6 +9,7 @@ import click
 COMMANDS = {
     "accuracy": "predicted against measured time, for models on this machine",
     "bench": "run the benchmark suites of a checkout",
+    "calibrate": "learn what kernels cost at shapes never measured",
     "devices": "list the devices",
     "explain": "say for each op, or one, what was considered and why it runs where it does",
     "ops": "list how each device runs each op and element type, and why",

@@ -7,7 +7,7 @@ from rich.table import Table
 from crossdock.runtime.cli.output import Output, add_row, make_table
 from crossdock.runtime.cli.planning import Planned
 from crossdock.runtime.cli.tables import NAME
-from crossdock.runtime.cli.text import millis, percent, short, size
+from crossdock.runtime.cli.text import millis, percent, seconds, short, size
 from crossdock.runtime.whatif import Comparison
 
 
@@ -48,9 +48,11 @@ def _devices(found: Comparison) -> Table:
 
 
 def _moves(found: Comparison) -> Table:
-    table = make_table("Moved", ("op", "from", "to", "why", ""))
+    table = make_table("Moved", ("op", "from", "to", ">took", ">takes", "why", ""))
     for move in found.moves:
         name = short(move.name, NAME)
         what = move.op if name == move.op else f"{move.op} {name}"
-        add_row(table, (what, move.src, move.dst, (move.why.value, "bold"), move.detail))
+        took, takes = seconds(move.before), seconds(move.after)
+        why = (move.why.value, "bold")
+        add_row(table, (what, move.src, move.dst, took, takes, why, move.detail))
     return table

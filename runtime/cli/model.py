@@ -27,12 +27,13 @@ def plan_file(
     One that runs in stages is evaluated on what it is fed, to see which stages there are.
     """
     profile = None if machine is None else read_machine(machine)
-    graph, feeds = prepare(path, load_model(path), feeding, lambda _text: None)
+    source = load_model(path)
+    graph, feeds = prepare(path, source, feeding, lambda _text: None)
     with output.progress("planning") as tick, about(path):
         if graph.staged is not None:
             made = plan_stages(graph, graph.staged, feeds, placing, asked, profile, tick)
         else:
-            made = plan_model(graph, placing, asked, profile, tick)
+            made = plan_model(graph, placing, asked, profile, tick, source=source)
     if profile is not None:
         output.line(*origin(machine, profile))
     return made

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from crossdock.devices import registry
+from crossdock.devices.base import Device
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import costing, fallback, planner, profiles, whatif
-from crossdock.runtime.cli.options import Placing, split_link
+from crossdock.runtime import costing, degrade, explain, fallback, planner, profiles, whatif
+from crossdock.runtime.cli.options import Placing, objective, split_link
 from crossdock.runtime.errors import LoadError, PlanError
+from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import HOST, Plan
+from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.prepare import (
     PREPARING,
     Config,
@@ -20,8 +23,11 @@ from crossdock.runtime.prepare import (
     concerning,
     group_capacity,
     measure_missing,
+    measure_parts,
     simplify,
+    target_here,
 )
+from crossdock.runtime.split_choice import Planned as WithParts
 from crossdock.runtime.target import Target
 from crossdock.runtime.whatif import Changes, Comparison
 from crossdock.scheduler import CostModel
@@ -69,10 +75,12 @@ def plan_model(
     progress: Progress | None = None,
     *,
     stage: bool = False,
+    source: Graph | None = None,
 ) -> Planned:
     """Plan a static graph; kernels not measured before are measured where the devices are here.
 
-    Of a ``stage`` of a graph, constraints may name ops that are in others.
+    Of a ``stage`` of a graph, constraints may name ops that are in others. ``source`` is the graph
+    before its symbols were bound.
 
     Raises:
         PlanError: no plan, or an option names a device that there is not.
@@ -82,31 +90,85 @@ def plan_model(
     constraints = placing.constraints()
     if stage:
         constraints = concerning(graph, constraints)
-    graph = simplify(graph, constraints)
-    target = target_of(graph, placing, machine, progress)
+    passes_of = partial(simplify, constraints=constraints)
+    batch = None if source is None else batch_of(source, graph, passes_of)
+    graph = passes_of(graph)
+    scene = scene_of(graph, placing, machine, progress)
+    target = scene.target
     # Without a profile, --threads opens the processor's device with so many: nothing is supposed.
     threads = None if machine is None else placing.threads
     changes = asked.resolve({d.id for d in target.devices}, threads)
-    options = planner.Options(placing.policy, constraints, placing.expected_runs)
+    options = options_of(placing, constraints)
+    before, unplanned = None, ""
+    if changes:
+        try:
+            before = scene.plan(graph, target, options).plan
+        except PlanError as error:
+            unplanned = str(error)
     other = whatif.changed(target, changes) if changes else target
-    plan = planner.make_plan(graph, other, options)
-    fallback.check(plan, other.asked, placing.fallback, graph)
-    if not changes:
-        return Planned(graph, plan, other)
-    try:
-        before = planner.make_plan(graph, target, options)
-    except PlanError as error:
-        return Planned(graph, plan, other, None, str(error))
-    return Planned(graph, plan, other, whatif.compare(before, plan, target, changes))
+    made = scene.plan(graph, other, options)
+    fallback.check(made.plan, other.asked, placing.fallback, made.split.graph)
+    found = None
+    if before is not None:
+        ops = [n.name for n in graph.nodes]
+        found = whatif.compare(before, made.plan, target, changes, ops)
+    split, plan = made.split, made.plan
+    if not plan.rungs:
+        homes = {s.name: s.device for s in plan.launches() if s.name in split.parts}
+        plan = explain.attach(plan, split.graph, other, replace(options, homes=homes), batch)
+    return Planned(split.graph, plan, other, found, unplanned)
 
 
-def target_of(
+def options_of(placing: Placing, constraints: Constraints) -> planner.Options:
+    """The planner's options; raises PlanError for an objective that there is not."""
+    wanted = objective(placing.objective)
+    return planner.Options(placing.policy, constraints, placing.expected_runs, objective=wanted)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where a graph may run, unchanged, and the devices where they are here."""
+
+    target: Target
+    config: Config
+    devices: Mapping[str, Device]
+
+    def plan(self, graph: Graph, target: Target, options: planner.Options) -> WithParts:
+        """Plan for the scene's target, or for one that a change made of it.
+
+        Parts of ops are measured where the devices are here.
+        """
+        timing = measure_parts(self.config, self.devices, target.model) if self.devices else None
+        with PREPARING:
+            return degrade.plan_best(graph, target, options, timing)
+
+
+def scene_of(
     graph: Graph, placing: Placing, machine: Machine | None, progress: Progress | None
-) -> Target:
-    """Where a graph may run, unchanged: the devices here, or those of a profile."""
-    if machine is None:
-        return _here(graph, placing, progress)
-    return _profiled(graph, machine, placing)
+) -> Scene:
+    """The devices here, their kernels measured; or those of a profile.
+
+    Raises:
+        PlanError: an option names a device that there is not.
+        LoadError: the profile has no processor to feed the devices.
+        DeviceError: a device cannot be opened.
+    """
+    config = Config(threads=placing.threads, measure=placing.budget)
+    if machine is not None:
+        return Scene(_with_watts(_profiled(graph, machine, placing), placing), config, {})
+    asked = _chosen([info.id for info in registry.devices()], placing)
+    devices = {
+        name: registry.open_device(name, threads=placing.threads)
+        for name in dict.fromkeys((HOST, *sorted(asked)))
+    }
+    with PREPARING:
+        measure_missing(graph, config, devices, progress)
+    return Scene(_with_watts(target_here(devices, asked), placing), config, devices)
+
+
+def _with_watts(target: Target, placing: Placing) -> Target:
+    """The target with the watts that an option gave before those of a profile."""
+    return replace(target, watts={**target.watts, **(placing.watts or {})})
 
 
 def _chosen(ids: Sequence[str], placing: Placing) -> frozenset[str]:
@@ -115,19 +177,6 @@ def _chosen(ids: Sequence[str], placing: Placing) -> frozenset[str]:
         if name not in ids:
             raise PlanError(f"--device {name}: no such device; there are {', '.join(sorted(ids))}")
     return frozenset(placing.devices or ids)
-
-
-def _here(graph: Graph, placing: Placing, progress: Progress | None) -> Target:
-    asked = _chosen([info.id for info in registry.devices()], placing)
-    devices = {
-        name: registry.open_device(name, threads=placing.threads)
-        for name in dict.fromkeys((HOST, *sorted(asked)))
-    }
-    config = Config(threads=placing.threads, measure=placing.budget)
-    with PREPARING:
-        measure_missing(graph, config, devices, progress)
-    infos = tuple(device.info for device in devices.values())
-    return Target(infos, asked, costing.store().model, group_capacity(infos))
 
 
 def _profiled(graph: Graph, machine: Machine, placing: Placing) -> Target:
@@ -141,6 +190,7 @@ def _profiled(graph: Graph, machine: Machine, placing: Placing) -> Target:
         asked,
         profile_costs(machine, _typical_bytes(graph)),
         group_capacity(infos, machine.cores),
+        watts={d.id: (d.watts.idle, d.watts.active) for d in machine.passed if d.watts},
     )
 
 

@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 
 from crossdock.devices.machine import Machine
-from crossdock.runtime import planner, whatif
+from crossdock.runtime import whatif
 from crossdock.runtime.cli import options
 from crossdock.runtime.cli.inputs import about, bind, load_model
 from crossdock.runtime.cli.model import origin, read_machine
@@ -17,12 +17,12 @@ from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, add_row, check_place, make_table, write_text
 from crossdock.runtime.cli.page import SWEEP, render
 from crossdock.runtime.cli.plan import target_options
-from crossdock.runtime.cli.planning import Asked, target_of
+from crossdock.runtime.cli.planning import Asked, options_of, scene_of
 from crossdock.runtime.cli.text import millis, percent, short
 from crossdock.runtime.errors import FeedError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.prepare import Progress, simplify
-from crossdock.runtime.sweep import BreakEven, Devices, Point, Sweep, Sweeper
+from crossdock.runtime.sweep import BreakEven, Devices, Plans, Point, Sweep, Sweeper
 from crossdock.runtime.target import Target
 
 
@@ -90,7 +90,7 @@ def sweep(
     graph = load_model(model)
     with output.progress("planning") as tick, about(model):
         source = _Source(graph, batch_dim, feeding, placing, asked, profile, tick)
-        plans = planner.Options(placing.policy, placing.constraints(), placing.expected_runs)
+        plans = options_of(placing, placing.constraints())
         made = Sweeper(source.at, plans).sweep(batches, sets)
     if profile is not None:
         output.line(*origin(machine, profile))
@@ -122,15 +122,16 @@ class _Source:
         self._feeding, self._placing = feeding, placing
         self._asked, self._profile, self._progress = asked, profile, progress
 
-    def at(self, batch: int, measure: bool) -> tuple[Graph, Target]:
-        """The graph after the passes, and its target with the changes made."""
+    def at(self, batch: int, measure: bool) -> tuple[Graph, Target, Plans]:
+        """The graph after the passes, its target with the changes made, and what plans it."""
         bound = bind(self.graph, self._bound(batch))
         graph = simplify(bound, self._placing.constraints())
         placing = self._placing if measure else replace(self._placing, measure=0.0)
-        target = target_of(graph, placing, self._profile, self._progress)
+        scene = scene_of(graph, placing, self._profile, self._progress)
+        target = scene.target
         threads = None if self._profile is None else placing.threads
         changes = self._asked.resolve({d.id for d in target.devices}, threads)
-        return graph, whatif.changed(target, changes) if changes else target
+        return graph, whatif.changed(target, changes) if changes else target, scene.plan
 
     def _bound(self, batch: int) -> Feeding:
         """The sizes asked for, with the batch in place of what shapes say of it."""

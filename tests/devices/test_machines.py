@@ -10,7 +10,7 @@ from crossdock.devices.machine import Machine, Status
 from crossdock.runtime import planner
 from crossdock.runtime.builder import GraphBuilder
 from crossdock.runtime.cli.options import Placing
-from crossdock.runtime.cli.planning import target_of
+from crossdock.runtime.cli.planning import scene_of
 from crossdock.runtime.errors import LoadError
 
 TYPED = "typed in from the data sheets of "
@@ -50,7 +50,7 @@ def test_a_machine_is_planned_for_without_its_drivers(name: str) -> None:
         y = b.matmul(y, w)
     graph = b.build({"y": y})
     machine = machines.read(name)
-    target = target_of(graph, Placing(), machine, None)
+    target = scene_of(graph, Placing(), machine, None).target
     plan = planner.make_plan(graph, target, planner.Options())
     assert {s.source for s in plan.launches()} <= {"roofline", "fitted", "measured"}
     assert all(part.single_seconds for part in plan.devices)

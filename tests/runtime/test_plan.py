@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 import crossdock as xd
 from crossdock.devices import cpu
 from crossdock.runtime.errors import PlanError, StalePlan
-from crossdock.runtime.plan import Plan, Situation, step_line
+from crossdock.runtime.plan import Plan, step_line
 from crossdock.runtime.planner import Options, make_plan
+from crossdock.runtime.staleness import Situation, check_fresh, staleness
 from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel
 
@@ -127,18 +128,18 @@ def situation(made: Plan, **other: Any) -> Situation:
 )
 def test_what_made_a_plan_stale_is_named(other: dict[str, Any], what: str, said: str) -> None:
     made = plan()
-    made.check_fresh(situation(made))
-    assert made.staleness(situation(made)) == {}
-    assert list(made.staleness(situation(made, **other))) == [what]
+    check_fresh(made, situation(made))
+    assert staleness(made, situation(made)) == {}
+    assert list(staleness(made, situation(made, **other))) == [what]
     with pytest.raises(StalePlan, match=f"{said}.*; plan again"):
-        made.check_fresh(situation(made, **other))
+        check_fresh(made, situation(made, **other))
 
 
 def test_other_costs_make_a_plan_stale_and_leave_it_runnable() -> None:
     made = plan()
     now = situation(made, cost_model="0")
-    assert list(made.staleness(now)) == ["cost model"]
-    made.check_fresh(now)
+    assert list(staleness(made, now)) == ["cost model"]
+    check_fresh(made, now)
 
 
 def test_a_plan_is_saved_as_the_same_bytes_and_hashed_as_the_file() -> None:
@@ -192,10 +193,33 @@ def test_numbers_that_no_clock_shows_are_refused(seconds: object) -> None:
         Plan.from_json(broken)
 
 
+def alone(seconds: dict[str, float | None], **fields: Any) -> Plan:
+    """The plan with these devices and what each takes alone."""
+    parts = [replace(plan().devices[0], id=d, single_seconds=s) for d, s in seconds.items()]
+    return replace(plan(), devices=tuple(parts), **fields)
+
+
+def test_a_plan_says_its_gap_and_the_best_single_device() -> None:
+    made = alone({"cpu:0": 3.0, "cuda:0": 2.0, "opencl:0": None}, predicted=1.5, lower_bound=1.0)
+    assert made.gap == 0.5
+    best = made.best_single()
+    assert best is not None
+    assert best.id == "cuda:0"
+    said = "lower bound 1000.000 ms (gap 50.0%), best single device cuda:0 2000.000 ms: 1.33 x"
+    assert said in made.explain()
+    assert (
+        alone({"cpu:0": 1.5})
+        .comparison()
+        .endswith("best single device cpu:0 1500.000 ms: the plan")
+    )
+    assert alone({"cpu:0": None}).comparison().endswith("no device can run it alone")
+    assert replace(made, lower_bound=0.0).gap == 0.0
+
+
 def test_a_plan_explains_itself_one_line_a_step() -> None:
     made = plan()
     lines = made.explain().splitlines()
-    assert len(lines) == 1 + len(made.devices) + len(made.steps)
+    assert len(lines) == 2 + len(made.devices) + len(made.steps)
     assert lines[-1] == step_line(made.steps[-1])
     assert "unknown" in made.explain_op("mm")
     with pytest.raises(PlanError, match=r"no op 'relu' .*did you mean Relu\.1\?"):

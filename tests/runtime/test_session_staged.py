@@ -295,6 +295,7 @@ def test_constraints_may_name_ops_of_any_stage() -> None:
     assert where["Add"] == "opencl:0"
     assert where["Neg"] == where["Where1"] == "cpu:0"
     assert session.receipt.links["opencl:0->cpu:0"] == 12
+    assert session.receipt.transfers["opencl:0->cpu:0"].copies >= 1
 
 
 def test_profiles_span_stages_and_host_ops(session: xd.Session) -> None:

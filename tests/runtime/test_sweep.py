@@ -12,7 +12,8 @@ from crossdock.runtime.builder import GraphBuilder
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.prepare import group_capacity
-from crossdock.runtime.sweep import Sweep, Sweeper, default_sets
+from crossdock.runtime.split_choice import plan_split
+from crossdock.runtime.sweep import Plans, Sweep, Sweeper, default_sets
 from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel, DeviceRates, LinkModel
 
@@ -46,7 +47,7 @@ class Model:
         self.latency, self.rate = latency, rate
         self.measured: list[tuple[int, bool]] = []
 
-    def at(self, batch: int, measure: bool) -> tuple[Graph, Target]:
+    def at(self, batch: int, measure: bool) -> tuple[Graph, Target, Plans]:
         self.measured.append((batch, measure))
         b = GraphBuilder("one op")
         graph = b.build({"y": b.relu(b.input("x", (batch, ROW // 4)))})
@@ -58,7 +59,8 @@ class Model:
         for ends in ((0, 1), (1, 0)):
             link = LinkModel(self.latency, ((1.0, self.rate),))
             model.set_link(*(infos[e].fingerprint for e in ends), link)
-        return graph, Target(infos, frozenset({CPU, CARD}), model, group_capacity(infos, 1))
+        capacity = group_capacity(infos, 1)
+        return graph, Target(infos, frozenset({CPU, CARD}), model, capacity), plan_split
 
 
 def sweep(model: Model, *batches: int) -> Sweep:
@@ -132,13 +134,13 @@ def test_a_set_that_never_pays_and_one_that_always_does() -> None:
 def test_a_set_without_a_plan_says_why_and_never_pays() -> None:
     model = Model(1e-9)
 
-    def at(batch: int, measure: bool) -> tuple[Graph, Target]:
-        graph, target = model.at(batch, measure)
+    def at(batch: int, measure: bool) -> tuple[Graph, Target, Plans]:
+        graph, target, plans = model.at(batch, measure)
         small = tuple(
             info if info.id == CPU else DeviceInfo(**{**_fields(info), "memory_bytes": 8})
             for info in target.devices
         )
-        return graph, Target(small, target.asked, target.model, target.capacity)
+        return graph, Target(small, target.asked, target.model, target.capacity), plans
 
     made = Sweeper(at, planner.Options()).sweep([1, 2], [(CARD,), (CPU,)])
     point = made.point(2, (CARD,))

@@ -14,10 +14,12 @@ from crossdock.runtime.builder import GraphBuilder
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Plan
+from crossdock.runtime.prediction import run_mark
 from crossdock.runtime.prepare import group_capacity
+from crossdock.runtime.split_choice import plan_split
 from crossdock.runtime.target import Target
 from crossdock.runtime.whatif import Changes, Comparison, Why, changed, compare
-from crossdock.scheduler import CostModel, LinkModel
+from crossdock.scheduler import CostModel, DeviceRates, LinkModel
 
 CPU, CARD = "cpu:0", "cuda:0"
 KERNELS = {CPU: 1e-3, CARD: 1e-4}
@@ -98,6 +100,7 @@ def test_without_a_device_its_ops_move_since_it_is_gone() -> None:
     assert {(m.src, m.dst, m.why) for m in got.moves} == {(CARD, CPU, Why.GONE)}
     assert len(got.moves) == round(got.before.shares()[CARD] * len(got.before.launches()))
     assert got.after.predicted == pytest.approx(9e-3)
+    assert {(m.before, m.after) for m in got.moves} == {(KERNELS[CARD], KERNELS[CPU])}
 
 
 def test_a_slow_link_brings_the_ops_home() -> None:
@@ -147,6 +150,37 @@ def test_dearer_ops_move_for_their_cost() -> None:
     assert got.moves[0].detail == "0.400 ms on cpu:0 instead of 0.100 ms"
 
 
+def test_fewer_cores_and_threads_together_leave_the_smaller_number() -> None:
+    graph = branches()
+    before = target(graph, info(CPU, "host-cpu", units=8), info(CARD, "card"))
+    alone = Changes(without=(CARD,))
+    for given, units in (((2, 4), 2), ((4, 2), 2), ((16, 1), 1)):
+        got = what(graph, before, replace(alone, cores=given[0], threads=given[1]))
+        assert got.after.predicted == pytest.approx(9 * 1e-3 * 8 / units)
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts"),
+    [
+        (Changes(without=(CARD,)), True),
+        (Changes(memory={CARD: 1 << 20}), True),
+        (Changes(links={(CPU, CARD): 1e9}), False),
+        (Changes(cores=1), False),
+    ],
+)
+def test_what_runs_took_counts_only_where_they_would_take_the_same(
+    changes: Changes, counts: bool
+) -> None:
+    graph, before = card()
+    alone = planner.make_plan(graph, changed(before, Changes(without=(CARD,))), planner.Options())
+    before.model.record_many(*run_mark(alone), [0.5] * 20)
+    other = changed(before, changes)
+    only = replace(other, asked=frozenset({CPU}), devices=other.devices[:1])
+    made = planner.make_plan(graph, only, planner.Options())
+    assert made.predicted == pytest.approx(0.5 if counts else 9e-3, rel=0.05)
+    assert made.source == ("measured" if counts else "composed")
+
+
 def test_nothing_changed_moves_nothing() -> None:
     graph, before = card()
     made = Changes(links={(CPU, CARD): 10e9, (CARD, CPU): 10e9})
@@ -181,9 +215,49 @@ def test_changes_that_mean_nothing_are_refused(changes: Changes, said: str) -> N
         changed(before, changes)
 
 
+def test_a_link_of_a_device_that_is_gone_changes_nothing() -> None:
+    got = what(*card(), Changes(without=(CARD,), links={(CPU, CARD): 1e9}))
+    assert {m.why for m in got.moves} == {Why.GONE}
+
+
 def test_links_between_two_cards_are_not_there() -> None:
     before = card()[1]
     other = replace(info("cuda:1", "other"), fingerprint="another")
     wide = replace(before, devices=(*before.devices, other))
     with pytest.raises(PlanError, match="pass through cpu:0"):
         changed(wide, Changes(links={(CARD, "cuda:1"): 1e9}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "dst", "why"),
+    [
+        (Changes(without=("opencl:0",)), CPU, Why.GONE),
+        (Changes(without=(CPU,)), "opencl:0", Why.GONE),
+        (Changes(cores=1), CPU, Why.CORES),
+        (Changes(links={(CPU, "opencl:0"): 1e6, ("opencl:0", CPU): 1e6}), CPU, Why.LINK),
+        (Changes(memory={"opencl:0": 1000}), CPU, Why.MEMORY),
+    ],
+)
+def test_an_op_in_parts_comes_together_for_the_same_reasons(
+    changes: Changes, dst: str, why: Why
+) -> None:
+    b = GraphBuilder("product")
+    w = b.constant(np.ones((1024, 1024), np.float32))
+    graph = b.build({"y": b.matmul(b.input("x", (1024, 1024)), w, label="product")})
+    infos = info(CPU, "host-cpu"), info("opencl:0", "host-cpu")
+    model = CostModel()
+    for device in infos:
+        model.set_rates(device.fingerprint, DeviceRates({"*": 1e10}, 1e11, 1e-6))
+    for ends in (infos, infos[::-1]):
+        model.set_link(*(d.fingerprint for d in ends), LinkModel(1e-5, ((1.0, 10e9),)))
+    ids = frozenset(d.id for d in infos)
+    before = Target(infos, ids, model, group_capacity(infos, 2))
+    plans = [
+        plan_split(graph, on, planner.Options()).plan for on in (before, changed(before, changes))
+    ]
+    assert any(s.taken for s in plans[0].splits)
+    got = compare(*plans, before, changes, ["product"])
+    assert [(m.name, m.src, m.dst, m.why) for m in got.moves] == [
+        ("product", "cpu:0 + opencl:0", dst, why)
+    ]
+    assert got.moves[0].after > got.moves[0].before

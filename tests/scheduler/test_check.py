@@ -56,10 +56,10 @@ def test_broken_schedules_are_named(problem: Problem) -> None:
         (shifted(made, 0, -2.0), "starts at"),
         (shifted(made, 3, -0.5), "overlaps"),
         (shifted(made, 1, -0.4), "too early"),
-        (changed(made, transfers=()), "no transfer"),
-        (changed(made, transfers=(transfer, transfer)), "sent twice"),
-        (changed(made, transfers=(replace(transfer, finish=transfer.start),)), "too short"),
-        (changed(made, transfers=(replace(transfer, start=0.0),)), "before it exists"),
+        (changed(made, sent=()), "no transfer"),
+        (changed(made, sent=(transfer, transfer)), "sent twice"),
+        (changed(made, sent=(replace(transfer, finish=transfer.start),)), "too short"),
+        (changed(made, sent=(replace(transfer, start=0.0),)), "before it exists"),
         (changed(made, lower_bound=made.makespan * 2), "bound"),
     ]
     for broken, message in cases:

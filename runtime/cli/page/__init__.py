@@ -17,10 +17,11 @@ from typing import Any
 
 from crossdock.runtime.cli.page.data import page_data
 from crossdock.runtime.executor import Outcome
+from crossdock.runtime.explanation import Explanation
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Plan
 
-PLAN = ("common.js", "parts.js", "gantt.js", "graph.js", "details.js", "main.js")
+PLAN = ("common.js", "parts.js", "gantt.js", "graph.js", "why.js", "details.js", "main.js")
 SWEEP = ("common.js", "parts.js", "curves.js", "sweep.js")
 """The scripts of a page; they read its data."""
 
@@ -46,9 +47,10 @@ def page(
     graph: Graph,
     capacity: Mapping[str, int] | None = None,
     outcome: Outcome | None = None,
+    explained: Sequence[Explanation] = (),
 ) -> str:
     """Render a plan; the arguments are those of ``page_data``."""
-    data = page_data(plan, graph, capacity, outcome)
+    data = page_data(plan, graph, capacity, outcome, explained)
     return render(data, f"{data['name']} - crossdock plan", PLAN)
 
 

@@ -50,6 +50,7 @@ function stepDetails(index) {
     html("div", { class: "pairs" }, ...pairs.flatMap(([k, v]) =>
       [html("div", {}, k), html("div", {}, v)])),
     ...(s.choices.length ? [html("h4", {}, "Candidates"), candidates(s)] : []),
+    ...(s.why ? why(s.why) : []),
     ...values("Reads", s.inputs),
     ...values("Makes", s.outputs),
   ];
