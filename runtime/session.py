@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
+import numpy as np
+
 from crossdock.devices import registry
 from crossdock.devices.base import Device
 from crossdock.runtime import costing
@@ -424,10 +426,11 @@ def _check(graph: object, config: Config) -> None:
         )
     for name in ("expected_runs", "runs_at_once", "threads"):
         value = getattr(config, name)
-        if value is not None and not value >= 1:
+        if value is not None and not (isinstance(value, int | float | np.number) and value >= 1):
             raise PlanError(f"{name}={value!r}: give 1 or more")
-    if not config.measure >= 0:
-        raise PlanError(f"measure={config.measure!r}: give True, False or a budget in seconds")
+    measure: Any = config.measure
+    if not (isinstance(measure, int | float | np.number) and measure >= 0):
+        raise PlanError(f"measure={measure!r}: give True, False or a budget in seconds")
 
 
 def _open(config: Config) -> dict[str, Device]:
