@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from crossdock.devices.base import Event, Point, Queue, Span, Timeline
 from crossdock.devices.worker import ending, run_job
+from crossdock.runtime.conduct import Conductor
 from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory, Timeout
 from crossdock.runtime.lower import Instance, Program, Segment
 from crossdock.runtime.tensor import Array, to_numpy
@@ -99,6 +100,22 @@ class Run:
         except Error:
             raise
         except Exception as error:
+            raise _failed(self.program, error) from error
+        finally:
+            self._release()
+
+    def conducted(self, feeds: Mapping[str, Array]) -> Outcome:
+        """Run a program that ``conducts`` in the calling thread."""
+        began = time.perf_counter()
+        try:
+            self._feed(feeds)
+            Conductor(self.program, self._do, self._check).run()
+            return self._collect(began)
+        except BaseException as error:
+            for part in {id(self._queue(p)): p for p in self.program.segments}.values():
+                self._settle(part)
+            if isinstance(error, Error) or not isinstance(error, Exception):
+                raise
             raise _failed(self.program, error) from error
         finally:
             self._release()
@@ -241,7 +258,7 @@ class Run:
                 event.wait()
         return native
 
-    def _do(self, part: Segment, waits: list[Event] | tuple[()]) -> Event | None:
+    def _do(self, part: Segment, waits: Sequence[Event]) -> Event | None:
         queue = self._queue(part)
         commands = self.instance.commands.get(part.index)
         spans = None

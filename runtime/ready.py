@@ -10,7 +10,8 @@ from functools import cached_property, partial
 
 from crossdock.devices.base import Device, Span
 from crossdock.runtime import costing
-from crossdock.runtime.executor import Deadline, Outcome, Pool, Run
+from crossdock.runtime.conduct import conducts
+from crossdock.runtime.executor import TURN, Deadline, Outcome, Pool, Run
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Program, Windows, instantiate, lower
 from crossdock.runtime.plan import HOST, Plan
@@ -115,7 +116,14 @@ class Ready:
         run = Run(self.program, instance, partial(self.pool.give, instance), profile=profile)
         if self.program.host_only and deadline.seconds is None:
             return run.inline(arrays)
+        if self._conducts and deadline.seconds is None and not profile:
+            return run.conducted(arrays)
         return run.across(arrays, deadline)
+
+    @cached_property
+    def _conducts(self) -> bool:
+        """Whether the caller runs it alone: not where it would be deaf to Ctrl-C for long."""
+        return conducts(self.program) and self.program.plan.predicted < TURN
 
     def slowdown(self) -> float:
         """How much longer a run takes at the devices' pace of this moment than at their usual."""
