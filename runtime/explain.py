@@ -69,8 +69,12 @@ class Explainer:
         return {n.name: n for n in self.graph.nodes}
 
     @cached_property
+    def _planning(self) -> planner.Planning:
+        return planner.Planning(self.graph, self.target, self.options)
+
+    @cached_property
     def _probes(self) -> Probes:
-        return Probes(self.graph, self.target, self.options, self._batch)
+        return Probes(self._planning, self._batch)
 
     def text(self, plan: Plan, name: str) -> str:
         """``Plan.explain_op``."""
@@ -111,7 +115,7 @@ class Explainer:
             homes = {**self.options.homes, step.name: choice.device}
             try:
                 options = replace(self.options, homes=homes)
-                made[choice.device] = planner.make_plan(self.graph, self.target, options)
+                made[choice.device] = self._planning.under(self.target, options).plan()
             except PlanError:  # it fits there alone, but not with all that is there
                 continue
         return made
