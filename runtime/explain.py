@@ -130,6 +130,7 @@ class Explainer:
             sigma = self._sigma(plan, others[best])
             margin = _Margin(best, later[best], sigma, "whole")
         made = Explanation(step.name, step.op, step.device, step.kernel, step.reason, rows)
+        made = replace(made, objective=str(self.options.objective))
         return _with(made, margin)
 
     def _flipped(self, plan: Plan, made: Explanation, deadline: float) -> Explanation:
