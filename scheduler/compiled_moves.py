@@ -18,7 +18,6 @@ from crossdock.scheduler.compiled_core import (
     Words,
     below,
     hop,
-    kernel,
     leaf,
     uniform,
     zeros,

@@ -23,7 +23,6 @@ from crossdock.scheduler.compiled_core import (
     Words,
     copy_into,
     hop,
-    kernel,
     leaf,
     uniform,
 )
