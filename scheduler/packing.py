@@ -35,8 +35,8 @@ def pack(problem: Problem) -> Packing:
         room = float(problem.mem_bytes[able[t]].max())
         return Packing(
             None,
-            f"no placement fits: task {problem.task_names[t]!r} alone needs {needs[t]:.0f} B of "
-            f"parameters, inputs and outputs, and the largest device it can run on has {room:.0f} B",
+            f"no placement fits: task {problem.task_names[t]!r} alone needs {needs[t]:.0f} B for "
+            f"parameters, inputs and outputs; the largest device it can run on has {room:.0f} B",
         )
     total, room = float(problem.param_bytes.sum()), float(problem.mem_bytes.sum())
     if total > room:

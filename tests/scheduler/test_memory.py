@@ -83,7 +83,7 @@ def test_a_plan_made_with_memory_fits_or_is_refused(
 def test_a_task_that_no_device_holds_is_named_with_its_inputs() -> None:
     tasks = [TaskSpec("a", [1.0, 1.0]), TaskSpec("b", [1.0, 1.0], param_bytes=70.0)]
     problem = pair(tasks, [(0, 1, 40.0)], 100.0, 90.0)
-    with pytest.raises(MemoryBudget, match="'b' alone needs 110 B .* has 100 B"):
+    with pytest.raises(MemoryBudget, match=r"'b' alone needs 110 B .* has 100 B"):
         schedule(problem, memory=True)
 
 
