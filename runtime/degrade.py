@@ -16,6 +16,7 @@ from crossdock.runtime import costing, rules
 from crossdock.runtime.errors import MemoryBudget, NoPlacement
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.graph_edits import kept_aside, made_again
+from crossdock.runtime.horizon import best_over_runs
 from crossdock.runtime.lives import Idle, Lane
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.plan_parts import Rung
@@ -67,9 +68,10 @@ def plan_best(
     Splits are chosen for latency alone. ``measure`` and errors are those of ``plan_split``.
     """
     whole = plan_within(graph, target, options)
-    if whole.plan.rungs or not split or not options.plain:
+    if whole.plan.rungs or not options.plain or options.policy != "auto":
         return whole
-    return plan_split(graph, target, options, measure, whole)
+    whole = replace(whole, plan=best_over_runs(graph, target, options, whole.plan))
+    return plan_split(graph, target, options, measure, whole) if split else whole
 
 
 def runs_within(plan: Plan, memory: Mapping[str, int | float], most: int) -> int:

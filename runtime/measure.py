@@ -15,7 +15,7 @@ import numpy as np
 from crossdock.devices.base import Buffer, Cap, Device, Event, Queue
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
-from crossdock.runtime import costing, emulation
+from crossdock.runtime import builds, costing, emulation
 from crossdock.runtime.errors import FeedError
 from crossdock.runtime.tensor import Array
 from crossdock.runtime.trial import Trial, prepare_trial
@@ -130,6 +130,8 @@ def _keep(group: Sequence[Trial], model: CostModel) -> int:
         trial.close()
         mark = (trial.device.info.fingerprint, trial.kernel.name, trial.call.key())
         model.record_many(*mark, trial.samples, trial.work)
+        if trial.build is not None:
+            builds.record(model, mark, trial.build)
     return len(group)
 
 

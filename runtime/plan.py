@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from crossdock.runtime import plan_data
 from crossdock.runtime.errors import PlanError
-from crossdock.runtime.plan_parts import Goal, Rung
+from crossdock.runtime.plan_parts import Goal, Horizon, Rung
 
 SCHEMA = "crossdock-plan/2"
 HOST = "cpu:0"
@@ -207,6 +207,7 @@ class Plan:
     splits: tuple[Split, ...] = ()
     goal: Goal = field(default_factory=Goal)
     rungs: tuple[Rung, ...] = ()
+    horizon: Horizon = field(default_factory=Horizon)
     schema: str = SCHEMA
     explainer: Explainer | None = field(
         default=None, compare=False, repr=False, metadata={"data": False}
@@ -267,6 +268,7 @@ class Plan:
             f"{self.predicted * 1e3:.3f} ms ({self.low * 1e3:.3f} to {self.high * 1e3:.3f}), "
             f"{self.comparison()}",
             f"  {self.goal.said(self.predicted)}",
+            f"  {self.horizon.said(self.expected_runs)}",
         ]
         for part in self.devices:
             alone = part.single_seconds
@@ -344,6 +346,7 @@ _PARTS: Mapping[str, type[Any]] = {
     "Split": Split,
     "Goal": Goal,
     "Rung": Rung,
+    "Horizon": Horizon,
 }
 
 

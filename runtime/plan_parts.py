@@ -73,3 +73,38 @@ class Rung:
             f"memory: {self.name}{done}: {self.device} {fits} {self.needs} B of {self.budget} B, "
             f"{self.seconds * 1e3:+.3f} ms a run"
         )
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """What a plan takes before its first run, and over how many runs another would take less.
+
+    Attributes:
+        uploads, builds: seconds for weights to go to other devices, and for kernels to be built.
+        sources: where the builds' seconds are from; what is unknown counts as none.
+        crossover: runs from which on the plan for many runs takes less in all than that for few;
+            None where one plan is the best for any number.
+        other: where the other one of the two has its ops, with its seconds once and each run.
+    """
+
+    uploads: float = 0.0
+    builds: float = 0.0
+    sources: str = ""
+    crossover: float | None = None
+    other: str = ""
+    other_once: float = 0.0
+    other_run: float = 0.0
+
+    def said(self, expected_runs: int) -> str:
+        """The horizon in words, of a plan for so many runs."""
+        begins = (
+            f"before the first run: uploads {self.uploads * 1e3:.3f} ms, kernels "
+            f"{self.builds * 1e3:.3f} ms ({self.sources or 'none'})"
+        )
+        if self.crossover is None:
+            return begins
+        side = "up to" if expected_runs < self.crossover else "from"
+        return (
+            f"{begins}; this plan is for {side} {self.crossover:.3g} runs, else {self.other} "
+            f"({self.other_run * 1e3:.3f} ms a run, {self.other_once * 1e3:.3f} ms before)"
+        )

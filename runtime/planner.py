@@ -36,7 +36,8 @@ class Options:
     ``search`` lets the policy search on with compiled code for ``budget_s`` seconds: better plans,
     but code that takes seconds to load, and a plan that depends on the time there was. Without,
     the same graph, target and options give the same plan. ``homes`` names the one device of nodes
-    that are parts of a split, by node name.
+    that are parts of a split, by node name. ``builds`` spreads what kernels take to build over the
+    expected runs, as uploads are; the plan's times are those of a run by itself then.
     """
 
     policy: str = "auto"
@@ -46,6 +47,7 @@ class Options:
     search: bool = False
     objective: Objective = field(default_factory=Objective)
     homes: Mapping[str, str] = field(default_factory=dict)
+    builds: bool = False
 
     @property
     def plain(self) -> bool:
@@ -184,6 +186,7 @@ class Planning:
             self.target,
             rules,
             self.options.expected_runs,
+            builds=self.options.builds,
         )
 
     @cached_property
@@ -213,7 +216,7 @@ class Planning:
             late=late,
             brief=brief,
         )
-        if late:
+        if late or self.options.builds:
             plan = _retimed(plan, self.target.capacity)
         infos = {d.id: d for d in self.target.devices}
         plan = footprint.counted(plan, self.graph, self._kernel_of, infos, self.known.lowerings)

@@ -15,6 +15,7 @@ from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime import (
+    builds,
     costing,
     degrade,
     explain,
@@ -151,7 +152,8 @@ def target_here(devices: Mapping[str, Device], asked: frozenset[str]) -> Target:
     """Opened devices, the host first, with what is known of their costs."""
     infos = tuple(d.info for d in devices.values())
     broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
-    return Target(infos, asked, costing.store().model, group_capacity(infos), broken)
+    model = costing.store().model
+    return Target(infos, asked, model, group_capacity(infos), broken, built=builds.done())
 
 
 def _simulated(devices: Mapping[str, Device]) -> bool:

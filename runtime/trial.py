@@ -9,14 +9,15 @@ it runs again.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device, Queue, Span
+from crossdock.devices.base import Bound, Buffer, Cap, CommandBuffer, Device, Queue, Span
 from crossdock.kernels.spec import Kernel, OpCall
-from crossdock.runtime import costing
+from crossdock.runtime import builds, costing
 from crossdock.runtime.binding import CompiledOp, bind_op, compile_op, resident
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
 from crossdock.scheduler import Work
@@ -38,7 +39,8 @@ MOST_COPIES = 8
 class Trial:
     """A kernel with a command buffer of ``runs`` runs; ``close`` gives the memory back.
 
-    ``samples`` are seconds of a run at pace 1 (see ``Device.pace``).
+    ``samples`` are seconds of a run at pace 1 (see ``Device.pace``); ``build`` what the first run
+    took beyond them, compiling included, where it was the first of its kernel in this process.
     """
 
     device: Device
@@ -51,6 +53,7 @@ class Trial:
     buffers: list[Buffer]
     seconds: float = math.inf
     samples: list[float] = field(default_factory=list)
+    build: float | None = None
 
     def sample(self) -> float:
         """Seconds of one run now: of all in the command buffer after the first, shared out.
@@ -100,7 +103,11 @@ def prepare_trial(device: Device, kernel: Kernel, call: OpCall, *, whole: int = 
 
 
 def _prepare(device: Device, kernel: Kernel, call: OpCall, whole: int, held: list[Buffer]) -> Trial:
+    mark = (device.info.fingerprint, kernel.name, call.key())
+    new = mark not in builds.done() and Cap.VIRTUAL_TIME not in device.info.caps
+    began = time.perf_counter()
     op = compile_op(device, kernel, call)
+    built = time.perf_counter() - began
     held += op.packed
     read = [
         (i, spec)
@@ -122,8 +129,10 @@ def _prepare(device: Device, kernel: Kernel, call: OpCall, whole: int, held: lis
 
     first = _Constants({i: inputs[i] for i in call.constants if i in inputs}, op.packed)
     once = bind(first)
+    began = time.perf_counter()
     commands = device.record(once)
     _run(device, commands, 1, len(once))
+    built += time.perf_counter() - began
     seconds = min(_run(device, commands, 1, len(once)) for _ in range(2))
     copies = [first, *_more_constants(device, op, call, first, held)]
     runs = len(copies)
@@ -133,7 +142,9 @@ def _prepare(device: Device, kernel: Kernel, call: OpCall, whole: int, held: lis
         bound = [bind(copies[k % len(copies)]) for k in range(runs)]
         commands = device.record([item for one in bound for item in one])
     work = costing.cost_work(call)
-    return Trial(device, kernel, call, work, runs, len(once), commands, list(held), seconds)
+    trial = Trial(device, kernel, call, work, runs, len(once), commands, list(held), seconds)
+    trial.build = max(built - seconds, 0.0) if new else None
+    return trial
 
 
 @dataclass(frozen=True)

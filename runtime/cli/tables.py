@@ -27,7 +27,11 @@ def headline(plan: Plan) -> tuple[tuple[str, str] | str, ...]:
 
 def promises(plan: Plan) -> tuple[str, ...]:
     """What else a plan says as a whole, a line each: what it was made for, and within what."""
-    return (plan.goal.said(plan.predicted), *(str(rung) for rung in plan.rungs))
+    return (
+        plan.goal.said(plan.predicted),
+        plan.horizon.said(plan.expected_runs),
+        *(str(rung) for rung in plan.rungs),
+    )
 
 
 def devices_table(plan: Plan) -> Table:
