@@ -31,7 +31,9 @@ MARGIN = 0.03
 """Share of the time that a split must save: less than that is within what runs differ by."""
 SEEDS = 32
 TRIALS = 4
-"""How many regions are planned with one by one where all of them together do not pay."""
+"""How many sets of regions are planned with."""
+TUNES, TUNED = 12, 0.995
+"""How many shifts of shares are planned with, and the part of the time that one must leave."""
 MEASURED = 12
 """How many regions are measured in vain before the rest is left whole."""
 TOLD = 8
@@ -86,8 +88,10 @@ def plan_split(
     if options.policy != "auto" or len(devices) < 2:
         return whole
     paying, rest = _disjoint(_candidates(graph, target, options, measure is None), measure)
-    chosen, best = _best(whole, paying, target, options, measure)
-    told = [_said(graph, c, chosen) for c in (*paying, *rest)]
+    chosen, best = _Search(whole, target, options, measure).best(paying)
+    seeds = {(c.region.seed, c.region.axis) for c in chosen}
+    left = [c for c in (*paying, *rest) if (c.region.seed, c.region.axis) not in seeds]
+    told = [_said(graph, c, chosen) for c in (*chosen, *left)]
     return replace(best, plan=replace(best.plan, splits=tuple(told[: len(chosen) + TOLD])))
 
 
@@ -131,38 +135,75 @@ def _disjoint(
             others.append(best)
         elif measure is None or id(best.cost) in sure:
             picked.append(best)
-        elif len(sure) - len(picked) < MEASURED:
+        elif len(sure) - len(picked) >= MEASURED:
+            others.append(best)
+        else:
             sure.add(id(best.cost))
             open_.append(replace(best, shares=best.cost.best(measure)))
     return picked, others
 
 
-def _best(
-    whole: Planned,
-    paying: Sequence[_Candidate],
-    target: Target,
-    options: Options,
-    measure: Measure | None,
-) -> tuple[list[_Candidate], Planned]:
-    """The candidates to split, and the plan with them: all together, or else one after the other.
+@dataclass(frozen=True)
+class _Search:
+    """Looks for the set of candidates, and the shares, with which the whole graph ends soonest."""
 
-    A step must save its margin of the time of the plan before it.
-    """
-    if len(paying) > 1:
-        made = plan_parts(whole, _cuts(paying), target, options, measure)
-        if made is not None and _saves(made, whole):
-            return list(paying), made
-    chosen: list[_Candidate] = []
-    best = whole
-    for candidate in paying[:TRIALS]:
-        made = plan_parts(whole, _cuts([*chosen, candidate]), target, options, measure)
-        if made is not None and _saves(made, best):
-            chosen, best = [*chosen, candidate], made
-    return chosen, best
+    whole: Planned
+    target: Target
+    options: Options
+    measure: Measure | None
+
+    def best(self, paying: Sequence[_Candidate]) -> tuple[list[_Candidate], Planned]:
+        """The candidates to split, and the plan with them.
+
+        Tried are all of them, the better half and so on, and where none of that pays they are added
+        one by one. A set must save its margin of the time of the plan that it replaces.
+        """
+        chosen, best = list[_Candidate](), self.whole
+        sizes = [len(paying) >> i for i in range(TRIALS) if len(paying) >> i]
+        for n in dict.fromkeys(sizes):
+            made = self.plan(paying[:n])
+            if made is not None and _saves(made, best):
+                chosen, best = list(paying[:n]), made
+        for candidate in () if chosen else paying[1 : 1 + TRIALS]:
+            made = self.plan([*chosen, candidate])
+            if made is not None and _saves(made, best):
+                chosen, best = [*chosen, candidate], made
+        cut = {name for c in chosen for name in c.region.nodes}
+        alone = len(chosen) < 2 and len(cut) == len(self.whole.split.graph.nodes)
+        return (chosen, best) if alone else self._tuned(chosen, best)
+
+    def plan(self, chosen: Sequence[_Candidate]) -> Planned | None:
+        """The plan with candidates split."""
+        cuts = [(c.region, c.shares) for c in chosen]
+        return plan_parts(self.whole, cuts, self.target, self.options, self.measure)
+
+    def _tuned(self, chosen: list[_Candidate], best: Planned) -> tuple[list[_Candidate], Planned]:
+        """Shift shares where that makes the whole end sooner.
+
+        Each region's shares end together as if it were alone; beside others, devices wait.
+        """
+        looks = TUNES
+        for part in (8, 16):
+            for at in range(min(len(chosen), looks // 2)):
+                for moved in _moved(chosen[at], chosen[at].region.units // part):
+                    looks -= 1
+                    trial = [*chosen[:at], moved, *chosen[at + 1 :]]
+                    made = self.plan(trial)
+                    if made is not None and made.plan.predicted < best.plan.predicted * TUNED:
+                        chosen, best = trial, made
+        return chosen, best
 
 
-def _cuts(chosen: Sequence[_Candidate]) -> list[tuple[Region, Shares]]:
-    return [(c.region, c.shares) for c in chosen]
+def _moved(candidate: _Candidate, units: int) -> list[_Candidate]:
+    """The candidate with so many units moved from either device to the other."""
+    shares = candidate.shares
+    if len(shares.sizes) != 2 or units < candidate.cost.grain:
+        return []
+    a, b = shares.sizes
+    pairs = [(a + n, b - n) for n in (units, -units)]
+    return [
+        replace(candidate, shares=replace(shares, sizes=pair)) for pair in pairs if min(pair) > 0
+    ]
 
 
 def _saves(made: Planned, before: Planned) -> bool:
