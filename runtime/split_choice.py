@@ -32,7 +32,7 @@ MARGIN = 0.03
 SEEDS = 32
 TRIALS = 4
 """How many sets of regions are planned with."""
-TUNES, TUNED = 12, 0.995
+TUNES, TUNED = 8, 0.995
 """How many shifts of shares are planned with, and the part of the time that one must leave."""
 MEASURED = 12
 """How many regions are measured in vain before the rest is left whole."""
@@ -279,7 +279,8 @@ def _said(graph: Graph, candidate: _Candidate, chosen: Sequence[_Candidate]) -> 
 
 def _why_not(candidate: _Candidate, chosen: Sequence[_Candidate]) -> str:
     if not candidate.pays:
-        return "below break-even"
+        sure = candidate.gain <= MARGIN * candidate.cost.whole.seconds
+        return "below break-even" if sure else "the gain is less than the costs may be off by"
     if any(candidate.overlaps(c) for c in chosen):
         return "another split of its ops was taken"
     return "the plan of the whole graph is no better for it"
