@@ -35,11 +35,10 @@ from bench_models import light_path
 
 import crossdock as xd
 from crossdock.devices import registry, throttle
-from crossdock.runtime import costing, planner, virtual, whatif
+from crossdock.runtime import planner, virtual, whatif
 from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.prepare import group_capacity, simplify
+from crossdock.runtime.prepare import Config, measure_parts, simplify, target_here
 from crossdock.runtime.split_choice import plan_split
-from crossdock.runtime.target import Target
 from crossdock.runtime.whatif import Changes
 
 ROUNDS = 21
@@ -92,13 +91,14 @@ def predict(name: str) -> dict[str, Any]:
     graph, _ = model(name)
     opencl = opencl_id()
     xd.compile(graph, [HOST, opencl], threads=1).close()  # measures what is not known
-    infos = tuple(registry.open_device(d, threads=1).info for d in (HOST, opencl))
-    capacity = group_capacity(infos)
-    target = Target(infos, frozenset((HOST, opencl)), costing.store().model, capacity)
+    devices = {name: registry.open_device(name, threads=1) for name in (HOST, opencl)}
+    target = target_here(devices, frozenset(devices))
     found = {}
     for case in ("unchanged", *CASES):
         other = whatif.changed(target, changes(case, opencl))
-        plan = plan_split(simplify(graph, Constraints()), other, planner.Options()).plan
+        timing = measure_parts(Config(threads=1), devices, other.model)
+        static = simplify(graph, Constraints())
+        plan = plan_split(static, other, planner.Options(), timing).plan
         found[case] = {
             "predicted": plan.predicted,
             "simulated": virtual.execute(plan, other.capacity).makespan,

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from crossdock.devices.gauge import Gauge
 from crossdock.devices.program import Step
 from crossdock.devices.worker import Worker as Worker
 from crossdock.runtime.errors import DeviceError, Error, Timeout
@@ -186,6 +187,7 @@ class Device(ABC):
 
     info: DeviceInfo
     queues: Mapping[str, Queue]  # "compute", "upload", "download"; may be the same object
+    gauge: Gauge  # of the device's memory
     submits_at_once: bool = False
     """Its queues take commands from any thread without waiting for work or copying data."""
 

@@ -96,12 +96,19 @@ def _record(kind: Any, form: Any, path: str) -> Any:
         raise LoadError(f"{path}: has no field {_short(extra[0])}; fields: {', '.join(hints)}")
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
+        if field.name not in form and _may_miss(field, hints[field.name]):
+            continue
         if field.name not in form:
             if field.metadata.get("since"):
                 continue
             raise LoadError(f"{path}.{field.name}: is missing; add it or make the profile anew")
         values[field.name] = decode(hints[field.name], form[field.name], f"{path}.{field.name}")
     return kind(**values)
+
+
+def _may_miss(field: dataclasses.Field[Any], kind: Any) -> bool:
+    """An optional field that files written before there was such a field do not have."""
+    return bool(field.metadata.get("later")) and type(None) in typing.get_args(kind)
 
 
 def _member(kind: type[enum.Enum], form: Any, path: str) -> Any:

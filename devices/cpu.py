@@ -235,6 +235,7 @@ class CpuDevice(Device):
         queue = CpuQueue(self)
         self.queues = {"compute": queue, "upload": queue, "download": queue}
         self._budget = Budget(info.id, limit or info.memory_bytes)
+        self.gauge = self._budget.gauge
         self.library = blas()
         self._pool: HelperPool | None = None
         self._pace: Pace | None = None

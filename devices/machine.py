@@ -104,12 +104,21 @@ class Rates:
         return self.bandwidth[-1].bytes_per_s.median
 
 
+@dataclass(frozen=True, slots=True)
+class Watts:
+    """What a device draws when idle and when it computes, typed in or read from a meter."""
+
+    idle: float
+    active: float
+
+
 @dataclass(frozen=True)
 class DeviceProfile:
     """One device, or a kind of device that is not here.
 
     ``id`` is the device's, or the kind's name where status is ABSENT and ``info`` is None.
     ``rates`` is None where nothing was measured: ABSENT, FAIL, or a device on a virtual clock.
+    ``watts`` are not measured: they may be added to the file, for planning by energy.
     """
 
     id: str
@@ -120,6 +129,7 @@ class DeviceProfile:
     info: DeviceInfo | None = None
     checks: tuple[Check, ...] = ()
     rates: Rates | None = None
+    watts: Watts | None = field(default=None, metadata={"later": True})
 
 
 @dataclass(frozen=True)

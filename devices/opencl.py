@@ -32,6 +32,7 @@ from crossdock.devices.base import (
     Span,
 )
 from crossdock.devices.dialect import misfit
+from crossdock.devices.gauge import Gauge
 from crossdock.devices.opencl_memory import ClBuffer, ClEvent
 from crossdock.devices.opencl_platforms import KIND, found_devices, load
 from crossdock.devices.opencl_programs import Programs
@@ -272,7 +273,7 @@ class OpenCLDevice(Device):
         self._handle = handle
         self._programs = Programs(cl, self.context, handle, info.id)
         self._lock = threading.Lock()
-        self._used = 0
+        self.gauge = Gauge()
         self.freed: deque[int] = deque()  # sizes; finalizers append, and may run anywhere
         self.queues: Mapping[str, ClQueue] = {
             role: ClQueue(self, role) for role in ("compute", "upload", "download")
@@ -296,10 +297,10 @@ class OpenCLDevice(Device):
         """Count memory in use, what was freed first; returns bytes free, or takes none of them."""
         with self._lock:
             while self.freed:
-                self._used -= self.freed.popleft()
-            free = self.budget - self._used
+                self.gauge.add(-self.freed.popleft())
+            free = self.budget - self.gauge.used
             if nbytes <= free:
-                self._used += nbytes
+                self.gauge.add(nbytes)
             return free
 
     def allocate(self, nbytes: int, label: str = "") -> ClBuffer:

@@ -323,6 +323,7 @@ class SimDevice(Device):
         self._all = tuple(SimQueue(self, role) for role in ("compute", "upload", "download"))
         self.queues = {queue.role: queue for queue in self._all}
         self._budget = Budget(spec.id, min(limit or spec.memory_bytes, spec.memory_bytes))
+        self.gauge = self._budget.gauge
         self._lock = threading.Lock()
         self._steps = 0
         self._factor = 1.0

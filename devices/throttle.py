@@ -94,6 +94,7 @@ class ThrottledDevice(Device):
             raise DeviceError(f"sim:{name}: give a name, and a bandwidth greater than 0")
         self.bandwidth = bandwidth
         self._device = device
+        self.gauge = device.gauge
         made: dict[int, ThrottledQueue] = {}
         for queue in device.queues.values():
             made.setdefault(id(queue), ThrottledQueue(self, queue))

@@ -24,6 +24,7 @@ class Cause(enum.StrEnum):
     LIBRARY = "library"
     PINNED = "pinned"
     FORBIDDEN = "forbidden"
+    RESIDENCY = "residency"  # a value that may not go there
     MEMORY = "memory"
     BROKEN = "broken"
     NOT_ASKED = "not-asked"

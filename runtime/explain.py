@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,12 +23,14 @@ from crossdock.runtime.explanation import Candidate, Explanation, lines
 from crossdock.runtime.flips import Batch, Probes
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.plan import Choice, Plan, Step, step_line
+from crossdock.runtime.prediction import KEY, OVERHEAD, devices_mark, overhead, recost
 from crossdock.runtime.rules import Rules
 from crossdock.runtime.stage_log import StagesExplainer
 from crossdock.runtime.target import Target
 
 Z80 = 1.2815515655446004
 """Standard deviations from the middle to an end of an 80 % interval of a normal distribution."""
+COMPOSED = "composed"
 BUDGET_S = 5.0
 """Seconds that an explanation may take."""
 
@@ -103,8 +104,13 @@ class Explainer:
 
     def _explained(self, plan: Plan, step: Step, deadline: float, *, flips: bool) -> Explanation:
         others = self.alternatives(step, deadline)
-        rows = self._candidates(plan, step, others)
-        margin = _whole(plan, others) or _local(step) or _by_kernel(rows)
+        later = {d: self._later(plan, other) for d, other in others.items()}
+        rows = self._candidates(plan, step, later)
+        margin = _local(step) or _by_kernel(rows)
+        if later:
+            best = min(later, key=lambda d: later[d])
+            sigma = self._sigma(plan, others[best])
+            margin = _Margin(best, later[best], sigma, "whole")
         made = Explanation(step.name, step.op, step.device, step.kernel, step.reason, rows)
         made = _with(made, margin)
         if not flips or time.monotonic() > deadline:
@@ -112,12 +118,38 @@ class Explainer:
         other = made.runner_up if made.scope in ("whole", "local") else None
         return replace(made, flips=self._probes.flips(plan, step.name, other, deadline))
 
-    def _candidates(self, plan: Plan, step: Step, others: dict[str, Plan]) -> tuple[Candidate, ...]:
+    def _later(self, plan: Plan, other: Plan) -> float:
+        """How much longer another plan takes, in seconds, with both composed of their steps.
+
+        Of a plan that has run more is known than of one that has not; that must not decide. What
+        runs take beyond their steps counts where it is known of both.
+        """
+        beyond = [overhead(p, self.target.model) for p in (plan, other)]
+        mine, theirs = self._composed(plan, beyond[0]), self._composed(other, beyond[1])
+        return theirs - mine + (beyond[1] - beyond[0] if all(beyond) else 0.0)
+
+    def _sigma(self, a: Plan, b: Plan) -> float:
+        """Deviation of the difference of two plans' times; what both have says nothing of it."""
+        mine, theirs = (set(map(_key, plan.steps)) for plan in (a, b))
+        apart = [s for s in a.steps if _key(s) not in theirs]
+        spread = _spread([*apart, *(s for s in b.steps if _key(s) not in mine)])
+        marks = {devices_mark(a), devices_mark(b)}
+        known = [self.target.model.estimate(m, OVERHEAD, KEY) for m in marks if len(marks) > 1]
+        beyond = [_deviation(e.low or 0.0, e.high or 0.0) for e in known]
+        return math.hypot(spread, *beyond)
+
+    def _composed(self, plan: Plan, beyond: float) -> float:
+        """What a plan's steps take together."""
+        if plan.source == COMPOSED:
+            return plan.predicted - beyond
+        return recost(plan, self.graph, self.target).predicted
+
+    def _candidates(self, plan: Plan, step: Step, later: dict[str, float]) -> tuple[Candidate, ...]:
         rows: list[Candidate] = []
         for choice in step.choices:
             whole = plan.predicted if choice.device == step.device else None
-            if choice.device in others:
-                whole = others[choice.device].predicted
+            if choice.device in later:
+                whole = plan.predicted + later[choice.device]
             rows += self._on_device(plan, step, choice, whole)
         return tuple(rows)
 
@@ -254,26 +286,12 @@ def _with(made: Explanation, margin: _Margin | None) -> Explanation:
     )
 
 
-def _whole(plan: Plan, others: dict[str, Plan]) -> _Margin | None:
-    """Against the plan that keeps the op on the best other device."""
-    if not others:
-        return None
-    device = min(others, key=lambda d: others[d].predicted)
-    other = others[device]
-    return _Margin(device, other.predicted - plan.predicted, _sigma(plan, other), "whole")
-
-
-def _sigma(a: Plan, b: Plan) -> float:
-    """Deviation of the difference of two plans' times: steps that both have say nothing of it.
-
-    Where one of them has run and the other is composed of its steps, they have nothing in common.
-    """
-    if a.source != b.source:
-        return math.hypot(_deviation(a.low, a.high), _deviation(b.low, b.high))
-    mine, theirs = (Counter(map(_key, plan.steps)) for plan in (a, b))
-    apart = [s for s in a.steps if _key(s) not in theirs]
-    apart += [s for s in b.steps if _key(s) not in mine]
-    return math.sqrt(sum(_deviation(s.low, s.high) ** 2 for s in apart))
+def _spread(steps: Sequence[Step]) -> float:
+    """Deviation of a sum of steps: what is wrong of one op is wrong of its device's others, too."""
+    of_device: dict[str, float] = {}
+    for s in steps:
+        of_device[s.device] = of_device.get(s.device, 0.0) + _deviation(s.low, s.high)
+    return math.hypot(*of_device.values())
 
 
 def _key(step: Step) -> tuple[str, ...]:

@@ -7,11 +7,13 @@ otherwise is refused. So a damaged plan can be slow, but never reads what is not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from crossdock.devices.base import DeviceInfo
 from crossdock.kernels.kernel_set import kernel_set
-from crossdock.runtime import costing, steps
+from crossdock.kernels.spec import Kernel, OpCall
+from crossdock.runtime import costing, emulation, footprint, steps
 from crossdock.runtime.errors import PlanError, StalePlan
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.order import plan_arenas, with_waits
@@ -88,14 +90,33 @@ def checked(plan: Plan, graph: Graph, target: Target) -> Plan:
             part,
             arena_bytes=arenas[part.id].nbytes,
             offsets=arenas[part.id].offsets,
-            resident_bytes=steps.resident_bytes(graph, waited, part.id, roots),
         )
         for part in plan.devices
     )
     made = replace(plan, steps=tuple(waited), devices=parts)
+    infos = {d.id: d for d in target.devices}
+    made = footprint.counted(made, graph, _Kernels(graph, infos).of, infos, {})
     if made != plan:
         raise _damaged("its waits or its memory are not those of its steps")
     return made
+
+
+class _Kernels:
+    """The kernels that a plan names."""
+
+    def __init__(self, graph: Graph, devices: Mapping[str, DeviceInfo]) -> None:
+        self.calls, self.devices = costing.op_calls(graph), devices
+
+    def of(self, step: Step) -> tuple[Kernel, OpCall]:
+        """A step's kernel; raises StalePlan where it is not here."""
+        call = self.calls[step.name]
+        for kernel in emulation.candidates(call, self.devices[step.device]).fitting:
+            if kernel.name == step.kernel:
+                return kernel, call
+        raise StalePlan(
+            f"op {step.name!r} was planned with kernel {step.kernel!r}, which is not here for "
+            f"{step.device}; plan again"
+        )
 
 
 class _Order:

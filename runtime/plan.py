@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from crossdock.runtime import plan_data
 from crossdock.runtime.errors import PlanError
+from crossdock.runtime.plan_parts import Goal, Rung
 
 SCHEMA = "crossdock-plan/2"
 HOST = "cpu:0"
@@ -26,12 +27,19 @@ class Constraints:
     Attributes:
         pin: device id by node name, op name or shell-style pattern of node names.
         forbid: device ids that a node, op or pattern must not run on.
-        memory: bytes that tensors and weights may take, by device id.
+        memory: bytes that a session may take with one run in flight (tensors, weights, scratch),
+            by device id; as many runs are in flight as fit.
+        max_share: largest share of the predicted seconds of all ops that may be spent on a device,
+            from 0 to 1, by device id.
+        residency: the devices that the results of a node, op, pattern or graph input may live on:
+            whatever reads them is on one of these, and they are copied nowhere else.
     """
 
     pin: Mapping[str, str] = field(default_factory=dict)
     forbid: Mapping[str, tuple[str, ...] | list[str] | str] = field(default_factory=dict)
     memory: Mapping[str, int | float] = field(default_factory=dict)
+    max_share: Mapping[str, float] = field(default_factory=dict)
+    residency: Mapping[str, tuple[str, ...] | list[str] | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,10 @@ class Step:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """A device's part: identity, arena and resident bytes, and predicted time were it alone.
+    """A device's part: identity, bytes, and predicted time were it alone.
+
+    ``arena_bytes`` and ``scratch_bytes`` are taken by each run in flight, ``resident_bytes``
+    (weights) and ``packed_bytes`` (weights in a kernel's own layout) once.
 
     ``driver`` is the version the plan was made with; ``fingerprint`` hangs on it, among others.
     ``single_seconds`` has transfers and the share of the weights' upload in it, and
@@ -119,11 +130,23 @@ class DevicePlan:
     single_seconds: float | None
     driver: str = ""
     single_overhead: float = 0.0
+    packed_bytes: int = 0
+    scratch_bytes: int = 0
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes that stay from run to run."""
+        return self.resident_bytes + self.packed_bytes
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of each run in flight."""
+        return self.arena_bytes + self.scratch_bytes
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes the plan takes on the device: arena and weights."""
-        return self.arena_bytes + self.resident_bytes
+        """All that a session allocates on the device with one run in flight."""
+        return self.fixed_bytes + self.run_bytes
 
 
 class Explainer(Protocol):
@@ -182,6 +205,8 @@ class Plan:
     kernels: str = ""
     source: str = "composed"
     splits: tuple[Split, ...] = ()
+    goal: Goal = field(default_factory=Goal)
+    rungs: tuple[Rung, ...] = ()
     schema: str = SCHEMA
     explainer: Explainer | None = field(
         default=None, compare=False, repr=False, metadata={"data": False}
@@ -240,16 +265,18 @@ class Plan:
         head = [
             f"plan of {self.graph_name!r} by policy {self.policy!r}: predicted "
             f"{self.predicted * 1e3:.3f} ms ({self.low * 1e3:.3f} to {self.high * 1e3:.3f}), "
-            f"{self.comparison()}"
+            f"{self.comparison()}",
+            f"  {self.goal.said(self.predicted)}",
         ]
         for part in self.devices:
             alone = part.single_seconds
             said = "cannot run it alone" if alone is None else f"alone {alone * 1e3:.3f} ms"
             head.append(
                 f"  {part.id} {part.name}: {self.shares()[part.id]:.0%} of the ops, {said}, "
-                f"arena {part.arena_bytes} B, weights {part.resident_bytes} B"
+                f"arena {part.arena_bytes} B, scratch {part.scratch_bytes} B, "
+                f"weights {part.fixed_bytes} B"
             )
-        head += [f"  {split}" for split in self.splits]
+        head += [f"  {said}" for said in (*self.splits, *self.rungs)]
         return "\n".join([*head, *(step_line(step) for step in self.steps)])
 
     def explain_op(self, name: str) -> str:
@@ -315,6 +342,8 @@ _PARTS: Mapping[str, type[Any]] = {
     "Step": Step,
     "DevicePlan": DevicePlan,
     "Split": Split,
+    "Goal": Goal,
+    "Rung": Rung,
 }
 
 

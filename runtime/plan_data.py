@@ -7,6 +7,7 @@ read becomes exactly the fields of a dataclass or raises PlanError; nothing in i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import reprlib
@@ -19,9 +20,19 @@ LARGEST = 1 << 63
 """Integers are below this."""
 
 
-def dump(data: Any) -> str:
-    """Canonical JSON of plain data, with a newline at its end; NaN and infinities are refused."""
-    return json.dumps(data, sort_keys=True, indent=1, allow_nan=False) + "\n"
+def dump(data: Mapping[str, Any]) -> str:
+    """Canonical JSON of plain data; NaN and infinities are refused.
+
+    A line a field, and a line an element of a field that is a list: tools that compare lines see
+    what changed.
+    """
+    encode = json.JSONEncoder(sort_keys=True, allow_nan=False).encode
+    lines = []
+    for name in sorted(data):
+        value = data[name]
+        rows = ",\n".join(map(encode, value)) if isinstance(value, list) else ""
+        lines.append(f"{encode(name)}: " + (f"[\n{rows}\n]" if rows else encode(value)))
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def plain(value: Any) -> Any:
@@ -29,15 +40,25 @@ def plain(value: Any) -> Any:
 
     Fields of ``metadata={"data": False}`` are left out.
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            f.name: plain(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if f.metadata.get("data", True)
-        }
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is tuple or kind is list:
+        return [plain(v) for v in value]
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+    if dataclasses.is_dataclass(kind):
+        return {name: plain(getattr(value, name)) for name in _names(kind)}
+    return value
+
+
+_ATOMS = frozenset({str, int, float, bool, type(None)})
+
+
+@functools.cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    """The fields of a dataclass that are data."""
+    return tuple(f.name for f in dataclasses.fields(kind) if f.metadata.get("data", True))
 
 
 def parse(text: str | bytes, what: str) -> Any:

@@ -83,10 +83,12 @@ def _with_alone(plan: Plan, composed: float, model: CostModel) -> Plan:
     """The plan with what each device would take alone made comparable with its prediction.
 
     What runs take beyond their steps is added: as known of the device, else as of this plan, whose
-    steps take ``composed`` seconds.
+    steps take ``composed`` seconds. What a measured run takes more than its steps may be the fault
+    of its own devices, though, and is not laid at another's door.
     """
     used = {s.device for s in plan.launches()}
-    own = max(0.0, plan.predicted - composed)
+    measured = plan.source == Source.MEASURED.value
+    own = 0.0 if measured else max(0.0, plan.predicted - composed)
     parts = []
     for part in plan.devices:
         if part.single_seconds is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from crossdock.devices.probe import probe
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime import (
     costing,
+    degrade,
     explain,
     fallback,
     given,
@@ -24,6 +26,7 @@ from crossdock.runtime import (
     profiles,
     rules,
 )
+from crossdock.runtime.errors import PlanError, StalePlan
 from crossdock.runtime.fallback import ALLOW, Fallback
 from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
@@ -32,11 +35,12 @@ from crossdock.runtime.ready import Progress as Progress
 from crossdock.runtime.ready import Ready, make_ready
 from crossdock.runtime.settle import Settling
 from crossdock.runtime.split import SplitGraph
-from crossdock.runtime.split_choice import Planned, plan_split
+from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.split_cost import Measure
 from crossdock.runtime.staleness import check_fresh, staleness
 from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel
+from crossdock.scheduler.objectives import Objective
 
 RUNS_AT_ONCE = 8
 MEASURE_SECONDS = 20.0
@@ -52,7 +56,7 @@ class Config:
 
     devices: tuple[str, ...] | None = None
     policy: str = "auto"
-    objective: str = "latency"
+    objective: Objective = field(default_factory=Objective)
     constraints: Constraints = field(default_factory=Constraints)
     expected_runs: int = 1000
     threads: int | None = None
@@ -60,6 +64,7 @@ class Config:
     skip_passes: tuple[str, ...] = ()
     runs_at_once: int = RUNS_AT_ONCE
     search: bool = False
+    watts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     fallback: Fallback = ALLOW
     plan: Plan | None = None
     split: bool = True
@@ -88,33 +93,40 @@ def prepare(
     asked = frozenset(devices if config.devices is None else config.devices)
     if config.plan is None:
         measure_missing(graph, config, devices, progress, again=again)
-    target = target_here(devices, asked)
+    target = replace(target_here(devices, asked), watts=config.watts)
     model = target.model
     options = planner.Options(
-        config.policy, config.constraints, config.expected_runs, search=config.search
+        config.policy,
+        config.constraints,
+        config.expected_runs,
+        search=config.search,
+        objective=config.objective,
     )
 
     def make(planned: Planned) -> Ready:
         plan, split = planned.plan, planned.split
         fallback.check(plan, asked, config.fallback, split.graph)
-        homes = {s.name: s.device for s in plan.launches() if s.name in split.parts}
-        plan = explain.attach(plan, split.graph, target, replace(options, homes=homes), batch)
+        if not plan.rungs:
+            homes = {s.name: s.device for s in plan.launches() if s.name in split.parts}
+            plan = explain.attach(plan, split.graph, target, replace(options, homes=homes), batch)
         planned = replace(planned, plan=plan)
-        at_once, capacity = config.runs_at_once, target.capacity
-        return make_ready(graph, planned, asked, devices, at_once, capacity, progress, kept)
+        runs = degrade.runs_within(plan, config.constraints.memory, config.runs_at_once)
+        return make_ready(graph, planned, asked, devices, runs, target.capacity, progress, kept)
 
     if config.plan is not None:
         ready = make(_given(config.plan, graph, target, options))
         stale = staleness(ready.program.plan, given.situation(graph, target))
         return ready.with_plan(ready.program.plan, tuple(stale.values()))
-    ready = make(_planned(graph, config, target, options, devices, fits=again))
-    if not config.measure or _simulated(devices):
+    planned = _planned(graph, config, target, options, devices, fits=again)
+    ready = make(planned)
+    settled = not options.plain or bool(planned.plan.rungs)  # runs are timed one by one
+    if not config.measure or settled or _simulated(devices):
         return ready
     settling = Settling(
         target,
         make,
         lambda: _planned(graph, config, target, options, devices, fits=True),
-        lambda: _alone(graph, target, options),
+        lambda device: _alone(graph, target, options, device),
     )
     if not again:
         before = model.version
@@ -146,10 +158,15 @@ def _simulated(devices: Mapping[str, Device]) -> bool:
     return any(Cap.VIRTUAL_TIME in d.info.caps for d in devices.values())
 
 
-def _alone(graph: Graph, target: Target, options: planner.Options) -> Planned:
-    """The plan for the best single device."""
-    plan = planner.make_plan(graph, target, replace(options, policy="best_single"))
-    return Planned(SplitGraph(graph), plan)
+def _alone(graph: Graph, target: Target, options: planner.Options, device: str) -> Planned | None:
+    """The plan for one device, the host for what it cannot run; None where ops are tied."""
+    others = {d.id: f"left out to see what {device} takes alone" for d in target.devices}
+    others = {name: why for name, why in others.items() if name not in (HOST, device)}
+    target = replace(target, asked=frozenset({device}), broken={**target.broken, **others})
+    try:
+        return Planned(SplitGraph(graph), planner.make_plan(graph, target, options))
+    except PlanError:
+        return None
 
 
 def _given(plan: Plan, graph: Graph, target: Target, options: planner.Options) -> Planned:
@@ -161,6 +178,11 @@ def _given(plan: Plan, graph: Graph, target: Target, options: planner.Options) -
         MemoryBudget: it needs more memory than there is, or a constraint allows.
     """
     check_fresh(plan, given.situation(graph, target))
+    if plan.rungs:
+        raise StalePlan(
+            f"the plan of {plan.graph_name!r} was fitted into a memory budget for the run it was "
+            "made for; plan again, with constraints.memory"
+        )
     split = given.in_parts(plan, graph)
     made = given.checked(plan, split.graph, target)
     planner.check_memory(made, rules.Rules(options.constraints, target, graph))
@@ -177,11 +199,9 @@ def _planned(
     fits: bool,
 ) -> Planned:
     """The plan, with ops split over devices if that is wanted; their parts are measured, too."""
-    if not config.split:
-        return Planned(SplitGraph(graph), planner.make_plan(graph, target, options))
     before = target.model.version
     timing = measure_parts(config, devices, target.model, fits=fits)
-    planned = plan_split(graph, target, options, timing)
+    planned = degrade.plan_best(graph, target, options, timing, split=config.split)
     if target.model.version != before:
         costing.store().save()
     return planned
@@ -213,18 +233,20 @@ def concerning(graph: Graph, constraints: Constraints) -> Constraints:
     def some(pattern: str) -> bool:
         return any(rules.matches(pattern, node) for node in graph.nodes)
 
+    def fed(pattern: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for name in graph.inputs)
+
     return replace(
         constraints,
         pin={p: device for p, device in constraints.pin.items() if some(p)},
         forbid={p: devices for p, devices in constraints.forbid.items() if some(p)},
+        residency={p: d for p, d in constraints.residency.items() if some(p) or fed(p)},
     )
 
 
 def simplify(graph: Graph, constraints: Constraints, skip: Sequence[str] = ()) -> Graph:
     """The graph that is planned: after the passes, with the nodes that constraints name kept."""
-    patterns = (*constraints.pin, *constraints.forbid)
-    keep = [n.name for n in graph.nodes if any(rules.matches(p, n) for p in patterns)]
-    return passes.run(graph, skip=skip, keep=keep)
+    return passes.run(graph, skip=skip, keep=rules.named(graph, constraints))
 
 
 def group_capacity(infos: Sequence[DeviceInfo], cores: int | None = None) -> dict[str, int]:

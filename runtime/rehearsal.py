@@ -36,11 +36,14 @@ def rehearse(
     devices: Mapping[str, Device],
     model: CostModel,
     budget_s: float,
+    *,
+    anew: bool = False,
 ) -> float:
     """Run a plan of ``graph`` and record its steps and whole runs.
 
     ``inputs`` is the graph as its caller feeds it. Returns the median seconds of a run, at the
-    paces that there were; infinite where the budget allows no run.
+    paces that there were; infinite where the budget allows no run. ``anew``: what earlier runs took
+    is no longer true.
 
     Raises:
         Error: the graph cannot run on made-up values, or a device failed.
@@ -63,7 +66,7 @@ def rehearse(
         began = time.perf_counter()
         run(feeds, False)
         recorder.whole(time.perf_counter() - began)
-    return recorder.close()
+    return recorder.close(anew=anew)
 
 
 def observe(
@@ -120,7 +123,7 @@ class _Recorder:
         self.runs.append(seconds)
         self._look()
 
-    def close(self) -> float:
+    def close(self, *, anew: bool = False) -> float:
         """Hand everything to the model; returns the median of the runs."""
         marks: dict[tuple[str, str, str], tuple[Work, list[float]]] = {}
         for step in self.plan.launches():
@@ -131,7 +134,7 @@ class _Recorder:
             samples = [s / slow for s in self.found.get(step.name, [])]
             marks.setdefault(mark, (work, []))[1].extend(samples)
         for mark, (work, samples) in marks.items():
-            self.model.record_many(*mark, samples, work, running=True)
+            self.model.record_many(*mark, samples, work, running=True, anew=anew)
         by_print = {self.prints[name]: self.pace(name) for name in self.devices}
         for name, pace in by_print.items():
             self.model.note_pace(name, pace)
@@ -139,5 +142,5 @@ class _Recorder:
             return float("inf")
         factor = pace_factor(self.plan, self.calls, by_print.__getitem__)
         runs = [s / factor for s in self.runs]
-        self.model.record_many(*run_mark(self.plan), runs, running=True)
+        self.model.record_many(*run_mark(self.plan), runs, running=True, anew=anew)
         return float(np.median(self.runs))

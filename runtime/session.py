@@ -28,6 +28,7 @@ from crossdock.runtime.rehearsal import observe
 from crossdock.runtime.staged import StagedReady
 from crossdock.runtime.tensor import Array, Dim
 from crossdock.scheduler import policy_names
+from crossdock.scheduler.objectives import Objective
 
 SHAPES_KEPT = 8
 _Shapes = tuple[tuple[Dim, ...], ...]
@@ -54,7 +55,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     graph: Graph,
     devices: str | Sequence[str] = "auto",
     policy: str = "auto",
-    objective: str = "latency",
+    objective: str | Mapping[str, float] = "latency",
     constraints: Constraints | None = None,
     expected_runs: int = 1000,
     threads: int | None = None,
@@ -65,6 +66,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     skip_passes: Sequence[str] = (),
     runs_at_once: int = RUNS_AT_ONCE,
     search: bool = False,
+    watts: Mapping[str, tuple[float, float]] | None = None,
     fallback: str | Fallback = "allow",
     plan: Plan | None = None,
     split: bool = True,
@@ -77,7 +79,10 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         devices: "auto" for every device there is, or device ids; ops that none of them can run
             are run on the host, and the receipt says so.
         policy: placement policy by name (``crossdock.scheduler.policies``).
-        objective: "latency" is the one there is.
+        objective: "latency" (seconds of a run), "throughput" (seconds between the ends of
+            successive runs, many of them submitted at once), "energy" (joules of a run), or
+            weights of them such as ``{"latency": 0.5, "energy": 0.5}``, each term over its value
+            on the best single device.
         constraints: pins, forbidden devices, memory budgets.
         expected_runs: runs over which uploads of weights are spread.
         threads: processor threads a CPU-backed device may use (None: all).
@@ -88,6 +93,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
         search: search on from the policy's plan with compiled code: better plans where devices
             share a graph; the first use on a machine compiles that code, for a minute or two.
+        watts: what a device draws (idle, computing), by device id, for ``objective="energy"``.
         fallback: which ops may run on the host because no device asked for can run them: "allow"
             any, "forbid" none, or a ``Fallback`` (decided before anything runs; a stage of a
             staged graph before that stage runs).
@@ -106,7 +112,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     config = Config(
         _device_ids(devices),
         policy,
-        objective,
+        Objective.of(objective),
         constraints or Constraints(),
         expected_runs,
         threads,
@@ -114,6 +120,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         tuple(skip_passes),
         runs_at_once,
         search,
+        dict(watts or {}),
         contract_of(fallback),
         plan,
         split,
@@ -405,8 +412,12 @@ def _check(graph: object, config: Config) -> None:
             f"graph {graph.name!r} runs in stages that hang on the values fed, so no plan can be "
             "given for it; compile without"
         )
-    if config.objective != "latency":
-        raise PlanError(f"objective {config.objective!r} is not supported; use 'latency'")
+    plain = config.objective == Objective() and not config.constraints.max_share
+    if not plain and config.policy != "auto":
+        raise PlanError(
+            f"policy {config.policy!r} places for latency alone, in any shares; objective "
+            f"{config.objective} and max_share need policy='auto'"
+        )
     if config.policy not in policy_names():
         raise PlanError(
             f"there is no policy {config.policy!r}; use one of {', '.join(policy_names())}"

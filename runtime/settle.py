@@ -7,6 +7,7 @@ too, and so is the best single device where several share the work. The fastest 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -34,13 +35,13 @@ class Settling:
         target: devices and costs.
         make: lowers a plan.
         plan: plans with the costs that are known now.
-        alone: plans for the best single device.
+        alone: plans for one device, by id; None where it cannot be alone.
     """
 
     target: Target
     make: Callable[[Planned], Ready]
     plan: Callable[[], Planned]
-    alone: Callable[[], Planned]
+    alone: Callable[[str], Planned | None]
 
     def settle(self, ready: Ready) -> Ready:
         """The plan that measured best, with predictions to match; it says what it replaced."""
@@ -92,12 +93,22 @@ class Settling:
         return best.with_plan(new, (said,))
 
     def _next(self, best: Plan, tried: set[tuple[str, str, str]]) -> Planned | None:
-        """A plan not tried yet that promises to be faster than the best so far."""
-        devices = {s.device for s in best.launches()}
-        for make in (self.plan, self.alone) if len(devices) > 1 else (self.plan,):
-            other = make()
-            if run_mark(other.plan) not in tried and _beats(other.plan, best):
-                return other
+        """A plan not tried yet that promises to be faster than the best so far.
+
+        The one for all devices first, then those for the devices alone, best first.
+        """
+        other = self.plan()
+        if run_mark(other.plan) not in tried and _beats(other.plan, best):
+            return other
+        alone = sorted((p.single_seconds or math.inf, p.id) for p in other.plan.devices)
+        for seconds, device in alone:
+            if seconds >= (1.0 - HYSTERESIS) * best.predicted:
+                break
+            single = self.alone(device)
+            if single is None or run_mark(single.plan) in tried:
+                continue
+            if _beats(single.plan, best):
+                return single
         return None
 
     def measured(self, ready: Ready, *, anew: bool = False) -> Ready | None:
@@ -118,6 +129,7 @@ class Settling:
                 devices,
                 model,
                 REHEARSAL_SECONDS,
+                anew=anew,
             )
         except Error:
             return None  # made-up inputs that it cannot run on; the caller's will say what is wrong

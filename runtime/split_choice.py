@@ -72,9 +72,15 @@ class _Candidate:
 
 
 def plan_split(
-    graph: Graph, target: Target, options: Options, measure: Measure | None = None
+    graph: Graph,
+    target: Target,
+    options: Options,
+    measure: Measure | None = None,
+    whole: Planned | None = None,
 ) -> Planned:
     """Plan a graph with ops split over devices where that pays; else as ``make_plan`` does.
+
+    ``whole`` is what ``make_plan`` gave, where that is known.
 
     ``measure`` is asked to measure parts before their costs count. A region is cut only if no
     constraint names its ops by name.
@@ -82,10 +88,9 @@ def plan_split(
     Raises:
         NoPlacement, MemoryBudget, PlanError: as ``make_plan``.
     """
-    plan = make_plan(graph, target, options)
-    whole = Planned(SplitGraph(graph), plan)
+    whole = whole or Planned(SplitGraph(graph), make_plan(graph, target, options))
     devices = computing_devices(target)
-    if options.policy != "auto" or len(devices) < 2:
+    if options.policy != "auto" or len(devices) < 2 or options.constraints.max_share:
         return whole
     paying, rest = _disjoint(_candidates(graph, target, options, measure is None), measure)
     chosen, best = _Search(whole, target, options, measure).best(paying)
@@ -100,8 +105,7 @@ def _candidates(graph: Graph, target: Target, options: Options, modelled: bool) 
 
     If nothing can be measured, those are ``modelled``; else a guess that is too good if anything.
     """
-    patterns = (*options.constraints.pin, *options.constraints.forbid)
-    keep = frozenset(n.name for n in graph.nodes if any(rules.matches(p, n) for p in patterns))
+    keep = rules.named(graph, options.constraints)
     devices = computing_devices(target)
     nodes = {n.name: n for n in graph.nodes}
     seen: set[tuple[str, int]] = set()

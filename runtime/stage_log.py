@@ -220,5 +220,7 @@ def _both(a: DevicePlan, b: DevicePlan) -> DevicePlan:
         a,
         arena_bytes=a.arena_bytes + b.arena_bytes,
         resident_bytes=a.resident_bytes + b.resident_bytes,
+        packed_bytes=a.packed_bytes + b.packed_bytes,
+        scratch_bytes=a.scratch_bytes + b.scratch_bytes,
         single_seconds=alone,
     )

@@ -25,8 +25,9 @@ class Point:
     """What one device set is predicted to do with one batch.
 
     Times in seconds; None with a ``reason`` where the set has no plan. ``simulated`` is what the
-    executor takes on virtual time, which leaves out the share of the weights' upload that
-    ``seconds`` has. ``shares`` are of the ops, ``peak_bytes`` of memory, both by device id.
+    executor takes on virtual time; ``seconds`` has a share of the weights' upload beside it, and
+    what whole runs take beyond their steps. ``shares`` are of the ops, ``peak_bytes`` of memory,
+    both by device id.
     """
 
     batch: int

@@ -17,9 +17,9 @@ from crossdock.devices.topology import HOST_CPU
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.plan import HOST, Choice, Plan, Step
 from crossdock.runtime.prepare import group_capacity
+from crossdock.runtime.supposed import SupposedCosts
 from crossdock.runtime.target import Target
-from crossdock.scheduler import CostModel, DeviceRates, Estimate, LinkModel, Source
-from crossdock.scheduler import Work as CostWork
+from crossdock.scheduler import LinkModel
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,10 @@ def changed(target: Target, changes: Changes) -> Target:
         for d in target.devices
         if d.id in asked | {HOST}
     )
-    made = replace(target, devices=infos, asked=asked, model=_relinked(target, changes.links))
-    if changes.threads is not None:
-        made = _limited(made, {HOST: changes.threads}, target.capacity)
-    if changes.cores is None:
+    made = replace(target, devices=infos, asked=asked)
+    if not changes.links and changes.cores is None and changes.threads is None:
         return made
-    sharing = {d.id: changes.cores for d in infos if d.resource_group == HOST_CPU}
-    made = _limited(made, sharing, target.capacity)
-    return replace(made, capacity=group_capacity(made.devices, changes.cores))
+    return _supposed(made, changes, target)
 
 
 def _check(changes: Changes, ids: set[str]) -> None:
@@ -84,75 +80,45 @@ def _check(changes: Changes, ids: set[str]) -> None:
             raise PlanError(f"--{flag} {count}: give 1 or more")
 
 
-def _relinked(target: Target, links: Mapping[tuple[str, str], float]) -> CostModel:
-    if not links:
-        return target.model
-    model = target.model.merge(CostModel())
-    for (src, dst), bandwidth in links.items():
-        a, b = target.info(src), target.info(dst)
+def _supposed(target: Target, changes: Changes, unchanged: Target) -> Target:
+    """The target with links of another speed, or fewer cores: with costs that are supposed."""
+    infos = tuple(_fewer(d, _units(d, changes)) for d in target.devices)
+    pairs = list(zip(target.devices, infos, strict=True))
+    whole = {
+        new.fingerprint: (old.fingerprint, old.compute_units / new.compute_units)
+        for old, new in pairs
+        if new is not old
+    }
+    model = SupposedCosts(target.model, whole)
+    for (src, dst), bandwidth in changes.links.items():
+        ends = unchanged.info(src), unchanged.info(dst)
         if HOST not in (src, dst):
             raise PlanError(
                 f"--link {src}:{dst}: transfers pass through {HOST}; give the links {src}:{HOST} "
                 f"and {HOST}:{dst}"
             )
-        made = LinkModel(target.link(a, b).latency_s, ((1.0, bandwidth),))
-        model.set_link(a.fingerprint, b.fingerprint, made)
-    return model
-
-
-def _limited(target: Target, cores: Mapping[str, int], capacity: Mapping[str, int]) -> Target:
-    """The target with some of its devices on so many cores, by id, where they have more."""
-    infos = tuple(_fewer(d, cores.get(d.id, d.compute_units)) for d in target.devices)
-    whole = {
-        new.fingerprint: (old.fingerprint, old.compute_units / new.compute_units)
-        for old, new in zip(target.devices, infos, strict=True)
-        if new is not old
-    }
-    model = LimitedCosts(target.model, whole) if whole else target.model
+        made = LinkModel(unchanged.link(*ends).latency_s, ((1.0, bandwidth),))
+        model.set_link(ends[0].fingerprint, ends[1].fingerprint, made)
+    capacity = target.capacity
+    if changes.cores is not None:
+        capacity = group_capacity(infos, changes.cores)
     return replace(target, devices=infos, model=model, capacity=capacity)
 
 
-def _fewer(info: DeviceInfo, cores: int) -> DeviceInfo:
-    if info.compute_units <= cores:
+def _units(info: DeviceInfo, changes: Changes) -> int:
+    units = [info.compute_units]
+    if changes.cores is not None and info.resource_group == HOST_CPU:
+        units.append(changes.cores)
+    if changes.threads is not None and info.id == HOST:
+        units.append(changes.threads)
+    return min(units)
+
+
+def _fewer(info: DeviceInfo, units: int) -> DeviceInfo:
+    if info.compute_units <= units:
         return info
-    name = f"{info.fingerprint}|on {cores} cores"
-    return replace(info, compute_units=cores, fingerprint=name)
-
-
-class LimitedCosts(CostModel):
-    """The costs of another model, and those of its devices on fewer cores.
-
-    A device with an n-th of its cores takes n times as long at most and no longer at best; n
-    times is the estimate, since most kernels are shared out evenly.
-    """
-
-    def __init__(self, base: CostModel, whole: Mapping[str, tuple[str, float]]) -> None:
-        """Take over ``base``; ``whole`` gives (fingerprint there, n) by new fingerprint."""
-        super().__init__()
-        self.__dict__.update(base.merge(CostModel()).__dict__)
-        self._whole = dict(whole)
-
-    def _there(self, fingerprint: str) -> str:
-        return self._whole.get(fingerprint, (fingerprint, 1.0))[0]
-
-    def rates(self, fingerprint: str) -> DeviceRates | None:
-        """The roofline of the whole device."""
-        return super().rates(self._there(fingerprint))
-
-    def link(self, src: str, dst: str) -> LinkModel | None:
-        """The link between the whole devices."""
-        return super().link(self._there(src), self._there(dst))
-
-    def estimate(
-        self, fingerprint: str, variant: str, key: str, work: CostWork | None = None
-    ) -> Estimate:
-        """Seconds of one run, scaled where the device is one with fewer cores."""
-        old, factor = self._whole.get(fingerprint, (fingerprint, 1.0))
-        made = super().estimate(old, variant, key, work)
-        if factor == 1.0 or made.seconds is None or made.low is None or made.high is None:
-            return made
-        source = Source.FITTED if made.source is Source.MEASURED else made.source
-        return Estimate(made.seconds * factor, made.low, made.high * factor, source, made.samples)
+    name = f"{info.fingerprint}|on {units} cores"
+    return replace(info, compute_units=units, fingerprint=name)
 
 
 class Why(enum.StrEnum):

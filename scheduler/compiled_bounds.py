@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from crossdock.scheduler.compiled_core import BIG, Bools, Graph, Net, Wires, hop, kernel
 from crossdock.scheduler.problem import Floats, Ints
 
 DUAL_STEPS = 40
+CLOSE = 1.0 - 1e-6  # a bound this near to what is possible is not improved
 LEVELS = 4  # lead-in and lead-out times tried, each
 
 
@@ -51,24 +54,37 @@ def assign(cost: Floats, lane: Ints, inside: Bools, weight: Floats, total: Float
     return bound
 
 
+class Duals(NamedTuple):
+    """Scratch of a load bound; (lanes,) each."""
+
+    weight: Floats
+    load: Floats  # of the assignment at hand
+    mean: Floats  # sum of the loads so far
+
+
 @kernel
-def load(cost: Floats, lane: Ints, inside: Bools, weight: Floats, total: Floats) -> float:
-    """Load bound of the marked tasks by multiplicative weights; (lanes,) arrays are scratch."""
-    lanes, best = len(weight), 0.0
+def load(cost: Floats, lane: Ints, inside: Bools, v: Duals, target: float) -> float:
+    """Load bound of the marked tasks by multiplicative weights, as far as it can pass ``target``.
+
+    The mean of the assignments is a fractional one, so that its largest load is no less than any
+    bound: where that is within the target there is nothing to gain.
+    """
+    lanes, best = len(v.weight), 0.0
     for r in range(lanes):
-        weight[r] = 1.0 / lanes
+        v.weight[r], v.mean[r] = 1.0 / lanes, 0.0
     for step in range(DUAL_STEPS if lanes > 1 else 1):
-        best = max(best, assign(cost, lane, inside, weight, total))
-        peak, scale = 0.0, 0.0
+        best = max(best, assign(cost, lane, inside, v.weight, v.load))
+        peak, scale, most = 0.0, 0.0, 0.0
         for r in range(lanes):
-            peak = max(peak, total[r])
-        if peak <= 0.0:
+            v.mean[r] += v.load[r]
+            peak, most = max(peak, v.load[r]), max(most, v.mean[r] / (step + 1))
+        if peak <= 0.0 or most <= target or best >= most * CLOSE:
             break
         for r in range(lanes):
-            weight[r] *= np.exp(total[r] / peak * (0.5 / (1.0 + 0.1 * step)))
-            scale += weight[r]
+            v.weight[r] *= np.exp(v.load[r] / peak * (0.5 / (1.0 + 0.1 * step)))
+            scale += v.weight[r]
         for r in range(lanes):
-            weight[r] /= scale
+            v.weight[r] /= scale
     return best
 
 
@@ -96,12 +112,13 @@ def graph_bound(g: Graph) -> float:
     fill_heads(g.net, g.wires, g.cost, g.topo, head)
     ready, after = np.empty(n), np.empty(n)
     best = path_bound(g.cost, head, g.tail, ready, after)
-    weight, total = np.zeros(g.lanes), np.zeros(g.lanes)
+    duals = Duals(np.zeros(g.lanes), np.zeros(g.lanes), np.zeros(g.lanes))
     leads, trails = np.sort(ready), np.sort(after)
     for i in range(LEVELS):
         for j in range(LEVELS):
             lead = leads[i * n // (3 * LEVELS)] if i else 0.0
             trail = trails[j * n // (3 * LEVELS)] if j else 0.0
             inside = (ready >= lead) & (after >= trail)
-            best = max(best, lead + trail + load(g.cost, g.lane, inside, weight, total))
+            least = lead + trail
+            best = max(best, least + load(g.cost, g.lane, inside, duals, best - least))
     return float(best)

@@ -41,41 +41,56 @@ from crossdock.scheduler.problem import Ints
 
 def new_state(g: Graph, order: Ints, device: Ints) -> State:
     """State of a starting solution; ``order`` must be topological."""
+    s = empty_state(g)
+    load(g, s, order, device)
+    return s
+
+
+def empty_state(g: Graph) -> State:
+    """Arrays of a state, for ``load`` to fill."""
     n, m = g.cost.shape
     tensors, rows, pairs = (g.tensors, n // STRIDE + 1, m * m) if g.serial else (0, 0, 0)
-    plan = Plan(order.copy(), zeros(n), device.copy(), np.zeros(n), np.zeros(n), zeros(n), zeros(n))
-    trial = Trial(
-        order.copy(), device.copy(), np.zeros(n), np.zeros(n), zeros(n), zeros(n), zeros(3)
-    )
+    plan = Plan(zeros(n), zeros(n), zeros(n), np.zeros(n), np.zeros(n), zeros(n), zeros(n))
+    trial = Trial(zeros(n), zeros(n), np.zeros(n), np.zeros(n), zeros(n), zeros(n), zeros(3))
     copies = Copies(
         np.zeros((tensors, m)),
-        np.full((tensors, m), n, np.int64),
+        zeros(tensors, m),
         np.zeros((tensors, m)),
-        np.full((tensors, m), -1, np.int64),
+        zeros(tensors, m),
         zeros(tensors * m + 1, 3),
         np.zeros(pairs),
         np.zeros((rows, pairs)),
         zeros(len(g.net.pred)),
     )
     front = Front(np.zeros(g.lanes), np.zeros((n + 1, g.lanes)), np.zeros(n + 1), np.zeros(n + 1))
-    back = Back(np.zeros(n), np.zeros((n + 1, g.lanes)), np.full(1, n - 1, np.int64))
-    room, value = g.room.copy(), np.zeros(4)
-    s = State(plan, trial, copies, front, back, room, value, order.copy(), device.copy())
-    decode_all(g, s)
-    s.value[BEST] = s.value[CURRENT]
-    return s
+    back = Back(np.zeros(n), np.zeros((n + 1, g.lanes)), zeros(1))
+    return State(plan, trial, copies, front, back, np.zeros(m), np.zeros(4), zeros(n), zeros(n))
 
 
-def decode_all(g: Graph, s: State) -> None:
-    """Fill the times of a state whose order and devices are set."""
-    net, plan, n = g.net, s.plan, len(s.plan.order)
-    plan.position[plan.order] = np.arange(n)
-    np.subtract.at(s.room, plan.device, g.held)
-    consumer = np.repeat(np.arange(n), np.diff(net.pred_ptr))
-    np.maximum.at(plan.last_use, net.pred, plan.position[consumer])
-    s.trial.counts[NUMBER] = 1
+@kernel
+def load(g: Graph, s: State, order: Ints, device: Ints) -> float:
+    """Make a solution the current and best one; returns its makespan."""
+    net, plan, trial, n = g.net, s.plan, s.trial, len(order)
+    copy_into(s.room, g.room)
+    for q in range(n):
+        t = order[q]
+        plan.order[q] = trial.order[q] = s.best_order[q] = t
+        plan.position[t] = q
+        plan.device[t] = trial.device[t] = s.best_device[t] = device[t]
+        plan.finish[t], plan.sends[t], plan.last_use[t] = 0.0, 0, 0
+        s.room[device[t]] -= g.held[t]
+        for k in range(net.pred_ptr[t], net.pred_ptr[t + 1]):
+            plan.last_use[net.pred[k]] = q
+    for x in range(len(s.copies.sent_at)):
+        for d in range(len(s.room)):
+            s.copies.sent_at[x, d] = n
+    s.value[TOTAL] = 0.0
+    s.back.stale[0] = n - 1
+    begin_trial(trial)
     stop, _ = evaluate(g, s, 0, n, n, n, BIG * 1e6)
     commit(g, s, 0, stop, 0, -1)
+    s.value[BEST] = s.value[CURRENT]
+    return s.value[CURRENT]
 
 
 @leaf
@@ -86,14 +101,14 @@ def begin_trial(trial: Trial) -> None:
     trial.counts[LOGGED] = 0
 
 
-@kernel
+@leaf
 def touch_all(net: Net, trial: Trial, p: int) -> None:
     """Mark the consumers of task ``p`` as reached by the trial."""
     for k in range(net.succ_ptr[p], net.succ_ptr[p + 1]):
         trial.dirty[net.succ[k]] = trial.counts[NUMBER]
 
 
-@kernel
+@leaf
 def touch_copy(net: Net, trial: Trial, p: int, x: int, d: int) -> None:
     """Mark the consumers of tensor ``x`` of task ``p`` on device ``d`` as reached."""
     for k in range(net.succ_ptr[p], net.succ_ptr[p + 1]):
@@ -114,7 +129,7 @@ def free_ready(net: Net, wires: Wires, trial: Trial, t: int, d: int, ready: floa
     return ready
 
 
-@kernel
+@leaf
 def serial_ready(
     net: Net, wires: Wires, plan: Plan, trial: Trial, c: Copies, t: int, q: int, lo: int, reach: int
 ) -> tuple[float, int]:
@@ -189,7 +204,7 @@ def same_front(front: Front, c: Copies, q: int, serial: bool) -> bool:
     return True
 
 
-@kernel
+@leaf
 def evaluate(
     g: Graph, s: State, lo: int, shifted: int, settled: int, reach: int, limit: float
 ) -> tuple[int, float]:
@@ -257,7 +272,7 @@ def links_before(net: Net, plan: Plan, c: Copies, q: int) -> None:
         add_sends(net, plan, c, i)
 
 
-@kernel
+@leaf
 def add_sends(net: Net, plan: Plan, c: Copies, q: int) -> None:
     """Advance ``link_now`` by what the current solution sends at position ``q``."""
     t = plan.order[q]
@@ -271,7 +286,7 @@ def add_sends(net: Net, plan: Plan, c: Copies, q: int) -> None:
             c.link_now[channel] = max(c.link_now[channel], c.sent[x, d])
 
 
-@kernel
+@leaf
 def commit(g: Graph, s: State, lo: int, stop: int, first: int, last: int) -> None:
     """Make an evaluated trial current; ``first``..``last``: positions whose task changed."""
     net, plan, trial = g.net, s.plan, s.trial
@@ -342,7 +357,7 @@ def snapshot(plan: Plan, front: Front, lane: Ints, lo: int, stop: int) -> None:
         front.suffix[q] = largest
 
 
-@kernel
+@leaf
 def reject(plan: Plan, trial: Trial, first: int, last: int) -> None:
     """Undo an evaluated trial; devices are the caller's to restore."""
     for i in range(trial.counts[TOUCHED]):

@@ -242,13 +242,6 @@ def insert_all(g: Graph, s: Partial, order: Ints, bias: Floats, share: float) ->
     return makespan
 
 
-def insertion(g: Graph, order: Ints, bias: Floats, share: float) -> tuple[float, Ints, Floats]:
-    """(makespan, device, start) of one insertion list schedule, see ``insert_all``."""
-    s = empty_partial(g)
-    makespan = insert_all(g, s, order, bias, share)
-    return makespan, s.placed.device, s.placed.start
-
-
 @kernel
 def child_horizon(
     g: Graph, s: Partial, t: int, d: int, children: Ints, count: int, spots: Ints
@@ -328,9 +321,9 @@ def look_ahead_all(
     return makespan
 
 
-def look_ahead(g: Graph, order: Ints, rank: Floats) -> tuple[float, Ints, Floats]:
-    """(makespan, device, start) of one-level look-ahead HEFT with insertion."""
-    s, m = empty_partial(g), len(g.lane)
+def look_ahead(g: Graph, s: Partial, order: Ints, rank: Floats) -> float:
+    """One-level look-ahead HEFT with insertion into ``s``; returns the makespan."""
+    m = len(g.lane)
     scratch = (zeros(MAX_CHILDREN, 2), zeros(MAX_CHILDREN), np.zeros((m, m)))
-    makespan = look_ahead_all(g, s, order, rank, *scratch)
-    return makespan, s.placed.device, s.placed.start
+    clear(g, s)
+    return look_ahead_all(g, s, order, rank, *scratch)

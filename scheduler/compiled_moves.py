@@ -18,7 +18,6 @@ from crossdock.scheduler.compiled_core import (
     Words,
     below,
     hop,
-    kernel,
     leaf,
     uniform,
     zeros,
@@ -89,7 +88,7 @@ def reassign(able: Able, device: Ints, v: Changes, count: int, t: int, d: int) -
     return count + 1
 
 
-@kernel
+@leaf
 def other_device(net: Net, device: Ints, m: int, t: int, rng: Words) -> int:
     """A device for ``t`` other than its own: often that of a neighbour."""
     if uniform(rng) < NEIGHBOUR:
@@ -105,7 +104,7 @@ def other_device(net: Net, device: Ints, m: int, t: int, rng: Words) -> int:
     return d + 1 if d >= device[t] else d
 
 
-@kernel
+@leaf
 def reassign_walk(
     net: Net, able: Able, device: Ints, v: Changes, t: int, d: int, rng: Words
 ) -> int:
@@ -126,7 +125,7 @@ def reassign_walk(
     return count
 
 
-@kernel
+@leaf
 def reassign_group(
     net: Net, wires: Wires, able: Able, device: Ints, v: Changes, t: int, d: int, rng: Words
 ) -> int:
@@ -153,7 +152,7 @@ def reassign_group(
     return count
 
 
-@kernel
+@leaf
 def shift_target(net: Net, plan: Plan, device: Ints, lane: Ints, t: int, rng: Words) -> int:
     """Another position for ``t`` between its producers and consumers; its own if there is none."""
     low, high = window(net, plan.position, t)
@@ -186,7 +185,7 @@ def shift(plan: Plan, trial: Trial, t: int, target: int) -> None:
     trial.order[target] = t
 
 
-@kernel
+@leaf
 def pull(net: Net, plan: Plan, trial: Trial, v: Changes, t: int, target: int) -> None:
     """Move ``t`` to ``target`` with its relatives in between: ancestors ahead, others back."""
     v.pulls[0] += 1
@@ -212,7 +211,7 @@ def pull(net: Net, plan: Plan, trial: Trial, v: Changes, t: int, target: int) ->
             at += step
 
 
-@kernel
+@leaf
 def change_devices(g: Graph, s: State, v: Changes, t: int, kind: float, rng: Words) -> int:
     """Draw and make device changes around ``t`` in the trial; returns their number."""
     able, device = Able(g.cost, g.held, s.room), s.trial.device
@@ -232,7 +231,7 @@ def change_devices(g: Graph, s: State, v: Changes, t: int, kind: float, rng: Wor
     return reassign_walk(g.net, able, device, v, t, d, rng)
 
 
-@kernel
+@leaf
 def propose(g: Graph, s: State, v: Moves, heat: float) -> tuple[int, int, int, bool]:
     """Draw a move: (device changes, task to shift, its target position, with its relatives)."""
     path, rng, n = v.changes, v.rng, len(s.plan.order)

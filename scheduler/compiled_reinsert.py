@@ -23,7 +23,6 @@ from crossdock.scheduler.compiled_core import (
     Words,
     copy_into,
     hop,
-    kernel,
     leaf,
     uniform,
 )
@@ -63,7 +62,7 @@ def way_after(net: Net, wires: Wires, device: Ints, rest: Floats, u: int, d: int
     return longest
 
 
-@kernel
+@leaf
 def refresh(net: Net, wires: Wires, cost: Floats, lane: Ints, plan: Plan, back: Back) -> None:
     """Bring ``back`` up to date."""
     rows = back.lane_rest
@@ -95,7 +94,7 @@ def way_through(
     return ready + cost[t, d] + way_after(net, wires, plan.device, rest, t, d)
 
 
-@kernel
+@leaf
 def forward(g: Graph, s: State, w: Gaps, here: int, high: int) -> None:
     """Fill ``w.finish`` of positions ``here`` + 1 to ``high`` without the task at ``here``."""
     net, wires, plan, front, cost, lane = g.net, g.wires, s.plan, s.front, g.cost, g.lane
@@ -117,7 +116,7 @@ def forward(g: Graph, s: State, w: Gaps, here: int, high: int) -> None:
         w.lane[lane[d]] = w.finish[u]
 
 
-@kernel
+@leaf
 def backward(g: Graph, plan: Plan, back: Back, w: Gaps, low: int, here: int) -> None:
     """Fill ``w.rest`` of positions ``low`` to ``here`` - 1 without the task at ``here``."""
     net, wires, cost, lane = g.net, g.wires, g.cost, g.lane
@@ -135,7 +134,7 @@ def backward(g: Graph, plan: Plan, back: Back, w: Gaps, low: int, here: int) -> 
         w.rest[u] = w.lane_rest[lane[d]] = cost[u, d] + longest
 
 
-@kernel
+@leaf
 def fill_ends(net: Net, wires: Wires, plan: Plan, c: Copies, rest: Floats, w: Gaps, t: int) -> None:
     """Fill arrival and way after ``t`` for every device."""
     for d in range(len(w.arrive)):
@@ -164,7 +163,7 @@ def window(net: Net, position: Ints, t: int) -> tuple[int, int]:
     return low, high
 
 
-@kernel
+@leaf
 def reinsertion(g: Graph, s: State, w: Gaps, t: int, heat: float, rng: Words) -> tuple[int, int]:
     """(device, position) of a good gap for ``t``; noise grows with ``heat``.
 

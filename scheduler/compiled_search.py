@@ -63,7 +63,7 @@ def arrival(net: Net, wires: Wires, plan: Plan, c: Copies, k: int, d: int) -> fl
     return plan.finish[p] + hop(wires, net.pred_bytes[k], a, d)
 
 
-@kernel
+@leaf
 def trace_path(
     net: Net, wires: Wires, plan: Plan, c: Copies, lane: Ints, v: Changes, rng: Words
 ) -> None:
@@ -97,7 +97,7 @@ def trace_path(
     v.length[0] = count
 
 
-@kernel
+@leaf
 def change_window(
     g: Graph, s: State, v: Changes, count: int, first: int, last: int
 ) -> tuple[int, int, int]:
@@ -127,7 +127,7 @@ def change_window(
     return lo, settled, reach
 
 
-@kernel
+@leaf
 def try_move(g: Graph, s: State, v: Moves, heat: float) -> bool:
     """Propose, evaluate and accept or reject one move at relative temperature ``heat``."""
     plan, trial, value, changes = s.plan, s.trial, s.value, v.changes

@@ -83,10 +83,11 @@ class CostModel:
         work: Work | None = None,
         *,
         running: bool = False,
+        anew: bool = False,
     ) -> None:
         """Add measured runs at pace 1, oldest first; ``work`` lets them inform other shapes.
 
-        ``running``: they were taken within a graph.
+        ``running``: they were taken within a graph. ``anew``: earlier ones are no longer true.
         """
         runs = [float(x) for x in seconds]
         if not all(math.isfinite(x) and x > 0.0 for x in runs):
@@ -96,7 +97,10 @@ class CostModel:
         if running:
             self._learn_misses(fingerprint, variant, key, runs, work)
         entry = self.content.entry(fingerprint, variant, key)
-        (entry.running if running else entry.seconds).extend(runs)
+        samples = entry.running if running else entry.seconds
+        if anew:
+            samples.clear()
+        samples.extend(runs)
         entry.count += len(runs)
         entry.work = work or entry.work
         self._changed(fingerprint, variant)

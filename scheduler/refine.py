@@ -15,9 +15,9 @@ import numpy as np
 from crossdock.runtime.errors import MemoryBudget
 from crossdock.scheduler.compiled_bounds import graph_bound
 from crossdock.scheduler.compiled_core import BIG, Graph, compile_graph, random_state
-from crossdock.scheduler.compiled_evaluate import new_state
+from crossdock.scheduler.compiled_evaluate import empty_state, load
 from crossdock.scheduler.compiled_greedy import iterated_greedy, new_base
-from crossdock.scheduler.compiled_lists import empty_partial, insertion, look_ahead
+from crossdock.scheduler.compiled_lists import Partial, empty_partial, insert_all, look_ahead
 from crossdock.scheduler.compiled_moves import Moves, new_moves
 from crossdock.scheduler.compiled_ranks import (
     MEAN,
@@ -29,13 +29,13 @@ from crossdock.scheduler.compiled_ranks import (
     ranks,
 )
 from crossdock.scheduler.compiled_search import anneal
-from crossdock.scheduler.compiled_state import BEST, CURRENT, State
+from crossdock.scheduler.compiled_state import BEST, State
 from crossdock.scheduler.decode import decode
 from crossdock.scheduler.drafts import Draft, best_of, freeze
 from crossdock.scheduler.labels import cheapest_labels
 from crossdock.scheduler.limits import Limits
 from crossdock.scheduler.lists import priority_order, upward_ranks
-from crossdock.scheduler.problem import DeviceSpec, Floats, Ints, LinkSpec, Problem, TaskSpec
+from crossdock.scheduler.problem import DeviceSpec, Ints, LinkSpec, Problem, TaskSpec
 from crossdock.scheduler.result import Links, Options, Schedule
 from crossdock.scheduler.single import single_drafts, single_placement
 
@@ -109,6 +109,8 @@ class Search:
         self.rng = random_state(options.seed)
         self.seeds: list[Solution] = []
         self.moves: Moves = new_moves(self.graph, self.rng)
+        self.state: State = empty_state(self.graph)
+        self.partial: Partial = empty_partial(self.graph)
         self.budget = self.clock.left()
 
     def run(self) -> Solution:
@@ -137,7 +139,7 @@ class Search:
 
     def _value(self, order: Ints, device: Ints) -> float:
         """Exact makespan; list schedules only estimate it under serial links."""
-        return float(new_state(self.graph, order, device).value[CURRENT])
+        return load(self.graph, self.state, order, device)
 
     def _list_seeds(self) -> None:
         g = self.graph
@@ -146,13 +148,13 @@ class Search:
             rank = ranks(g, mode)
             order = order_by(g.net, rank)
             for share in (0.0, 0.5, 1.0):
-                found = insertion(g, order, g.tail, share)
+                found = insert_all(g, self.partial, order, g.tail, share)
                 self._keep_list(found, f"{name}+{share:g}tail" if share else name)
             took = time.perf_counter() - began
             fan_out = len(g.net.succ) / max(1, self.problem.n)
             ahead = took / 3.0 * (1.0 + self.problem.m * fan_out)
             if self.clock.iterations is not None or ahead < 0.2 * self.clock.left():
-                self._keep_list(look_ahead(g, order, rank), f"{name}+lookahead")
+                self._keep_list(look_ahead(g, self.partial, order, rank), f"{name}+lookahead")
             if self.clock.iterations is None and self.clock.left() < 0.5 * self.budget:
                 break
         self._single_seeds(self._rank_order())
@@ -160,10 +162,11 @@ class Search:
     def _rank_order(self) -> Ints:
         return order_by(self.graph.net, ranks(self.graph, MEAN))
 
-    def _keep_list(self, found: tuple[float, Ints, Floats], name: str) -> None:
-        makespan, device, start = found
+    def _keep_list(self, makespan: float, name: str) -> None:
         if makespan < BIG:
-            self._add(device, order_by_start(self.graph, device, start), name)
+            device = self.partial.placed.device.copy()
+            order = order_by_start(self.graph, device, self.partial.placed.start)
+            self._add(device, order, name)
 
     def _single_seeds(self, order: Ints) -> None:
         if np.isfinite(self.graph.room).any():
@@ -190,7 +193,7 @@ class Search:
         rank, bias = ranks(g, mode), np.zeros(g.cost.shape)
         if best.name.endswith("tail"):
             bias = np.minimum(g.tail, BIG) * (0.5 if "0.5" in best.name else 1.0)
-        base, partial = new_base(g, rank, bias), empty_partial(g)
+        base, partial = new_base(g, rank, bias), self.partial
         stop, rounds = clock.left() - GREEDY * self.budget, 2
         while clock.left() > stop and not self.done(best):
             began, before = time.perf_counter(), float(base.best[0])
@@ -227,7 +230,8 @@ class Search:
         span = clock.left() - stop
         if span <= 0.0 or self.done(best):
             return best
-        state = new_state(g, start.order, start.device)
+        state = self.state
+        load(g, state, start.order, start.device)
         hot = heat * self._scale() / max(best.makespan, 1e-300)
         while not self.done(best):
             at = 1.0 - (clock.left() - stop) / span

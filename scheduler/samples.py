@@ -16,7 +16,7 @@ from crossdock.scheduler.work import DeviceRates, Estimate, Source, Work
 FEW = 3  # shapes, or samples within graphs, from which on they count
 PACES = 64  # newest paces of a device that are remembered
 ENOUGH = 20  # misses from which on they scale intervals
-NARROWEST, WIDEST = 0.4, 6.0  # factors that they may scale by
+NARROWEST, WIDEST = 0.4, 20.0  # factors that they may scale by
 MISSES = 256  # newest misses of a kind of prediction
 RECENT = 16  # newest samples that decide whether the kernel's speed has drifted
 
@@ -99,7 +99,7 @@ def summarise(seconds: Sequence[float], count: int) -> Estimate:
         if shift > max(4.0 * _deviation(old), 0.1 * middle(old)):
             window = new
     centre = middle(window)
-    floor = 0.02 if len(window) >= 5 else 0.08
+    floor = 0.05 if len(window) >= 5 else 0.08
     half = Z80 * max(_deviation(window), floor * centre) * math.sqrt(1.0 + 1.0 / len(window))
     low, high = max(0.0, centre - half), centre + half
     if len(window) >= 20:

@@ -106,6 +106,8 @@ def explain(
 
 def _explain_all(plan: Plan, found: Sequence[Explanation], output: Output) -> None:
     output.line(*tables.headline(plan))
+    for said in tables.promises(plan):
+        output.line(said)
     output.line()
     output.table(tables.devices_table(plan))
     output.table(_table(plan, found), NOTE)

@@ -12,6 +12,7 @@ from crossdock.runtime.errors import PlanError
 from crossdock.runtime.fallback import ALLOW, WORDS, Fallback
 from crossdock.runtime.plan import Constraints
 from crossdock.runtime.prepare import MEASURE_SECONDS
+from crossdock.scheduler.objectives import Objective
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -77,6 +78,36 @@ def nbytes(text: str) -> int:
     return int(amount * factor)
 
 
+def objective(text: str) -> Objective:
+    """An objective: a term, or weights such as ``latency=0.5,energy=0.5``; raises PlanError."""
+    parts = [part.partition("=") for part in text.split(",")]
+    if all(not sign for _, sign, _ in parts):
+        return Objective.of(text)
+    weights: dict[str, object] = {}
+    for name, _, weight in parts:
+        try:
+            weights[name.strip()] = float(weight)
+        except ValueError:
+            weights[name.strip()] = weight
+    return Objective.of(weights)
+
+
+def watts(text: str) -> tuple[float, float]:
+    """Watts of a device, ``IDLE:ACTIVE``."""
+    idle, active = (float(part) for part in text.split(":"))
+    if not 0 <= idle <= active < 1e9:
+        raise ValueError(text)
+    return idle, active
+
+
+def share(text: str) -> float:
+    """A share, 0 to 1, or per cent with a sign."""
+    value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 <= value <= 1:
+        raise ValueError(text)
+    return value
+
+
 def gigabytes_per_second(text: str) -> float:
     """A bandwidth in GB/s, greater than zero."""
     value = float(text)
@@ -96,11 +127,20 @@ class Placing:
     threads: int | None = None
     expected_runs: int = 1000
     measure: float = MEASURE_SECONDS
+    objective: str = "latency"
+    watts: Mapping[str, tuple[float, float]] | None = None
+    max_share: Mapping[str, float] | None = None
+    residency: Mapping[str, tuple[str, ...]] | None = None
     fallback: Fallback = ALLOW
 
     def constraints(self) -> Constraints:
         """As the planner takes them."""
-        return Constraints(self.pin or {}, self.forbid or {})
+        return Constraints(
+            self.pin or {},
+            self.forbid or {},
+            max_share=self.max_share or {},
+            residency=self.residency or {},
+        )
 
     @property
     def budget(self) -> bool | float:
@@ -160,6 +200,10 @@ def placing(command: Command) -> Command:
             threads=given.pop("threads"),
             expected_runs=given.pop("expected_runs"),
             measure=given.pop("measure"),
+            objective=given.pop("objective"),
+            watts=dict(given.pop("watts")),
+            max_share=dict(given.pop("max_share")),
+            residency=_grouped(given.pop("residency")),
             fallback=given.pop("fallback"),
         )
         return command(*args, **given)
@@ -171,10 +215,20 @@ def placing(command: Command) -> Command:
                      "may be given several times (default: every device)."),
         click.option("--policy", metavar="NAME", default="auto", show_default=True,
                      help="Placement policy."),
+        click.option("--objective", metavar="NAME", default="latency", show_default=True,
+                     help="What to place for: latency, throughput, energy, or weights such as "
+                     "latency=0.5,energy=0.5."),
+        click.option("--watts", **pairs("ID=IDLE:ACTIVE", watts),
+                     help="Watts that a device draws when idle and when it computes."),
         click.option("--pin", **pairs("PATTERN=ID", str),
                      help="Keep an op (node name, op name or pattern) on a device."),
         click.option("--forbid", **pairs("PATTERN=ID", str),
                      help="Keep an op off a device."),
+        click.option("--max-share", **pairs("ID=SHARE", share),
+                     help="Largest share of the ops' predicted time on a device, 0 to 1."),
+        click.option("--residency", **pairs("PATTERN=ID", str),
+                     help="A device that an op's result, or an input, may live on; others may not "
+                     "see it."),
         click.option("--threads", type=click.IntRange(1), metavar="N",
                      help="Processor threads (default: all)."),
         click.option("--expected-runs", type=click.IntRange(1), metavar="N", default=1000,

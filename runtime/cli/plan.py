@@ -67,6 +67,8 @@ def plan(
     asked = Asked(without, link, dict(memory), cores)
     made = plan_file(model, placing, feeding, asked, machine, output)
     output.line(*tables.headline(made.plan))
+    for said in tables.promises(made.plan):
+        output.line(said)
     output.line()
     output.table(tables.devices_table(made.plan))
     changes.show(made, output)

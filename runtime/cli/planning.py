@@ -10,12 +10,12 @@ from functools import partial
 from crossdock.devices import registry
 from crossdock.devices.base import Device
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import costing, explain, fallback, planner, profiles, split_choice, whatif
-from crossdock.runtime.cli.options import Placing, split_link
+from crossdock.runtime import costing, degrade, explain, fallback, planner, profiles, whatif
+from crossdock.runtime.cli.options import Placing, objective, split_link
 from crossdock.runtime.errors import LoadError, PlanError
 from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import HOST, Plan
+from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.prepare import (
     PREPARING,
     Config,
@@ -27,6 +27,7 @@ from crossdock.runtime.prepare import (
     simplify,
     target_here,
 )
+from crossdock.runtime.split_choice import Planned as WithParts
 from crossdock.runtime.target import Target
 from crossdock.runtime.whatif import Changes, Comparison
 from crossdock.scheduler import CostModel
@@ -97,7 +98,7 @@ def plan_model(
     # Without a profile, --threads opens the processor's device with so many: nothing is supposed.
     threads = None if machine is None else placing.threads
     changes = asked.resolve({d.id for d in target.devices}, threads)
-    options = planner.Options(placing.policy, constraints, placing.expected_runs)
+    options = options_of(placing, constraints)
     before, unplanned = None, ""
     if changes:
         try:
@@ -111,10 +112,17 @@ def plan_model(
     if before is not None:
         ops = [n.name for n in graph.nodes]
         found = whatif.compare(before, made.plan, target, changes, ops)
-    split = made.split
-    homes = {s.name: s.device for s in made.plan.launches() if s.name in split.parts}
-    plan = explain.attach(made.plan, split.graph, other, replace(options, homes=homes), batch)
+    split, plan = made.split, made.plan
+    if not plan.rungs:
+        homes = {s.name: s.device for s in plan.launches() if s.name in split.parts}
+        plan = explain.attach(plan, split.graph, other, replace(options, homes=homes), batch)
     return Planned(split.graph, plan, other, found, unplanned)
+
+
+def options_of(placing: Placing, constraints: Constraints) -> planner.Options:
+    """The planner's options; raises PlanError for an objective that there is not."""
+    wanted = objective(placing.objective)
+    return planner.Options(placing.policy, constraints, placing.expected_runs, objective=wanted)
 
 
 @dataclass(frozen=True)
@@ -125,14 +133,14 @@ class Scene:
     config: Config
     devices: Mapping[str, Device]
 
-    def plan(self, graph: Graph, target: Target, options: planner.Options) -> split_choice.Planned:
+    def plan(self, graph: Graph, target: Target, options: planner.Options) -> WithParts:
         """Plan for the scene's target, or for one that a change made of it.
 
         Parts of ops are measured where the devices are here.
         """
         timing = measure_parts(self.config, self.devices, target.model) if self.devices else None
         with PREPARING:
-            return split_choice.plan_split(graph, target, options, timing)
+            return degrade.plan_best(graph, target, options, timing)
 
 
 def scene_of(
@@ -147,7 +155,7 @@ def scene_of(
     """
     config = Config(threads=placing.threads, measure=placing.budget)
     if machine is not None:
-        return Scene(_profiled(graph, machine, placing), config, {})
+        return Scene(_with_watts(_profiled(graph, machine, placing), placing), config, {})
     asked = _chosen([info.id for info in registry.devices()], placing)
     devices = {
         name: registry.open_device(name, threads=placing.threads)
@@ -155,7 +163,12 @@ def scene_of(
     }
     with PREPARING:
         measure_missing(graph, config, devices, progress)
-    return Scene(target_here(devices, asked), config, devices)
+    return Scene(_with_watts(target_here(devices, asked), placing), config, devices)
+
+
+def _with_watts(target: Target, placing: Placing) -> Target:
+    """The target with the watts that an option gave before those of a profile."""
+    return replace(target, watts={**target.watts, **(placing.watts or {})})
 
 
 def _chosen(ids: Sequence[str], placing: Placing) -> frozenset[str]:
@@ -177,6 +190,7 @@ def _profiled(graph: Graph, machine: Machine, placing: Placing) -> Target:
         asked,
         profile_costs(machine, _typical_bytes(graph)),
         group_capacity(infos, machine.cores),
+        watts={d.id: (d.watts.idle, d.watts.active) for d in machine.passed if d.watts},
     )
 
 

@@ -96,6 +96,8 @@ def run(
             graph,
             devices=placing.devices or "auto",
             policy=placing.policy,
+            objective=options.objective(placing.objective).weights,
+            watts=placing.watts,
             constraints=placing.constraints(),
             expected_runs=placing.expected_runs,
             threads=placing.threads,

@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 
 from crossdock.devices.machine import Machine
-from crossdock.runtime import planner, whatif
+from crossdock.runtime import whatif
 from crossdock.runtime.cli import options
 from crossdock.runtime.cli.inputs import about, bind, load_model
 from crossdock.runtime.cli.model import origin, read_machine
@@ -17,7 +17,7 @@ from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, add_row, check_place, make_table, write_text
 from crossdock.runtime.cli.page import SWEEP, render
 from crossdock.runtime.cli.plan import target_options
-from crossdock.runtime.cli.planning import Asked, scene_of
+from crossdock.runtime.cli.planning import Asked, options_of, scene_of
 from crossdock.runtime.cli.text import millis, percent, short
 from crossdock.runtime.errors import FeedError
 from crossdock.runtime.graph import Graph
@@ -90,7 +90,7 @@ def sweep(
     graph = load_model(model)
     with output.progress("planning") as tick, about(model):
         source = _Source(graph, batch_dim, feeding, placing, asked, profile, tick)
-        plans = planner.Options(placing.policy, placing.constraints(), placing.expected_runs)
+        plans = options_of(placing, placing.constraints())
         made = Sweeper(source.at, plans).sweep(batches, sets)
     if profile is not None:
         output.line(*origin(machine, profile))

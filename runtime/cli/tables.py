@@ -25,9 +25,16 @@ def headline(plan: Plan) -> tuple[tuple[str, str] | str, ...]:
     )
 
 
+def promises(plan: Plan) -> tuple[str, ...]:
+    """What else a plan says as a whole, a line each: what it was made for, and within what."""
+    return (plan.goal.said(plan.predicted), *(str(rung) for rung in plan.rungs))
+
+
 def devices_table(plan: Plan) -> Table:
     """A row a device: share of the ops, time were it alone, bytes."""
-    table = make_table("Devices", ("device", "name", ">ops", ">alone", ">arena", ">weights"))
+    table = make_table(
+        "Devices", ("device", "name", ">ops", ">alone", ">arena", ">scratch", ">weights")
+    )
     shares = plan.shares()
     for part in plan.devices:
         add_row(
@@ -38,7 +45,8 @@ def devices_table(plan: Plan) -> Table:
                 percent(shares[part.id]),
                 millis(part.single_seconds),
                 size(part.arena_bytes),
-                size(part.resident_bytes),
+                size(part.scratch_bytes),
+                size(part.fixed_bytes),
             ),
         )
     return table

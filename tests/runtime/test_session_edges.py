@@ -213,7 +213,11 @@ GRAPH = odd_graph("one")
     ("wrong", "said"),
     [
         ({"graph": "model.onnx"}, r"takes a Graph, not str; .*crossdock\.load"),
-        ({"objective": "energy"}, "objective 'energy' is not supported; use 'latency'"),
+        ({"objective": "speed"}, "objective 'speed': give 'latency', 'throughput', 'energy'"),
+        (
+            {"objective": "energy", "policy": "heft"},
+            "policy 'heft' places for latency alone, in any shares",
+        ),
         ({"policy": "fastest"}, "no policy 'fastest'; use one of auto, "),
         ({"devices": []}, "names nothing to run on; give 'auto'"),
         ({"devices": [1]}, "names nothing to run on"),

@@ -14,6 +14,7 @@ from crossdock.runtime.builder import GraphBuilder
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Plan
+from crossdock.runtime.prediction import run_mark
 from crossdock.runtime.prepare import group_capacity
 from crossdock.runtime.split_choice import plan_split
 from crossdock.runtime.target import Target
@@ -149,6 +150,37 @@ def test_dearer_ops_move_for_their_cost() -> None:
     assert got.moves[0].detail == "0.400 ms on cpu:0 instead of 0.100 ms"
 
 
+def test_fewer_cores_and_threads_together_leave_the_smaller_number() -> None:
+    graph = branches()
+    before = target(graph, info(CPU, "host-cpu", units=8), info(CARD, "card"))
+    alone = Changes(without=(CARD,))
+    for given, units in (((2, 4), 2), ((4, 2), 2), ((16, 1), 1)):
+        got = what(graph, before, replace(alone, cores=given[0], threads=given[1]))
+        assert got.after.predicted == pytest.approx(9 * 1e-3 * 8 / units)
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts"),
+    [
+        (Changes(without=(CARD,)), True),
+        (Changes(memory={CARD: 1 << 20}), True),
+        (Changes(links={(CPU, CARD): 1e9}), False),
+        (Changes(cores=1), False),
+    ],
+)
+def test_what_runs_took_counts_only_where_they_would_take_the_same(
+    changes: Changes, counts: bool
+) -> None:
+    graph, before = card()
+    alone = planner.make_plan(graph, changed(before, Changes(without=(CARD,))), planner.Options())
+    before.model.record_many(*run_mark(alone), [0.5] * 20)
+    other = changed(before, changes)
+    only = replace(other, asked=frozenset({CPU}), devices=other.devices[:1])
+    made = planner.make_plan(graph, only, planner.Options())
+    assert made.predicted == pytest.approx(0.5 if counts else 9e-3, rel=0.05)
+    assert made.source == ("measured" if counts else "composed")
+
+
 def test_nothing_changed_moves_nothing() -> None:
     graph, before = card()
     made = Changes(links={(CPU, CARD): 10e9, (CARD, CPU): 10e9})
@@ -181,6 +213,11 @@ def test_changes_that_mean_nothing_are_refused(changes: Changes, said: str) -> N
     before = card()[1]
     with pytest.raises(PlanError, match=said):
         changed(before, changes)
+
+
+def test_a_link_of_a_device_that_is_gone_changes_nothing() -> None:
+    got = what(*card(), Changes(without=(CARD,), links={(CPU, CARD): 1e9}))
+    assert {m.why for m in got.moves} == {Why.GONE}
 
 
 def test_links_between_two_cards_are_not_there() -> None:

@@ -14,7 +14,6 @@ from crossdock.runtime import costing, planner
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.prepare import group_capacity, simplify
-from crossdock.runtime.split_choice import plan_split
 from crossdock.runtime.target import Target
 from crossdock.runtime.virtual import execute
 from crossdock.runtime.whatif import Changes, changed, placement
@@ -57,10 +56,10 @@ def target(machine: Any, ids: tuple[str, ...]) -> Target:
 def really(machine: Any, ids: tuple[str, ...]) -> tuple[Plan, float]:
     """The plan and the virtual seconds of a first run, on clocks that start at 0."""
     graph = branches()
-    xd.compile(graph, ids).close()  # measures
+    xd.compile(graph, ids, split=False).close()  # measures
     for name in ids:
         machine.forget(name)
-    with xd.compile(graph, ids) as session:
+    with xd.compile(graph, ids, split=False) as session:
         session.run({"x": np.ones((64, 64), np.float32)})
         opened = [machine.device(name) for name in ids]
         assert all(isinstance(device, SimDevice) for device in opened)
@@ -93,7 +92,7 @@ def test_the_change_takes_what_was_predicted(
     whole = target(machine, (FAST, SLOW))
     other = changed(whole, CASES[case])
     graph = simplify(branches(), Constraints())
-    plan = plan_split(graph, other, planner.Options()).plan
+    plan = planner.make_plan(graph, other, planner.Options())
     simulated = execute(plan, other.capacity).makespan
 
     ids: tuple[str, ...] = (FAST, SLOW)

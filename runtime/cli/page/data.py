@@ -75,7 +75,7 @@ def _devices(plan: Plan, replay: Simulation) -> list[dict[str, Any]]:
             "share": shares[d.id],
             "alone": d.single_seconds,
             "arena": d.arena_bytes,
-            "weights": d.resident_bytes,
+            "weights": d.fixed_bytes,
             "busy": replay.busy.get(f"{d.id}/compute", 0.0),
         }
         for d in plan.devices

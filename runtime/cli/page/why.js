@@ -15,7 +15,7 @@ function whyRow(row) {
 const SCOPES = { whole: "the run would end", local: "the op would end", kernel: "it would take" };
 
 function why(w) {
-  const parts = [html("h4", {}, "All kernels"), html("table", { class: "wide" },
+  const parts = [html("h4", {}, "All kernels"), html("table", {},
     head("device", "kernel", ">launch", ">compute", ">in", ">waits", ">would end", ">run", ">free"),
     html("tbody", {}, ...w.rows.map(whyRow)))];
   if (w.margin !== null) {

@@ -270,3 +270,61 @@ def test_explain_an_op_that_is_not_there_names_near_ones(call: Any, model: Path)
     got = call("explain", model, "prod", *HERE)
     assert got.status == 2
     assert "did you mean product" in got.err
+
+
+WATTS = ("--watts", "cpu:0=1:9", "--watts", "cuda:0=1:99")
+
+
+def test_a_plan_for_energy_says_its_joules(call: Any, model: Path, machine_file: Path) -> None:
+    common = (model, "--machine", machine_file, "--dim", "N=65536", *WATTS)
+    quick = plan(call, *common)
+    frugal = plan(call, *common, "--objective", "energy")
+    assert frugal.goal.objective == "energy"
+    assert frugal.goal.joules is not None
+    assert quick.goal.joules is not None
+    assert frugal.goal.joules <= quick.goal.joules
+    said = call("plan", *common, "--objective", "energy").out
+    assert "objective energy: " in " ".join(said.split())
+    mixed = plan(call, *common, "--objective", "latency=1,throughput=1")
+    assert mixed.goal.objective == "0.5 latency + 0.5 throughput"
+
+
+def test_energy_without_watts_fails_naming_the_device(
+    call: Any, model: Path, machine_file: Path
+) -> None:
+    got = call("plan", model, "--machine", machine_file, "--dim", "N=64", "--objective", "energy")
+    assert got.status == 2
+    assert "needs the watts of cpu:0, cuda:0" in got.err
+
+
+def test_watts_of_a_profile_are_taken(
+    call: Any, model: Path, machine_file: Path, tmp_path: Path
+) -> None:
+    form = json.loads(machine_file.read_text())
+    for device in form["devices"]:
+        device["watts"] = {"idle": 1.0, "active": 10.0}
+    edited = tmp_path / "edited.json"
+    edited.write_text(json.dumps(form))
+    made = plan(call, model, "--machine", edited, "--dim", "N=64", "--objective", "energy")
+    assert made.goal.unit == "J"
+
+
+@pytest.mark.parametrize("given", ["speed", "latency=x", "latency=-1", "latency=0", ""])
+def test_a_wrong_objective_says_what_there_is(
+    call: Any, model: Path, machine_file: Path, given: str
+) -> None:
+    got = call("plan", model, "--machine", machine_file, "--dim", "N=64", "--objective", given)
+    assert got.status == 2
+    assert "objective" in got.err
+
+
+def test_shares_and_labels_are_kept(call: Any, model: Path, machine_file: Path) -> None:
+    common = (model, "--machine", machine_file, "--dim", "N=65536")
+    half = plan(call, *common, "--max-share", "cuda:0=40%")
+    assert 0 < half.shares()["cuda:0"] < 1
+    home = plan(call, *common, "--residency", "product=cpu:0")
+    by_name = {s.name: s.device for s in home.launches()}
+    assert by_name["product"] == by_name["right"] == "cpu:0"
+    got = call("plan", *common, "--max-share", "cuda:0=2")
+    assert got.status == 2
+    assert "ID=SHARE" in got.err
