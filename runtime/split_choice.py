@@ -8,14 +8,14 @@ each part on its device. What is kept is only what the schedule of the whole gra
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime import costing, rules
 from crossdock.runtime.errors import MemoryBudget, NoPlacement
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import Plan, Split
+from crossdock.runtime.plan import HOST, Plan, Split
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.split import Region, SplitGraph, grow, rewrite
 from crossdock.runtime.split_cost import (
@@ -80,6 +80,7 @@ def plan_split(
 ) -> Planned:
     """Plan a graph with ops split over devices where that pays; else as ``make_plan`` does.
 
+    Only for latency, by the policy ``auto``, and where two devices compute at once.
     ``whole`` is what ``make_plan`` gave, where that is known.
 
     ``measure`` is asked to measure parts before their costs count. A region is cut only if no
@@ -94,6 +95,8 @@ def plan_split(
         return whole
     paying, rest = _disjoint(_candidates(graph, target, options, measure is None), measure)
     chosen, best = _Search(whole, target, options, measure).best(paying)
+    if chosen:
+        best = _bounded(best, target, options, measure)
     seeds = {(c.region.seed, c.region.axis) for c in chosen}
     left = [c for c in (*paying, *rest) if (c.region.seed, c.region.axis) not in seeds]
     told = [_said(graph, c, chosen) for c in (*chosen, *left)]
@@ -221,10 +224,7 @@ def plan_parts(
     options: Options,
     measure: Measure | None = None,
 ) -> Planned | None:
-    """The graph with regions cut, planned with each part on its device; None if it has no place.
-
-    The lower bound is that of the graph in parts with every op on any device.
-    """
+    """The graph with regions cut, planned with each part on its device; None if it has no place."""
     split, homes = whole.split, dict[str, str]()
     for region, shares in cuts:
         before = set(split.parts)
@@ -233,24 +233,32 @@ def plan_parts(
             homes[name] = shares.devices[split.parts[name]]
     if measure is not None:
         calls = _placed_calls(split.graph)
-        for info in computing_devices(target):
-            measure(info.id, calls)
+        for device in dict.fromkeys((HOST, *homes.values())):
+            own = {n: c for n, c in calls.items() if homes.get(n, HOST) == device}
+            measure(device, own)
     try:
-        free = make_plan(split.graph, target, options)
         plan = make_plan(split.graph, target, replace(options, homes=homes))
     except (NoPlacement, MemoryBudget):
         return None
     alone = {d.id: d.single_seconds for d in whole.plan.devices}
-    plan = replace(
-        plan,
-        graph=whole.plan.graph,
-        lower_bound=min(free.lower_bound, plan.predicted),
-        devices=tuple(replace(d, single_seconds=alone[d.id]) for d in plan.devices),
-    )
-    return Planned(split, plan)
+    parts = tuple(replace(d, single_seconds=alone[d.id]) for d in plan.devices)
+    return Planned(split, replace(plan, graph=whole.plan.graph, devices=parts))
 
 
-def _placed_calls(graph: Graph) -> Mapping[str, OpCall]:
+def _bounded(
+    made: Planned, target: Target, options: Options, measure: Measure | None = None
+) -> Planned:
+    """The plan with the lower bound of the graph in parts with every op on any device."""
+    graph = made.split.graph
+    if measure is not None:
+        for info in computing_devices(target):
+            measure(info.id, _placed_calls(graph))
+    free = make_plan(graph, target, options)
+    bound = min(free.lower_bound, made.plan.predicted)
+    return replace(made, plan=replace(made.plan, lower_bound=bound))
+
+
+def _placed_calls(graph: Graph) -> dict[str, OpCall]:
     calls = costing.op_calls(graph)
     return {n.name: calls[n.name] for n in graph.nodes if not costing.is_alias(n)}
 
