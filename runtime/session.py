@@ -13,8 +13,9 @@ from typing import Any, Self
 from crossdock.devices import registry
 from crossdock.devices.base import Device
 from crossdock.runtime import costing
+from crossdock.runtime.background import Background
 from crossdock.runtime.errors import Error, PlanError
-from crossdock.runtime.executor import Background, Deadline, Outcome
+from crossdock.runtime.executor import Deadline, Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
 from crossdock.runtime.graph import Graph
