@@ -99,7 +99,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             any, "forbid" none, or a ``Fallback`` (decided before anything runs; a stage of a
             staged graph before that stage runs).
         split: cut an op, or ops that share a dimension, into parts for several devices where that
-            is predicted to pay; only where devices compute at once.
+            is predicted to pay; only for latency, where devices compute at once, and for the first
+            shapes that a session is prepared for.
         plan: a plan to run, made before for the same graph, constraints and devices; nothing is
             planned or measured then, and shapes that it is not for are refused. It may come from a
             file that nobody vouches for.

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import crossdock as xd
+from crossdock.devices import registry
+from crossdock.devices.base import DeviceInfo
 from crossdock.devices.sim import SimDevice
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime import costing
@@ -178,3 +180,31 @@ def test_devices_that_share_compute_split_nothing(machine: Machine) -> None:
     known(machine, ids)
     plan = plan_split(graph, target_of(machine, ids), Options()).plan
     assert plan == make_plan(graph, target_of(machine, ids), Options())
+
+
+@pytest.mark.parametrize("name", sorted(GRAPHS))
+def test_parts_on_real_devices(opencl: DeviceInfo, name: str, costs: costing.CostStore) -> None:
+    """Parts of one answer from the processor and from OpenCL, along every axis, in every order."""
+    graph = GRAPHS[name]()
+    ids = ("cpu:0", opencl.id)
+    devices = {i: registry.open_device(i) for i in ids}
+    infos = tuple(d.info for d in devices.values())
+    target = Target(infos, frozenset(ids), costs.model, group_capacity(infos))
+    whole = Planned(SplitGraph(graph), make_plan(graph, target, Options()))
+    feeds = feeds_of(graph)
+    want = evaluate(graph, feeds)
+    node = graph.nodes[0]
+    for axis in range(graph.specs[node.outputs[0]].rank):
+        region = grow(graph, node, axis)
+        if region is None:
+            continue
+        third = max(1, region.units // 3)
+        for on in (ids, ids[::-1]):
+            shares = Shares(on, (third, region.units - third), 0.0)
+            made = plan_parts(whole, [(region, shares)], target, Options())
+            assert made is not None
+            ready = make_ready(graph, made, frozenset(ids), devices, 1, {})
+            got = ready.run(feeds, Deadline(), profile=False).outputs
+            assert list(got) == list(graph.outputs)
+            for output, value in want.items():
+                np.testing.assert_allclose(got[output], value, rtol=1e-4, atol=1e-4)
