@@ -84,7 +84,8 @@ def prepare(
 
     ``again``: its session has planned before, for other shapes or another stage. Then costs are
     fitted from the kernels' times at other shapes where there are any, and no op is split: to
-    measure, and to look for splits, would take longer than a run with new shapes may. ``kept`` is what the session has ready, to share weights with.
+    measure, and to look for splits, would take longer than a run with new shapes may. ``kept`` is
+    what the session has ready, to share weights with.
     ``source`` is the graph before its symbols were bound.
     """
     passes_of = partial(simplify, constraints=config.constraints, skip=config.skip_passes)
@@ -126,7 +127,7 @@ def prepare(
     settling = Settling(
         target,
         make,
-        lambda: _planned(graph, config, target, options, devices, fits=True),
+        lambda: _planned(graph, splitting, target, options, devices, fits=True),
         lambda device: _alone(graph, target, options, device),
     )
     if not again:
