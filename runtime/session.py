@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any, Self
 
 from crossdock.runtime import costing, request
+from crossdock.runtime.background import Background
 from crossdock.runtime.errors import Error, PlanError
-from crossdock.runtime.executor import Background, Deadline, Outcome
+from crossdock.runtime.executor import Deadline, Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
 from crossdock.runtime.graph import Graph
@@ -95,7 +96,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             any, "forbid" none, or a ``Fallback`` (decided before anything runs; a stage of a
             staged graph before that stage runs).
         split: cut an op, or ops that share a dimension, into parts for several devices where that
-            is predicted to pay; only where devices compute at once.
+            is predicted to pay; only for latency, where devices compute at once, and for the first
+            shapes that a session is prepared for.
         plan: a plan to run, made before for the same graph, constraints and devices; nothing is
             planned or measured then, and shapes that it is not for are refused. It may come from a
             file that nobody vouches for.
