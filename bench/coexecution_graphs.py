@@ -106,7 +106,7 @@ def batch_mlp() -> Any:
 def batch_conv() -> Any:
     """A chain of convolutions and pools on a batch of images."""
     n = _Layers("batch conv")
-    y = n.b.input("x", (8, 3, 64, 64))
+    y = n.b.input("x", (16, 3, 56, 56))
     for channels in (32, 48, 64):
         y = n.conv(y, channels)
         y = n.b.max_pool2d(y, window_dimensions=[2, 2], strides=[2, 2])
@@ -115,21 +115,35 @@ def batch_conv() -> Any:
 
 
 def attention() -> Any:
-    """Self-attention of eight heads with its projections, and a feed-forward block."""
+    """Self-attention of six heads with its projections and a feed-forward block, on a batch."""
     n = _Layers("attention")
-    length, width, heads = 256, 512, 8
-    x = n.b.input("x", (length, width))
+    batch, length, heads, width = 16, 64, 6, 384
+    x = n.b.input("x", (batch, length, width))
 
     def split(y: Any) -> Any:
-        return n.b.transpose(n.b.reshape(y, [length, heads, width // heads]), permutation=[1, 0, 2])
+        apart = n.b.reshape(y, [batch, length, heads, width // heads])
+        return n.b.transpose(apart, permutation=[0, 2, 1, 3])
 
     q, k, v = (split(n.b.matmul(x, n.weights(width, width))) for _ in range(3))
-    scores = n.b.matmul(q, n.b.transpose(k, permutation=[0, 2, 1]))
-    scaled = n.b.softmax(n.b.mul(scores, n.b.constant(0.125, "float32")), axis=2)
-    joined = n.b.transpose(n.b.matmul(scaled, v), permutation=[1, 0, 2])
-    y = n.b.matmul(n.b.reshape(joined, [length, width]), n.weights(width, width))
+    joined = n.b.transpose(_attend(n, q, k, v), permutation=[0, 2, 1, 3])
+    y = n.b.matmul(n.b.reshape(joined, [batch, length, width]), n.weights(width, width))
     y = n.b.add(x, y)
-    return n.b.build({"y": n.b.matmul(n.dense(y, 1024), n.weights(1024, width))})
+    return n.b.build({"y": n.b.matmul(n.dense(y, 768), n.weights(768, width))})
+
+
+def attention_heads() -> Any:
+    """Sixteen heads' attention, and what each head makes of its result."""
+    n = _Layers("attention heads")
+    q, k, v = (n.b.input(name, (16, 192, 64)) for name in "qkv")
+    y = n.b.matmul(_attend(n, q, k, v), n.weights(16, 64, 256))
+    return n.b.build({"y": n.b.relu(y)})
+
+
+def _attend(n: _Layers, q: Any, k: Any, v: Any) -> Any:
+    order = [*range(len(k.shape) - 2), len(k.shape) - 1, len(k.shape) - 2]
+    scores = n.b.matmul(q, n.b.transpose(k, permutation=order))
+    scaled = n.b.mul(scores, n.b.constant(0.125, "float32"))
+    return n.b.matmul(n.b.softmax(scaled, axis=len(q.shape) - 1), v)
 
 
 def fire() -> Any:
@@ -166,6 +180,7 @@ GRAPHS: dict[str, Callable[[], Any]] = {
         batch_mlp,
         batch_conv,
         attention,
+        attention_heads,
         fire,
         ensemble,
     )

@@ -16,6 +16,8 @@ from crossdock.kernels.spec import OpCall, OpSpec
 from crossdock.kernels.table import kernel
 
 KINDS = ("cpu", "sim", "cuda")
+NUMPY = ("cpu", "sim")
+"""Kinds whose arrays are numpy's; the others' libraries have no bfloat16."""
 
 UFUNCS = {
     "add": "add", "sub": "subtract", "mul": "multiply", "abs": "absolute", "neg": "negative",
@@ -29,8 +31,12 @@ UFUNCS = {
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     if Cap.ARRAY not in device.caps:
         return Refusal(f"{device.id} runs no array calls", Cause.LACKS)
-    if table.op(call.op).host and device.kind not in ("cpu", "sim"):
+    if device.kind in NUMPY:
+        return None
+    if table.op(call.op).host:
         return f"{call.op} runs where Python runs"
+    if any(s is not None and s.dtype == "bfloat16" for s in (*call.inputs, *call.outputs)):
+        return Refusal(f"{device.id} has no bfloat16 arrays", Cause.DTYPE)
     return None
 
 

@@ -64,6 +64,7 @@ class Explanation:
         sigma: standard deviation of the margin, from the intervals of what the two do differently.
         confidence: probability that the winner stays the winner (normal approximation).
         flips: the smallest changes that move it.
+        objective: what the plan was made for; margins are of latency whatever it is.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Explanation:
     confidence: float | None = None
     scope: str = ""
     flips: tuple[Flip, ...] = ()
+    objective: str = "latency"
 
     @property
     def sigmas(self) -> float | None:
@@ -97,11 +99,13 @@ def lines(found: Explanation) -> list[str]:
     if found.margin is not None:
         what = {"whole": "the run would end", "local": "the op would end",
                 "kernel": "the op would take"}[found.scope]  # fmt: skip
-        later = "later" if found.margin >= 0 else "less: the search did not see it"
+        later = "later" if found.margin >= 0 else "sooner, which the search did not see"
         made.append(
             f"on {found.runner_up} {what} {abs(found.margin) * 1e3:.4f} ms {later} "
             f"({found.sigmas or 0:.1f} sigma, confidence {found.confidence or 0:.1%})"
         )
+    if found.objective != "latency":
+        made.append(f"placed for {found.objective}: a margin of latency does not decide alone")
     return made + [f"to move it: {flip}" for flip in found.flips]
 
 

@@ -26,7 +26,8 @@ class Fallback:
 
     Attributes:
         ops: names of nodes, op names or shell-style patterns of node names; None for any.
-        max_share: of the ops of the graph, from 0 to 1.
+        max_share: of the ops of the graph (of each stage of a staged one, whose host ops are held
+            against ``ops`` alone), from 0 to 1.
         max_boundary_bytes: of the values that are copied to or from the host for such ops in a
             run, in bytes.
     """

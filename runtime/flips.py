@@ -104,10 +104,9 @@ class Flip:
 class Probes:
     """Placements under changed conditions, each planned once."""
 
-    def __init__(
-        self, graph: Graph, target: Target, options: planner.Options, batch: Batch | None
-    ) -> None:
-        self.graph, self.target, self.options, self.batch = graph, target, options, batch
+    def __init__(self, planning: planner.Planning, batch: Batch | None) -> None:
+        self.planning, self.batch = planning, batch
+        self.target, self.options = planning.target, planning.options
         self._tried: dict[tuple[str, str, float], Mapping[str, str] | None] = {}
 
     def flips(self, plan: Plan, name: str, other: str | None, deadline: float) -> tuple[Flip, ...]:
@@ -162,19 +161,21 @@ class Probes:
         placed = self._tried[key]
         return None if placed is None else placed.get(name)
 
+    def _planning(self, knob: str, at: str, value: float) -> planner.Planning:
+        """The planning under the conditions of one value of a knob."""
+        if knob == "batch":
+            assert self.batch is not None
+            graph = self.batch.rebatch(int(value))
+            return planner.Planning(graph, self.target, self.options)
+        if knob == "bandwidth":
+            return self.planning.under(linked(self.target, at, value), self.options)
+        rules = self.options.constraints
+        rules = replace(rules, memory={**rules.memory, at: value})
+        return self.planning.under(self.target, replace(self.options, constraints=rules))
+
     def _placement(self, knob: str, at: str, value: float) -> Mapping[str, str] | None:
-        graph, target, options = self.graph, self.target, self.options
         try:
-            if knob == "batch":
-                assert self.batch is not None
-                graph = self.batch.rebatch(int(value))
-            elif knob == "bandwidth":
-                target = linked(target, at, value)
-            else:
-                rules = options.constraints
-                budgets = {**rules.memory, at: value}
-                options = replace(options, constraints=replace(rules, memory=budgets))
-            plan = planner.make_plan(graph, target, options)
+            plan = self._planning(knob, at, value).plan()
         except PlanError:
             return None
         except Error:

@@ -83,6 +83,9 @@ class Staged(Protocol):
     def checked(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """The feeds as the stages take them; raises FeedError naming the input."""
 
+    def host_ops(self) -> Sequence[tuple[str, str, str]]:
+        """Name, op and reason of the ops that the host runs whatever is fed; more may turn up."""
+
     def open(self) -> Stages:
         """Start with no stage but what is known already."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -85,12 +86,7 @@ def make_plan(graph: Graph, target: Target, options: Options) -> Plan:
         MemoryBudget: what the plan takes on a device exceeds its budget.
         PlanError: no such policy, or a constraint names no op or device.
     """
-    planning = Planning(graph, target, options)
-    plan = planning.draft()
-    if planning.rules.over_budget(plan):
-        plan = planning.smaller() or plan
-    check_memory(plan, planning.rules)
-    return plan
+    return Planning(graph, target, options).plan()
 
 
 class Planning:
@@ -106,6 +102,23 @@ class Planning:
         self.rules = Rules(options.constraints, target, graph, options.homes)
         self.wanted = Wanted(options.objective, target.watts, options.constraints.max_share)
         self.edges = edges_of(graph, self.placed)
+
+    def under(self, target: Target, options: Options) -> Planning:
+        """The same ops and kernels, with other links, budgets or constraints."""
+        made = copy.copy(self)
+        made.__dict__.pop("_problem", None)
+        made.target, made.options = target, options
+        made.rules = Rules(options.constraints, target, self.graph, options.homes)
+        made.wanted = Wanted(options.objective, target.watts, options.constraints.max_share)
+        return made
+
+    def plan(self) -> Plan:
+        """The plan; raises what ``make_plan`` does."""
+        plan = self.draft()
+        if self.rules.over_budget(plan):
+            plan = self.smaller() or plan
+        check_memory(plan, self.rules)
+        return plan
 
     def draft(
         self, rules: Rules | None = None, *, memory: bool = False, brief: bool = False

@@ -84,8 +84,9 @@ def prepare(
     """Make a static graph ready to run on opened devices; the caller holds ``PREPARING``.
 
     ``again``: its session has planned before, for other shapes or another stage. Then costs are
-    fitted from the kernels' times at other shapes where there are any: measuring would take longer
-    than a run with new shapes may. ``kept`` is what the session has ready, to share weights with.
+    fitted from the kernels' times at other shapes where there are any, and no op is split: to
+    measure, and to look for splits, would take longer than a run with new shapes may. ``kept`` is
+    what the session has ready, to share weights with.
     ``source`` is the graph before its symbols were bound.
     """
     passes_of = partial(simplify, constraints=config.constraints, skip=config.skip_passes)
@@ -118,7 +119,8 @@ def prepare(
         ready = make(_given(config.plan, graph, target, options))
         stale = staleness(ready.program.plan, given.situation(graph, target))
         return ready.with_plan(ready.program.plan, tuple(stale.values()))
-    planned = _planned(graph, config, target, options, devices, fits=again)
+    splitting = replace(config, split=config.split and not again)
+    planned = _planned(graph, splitting, target, options, devices, fits=again)
     ready = make(planned)
     settled = not options.plain or bool(planned.plan.rungs)  # runs are timed one by one
     if not config.measure or settled or _simulated(devices):
@@ -126,7 +128,7 @@ def prepare(
     settling = Settling(
         target,
         make,
-        lambda: _planned(graph, config, target, options, devices, fits=True),
+        lambda: _planned(graph, splitting, target, options, devices, fits=True),
         lambda device: _alone(graph, target, options, device),
     )
     if not again:

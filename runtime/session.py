@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
-from crossdock.devices import registry
-from crossdock.devices.base import Device
-from crossdock.runtime import costing
+from crossdock.runtime import costing, request
+from crossdock.runtime.background import Background
 from crossdock.runtime.errors import Error, PlanError
-from crossdock.runtime.executor import Background, Deadline, Outcome
+from crossdock.runtime.executor import Deadline, Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lru import LruCache
-from crossdock.runtime.plan import HOST, Constraints, Plan
+from crossdock.runtime.plan import Constraints, Plan
 from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, prepare
 from crossdock.runtime.prepare import Progress as Progress
 from crossdock.runtime.ready import Ready
@@ -27,7 +26,6 @@ from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.rehearsal import observe
 from crossdock.runtime.staged import StagedReady
 from crossdock.runtime.tensor import Array, Dim
-from crossdock.scheduler import policy_names
 from crossdock.scheduler.objectives import Objective
 
 SHAPES_KEPT = 8
@@ -98,7 +96,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             any, "forbid" none, or a ``Fallback`` (decided before anything runs; a stage of a
             staged graph before that stage runs).
         split: cut an op, or ops that share a dimension, into parts for several devices where that
-            is predicted to pay; only where devices compute at once.
+            is predicted to pay; only for latency, where devices compute at once, and for the first
+            shapes that a session is prepared for.
         plan: a plan to run, made before for the same graph, constraints and devices; nothing is
             planned or measured then, and shapes that it is not for are refused. It may come from a
             file that nobody vouches for.
@@ -110,7 +109,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         DeviceError: a device named cannot be opened, or a kernel does not build.
     """
     config = Config(
-        _device_ids(devices),
+        request.device_ids(devices),
         policy,
         Objective.of(objective),
         constraints or Constraints(),
@@ -125,7 +124,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         plan,
         split,
     )
-    _check(graph, config)
+    request.check(graph, config)
     now = not graph.symbols or shapes or dims
     return Session(graph, config, progress, graph.bind(dims, shapes) if now else None)
 
@@ -156,7 +155,7 @@ class Session:
         self._closed = False
         self._planned = False
         self._background = Background(config.runs_at_once, f"crossdock submit {graph.name}")
-        self.devices = _open(config)
+        self.devices = request.open_devices(config)
         if bound is not None:
             self._prepare(bound)
 
@@ -376,65 +375,3 @@ def _plan(ready: Ready | StagedReady) -> Plan:
 def _shapes(graph: Graph) -> _Shapes:
     """What a prepared graph is kept by; a staged one has symbols where any shape will do."""
     return tuple(tuple(spec.shape) for spec in graph.inputs.values())
-
-
-def _device_ids(devices: object) -> tuple[str, ...] | None:
-    """The ids asked for; None for all."""
-    if isinstance(devices, str):
-        return None if devices == "auto" else (devices,)
-    ids = tuple(devices) if isinstance(devices, Iterable) else ()
-    if not ids or not all(isinstance(name, str) for name in ids):
-        raise PlanError(
-            f"devices={devices!r} names nothing to run on; give 'auto', a device id such as "
-            "'cpu:0', or a list of ids"
-        )
-    return ids
-
-
-def _check(graph: object, config: Config) -> None:
-    """Refuse arguments of ``compile`` that nothing can be made of."""
-    if not isinstance(graph, Graph):
-        raise PlanError(
-            f"compile takes a Graph, not {type(graph).__name__}; get one from crossdock.load(...) "
-            "or GraphBuilder.build(...)"
-        )
-    if not isinstance(config.constraints, Constraints):
-        raise PlanError(
-            f"constraints is a crossdock.Constraints, not {type(config.constraints).__name__}"
-        )
-    if config.plan is not None and not isinstance(config.plan, Plan):
-        raise PlanError(
-            f"plan is a crossdock.Plan, not {type(config.plan).__name__}; read a file's with "
-            "Plan.loads(text)"
-        )
-    if config.plan is not None and graph.staged is not None:
-        raise PlanError(
-            f"graph {graph.name!r} runs in stages that hang on the values fed, so no plan can be "
-            "given for it; compile without"
-        )
-    plain = config.objective == Objective() and not config.constraints.max_share
-    if not plain and config.policy != "auto":
-        raise PlanError(
-            f"policy {config.policy!r} places for latency alone, in any shares; objective "
-            f"{config.objective} and max_share need policy='auto'"
-        )
-    if config.policy not in policy_names():
-        raise PlanError(
-            f"there is no policy {config.policy!r}; use one of {', '.join(policy_names())}"
-        )
-    for name in ("expected_runs", "runs_at_once", "threads"):
-        value = getattr(config, name)
-        if value is not None and not value >= 1:
-            raise PlanError(f"{name}={value!r}: give 1 or more")
-    if not config.measure >= 0:
-        raise PlanError(f"measure={config.measure!r}: give True, False or a budget in seconds")
-
-
-def _open(config: Config) -> dict[str, Device]:
-    """Open the devices asked for, the host first (it is always there to feed the others)."""
-    here = [d.id for d in registry.devices()]
-    ids: Iterable[str] = here if config.devices is None else config.devices
-    if config.plan is not None:  # one that is not here makes the plan stale, which is said then
-        ids = [name for name in config.plan.device_ids() if name in here]
-    wanted = dict.fromkeys([HOST, *ids])
-    return {name: registry.open_device(name, threads=config.threads) for name in wanted}

@@ -8,14 +8,14 @@ each part on its device. What is kept is only what the schedule of the whole gra
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime import costing, rules
 from crossdock.runtime.errors import MemoryBudget, NoPlacement
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import Plan, Split
+from crossdock.runtime.plan import HOST, Plan, Split
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.split import Region, SplitGraph, grow, rewrite
 from crossdock.runtime.split_cost import (
@@ -31,7 +31,9 @@ MARGIN = 0.03
 """Share of the time that a split must save: less than that is within what runs differ by."""
 SEEDS = 32
 TRIALS = 4
-"""How many regions are planned with one by one where all of them together do not pay."""
+"""How many sets of regions are planned with."""
+TUNES, TUNED = 8, 0.995
+"""How many shifts of shares are planned with, and the part of the time that one must leave."""
 MEASURED = 12
 """How many regions are measured in vain before the rest is left whole."""
 TOLD = 8
@@ -78,6 +80,7 @@ def plan_split(
 ) -> Planned:
     """Plan a graph with ops split over devices where that pays; else as ``make_plan`` does.
 
+    Only for latency, by the policy ``auto``, and where two devices compute at once.
     ``whole`` is what ``make_plan`` gave, where that is known.
 
     ``measure`` is asked to measure parts before their costs count. A region is cut only if no
@@ -91,8 +94,12 @@ def plan_split(
     if options.policy != "auto" or len(devices) < 2 or options.constraints.max_share:
         return whole
     paying, rest = _disjoint(_candidates(graph, target, options, measure is None), measure)
-    chosen, best = _best(whole, paying, target, options, measure)
-    told = [_said(graph, c, chosen) for c in (*paying, *rest)]
+    chosen, best = _Search(whole, target, options, measure).best(paying)
+    if chosen:
+        best = _bounded(best, target, options, measure)
+    seeds = {(c.region.seed, c.region.axis) for c in chosen}
+    left = [c for c in (*paying, *rest) if (c.region.seed, c.region.axis) not in seeds]
+    told = [_said(graph, c, chosen) for c in (*chosen, *left)]
     return replace(best, plan=replace(best.plan, splits=tuple(told[: len(chosen) + TOLD])))
 
 
@@ -135,38 +142,75 @@ def _disjoint(
             others.append(best)
         elif measure is None or id(best.cost) in sure:
             picked.append(best)
-        elif len(sure) - len(picked) < MEASURED:
+        elif len(sure) - len(picked) >= MEASURED:
+            others.append(best)
+        else:
             sure.add(id(best.cost))
             open_.append(replace(best, shares=best.cost.best(measure)))
     return picked, others
 
 
-def _best(
-    whole: Planned,
-    paying: Sequence[_Candidate],
-    target: Target,
-    options: Options,
-    measure: Measure | None,
-) -> tuple[list[_Candidate], Planned]:
-    """The candidates to split, and the plan with them: all together, or else one after the other.
+@dataclass(frozen=True)
+class _Search:
+    """Looks for the set of candidates, and the shares, with which the whole graph ends soonest."""
 
-    A step must save its margin of the time of the plan before it.
-    """
-    if len(paying) > 1:
-        made = plan_parts(whole, _cuts(paying), target, options, measure)
-        if made is not None and _saves(made, whole):
-            return list(paying), made
-    chosen: list[_Candidate] = []
-    best = whole
-    for candidate in paying[:TRIALS]:
-        made = plan_parts(whole, _cuts([*chosen, candidate]), target, options, measure)
-        if made is not None and _saves(made, best):
-            chosen, best = [*chosen, candidate], made
-    return chosen, best
+    whole: Planned
+    target: Target
+    options: Options
+    measure: Measure | None
+
+    def best(self, paying: Sequence[_Candidate]) -> tuple[list[_Candidate], Planned]:
+        """The candidates to split, and the plan with them.
+
+        Tried are all of them, the better half and so on, and where none of that pays they are added
+        one by one. A set must save its margin of the time of the plan that it replaces.
+        """
+        chosen, best = list[_Candidate](), self.whole
+        sizes = [len(paying) >> i for i in range(TRIALS) if len(paying) >> i]
+        for n in dict.fromkeys(sizes):
+            made = self.plan(paying[:n])
+            if made is not None and _saves(made, best):
+                chosen, best = list(paying[:n]), made
+        for candidate in () if chosen else paying[1 : 1 + TRIALS]:
+            made = self.plan([*chosen, candidate])
+            if made is not None and _saves(made, best):
+                chosen, best = [*chosen, candidate], made
+        cut = {name for c in chosen for name in c.region.nodes}
+        alone = len(chosen) < 2 and len(cut) == len(self.whole.split.graph.nodes)
+        return (chosen, best) if alone else self._tuned(chosen, best)
+
+    def plan(self, chosen: Sequence[_Candidate]) -> Planned | None:
+        """The plan with candidates split."""
+        cuts = [(c.region, c.shares) for c in chosen]
+        return plan_parts(self.whole, cuts, self.target, self.options, self.measure)
+
+    def _tuned(self, chosen: list[_Candidate], best: Planned) -> tuple[list[_Candidate], Planned]:
+        """Shift shares where that makes the whole end sooner.
+
+        Each region's shares end together as if it were alone; beside others, devices wait.
+        """
+        looks = TUNES
+        for part in (8, 16):
+            for at in range(min(len(chosen), looks // 2)):
+                for moved in _moved(chosen[at], chosen[at].region.units // part):
+                    looks -= 1
+                    trial = [*chosen[:at], moved, *chosen[at + 1 :]]
+                    made = self.plan(trial)
+                    if made is not None and made.plan.predicted < best.plan.predicted * TUNED:
+                        chosen, best = trial, made
+        return chosen, best
 
 
-def _cuts(chosen: Sequence[_Candidate]) -> list[tuple[Region, Shares]]:
-    return [(c.region, c.shares) for c in chosen]
+def _moved(candidate: _Candidate, units: int) -> list[_Candidate]:
+    """The candidate with so many units moved from either device to the other."""
+    shares = candidate.shares
+    if len(shares.sizes) != 2 or units < candidate.cost.grain:
+        return []
+    a, b = shares.sizes
+    pairs = [(a + n, b - n) for n in (units, -units)]
+    return [
+        replace(candidate, shares=replace(shares, sizes=pair)) for pair in pairs if min(pair) > 0
+    ]
 
 
 def _saves(made: Planned, before: Planned) -> bool:
@@ -180,10 +224,7 @@ def plan_parts(
     options: Options,
     measure: Measure | None = None,
 ) -> Planned | None:
-    """The graph with regions cut, planned with each part on its device; None if it has no place.
-
-    The lower bound is that of the graph in parts with every op on any device.
-    """
+    """The graph with regions cut, planned with each part on its device; None if it has no place."""
     split, homes = whole.split, dict[str, str]()
     for region, shares in cuts:
         before = set(split.parts)
@@ -192,24 +233,32 @@ def plan_parts(
             homes[name] = shares.devices[split.parts[name]]
     if measure is not None:
         calls = _placed_calls(split.graph)
-        for info in computing_devices(target):
-            measure(info.id, calls)
+        for device in dict.fromkeys((HOST, *homes.values())):
+            own = {n: c for n, c in calls.items() if homes.get(n, HOST) == device}
+            measure(device, own)
     try:
-        free = make_plan(split.graph, target, options)
         plan = make_plan(split.graph, target, replace(options, homes=homes))
     except (NoPlacement, MemoryBudget):
         return None
     alone = {d.id: d.single_seconds for d in whole.plan.devices}
-    plan = replace(
-        plan,
-        graph=whole.plan.graph,
-        lower_bound=min(free.lower_bound, plan.predicted),
-        devices=tuple(replace(d, single_seconds=alone[d.id]) for d in plan.devices),
-    )
-    return Planned(split, plan)
+    parts = tuple(replace(d, single_seconds=alone[d.id]) for d in plan.devices)
+    return Planned(split, replace(plan, graph=whole.plan.graph, devices=parts))
 
 
-def _placed_calls(graph: Graph) -> Mapping[str, OpCall]:
+def _bounded(
+    made: Planned, target: Target, options: Options, measure: Measure | None = None
+) -> Planned:
+    """The plan with the lower bound of the graph in parts with every op on any device."""
+    graph = made.split.graph
+    if measure is not None:
+        for info in computing_devices(target):
+            measure(info.id, _placed_calls(graph))
+    free = make_plan(graph, target, options)
+    bound = min(free.lower_bound, made.plan.predicted)
+    return replace(made, plan=replace(made.plan, lower_bound=bound))
+
+
+def _placed_calls(graph: Graph) -> dict[str, OpCall]:
     calls = costing.op_calls(graph)
     return {n.name: calls[n.name] for n in graph.nodes if not costing.is_alias(n)}
 
@@ -242,7 +291,8 @@ def _said(graph: Graph, candidate: _Candidate, chosen: Sequence[_Candidate]) -> 
 
 def _why_not(candidate: _Candidate, chosen: Sequence[_Candidate]) -> str:
     if not candidate.pays:
-        return "below break-even"
+        sure = candidate.gain <= MARGIN * candidate.cost.whole.seconds
+        return "below break-even" if sure else "the gain is less than the costs may be off by"
     if any(candidate.overlaps(c) for c in chosen):
         return "another split of its ops was taken"
     return "the plan of the whole graph is no better for it"

@@ -29,6 +29,10 @@ TILE = 16
 """Parts are multiples of so many rows, columns or channels where there are enough of them: kernels
 work on tiles, and a part of a tile takes as long as a whole one."""
 
+HAND_OVER_S = 2e-5
+"""Seconds that it takes to hand a part to another device and to hear that it is done, beside the
+copies: what the caller's thread and the driver do."""
+
 ROUNDS = 4
 """How often shares are found anew at most, each time from the costs of the last ones."""
 
@@ -220,6 +224,7 @@ class RegionCost:
         host, info = self.target.info(HOST), self.target.info(device)
         up, down = self.target.link(host, info), self.target.link(info, host)
         share = units / self.region.units
+        seconds += HAND_OVER_S
         seconds += sum(up.seconds(n * share if cut else n) for n, cut in self._in)
         return seconds + sum(down.seconds(n * share) for n in self._out)
 

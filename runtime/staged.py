@@ -49,6 +49,8 @@ class StagedReady:
     ) -> None:
         self.name = graph.name
         self.host = devices[HOST].info
+        for op in staged.host_ops():
+            check_host_op(*op, config.fallback)
         self._staged = staged
         self._stages = staged.open()
         self._config, self._devices, self._progress = config, devices, progress

@@ -14,6 +14,7 @@ from crossdock.scheduler.decode import Timed, decode
 from crossdock.scheduler.limits import Limits
 from crossdock.scheduler.lists import ListState, run_fixed
 from crossdock.scheduler.memory import peak_bytes
+from crossdock.scheduler.packing import pack
 from crossdock.scheduler.problem import Ints, Problem
 from crossdock.scheduler.result import Links, Options, Schedule
 
@@ -90,19 +91,27 @@ def best_of(problem: Problem, options: Options, make: Maker) -> Draft:
     """The earliest draft that ``make`` finds, within memory if the options ask for that.
 
     Raises:
-        MemoryBudget: nothing found fits, with the device and the bytes that miss.
+        MemoryBudget: nothing fits, with a proof where there is one, or nothing found does, with
+            the device and the bytes that miss.
         NoPlacement: there is no draft at all.
     """
     if not options.memory:
         return min(make(Limits.none(problem)), key=lambda x: x.makespan)
+    packing = pack(problem)
+    if packing.proof:
+        raise MemoryBudget(packing.proof)
     room, complaint = problem.mem_bytes.copy(), ""
     for attempt in range(ATTEMPTS + 1):
         last = attempt == ATTEMPTS
         limits = Limits.everything(problem) if last else Limits.parameters(problem, room)
+        drafts = []
         try:
             drafts = sorted(make(limits), key=lambda x: x.makespan)
         except MemoryBudget as error:
             complaint = complaint or str(error)
+        if packing.device is not None:
+            drafts += packed_drafts(problem, options.links, packing.device)
+        if not drafts:
             continue
         excess = [_excess(problem, options.links, draft) for draft in drafts]
         for draft, over in zip(drafts, excess, strict=True):
@@ -116,6 +125,29 @@ def best_of(problem: Problem, options: Options, make: Maker) -> Draft:
         )
         room = room - np.maximum(least, 0.0)
     raise MemoryBudget(complaint or "no placement found that fits the devices' memory")
+
+
+def packed_drafts(problem: Problem, links: Links, device: Ints) -> list[Draft]:
+    """Plain decodings of a packing: in topological order, and depth first to hold little."""
+    orders = (problem.topo, depth_first(problem))
+    drafts = [Draft("packing", device, decode(problem, x, device, links)) for x in orders]
+    return [x for x in drafts if math.isfinite(x.makespan)]
+
+
+def depth_first(problem: Problem) -> Ints:
+    """A topological order that goes on with the newest ready task, int64 (n,)."""
+    ptr, task = problem.succs.ptr.tolist(), problem.succs.task.tolist()
+    waits = np.diff(problem.preds.ptr).tolist()
+    stack = [t for t in reversed(range(problem.n)) if waits[t] == 0]
+    order = []
+    while stack:
+        t = stack.pop()
+        order.append(t)
+        for c in task[ptr[t] : ptr[t + 1]]:
+            waits[c] -= 1
+            if waits[c] == 0:
+                stack.append(c)
+    return np.array(order, np.int64)
 
 
 def _excess(

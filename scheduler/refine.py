@@ -51,7 +51,8 @@ PLAN = ((0, 0.6, 0.5), (1, 0.2, 0.5), (-1, 0.2, 0.2))
 COOLING = 15.0  # first over last temperature of an annealing run
 COMM = 0.3  # weight of the mean transfer in the temperature scale
 LABEL_WORK = 2e4  # edges times device pairs that labelling may take on a second of budget
-RESERVE_S, RESERVE_TASK_S = 5e-4, 2e-6  # of the budget, to turn a solution into a schedule
+RESERVE_S = 2e-4  # of the budget, to turn a solution into a schedule
+RESERVE_EACH_S = {"free": 1e-6, "serial": 4e-6}  # the same, for every task and edge
 SLICE_S = 0.004  # longest compiled call between looks at the clock
 
 
@@ -264,7 +265,8 @@ class Search:
 
 def refine(problem: Problem, options: Options, started: float) -> Schedule:
     """Search ``problem`` within the options' budget, counted from ``started``."""
-    reserve = RESERVE_S + RESERVE_TASK_S * (problem.n + len(problem.edge_src))
+    each = RESERVE_EACH_S[options.links]
+    reserve = RESERVE_S + each * (problem.n + len(problem.edge_src))
     until = started + max(0.0, options.budget_s - reserve)
     bounds: list[float] = []
     moves: list[int] = []

@@ -113,6 +113,8 @@ def accuracy(
             except PlanError as error:
                 output.note(f"{path} on {', '.join(chosen)}: left out: {error}")
                 skipped.append({"model": path, "devices": list(chosen), "reason": str(error)})
+    if not rows:
+        raise PlanError(f"nothing was measured: {skipped[0]['reason']}")
     _show(rows, worst, output)
     output.json(
         {

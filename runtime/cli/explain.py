@@ -158,6 +158,8 @@ def _explain_one(step: Step, found: Explanation, output: Output) -> None:
     )
     if found.margin is not None:
         output.line(*_margin(found))
+    if found.objective != "latency":
+        output.line(f"placed for {found.objective}: a margin of latency does not decide alone")
     for flip in found.flips:
         output.line(("to move it: ", "bold"), str(flip))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -114,6 +115,19 @@ def gigabytes_per_second(text: str) -> float:
     if not 0 < value < 1e9:
         raise ValueError(text)
     return value
+
+
+class Seconds(click.FloatRange):
+    """A range of seconds; click's takes NaN, which no comparison refuses."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number, or click's error."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return number
 
 
 @dataclass(frozen=True)
@@ -233,7 +247,7 @@ def placing(command: Command) -> Command:
                      help="Processor threads (default: all)."),
         click.option("--expected-runs", type=click.IntRange(1), metavar="N", default=1000,
                      show_default=True, help="Runs over which uploads of weights are spread."),
-        click.option("--measure", type=click.FloatRange(0), metavar="SECONDS",
+        click.option("--measure", type=Seconds(0), metavar="SECONDS",
                      default=MEASURE_SECONDS, show_default=True,
                      help="Longest time to take for measuring kernels not measured before; "
                      "0 for none."),

@@ -20,7 +20,8 @@ import numpy as np
 from crossdock.runtime.errors import MalformedModel, UnsupportedModel
 from crossdock.runtime.graph import Graph, StageRunner
 from crossdock.runtime.loaders.onnx_check import free_names
-from crossdock.runtime.loaders.onnx_convert import convert, convert_stage
+from crossdock.runtime.loaders.onnx_convert import convert, convert_stage, only_host
+from crossdock.runtime.loaders.onnx_cut import NO_FORM
 from crossdock.runtime.loaders.onnx_feeds import checked, outward
 from crossdock.runtime.loaders.onnx_host import HostCall, HostValue, run_entry
 from crossdock.runtime.loaders.onnx_model import OnnxGraph, OnnxModel, OnnxValue, Opaque, shown
@@ -89,6 +90,19 @@ class OnnxStaged:
     def checked(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """The feeds as host values; raises FeedError naming the input."""
         return checked(self.model, self._specs, feeds)
+
+    def host_ops(self) -> list[tuple[str, str, str]]:
+        """Name, op and reason of the nodes that the host runs whatever is fed."""
+        fed = {v.name for v in self.model.graph.free_inputs}
+        found = []
+        for node in self.model.graph.nodes:
+            read = {*node.inputs, *(n for g in node.subgraphs() for n in free_names(g))}
+            if fed.isdisjoint(read):  # it may be worked out once and for all
+                continue
+            fed.update(filter(None, node.outputs))
+            if only_host(self.model, node, self.model.opsets) is not None:
+                found.append((node.label, node.op, NO_FORM))
+        return found
 
     def open(self) -> OnnxStages:
         """Start with the first stage alone."""

@@ -20,6 +20,7 @@ from crossdock.runtime.planner import Options
 from crossdock.runtime.prepare import simplify
 from crossdock.runtime.target import Target
 from crossdock.scheduler import DeviceRates, LinkModel
+from crossdock.scheduler.objectives import Objective
 from tests.runtime.conftest import Machine
 from tests.runtime.test_planner import CPU, FAST, SLOW, A, B, target, two_branches
 
@@ -108,6 +109,14 @@ def test_a_plan_from_a_file_explains_what_it_holds() -> None:
     assert found.scope == "local"
     assert {r.device for r in found.candidates} == {CPU.id, A.id}
     assert "left" in plan.explain_op("left")
+
+
+def test_another_objective_is_said_beside_the_margin() -> None:
+    graph, on = two_branches(), target((CPU, SLOW), (A, CARD))
+    options = Options(objective=Objective.of("throughput"))
+    plan = explain.attach(planner.make_plan(graph, on, options), graph, on, options)
+    assert "placed for throughput" in plan.explain_op("left")
+    assert "placed for" not in made(graph, on).explain_op("left")
 
 
 def test_a_plans_own_words_have_margin_and_flips() -> None:

@@ -225,6 +225,8 @@ GRAPH = odd_graph("one")
         ({"expected_runs": 0}, "expected_runs=0: give 1 or more"),
         ({"runs_at_once": 0}, "runs_at_once=0"),
         ({"threads": 0}, "threads=0"),
+        ({"threads": "two"}, "threads='two': give 1 or more"),
+        ({"measure": "no"}, "measure='no': give True, False or a budget"),
         ({"measure": -1.0}, r"measure=-1\.0: give True, False or a budget"),
         ({"constraints": {"pin": {}}}, r"constraints is a crossdock\.Constraints, not dict"),
     ],

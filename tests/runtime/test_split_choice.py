@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
 import crossdock as xd
+from crossdock.devices import registry
+from crossdock.devices.base import DeviceInfo
 from crossdock.devices.sim import SimDevice
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime import costing
 from crossdock.runtime.executor import Deadline
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import Constraints
+from crossdock.runtime.plan import Constraints, Plan
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.prepare import group_capacity
 from crossdock.runtime.ready import make_ready
 from crossdock.runtime.split import SplitGraph, grow
-from crossdock.runtime.split_choice import Planned, plan_parts
+from crossdock.runtime.split_choice import Planned, plan_parts, plan_split
 from crossdock.runtime.split_cost import Shares
 from crossdock.runtime.target import Target
 from crossdock.scheduler import DeviceRates, LinkModel
@@ -128,6 +131,8 @@ def test_a_split_is_near_the_best_of_a_grid(machine: Machine, name: str, ratio: 
         taken = [s for s in session.plan.splits if s.taken]
         assert taken, session.plan.explain()
         assert set(taken[0].devices) == {fast, slow}
+        assert f"split {taken[0].seed}" in session.plan.explain()
+        assert Plan.from_json(json.loads(json.dumps(session.plan.to_json()))) == session.plan
         assert session.plan.predicted < min(
             d.single_seconds for d in session.plan.devices if d.single_seconds is not None
         )
@@ -154,3 +159,52 @@ def test_break_even(machine: Machine, name: str, latency: float) -> None:
     if latency == 1e-3:  # each way longer than the whole takes
         assert not taken
         assert chosen == pytest.approx(whole)
+
+
+def test_named_ops_and_other_policies_are_left_whole(machine: Machine) -> None:
+    graph = product()
+    ids = [machine.sim("a", bandwidth=2e9), machine.sim("b", bandwidth=2e9)]
+    known(machine, ids)
+    target = target_of(machine, ids)
+    assert any(s.taken for s in plan_split(graph, target, Options()).plan.splits)
+    pinned = Options(constraints=Constraints(pin={"mm": ids[1]}))
+    plan = plan_split(graph, target, pinned).plan
+    assert {s.device for s in plan.launches() if s.op == "matmul"} == {ids[1]}
+    assert not any("mm" in s.ops for s in plan.splits)
+    assert plan_split(graph, target, Options(policy="best_single")).plan.splits == ()
+
+
+def test_devices_that_share_compute_split_nothing(machine: Machine) -> None:
+    graph = product()
+    ids = [machine.sim(n, bandwidth=2e9, resource_group="one chip") for n in ("a", "b")]
+    known(machine, ids)
+    plan = plan_split(graph, target_of(machine, ids), Options()).plan
+    assert plan == make_plan(graph, target_of(machine, ids), Options())
+
+
+@pytest.mark.parametrize("name", sorted(GRAPHS))
+def test_parts_on_real_devices(opencl: DeviceInfo, name: str, costs: costing.CostStore) -> None:
+    """Parts of one answer from the processor and from OpenCL, along every axis, in every order."""
+    graph = GRAPHS[name]()
+    ids = ("cpu:0", opencl.id)
+    devices = {i: registry.open_device(i) for i in ids}
+    infos = tuple(d.info for d in devices.values())
+    target = Target(infos, frozenset(ids), costs.model, group_capacity(infos))
+    whole = Planned(SplitGraph(graph), make_plan(graph, target, Options()))
+    feeds = feeds_of(graph)
+    want = evaluate(graph, feeds)
+    node = graph.nodes[0]
+    for axis in range(graph.specs[node.outputs[0]].rank):
+        region = grow(graph, node, axis)
+        if region is None:
+            continue
+        third = max(1, region.units // 3)
+        for on in (ids, ids[::-1]):
+            shares = Shares(on, (third, region.units - third), 0.0)
+            made = plan_parts(whole, [(region, shares)], target, Options())
+            assert made is not None
+            ready = make_ready(graph, made, frozenset(ids), devices, 1, {})
+            got = ready.run(feeds, Deadline(), profile=False).outputs
+            assert list(got) == list(graph.outputs)
+            for output, value in want.items():
+                np.testing.assert_allclose(got[output], value, rtol=1e-4, atol=1e-4)

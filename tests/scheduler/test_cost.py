@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -12,7 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossdock.runtime.errors import PlanError
-from crossdock.scheduler import CostModel, DeviceRates, Estimate, LinkModel, Source, Work
+from crossdock.scheduler import (
+    CostModel,
+    DeviceRates,
+    DeviceSpec,
+    Estimate,
+    LinkModel,
+    LinkSpec,
+    Problem,
+    Source,
+    TaskSpec,
+    Work,
+    schedule,
+)
 
 RATES = DeviceRates({"gemm:float32": 1e11, "float32": 2e10}, bandwidth=1e10, launch_s=5e-6)
 
@@ -76,6 +89,30 @@ def test_spikes_in_five_percent_of_the_samples_change_nothing() -> None:
     assert b.seconds == pytest.approx(a.seconds, rel=0.02)
     assert b.high is not None
     assert b.high < 1.2e-3
+
+
+@given(st.integers(0, 10_000))
+def test_spikes_of_100_ms_in_five_percent_of_the_samples_change_no_placement(seed: int) -> None:
+    rng = random.Random(seed)
+    calm, rough = CostModel(), CostModel()
+    tasks = [f"t{i}" for i in range(10)]
+    for name in tasks:
+        true = 10.0 ** rng.uniform(-5.0, -3.0)
+        for device, factor in (("a", 1.0), ("b", rng.choice([0.4, 0.7, 1.4, 2.5]))):
+            runs = [factor * true * math.exp(rng.gauss(0.0, 0.03)) for _ in range(20)]
+            calm.record_many(device, "v", name, runs)
+            runs[rng.randrange(20)] = 0.1
+            rough.record_many(device, "v", name, runs)
+
+    def placed(model: CostModel) -> dict[str, str]:
+        costs = {n: [model.estimate(d, "v", n).seconds or 0.0 for d in "ab"] for n in tasks}
+        edges = [(x, y, 8.0) for x, y in itertools.pairwise(tasks)]
+        links = [LinkSpec("a", "b", 1e-9, 1e12, both=True)]
+        devices = [DeviceSpec("a"), DeviceSpec("b")]
+        problem = Problem.build([TaskSpec(n, costs[n]) for n in tasks], edges, devices, links)
+        return schedule(problem, "auto", compiled=False).placement()
+
+    assert placed(calm) == placed(rough)
 
 
 def test_one_spike_of_two_samples_does_not_win() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -77,3 +78,35 @@ def test_a_plan_made_with_memory_fits_or_is_refused(
     assert validate(problem, made, memory=True) == []
     assert (peak_bytes(problem, made) <= room * (1 + 1e-9)).all()
     assert np.isfinite(made.makespan)
+
+
+def test_a_task_that_no_device_holds_is_named_with_its_inputs() -> None:
+    tasks = [TaskSpec("a", [1.0, 1.0]), TaskSpec("b", [1.0, 1.0], param_bytes=70.0)]
+    problem = pair(tasks, [(0, 1, 40.0)], 100.0, 90.0)
+    with pytest.raises(MemoryBudget, match=r"'b' alone needs 110 B .* has 100 B"):
+        schedule(problem, memory=True)
+
+
+def test_parameters_that_do_not_pack_are_proven_so() -> None:
+    three = [TaskSpec(f"t{i}", [1.0, 1.0], param_bytes=60.0) for i in range(3)]
+    with pytest.raises(MemoryBudget, match="every packing"):
+        schedule(pair(three, [], 100.0, 100.0), memory=True)
+    with pytest.raises(MemoryBudget, match="180 B and all devices together have 170 B"):
+        schedule(pair(three, [], 100.0, 70.0), memory=True)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(10, 60))
+def test_what_packs_is_placed_and_what_does_not_is_refused(sizes: list[int], room: int) -> None:
+    tasks = [TaskSpec(f"t{i}", [1.0, 2.0], param_bytes=float(x)) for i, x in enumerate(sizes)]
+    problem = pair(tasks, [], float(room), float(room))
+    halves = itertools.product((0, 1), repeat=len(sizes))
+    possible = any(
+        max(sum(x for x, d in zip(sizes, where, strict=True) if d == e) for e in (0, 1)) <= room
+        for where in halves
+    )
+    if possible:
+        assert validate(problem, schedule(problem, memory=True), memory=True) == []
+    else:
+        with pytest.raises(MemoryBudget, match="no placement fits"):
+            schedule(problem, memory=True)

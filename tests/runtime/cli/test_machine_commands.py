@@ -59,6 +59,13 @@ def test_accuracy_compares_ops_and_the_whole(call: Any, model: Path) -> None:
 
 
 @pytest.mark.usefixtures("only_the_processor")
+def test_accuracy_of_nothing_is_bad_input(call: Any, model: Path) -> None:
+    got = call("accuracy", model, "--dim", "N=8", "--policy", "none", "--no-calibrate")
+    assert got.status == 2
+    assert "there is no policy 'none'" in got.err
+
+
+@pytest.mark.usefixtures("only_the_processor")
 def test_calibrate_says_what_it_timed_and_keeps_it(call: Any) -> None:
     args = ("calibrate", "--device", "cpu:0", "--threads", "1", "--budget", "1")
     got = call(*args)
