@@ -274,6 +274,17 @@ class _Ladder:
     # --- split: parts one after the other ---------------------------------------------------------
 
     def _split(self, state: _State) -> _State:
+        """Split around the peak, then around what is the peak then, while that helps."""
+        for _ in range(ROUNDS):
+            best = self._split_once(state)
+            if best.key[:2] >= state.key[:2]:
+                break
+            state = best
+            if state.fits:
+                break
+        return state
+
+    def _split_once(self, state: _State) -> _State:
         """The split around the peak into the fewest parts that fit, else that which helps most."""
         best = state
         for parts in PARTS:
