@@ -34,9 +34,9 @@ CHOICES = 4
 PARTS = (2, 4, 8, 16)
 SEEDS = 6
 """Ops around the peak that splits are grown from."""
-EFFORT = 20_000
+EFFORT = 10_000
 """Ops in all the graphs that a rung plans; with ``TRIALS`` of them for a large graph."""
-TRIALS = 24
+TRIALS = 12
 
 
 def plan_within(graph: Graph, target: Target, options: Options) -> Planned:
@@ -106,6 +106,7 @@ class _Ladder:
     first: Plan
     rungs: list[Rung] = field(default_factory=list)
     left: int = 0  # trials of this rung
+    order: str = ""  # the one that took least for the graph as it was
 
     def __post_init__(self) -> None:
         self.target, self.options = self.planning.target, self.planning.options
@@ -117,10 +118,11 @@ class _Ladder:
         where = {s.name: s.device for s in self.first.launches()}
         state = self._state(SplitGraph(self.planning.graph), where)
         assert state is not None, "the placement of a plan can be planned again"
+        self.order = state.plan.policy
         for name, rung in self._rungs():
             before = len(state.edits)
             self.left = max(TRIALS, EFFORT // max(1, len(state.where)))
-            state = rung(state)
+            state = state if self._hopeless(state) else rung(state)
             self._note(name, state.plan, state.edits[before:], taken=state.fits)
             if state.fits:
                 return Planned(state.split, self._whole(state))
@@ -167,9 +169,8 @@ class _Ladder:
     def _whole(self, state: _State) -> Plan:
         """The plan of a state with its explanations, as one of the graph that was given."""
         planning = self._planning(state.split.graph, state.where)
-        plans = {p.policy: p for p in planning.frugal(state.where)}
+        (plan,) = planning.frugal(state.where, state.plan.policy)
         alone = {d.id: d.single_seconds for d in self.first.devices}
-        plan = plans[state.plan.policy]
         return replace(
             plan,
             graph=self.first.graph,
@@ -185,6 +186,11 @@ class _Ladder:
         options = replace(self.options, homes={**self.options.homes, **aside})
         return Planning(graph, self.target, options, self.planning.known)
 
+    def _hopeless(self, state: _State) -> bool:
+        """Whether what stays from run to run is too much already: no edit makes that less."""
+        over = self.planning.rules.over_budget(state.plan)
+        return any(state.plan.device(d).fixed_bytes > budget for d, (_, budget) in over.items())
+
     def _spent(self) -> bool:
         """Take a trial; whether there was none left."""
         self.left -= 1
@@ -198,7 +204,7 @@ class _Ladder:
         """The best frugal plan of a graph; None where a device cannot run what it is given."""
         try:
             planning = self._planning(split.graph, where)
-            plans = planning.frugal(where, brief=True)
+            plans = planning.frugal(where, self.order, brief=True)
         except NoPlacement:
             return None
         roots = costing.alias_roots(split.graph)
@@ -295,6 +301,8 @@ class _Ladder:
     def _in_parts(
         self, state: _State, seed: Node, axis: int, parts: int, device: str
     ) -> _State | None:
+        if self.left <= 0:
+            return None
         region = grow(state.split.graph, seed, axis, self.keep)
         if region is None or region.units < parts or self._spent():
             return None

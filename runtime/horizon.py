@@ -23,8 +23,10 @@ from crossdock.runtime.target import Target
 
 MANY = 1_000_000
 """Runs over which what is paid once is nothing."""
-LARGE = 4000
+LARGE = 2000
 """Steps from which on planning again takes too long."""
+MATTERS = 0.01
+"""Share of the expected runs' time that all uploads and builds together come to at least."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,14 @@ def best_over_runs(graph: Graph, target: Target, options: Options, plan: Plan) -
     first = price(plan, graph, target)
     if len(target.asked) < 2 or len(plan.steps) > LARGE:
         return _with_horizon(first, None, None)
-    found = [first]
     known = Known()
+    wanted = replace(options, builds=True)
+    dearest = _dearest(Planning(graph, target, wanted, known))
+    if dearest < MATTERS * options.expected_runs * first.run:
+        return _with_horizon(first, None, None)
+    found = [first]
     for runs in dict.fromkeys((1, options.expected_runs, MANY)):
-        wanted = replace(options, expected_runs=runs, builds=True)
-        planning = Planning(graph, target, wanted, known)
+        planning = Planning(graph, target, replace(wanted, expected_runs=runs), known)
         try:
             made = planning.draft()
         except (NoPlacement, MemoryBudget):
@@ -104,6 +109,25 @@ def best_over_runs(graph: Graph, target: Target, options: Options, plan: Plan) -
     few = min(found, key=lambda p: p.each(1))
     many = min(found, key=lambda p: p.run)
     return _with_horizon(best, few, many)
+
+
+def _dearest(planning: Planning) -> float:
+    """Uploads and builds where every op has the device on which they take longest."""
+    target, total = planning.target, 0.0
+    host = target.info(HOST)
+    seen: dict[builds.Mark, float] = {}
+    for node in planning.placed:
+        offers = planning.offered[node.name]
+        key, nbytes = offers.call.key(), sum(a.nbytes for a in offers.call.constants.values())
+        uploads = 0.0
+        for name, offer in offers.best.items():
+            info = target.info(name)
+            mark = (info.fingerprint, offer.kernel.name, key)
+            seen[mark] = builds.build_of(target.model, mark, target.built).seconds
+            if name != HOST and nbytes:
+                uploads = max(uploads, target.link(host, info).seconds(nbytes))
+        total += uploads
+    return total + sum(seen.values())
 
 
 MARGIN = 1e-3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,9 +12,11 @@ import numpy as np
 from crossdock.kernels.kernel_set import kernel_set
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import costing, footprint, goals, steps
+from crossdock.runtime.calls import op_call
+from crossdock.runtime.costing import Offers
 from crossdock.runtime.errors import MemoryBudget, NoPlacement
 from crossdock.runtime.goals import Wanted
-from crossdock.runtime.graph import Graph
+from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.placement import edges_of, problem_of
 from crossdock.runtime.plan import HOST, Constraints, Plan, Step
 from crossdock.runtime.plan_parts import Goal
@@ -61,6 +63,19 @@ class Known:
 
     estimates: costing.Memo = field(default_factory=dict)
     lowerings: footprint.Lowerings = field(default_factory=dict)
+    offers: dict[int, tuple[Node, Offers]] = field(default_factory=dict)
+
+    def offered(self, graph: Graph, nodes: Sequence[Node], target: Target) -> dict[str, Offers]:
+        """The offers for nodes; those of a node that another graph had are as they were."""
+        made = {}
+        for node in nodes:
+            found = self.offers.get(id(node))
+            if found is None:
+                call = op_call(graph, node)
+                offers = costing.offers(call, target.devices, target.model, self.estimates)
+                found = self.offers[id(node)] = node, offers  # the node is kept, and so its id
+            made[node.name] = found[1]
+        return made
 
 
 def make_plan(graph: Graph, target: Target, options: Options) -> Plan:
@@ -82,14 +97,8 @@ class Planning:
     ) -> None:
         self.graph, self.target, self.options = graph, target, options
         self.known = Known() if known is None else known
-        calls = costing.op_calls(graph)
         self.placed = [n for n in graph.nodes if not costing.is_alias(n)]
-        self.offered = {
-            n.name: costing.offers(
-                calls[n.name], target.devices, target.model, self.known.estimates
-            )
-            for n in self.placed
-        }
+        self.offered = self.known.offered(graph, self.placed, target)
         self.rules = Rules(options.constraints, target, graph, options.homes)
         self.wanted = Wanted(options.objective, target.watts, options.constraints.max_share)
         self.edges = edges_of(graph, self.placed)
@@ -111,8 +120,13 @@ class Planning:
         check_memory(plan, self.rules)
         return plan
 
-    def draft(self, rules: Rules | None = None, *, memory: bool = False) -> Plan:
-        """A plan for the objective; ``memory``: one whose schedule minds the devices' memory."""
+    def draft(
+        self, rules: Rules | None = None, *, memory: bool = False, brief: bool = False
+    ) -> Plan:
+        """A plan for the objective; ``memory``: one whose schedule minds the devices' memory.
+
+        ``brief`` leaves out what was considered for each op.
+        """
         problem = self.problem(rules)
         made, goal = goals.place_for(
             problem,
@@ -122,7 +136,7 @@ class Planning:
             memory=memory,
             search=self.options.search,
         )
-        return self._built(made, goal)
+        return self._built(made, goal, brief=brief)
 
     def smaller(self) -> Plan | None:
         """A plan within the memory budgets with ops on other devices, or None.
@@ -145,12 +159,15 @@ class Planning:
             return None
         return None if rules.over_budget(plan) else plan
 
-    def frugal(self, where: Mapping[str, str], *, brief: bool = False) -> list[Plan]:
+    def frugal(
+        self, where: Mapping[str, str], order: str = "", *, brief: bool = False
+    ) -> list[Plan]:
         """Plans with every op on the device given, in orders that keep little alive.
 
         Inputs are copied no earlier than they are needed, and memory waits for what is copied out
-        of it: that costs time, which the plans' predictions have in them. ``brief`` leaves out what
-        was considered for each op. No plan where a device given cannot run its op.
+        of it: that costs time, which the plans' predictions have in them. ``order`` names the only
+        order that is wanted. ``brief`` leaves out what was considered for each op. No plan where a
+        device given cannot run its op.
         """
         problem = self.problem()
         host = problem.device_index(HOST)
@@ -163,8 +180,10 @@ class Planning:
         if not np.isfinite(problem.cost[np.arange(problem.n), device]).all():
             return []
         made = []
-        for name, order in frugal_orders(problem, device):
-            draft = Draft(name, device, decode(problem, order, device, "serial"))
+        for name, tasks in frugal_orders(problem, device):
+            if order not in ("", name):
+                continue
+            draft = Draft(name, device, decode(problem, tasks, device, "serial"))
             plan = self._built(
                 freeze(problem, "serial", draft, bound=0.0),
                 Goal(str(self.wanted.objective)),

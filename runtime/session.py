@@ -16,6 +16,7 @@ from crossdock.runtime.errors import Error, PlanError
 from crossdock.runtime.executor import Deadline, Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
+from crossdock.runtime.fixed import fixed
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import Constraints, Plan
@@ -68,6 +69,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     fallback: str | Fallback = "allow",
     plan: Plan | None = None,
     split: bool = True,
+    resident: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Session:
     """Compile a graph for this machine.
@@ -101,6 +103,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         plan: a plan to run, made before for the same graph, constraints and devices; nothing is
             planned or measured then, and shapes that it is not for are refused. It may come from a
             file that nobody vouches for.
+        resident: inputs that keep a value from run to run, by name: copied once to the devices
+            that read them, as weights are, and not fed any more.
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:
@@ -125,6 +129,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         split,
     )
     request.check(graph, config)
+    graph = fixed(graph, resident) if resident else graph
     now = not graph.symbols or shapes or dims
     return Session(graph, config, progress, graph.bind(dims, shapes) if now else None)
 

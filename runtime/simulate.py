@@ -91,6 +91,8 @@ def repeated(plan: Plan, runs: int) -> Plan:
     """The steps of several runs, one after the other; raises PlanError for less than one."""
     if runs < 1:
         raise PlanError(f"runs={runs}: give 1 or more")
+    if runs == 1:
+        return plan
     steps = [
         replace(step, index=base + step.index, waits=tuple(base + w for w in step.waits))
         for base in range(0, runs * len(plan.steps), max(1, len(plan.steps)))

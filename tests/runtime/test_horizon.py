@@ -43,11 +43,15 @@ def plan_for(graph: Graph, on: Target, runs: int) -> Plan:
     return plan_best(graph, on, Options(expected_runs=runs), split=False).plan
 
 
-@pytest.mark.parametrize(("build_s", "link"), [(0.05, 1e12), (1e-9, 2e7)], ids=["build", "upload"])
-def test_one_run_and_many_have_different_plans_and_a_crossover(build_s: float, link: float) -> None:
+@pytest.mark.parametrize(
+    ("build_s", "link", "runs"), [(0.05, 1e12, 5000), (1e-9, 2e7, 150)], ids=["build", "upload"]
+)
+def test_one_run_and_many_have_different_plans_and_a_crossover(
+    build_s: float, link: float, runs: int
+) -> None:
     graph = products()
     on = machine(graph, build_s, link)
-    few, many = plan_for(graph, on, 1), plan_for(graph, on, 100_000)
+    few, many = plan_for(graph, on, 1), plan_for(graph, on, runs)
     assert set(where(few).values()) == {"cpu:0"}
     assert set(where(many).values()) == {A.id}
     at = few.horizon.crossover
