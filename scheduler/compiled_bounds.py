@@ -105,7 +105,15 @@ def path_bound(cost: Floats, head: Floats, tail: Floats, ready: Floats, after: F
     return path
 
 
-def graph_bound(g: Graph) -> float:
+class Bound(NamedTuple):
+    """A lower bound, and what a branch and bound starts from."""
+
+    makespan: float
+    head: Floats  # (n, m) least starts
+    weight: Floats  # (lanes,) of the load bound of all tasks
+
+
+def graph_bound(g: Graph) -> Bound:
     """The best of the path and windowed load bounds."""
     n, m = g.cost.shape
     head = np.zeros((n, m))
@@ -113,6 +121,8 @@ def graph_bound(g: Graph) -> float:
     ready, after = np.empty(n), np.empty(n)
     best = path_bound(g.cost, head, g.tail, ready, after)
     duals = Duals(np.zeros(g.lanes), np.zeros(g.lanes), np.zeros(g.lanes))
+    best = max(best, load(g.cost, g.lane, np.ones(n, np.bool_), duals, 0.0))
+    weight = duals.weight / duals.weight.sum()
     leads, trails = np.sort(ready), np.sort(after)
     for i in range(LEVELS):
         for j in range(LEVELS):
@@ -121,4 +131,4 @@ def graph_bound(g: Graph) -> float:
             inside = (ready >= lead) & (after >= trail)
             least = lead + trail
             best = max(best, least + load(g.cost, g.lane, inside, duals, best - least))
-    return float(best)
+    return Bound(float(best), head, weight)

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crossdock.runtime.errors import MemoryBudget
-from crossdock.scheduler.compiled_bounds import graph_bound
+from crossdock.scheduler.compiled_bounds import Bound, graph_bound
 from crossdock.scheduler.compiled_core import BIG, Graph, compile_graph, random_state
 from crossdock.scheduler.compiled_evaluate import empty_state, load
+from crossdock.scheduler.compiled_exact import DONE, FOUND, Tree, branch, new_tree
 from crossdock.scheduler.compiled_greedy import iterated_greedy, new_base
 from crossdock.scheduler.compiled_lists import Partial, empty_partial, insert_all, look_ahead
 from crossdock.scheduler.compiled_moves import Moves, new_moves
@@ -50,6 +51,8 @@ PLAN_SMALL = ((0, 0.4, 1.0), (1, 0.3, 1.0), (-1, 0.3, 0.3))  # (seed, share, hea
 PLAN = ((0, 0.6, 0.5), (1, 0.2, 0.5), (-1, 0.2, 0.2))
 COOLING = 15.0  # first over last temperature of an annealing run
 COMM = 0.3  # weight of the mean transfer in the temperature scale
+EXACT_TASKS = 24  # tasks up to which branch and bound is tried
+EXACT_SHARE = 0.5  # of what is left of the budget after the first annealing run
 LABEL_WORK = 2e4  # edges times device pairs that labelling may take on a second of budget
 RESERVE_S = 2e-4  # of the budget, to turn a solution into a schedule
 RESERVE_EACH_S = {"free": 1e-6, "serial": 4e-6}  # the same, for every task and edge
@@ -106,7 +109,9 @@ class Search:
         self.problem = problem
         self.clock = Clock(until, options.iterations)
         self.graph: Graph = compile_graph(problem, options.links, limits)
-        self.bound: float = graph_bound(self.graph)
+        root = graph_bound(self.graph)
+        self.root: Bound = root
+        self.bound: float = root.makespan
         self.rng = random_state(options.seed)
         self.seeds: list[Solution] = []
         self.moves: Moves = new_moves(self.graph, self.rng)
@@ -217,13 +222,47 @@ class Search:
         starts = [best] + [
             x for x in self.seeds if x is not best and x.makespan < NEAR * best.makespan
         ]
-        total = self.clock.left()
-        done = 0.0
-        for which, share, heat in PLAN_SMALL if self.problem.n < SMALL else PLAN:
-            done += share
+        plan = PLAN_SMALL if self.problem.n < SMALL else PLAN
+        for i, (which, share, heat) in enumerate(plan):
             start = starts[which] if 0 <= which < len(starts) else best
-            best = self._cool(best, start, heat, total * (1.0 - done))
+            open_share = sum(x for _, x, _ in plan[i:])
+            stop = self.clock.left() * (1.0 - share / open_share)
+            best = self._cool(best, start, heat, stop)
+            if i == 0 and self.problem.n <= EXACT_TASKS:
+                best = self._exact(best)
         return best
+
+    def _exact(self, best: Solution) -> Solution:
+        """Branch and bound for a share of what is left: raises the bound if it ends."""
+        g, clock = self.graph, self.clock
+        tree = new_tree(g, self.root.head, self.root.weight, best.makespan)
+        stop = clock.left() * (1.0 - EXACT_SHARE)
+        nodes, found = 256, 0
+        while clock.left() > stop and not tree.counts[DONE] and not self.done(best):
+            began = time.perf_counter()
+            branch(g, tree, nodes)
+            clock.used += nodes
+            if clock.iterations is None:
+                took = max(time.perf_counter() - began, 1e-7)
+                nodes = max(64, int(nodes * min(SLICE_S, clock.left()) / took))
+            if tree.counts[FOUND] > found:
+                found = int(tree.counts[FOUND])
+                best = self._adopt(best, tree)
+        if tree.counts[DONE]:
+            self.bound = max(self.bound, float(tree.limit[0]))
+        return best
+
+    def _adopt(self, best: Solution, tree: Tree) -> Solution:
+        """The better of ``best`` and what branch and bound found, under the search's own rules."""
+        device = tree.best_device.copy()
+        held = np.bincount(device, self.graph.held, minlength=self.problem.m)
+        if (held > self.graph.room).any():
+            return best
+        order = order_by_start(self.graph, device, tree.best_start)
+        makespan = self._value(order, device)
+        if makespan >= best.makespan * (1.0 - 1e-12):
+            return best
+        return Solution(makespan, order, device, "exact")
 
     def _cool(self, best: Solution, start: Solution, heat: float, stop: float) -> Solution:
         """One annealing run, until ``stop`` seconds are left."""
