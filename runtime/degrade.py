@@ -314,7 +314,9 @@ class _Ladder:
     ) -> _State | None:
         if self.left <= 0:
             return None
-        region = grow(state.split.graph, seed, axis, self.keep)
+        own = {n.name for n in self.planning.graph.nodes}
+        made = frozenset(n.name for n in state.split.graph.nodes if n.name not in own)
+        region = grow(state.split.graph, seed, axis, self.keep | made)  # an op is split once
         if region is None or region.units < parts or self._spent():
             return None
         sizes = [region.units * (i + 1) // parts - region.units * i // parts for i in range(parts)]

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import crossdock as xd
 from crossdock.devices import registry
@@ -16,8 +18,10 @@ from crossdock.runtime.degrade import runs_within
 from crossdock.runtime.errors import MemoryBudget
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.session import Session
+from crossdock.runtime.tensor import to_numpy
 from crossdock.scheduler import DeviceRates, LinkModel
 from tests.runtime.conftest import Machine
+from tests.runtime.strategies import exact_graphs
 from tests.runtime.test_planner import CPU
 
 N = 64
@@ -154,6 +158,32 @@ def test_a_rung_is_taken_when_those_before_do_not_fit(
     assert [r.name for r in rungs][-1] == rung
     assert all(not r.taken and r.needs > r.budget for r in rungs[:-1])
     assert {s.device for s in session.plan.launches()} <= {device, "cpu:0"}
+
+
+@settings(
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(st.data())
+def test_any_squeezed_graph_answers_as_the_free_one(device: str, data: st.DataObject) -> None:
+    graph = data.draw(exact_graphs())
+    share = data.draw(st.floats(0.2, 1.0))
+    rng = np.random.default_rng(3)
+    fed = {
+        n: rng.integers(-4, 5, s.dims).astype(to_numpy(s.dtype)) for n, s in graph.inputs.items()
+    }
+    with compiled(graph, device) as free:
+        want, part = free.run(fed), free.plan.device(device)
+    budget = part.fixed_bytes + share * part.run_bytes
+    try:
+        session = compiled(graph, device, budget)
+    except MemoryBudget:
+        return
+    with session:
+        got = session.run(fed)
+        assert session.plan.device(device).peak_bytes <= budget
+    for name, value in want.items():
+        np.testing.assert_array_equal(got[name], value)
 
 
 def test_elsewhere_where_no_order_and_no_edit_fits(device: str) -> None:
