@@ -77,7 +77,7 @@ def new_tree(g: Graph, head: Floats, weight: Floats, limit: float) -> Tree:
 @leaf
 def start_on(net: Net, wires: Wires, tree: Tree, t: int, d: int) -> float:
     """Earliest start of ``t`` on ``d`` from its placed producers and the least ways."""
-    ready = tree.head[t, d]
+    ready: float = tree.head[t, d]
     for k in range(net.pred_ptr[t], net.pred_ptr[t + 1]):
         p = net.pred[k]
         a = tree.where[p]
@@ -108,7 +108,7 @@ def enough_room(tree: Tree, depth: int) -> bool:
     total, since = tree.work[depth], tree.since[depth]
     for r in range(len(tree.weight)):
         total += tree.weight[r] * max(since, tree.lane_free[depth, r])
-    return total * SLACK < tree.limit[0]
+    return bool(total * SLACK < tree.limit[0])
 
 
 @kernel

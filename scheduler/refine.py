@@ -18,7 +18,7 @@ from crossdock.scheduler.compiled_core import BIG, Graph, compile_graph, random_
 from crossdock.scheduler.compiled_evaluate import empty_state, load
 from crossdock.scheduler.compiled_exact import DONE, FOUND, Tree, branch, new_tree
 from crossdock.scheduler.compiled_greedy import iterated_greedy, new_base
-from crossdock.scheduler.compiled_lists import Partial, empty_partial, insert_all, look_ahead
+from crossdock.scheduler.compiled_lists import Partial, empty_partial, look_ahead
 from crossdock.scheduler.compiled_moves import Moves, new_moves
 from crossdock.scheduler.compiled_ranks import (
     MEAN,
@@ -30,6 +30,7 @@ from crossdock.scheduler.compiled_ranks import (
     ranks,
 )
 from crossdock.scheduler.compiled_search import anneal
+from crossdock.scheduler.compiled_seeds import Sorting, list_seed, new_sorting
 from crossdock.scheduler.compiled_state import BEST, State
 from crossdock.scheduler.decode import decode
 from crossdock.scheduler.drafts import Draft, best_of, freeze
@@ -44,7 +45,8 @@ LINKS: tuple[Links, ...] = ("free", "serial")
 RANK_OF = {MEAN: "heft", MIDDLE: "middle", OPTIMISTIC: "peft"}
 KEPT = 4  # single devices that are seeds, and seeds tried where memory is short
 NEAR = 1.3  # a seed this much worse than the best is no start
-GREEDY = 0.15  # share of the budget for iterated greedy
+OPTIMAL = 1.0 + 1e-10  # makespan over bound that ends a search: rounding
+GREEDY = 0.08  # share of the budget for iterated greedy
 ROUND_MOVES = 40  # moves that one round of it counts for
 SMALL = 64  # tasks below which the search starts hotter and from more seeds
 PLAN_SMALL = ((0, 0.4, 1.0), (1, 0.3, 1.0), (-1, 0.3, 0.3))  # (seed, share, heat); -1: the best
@@ -117,6 +119,7 @@ class Search:
         self.moves: Moves = new_moves(self.graph, self.rng)
         self.state: State = empty_state(self.graph)
         self.partial: Partial = empty_partial(self.graph)
+        self.sorting: Sorting = new_sorting(problem.n)
         self.budget = self.clock.left()
 
     def run(self) -> Solution:
@@ -126,7 +129,8 @@ class Search:
             MemoryBudget: no seed respects the limits.
         """
         self._list_seeds()
-        self._label_seeds()
+        if not self.seeds or not self.done(min(self.seeds, key=lambda x: x.makespan)):
+            self._label_seeds()
         if not self.seeds:
             raise MemoryBudget("no list schedule keeps within the devices' memory")
         self.seeds.sort(key=lambda x: x.makespan)
@@ -135,11 +139,13 @@ class Search:
 
     def done(self, best: Solution) -> bool:
         """Whether time is up or nothing can be better."""
-        return self.clock.left() <= 0.0 or best.makespan <= self.bound * (1.0 + 1e-12)
+        return self.clock.left() <= 0.0 or best.makespan <= self.bound * OPTIMAL
 
     def _add(self, device: Ints, order: Ints, name: str) -> None:
         """Evaluate a seed exactly and keep it."""
-        makespan = self._value(order, device)
+        self._keep(self._value(order, device), device, order, name)
+
+    def _keep(self, makespan: float, device: Ints, order: Ints, name: str) -> None:
         if makespan < BIG:
             self.seeds.append(Solution(makespan, order, device, name))
 
@@ -154,8 +160,9 @@ class Search:
             rank = ranks(g, mode)
             order = order_by(g.net, rank)
             for share in (0.0, 0.5, 1.0):
-                found = insert_all(g, self.partial, order, g.tail, share)
-                self._keep_list(found, f"{name}+{share:g}tail" if share else name)
+                found = list_seed(g, self.partial, self.state, self.sorting, order, share)
+                label = f"{name}+{share:g}tail" if share else name
+                self._keep(found, self.state.best_device.copy(), self.sorting.order.copy(), label)
             took = time.perf_counter() - began
             fan_out = len(g.net.succ) / max(1, self.problem.n)
             ahead = took / 3.0 * (1.0 + self.problem.m * fan_out)
