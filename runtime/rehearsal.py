@@ -7,7 +7,8 @@ were read a whole run ago, and its neighbours fill the caches.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -67,6 +68,45 @@ def rehearse(
         run(feeds, False)
         recorder.whole(time.perf_counter() - began)
     return recorder.close(anew=anew)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A plan of ``graph`` that is compared with others: how to run it, and on which devices."""
+
+    run: Runner
+    plan: Plan
+    graph: Graph
+    devices: Mapping[str, Device]
+
+
+def compare_runs(
+    contenders: Sequence[Contender], inputs: Graph, model: CostModel, budget_s: float
+) -> None:
+    """Run plans in turn, so that what disturbs meets all, and record what their runs take.
+
+    Earlier times of their runs are forgotten: these are comparable, and those were not.
+
+    Raises:
+        Error: one cannot run on made-up values, or a device failed.
+    """
+    feeds = sample_feeds(list(inputs.inputs.items()))
+    recorders = []
+    for c in contenders:
+        c.run(feeds, False)
+        used = {s.device: c.devices[s.device] for s in c.plan.launches()}
+        prints = {part.id: part.fingerprint for part in c.plan.devices}
+        recorders.append(_Recorder(c.plan, costing.op_calls(c.graph), prints, used, model))
+    end = time.monotonic() + budget_s
+    for turn in range(WHOLE):
+        if turn >= LEAST and time.monotonic() > end:
+            break
+        for c, recorder in zip(contenders, recorders, strict=True):
+            began = time.perf_counter()
+            c.run(feeds, False)
+            recorder.whole(time.perf_counter() - began)
+    for recorder in recorders:
+        recorder.close(anew=True)
 
 
 def observe(
@@ -133,7 +173,7 @@ class _Recorder:
             mark = (self.prints[step.device], step.kernel, call.key())
             samples = [s / slow for s in self.found.get(step.name, [])]
             marks.setdefault(mark, (work, []))[1].extend(samples)
-        for mark, (work, samples) in marks.items():
+        for mark, (work, samples) in marks.items() if self.found else ():
             self.model.record_many(*mark, samples, work, running=True, anew=anew)
         by_print = {self.prints[name]: self.pace(name) for name in self.devices}
         for name, pace in by_print.items():

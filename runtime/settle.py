@@ -2,7 +2,8 @@
 
 A plan is rehearsed, and what was measured goes into the cost model. If planning with these costs
 gives another plan that is predicted to be faster by more than runs differ, that one is rehearsed,
-too, and so is the best single device where several share the work. The fastest measured stays.
+too. A plan that shares the work over devices is run in turns with the best of them alone, and has
+to beat it. The fastest measured stays.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from crossdock.runtime.executor import Deadline
 from crossdock.runtime.plan import Plan
 from crossdock.runtime.prediction import note_overhead, predict_run, recost, run_mark
 from crossdock.runtime.ready import Ready
-from crossdock.runtime.rehearsal import rehearse
+from crossdock.runtime.rehearsal import Contender, compare_runs, rehearse
 from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.target import Target
 from crossdock.scheduler import Source
@@ -58,8 +59,36 @@ class Settling:
             found = self.measured(self.make(other))
             if found is not None and _beats(found.program.plan, best.program.plan):
                 best = found
+        best = self._against_alone(best)
         plan = self._compared(best.program.plan)
         return best.with_plan(plan, _notes(first, plan))
+
+    def _against_alone(self, best: Ready) -> Ready:
+        """A plan that shares the work must beat the best device alone, run in turns with it."""
+        plan = best.program.plan
+        if len({s.device for s in plan.launches()}) < 2:
+            return best
+        known = [p for p in self.plan().plan.devices if p.single_seconds is not None]
+        if not known:
+            return best
+        single = self.alone(min(known, key=lambda p: p.single_seconds or 0.0).id)
+        if single is None:
+            return best
+        other = self.make(single)
+        if single.plan.source != Source.MEASURED.value:
+            pair = [_contender(best), _contender(other)]
+            try:
+                compare_runs(pair, best.graph, self.target.model, REHEARSAL_SECONDS)
+            except Error:
+                return best
+            best, other = self._predicted(best), self._predicted(other)
+        return best if _beats(best.program.plan, other.program.plan) else other
+
+    def _predicted(self, ready: Ready) -> Ready:
+        """The same with what runs take by what is known now."""
+        program = ready.program
+        composed = recost(program.plan, program.graph, self.target)
+        return ready.with_plan(predict_run(composed, program.graph, self.target.model))
 
     def _compared(self, plan: Plan) -> Plan:
         """The plan with what each device would take alone, by the costs that are known now."""
@@ -139,6 +168,16 @@ class Settling:
             return None
         note_overhead(whole, composed.predicted, model)
         return ready.with_plan(whole)
+
+
+def _contender(ready: Ready) -> Contender:
+    program = ready.program
+    return Contender(
+        lambda feeds, profile: ready.run(feeds, Deadline(), profile=profile),
+        program.plan,
+        program.graph,
+        program.devices,
+    )
 
 
 def _beats(plan: Plan, other: Plan) -> bool:

@@ -146,4 +146,5 @@ def test_a_real_rehearsal_records_steps_and_runs(costs: costing.CostStore) -> No
         count = len(model.samples(fingerprint, first.kernel, key, running=True))
         session.profile(Feeds)
         assert len(model.samples(fingerprint, first.kernel, key, running=True)) == count + 1
-        assert 0 < session.estimate().low <= session.estimate().high
+        made = session.estimate()
+        assert 0 < made.low <= made.seconds <= made.high
