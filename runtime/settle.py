@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from crossdock.runtime.errors import Error
 from crossdock.runtime.executor import Deadline
-from crossdock.runtime.plan import Plan
+from crossdock.runtime.plan import DevicePlan, Plan
 from crossdock.runtime.prediction import note_overhead, predict_run, recost, run_mark
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.rehearsal import Contender, compare_runs, rehearse
@@ -68,7 +68,7 @@ class Settling:
         plan = best.program.plan
         if len({s.device for s in plan.launches()}) < 2:
             return best
-        known = [p for p in self.plan().plan.devices if p.single_seconds is not None]
+        known = [p for p in self._asked(self.plan().plan) if p.single_seconds is not None]
         if not known:
             return best
         single = self.alone(min(known, key=lambda p: p.single_seconds or 0.0).id)
@@ -83,6 +83,10 @@ class Settling:
                 return best
             best, other = self._predicted(best), self._predicted(other)
         return best if _beats(best.program.plan, other.program.plan) else other
+
+    def _asked(self, plan: Plan) -> list[DevicePlan]:
+        """The parts of the devices that ops may be placed on."""
+        return [part for part in plan.devices if part.id in self.target.asked]
 
     def _predicted(self, ready: Ready) -> Ready:
         """The same with what runs take by what is known now."""
@@ -129,7 +133,7 @@ class Settling:
         other = self.plan()
         if run_mark(other.plan) not in tried and _beats(other.plan, best):
             return other
-        alone = sorted((p.single_seconds or math.inf, p.id) for p in other.plan.devices)
+        alone = sorted((p.single_seconds or math.inf, p.id) for p in self._asked(other.plan))
         for seconds, device in alone:
             if seconds >= (1.0 - HYSTERESIS) * best.predicted:
                 break
