@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from crossdock.devices.probe import probe
     from crossdock.devices.registry import devices
     from crossdock.runtime.builder import GraphBuilder, Operand
+    from crossdock.runtime.calibrate import calibrate
+    from crossdock.runtime.fallback import Fallback
     from crossdock.runtime.graph import Graph
     from crossdock.runtime.loaders import load, load_tensors
     from crossdock.runtime.onnx_backend import onnx_backend
@@ -32,6 +34,7 @@ _WHERE = {
     "Context": "crossdock.runtime.support",
     "DeviceInfo": "crossdock.devices.base",
     "Estimate": "crossdock.runtime.session",
+    "Fallback": "crossdock.runtime.fallback",
     "Graph": "crossdock.runtime.graph",
     "GraphBuilder": "crossdock.runtime.builder",
     "Machine": "crossdock.devices.machine",
@@ -39,6 +42,7 @@ _WHERE = {
     "Plan": "crossdock.runtime.plan",
     "Receipt": "crossdock.runtime.receipt",
     "Session": "crossdock.runtime.session",
+    "calibrate": "crossdock.runtime.calibrate",
     "compile": "crossdock.runtime.session",
     "load": "crossdock.runtime.loaders",
     "load_tensors": "crossdock.runtime.loaders",
@@ -52,6 +56,7 @@ __all__ = [
     "DeviceInfo",
     "Error",
     "Estimate",
+    "Fallback",
     "Graph",
     "GraphBuilder",
     "Machine",
@@ -59,6 +64,7 @@ __all__ = [
     "Plan",
     "Receipt",
     "Session",
+    "calibrate",
     "compile",
     "devices",
     "load",

@@ -70,6 +70,25 @@ def test_run(versus: Any) -> None:
 
 
 @pytest.mark.benchmark(group="overhead")
+def test_receipt(versus: Any) -> None:
+    """A run with its receipt read, of 1,000 tiny adds; beside it the run alone, and a profiled one.
+
+    A receipt is there after every run; reading it makes it.
+    """
+    feed = {"x": np.zeros(16, np.float32)}
+    with xd.compile(add_chain(NODES), "cpu:0", threads=1, skip_passes=["fuse-elementwise"]) as s:
+        s.run(feed)
+        assert len(s.receipt.ops) == NODES
+
+        def with_receipt() -> None:
+            s.run(feed)
+            assert s.receipt.measured > 0
+
+        others = {"the run alone": lambda: s.run(feed), "profiled": lambda: s.profile(feed)}
+        versus(with_receipt, others, rounds=50, nodes=NODES)
+
+
+@pytest.mark.benchmark(group="overhead")
 def test_import(versus: Any) -> None:
     """`import crossdock` in a new process, beside `import numpy` alone."""
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from crossdock.devices.gauge import Gauge
 from crossdock.devices.program import Step
 from crossdock.devices.worker import Worker as Worker
 from crossdock.runtime.errors import DeviceError, Error, Timeout
@@ -186,6 +187,9 @@ class Device(ABC):
 
     info: DeviceInfo
     queues: Mapping[str, Queue]  # "compute", "upload", "download"; may be the same object
+    gauge: Gauge  # of the device's memory
+    submits_at_once: bool = False
+    """Its queues take commands from any thread without waiting for work or copying data."""
 
     @abstractmethod
     def allocate(self, nbytes: int, label: str = "") -> Buffer:
@@ -202,6 +206,13 @@ class Device(ABC):
     @abstractmethod
     def close(self) -> None:
         """Wait for the queues and release everything."""
+
+    def pace(self) -> float:
+        """How long arithmetic takes now, relative to a fixed reference: 2 is half as fast.
+
+        1 for devices whose speed does not depend on what runs beside them.
+        """
+        return 1.0
 
     def worker(self, role: str) -> Worker:
         """The thread that feeds the queue of this role (one a distinct queue), started at need."""

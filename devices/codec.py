@@ -3,7 +3,8 @@
 The fields' types are the schema: nested dataclasses, enums of strings, ``str``, ``bool``, ``int``,
 ``float``, ``tuple[X, ...]``, ``frozenset[X]``, ``Mapping[str, X]`` and ``X | None``. Every number
 is finite and not negative; one marked ``Positive`` is also not zero. A form with a field missing,
-unknown or of another type is refused with the field's path.
+unknown or of another type is refused with the field's path; a field made with ``since`` is one that
+older forms of the schema lack.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ Positive = Annotated[float, POSITIVE]
 """A finite float greater than zero."""
 PositiveInt = Annotated[int, POSITIVE]
 """An int greater than zero."""
+
+
+def since(default: Any) -> Any:
+    """A field that came to a schema later: forms without it have ``default``."""
+    return dataclasses.field(default=default, metadata={"since": True})
 
 
 def encode(value: Any) -> Any:
@@ -90,10 +96,19 @@ def _record(kind: Any, form: Any, path: str) -> Any:
         raise LoadError(f"{path}: has no field {_short(extra[0])}; fields: {', '.join(hints)}")
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
+        if field.name not in form and _may_miss(field, hints[field.name]):
+            continue
         if field.name not in form:
+            if field.metadata.get("since"):
+                continue
             raise LoadError(f"{path}.{field.name}: is missing; add it or make the profile anew")
         values[field.name] = decode(hints[field.name], form[field.name], f"{path}.{field.name}")
     return kind(**values)
+
+
+def _may_miss(field: dataclasses.Field[Any], kind: Any) -> bool:
+    """An optional field that files written before there was such a field do not have."""
+    return bool(field.metadata.get("later")) and type(None) in typing.get_args(kind)
 
 
 def _member(kind: type[enum.Enum], form: Any, path: str) -> Any:

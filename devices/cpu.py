@@ -9,6 +9,7 @@ compiled loop walks without the interpreter lock.
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from crossdock.devices.base import (
 from crossdock.devices.cpu_blas import blas
 from crossdock.devices.cpu_native import HelperPool, NativeProgram, NativeRow
 from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes
+from crossdock.devices.pace import Pace
 from crossdock.devices.program import ArrayCall, NativeCall, Scalar, Slot, Step
 from crossdock.runtime.errors import CompileError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -122,43 +124,40 @@ class CpuStep:
     work: Call | NativeRow
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Steps that are one call: native steps in a row, or one array call."""
+
+    labels: tuple[str, ...]
+    call: Call
+    program: NativeProgram | None = None
+
+
 class CpuCommands(CommandBuffer):
     """Closures to call in order; runs of native steps are one closure each."""
 
     def __init__(
-        self, steps: Sequence[CpuStep], program: Callable[[list[NativeRow]], Call]
+        self, steps: Sequence[CpuStep], program: Callable[[list[NativeRow]], NativeProgram]
     ) -> None:
         self._steps = tuple(steps)
-        self._program = program
-        self.calls = tuple(self._joined())
-        self.quiet = any(not isinstance(step.work, NativeRow) for step in steps)
+        self.parts = tuple(_parts(self._steps, program))
+        self.calls = tuple(part.call for part in self.parts)
+        self.quiet = any(part.program is None for part in self.parts)
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def _joined(self) -> Iterator[Call]:
-        rows: list[NativeRow] = []
-        for step in self._steps:
-            if isinstance(step.work, NativeRow):
-                rows.append(step.work)
-                continue
-            if rows:
-                yield self._program(rows)
-                rows = []
-            yield step.work
-        if rows:
-            yield self._program(rows)
 
-    @functools.cached_property
-    def single(self) -> tuple[tuple[str, Call], ...]:
-        """One closure a step, for timing."""
-        return tuple(
-            (
-                step.label,
-                self._program([step.work]) if isinstance(step.work, NativeRow) else step.work,
-            )
-            for step in self._steps
-        )
+def _parts(
+    steps: Sequence[CpuStep], program: Callable[[list[NativeRow]], NativeProgram]
+) -> Iterator[_Part]:
+    for native, run in itertools.groupby(steps, key=lambda s: isinstance(s.work, NativeRow)):
+        found = list(run)
+        if not native:
+            yield from (_Part((s.label,), s.work) for s in found if callable(s.work))
+            continue
+        made = program([s.work for s in found if isinstance(s.work, NativeRow)])
+        yield _Part(tuple(s.label for s in found), made.run, made)
 
 
 class CpuQueue(Queue):
@@ -214,10 +213,14 @@ def _run(commands: CpuCommands, spans: list[Span] | None) -> None:
         for call in commands.calls:
             call()
         return
-    for label, call in commands.single:
+    for part in commands.parts:
+        if part.program is not None:
+            ends = part.program.timed().tolist()
+            spans += map(Span, part.labels, ends[:-1], ends[1:])
+            continue
         start = perf_counter()
-        call()
-        spans.append(Span(label, start, perf_counter()))
+        part.call()
+        spans.append(Span(part.labels[0], start, perf_counter()))
 
 
 class CpuDevice(Device):
@@ -232,8 +235,10 @@ class CpuDevice(Device):
         queue = CpuQueue(self)
         self.queues = {"compute": queue, "upload": queue, "download": queue}
         self._budget = Budget(info.id, limit or info.memory_bytes)
+        self.gauge = self._budget.gauge
         self.library = blas()
         self._pool: HelperPool | None = None
+        self._pace: Pace | None = None
         self._lock = threading.Lock()
 
     def allocate(self, nbytes: int, label: str = "") -> CpuBuffer:
@@ -254,17 +259,27 @@ class CpuDevice(Device):
         """Prebuild views, argument words and closures; steps keep their buffers alive."""
         return CpuCommands([_step(item) for item in bound], self._program)
 
-    def _program(self, rows: Sequence[NativeRow]) -> Callable[[], None]:
+    def pace(self) -> float:
+        """The pace of the processor, on as many threads as the device uses."""
         with self._lock:
-            if self.threads > 1 and self._pool is None:
-                self._pool = HelperPool(self.threads - 1, f"crossdock {self.info.id}")
-            return NativeProgram(rows, self._pool).run
+            if self._pace is None:
+                self._pace = Pace(self._helpers())
+            return self._pace.take()
+
+    def _program(self, rows: Sequence[NativeRow]) -> NativeProgram:
+        with self._lock:
+            return NativeProgram(rows, self._helpers())
+
+    def _helpers(self) -> HelperPool | None:
+        if self.threads > 1 and self._pool is None:
+            self._pool = HelperPool(self.threads - 1, f"crossdock {self.info.id}")
+        return self._pool
 
     def close(self) -> None:
         """End the helper threads."""
         if self._pool is not None:
             self._pool.close()
-            self._pool = None
+            self._pool = self._pace = None
 
 
 def _step(item: Bound) -> CpuStep:

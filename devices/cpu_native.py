@@ -12,7 +12,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import platform
+import re
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from crossdock.devices.cpu_llvm import compile_ir
+from crossdock.runtime.tensor import Array
 
 CHUNKS_PER_THREAD = 4
 
@@ -44,9 +47,20 @@ _LINE = 8  # words in a cache line
 
 _DRIVER = """
 declare i32 @sched_yield()
+declare i32 @clock_gettime(i32, ptr)
 
-define void @xd_serial(ptr noalias %table, i64 %n) {
+; The monotonic clock, as seconds and nanoseconds, into pair %i of a table.
+define internal void @stamp(ptr %stamps, i64 %i) {
 entry:
+  %word = mul i64 %i, 2
+  %at = getelementptr i64, ptr %stamps, i64 %word
+  %ignored = call i32 @clock_gettime(i32 CLOCK, ptr %at)
+  ret void
+}
+
+define void @xd_serial(ptr noalias %table, i64 %n, ptr %stamps) {
+entry:
+  STAMP(0)
   %none = icmp sle i64 %n, 0
   br i1 %none, label %done, label %loop
 loop:
@@ -62,6 +76,7 @@ loop:
   %args = inttoptr i64 %w1 to ptr
   call void %fn(ptr %args, i64 0, i64 %extent)
   %next = add i64 %i, 1
+  STAMP(%next)
   %more = icmp slt i64 %next, %n
   br i1 %more, label %loop, label %done
 done:
@@ -118,7 +133,7 @@ done:
 }
 
 ; State: word 0 the current step, word 8 the helpers inside, words 16... two counters a step.
-define void @xd_lead(ptr %table, i64 %n, ptr %state) {
+define void @xd_lead(ptr %table, i64 %n, ptr %state, ptr %stamps) {
 entry:
   %inside = getelementptr i64, ptr %state, i64 8
   %counters = getelementptr i64, ptr %state, i64 16
@@ -137,6 +152,7 @@ clearing:
   br label %clear
 open:
   store atomic i64 0, ptr %state release, align 8
+  STAMP(0)
   br label %step
 step:
   %i = phi i64 [0, %open], [%next, %advance]
@@ -176,6 +192,7 @@ idle:
   br label %wait
 advance:
   %next = add i64 %i, 1
+  STAMP(%next)
   store atomic i64 %next, ptr %state release, align 8
   br label %step
 close:
@@ -231,15 +248,32 @@ done:
 _PAUSE = {"x86_64": "pause", "amd64": "pause", "aarch64": "yield", "arm64": "yield"}
 
 
+@dataclass(frozen=True)
+class _Driver:
+    """The compiled loops; those that lead a run take a table of time stamps last."""
+
+    serial: Any
+    lead: Any
+    help: Any
+
+
 @functools.cache
-def _driver() -> tuple[Any, Any, Any]:
-    """The compiled loops: serial, leading, helping."""
-    pause = _PAUSE.get(platform.machine().lower(), "nop")
-    text = _DRIVER.replace("PAUSE", pause)
-    serial, lead, help_ = compile_ir(text, ("xd_serial", "xd_lead", "xd_help"))
-    two = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-    three = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
-    return two(serial), three(lead), three(help_)
+def _driver(timed: bool) -> _Driver:
+    """The loops; the ``timed`` ones note the clock before the first step and after each."""
+    text = _DRIVER.replace("PAUSE", _PAUSE.get(platform.machine().lower(), "nop"))
+    text = text.replace("CLOCK", str(time.CLOCK_MONOTONIC))
+    stamp = r"call void @stamp(ptr %stamps, i64 \1)" if timed else ""
+    text = re.sub(r"STAMP\((\S+)\)", stamp, text)
+    names = [f"xd_{what}{'_timed' * timed}" for what in ("serial", "lead", "help")]
+    for name in names:
+        text = text.replace(f"@{name.removesuffix('_timed')}(", f"@{name}(")
+    serial, lead, help_ = compile_ir(text, names)
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    return _Driver(
+        ctypes.CFUNCTYPE(None, pointer, number, pointer)(serial),
+        ctypes.CFUNCTYPE(None, pointer, number, pointer, pointer)(lead),
+        ctypes.CFUNCTYPE(None, pointer, number, pointer)(help_),
+    )
 
 
 def _chunks(row: NativeRow, threads: int) -> tuple[int, int]:
@@ -269,22 +303,35 @@ class NativeProgram:
         self._state = np.zeros(2 * _LINE + 2 * len(rows), np.int64)
         self._state[0] = len(rows)
         self._pool = pool if shared else None
-        self._serial, self._lead, self._help = _driver()
+        self._driver = _driver(timed=False)
         self._at = ctypes.c_void_p(int(self._table.ctypes.data))
         self._n = ctypes.c_int64(len(rows))
         self._state_at = ctypes.c_void_p(int(self._state.ctypes.data))
 
     def run(self) -> None:
         """Execute all steps."""
+        self._run(self._driver, None)
+
+    def timed(self) -> Array:
+        """Execute all steps; when the first began and when each ended, float64 (steps + 1,).
+
+        Seconds on the clock of ``time.perf_counter``.
+        """
+        stamps = np.zeros((int(self._n.value) + 1, 2), np.int64)
+        self._run(_driver(timed=True), ctypes.c_void_p(int(stamps.ctypes.data)))
+        seconds: Array = stamps[:, 0] + 1e-9 * stamps[:, 1]
+        return seconds
+
+    def _run(self, driver: _Driver, stamps: ctypes.c_void_p | None) -> None:
         if self._pool is None:
-            self._serial(self._at, self._n)
+            driver.serial(self._at, self._n, stamps)
         else:
             self._pool.wake(self)
-            self._lead(self._at, self._n, self._state_at)
+            driver.lead(self._at, self._n, self._state_at, stamps)
 
     def help(self) -> None:
         """Take part in a run that another thread leads; returns at once when none is on."""
-        self._help(self._at, self._n, self._state_at)
+        self._driver.help(self._at, self._n, self._state_at)
 
 
 class HelperPool:

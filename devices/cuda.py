@@ -36,6 +36,7 @@ from crossdock.devices.base import (
 )
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
 from crossdock.devices.dialect import CUDA_HEADER, assemble, misfit
+from crossdock.devices.gauge import Gauge
 from crossdock.devices.program import ArrayCall, GridLaunch, Scalar, Step
 from crossdock.runtime.errors import CompileError, DeviceError, OutOfMemory, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
@@ -283,6 +284,7 @@ class CudaDevice(Device):
         self.lost = ""
         self.pool = cp.cuda.MemoryPool()
         self.dropped: deque[Any] = deque()
+        self.gauge = Gauge()
         self._modules: dict[tuple[object, ...], Any] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -324,7 +326,9 @@ class CudaDevice(Device):
                     f"{self.info.id}: {nbytes} bytes wanted{f' for {label}' if label else ''}, "
                     f"{free} of {self.budget} free; use smaller inputs, or move ops elsewhere"
                 )
-            return CudaBuffer(self, self.pool.malloc(max(nbytes, 1)), nbytes)
+            made = CudaBuffer(self, self.pool.malloc(max(nbytes, 1)), nbytes)
+            self.gauge.show(int(self.pool.used_bytes()))
+            return made
 
     def compile(self, step: Step) -> CudaExecutable:
         """Build a kernel with NVRTC; an array call only needs types that cupy has."""

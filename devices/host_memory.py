@@ -8,6 +8,7 @@ import weakref
 import numpy as np
 
 from crossdock.devices.base import Buffer, Device
+from crossdock.devices.gauge import Gauge
 from crossdock.runtime.errors import DeviceError, OutOfMemory
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
@@ -21,13 +22,13 @@ class Budget:
     def __init__(self, device_id: str, limit: int) -> None:
         self.device_id = device_id
         self.limit = limit
-        self._used = 0
+        self.gauge = Gauge()
         self._lock = threading.RLock()  # a finalizer may run inside of `take`
 
     @property
     def free(self) -> int:
         """Bytes that may still be taken."""
-        return self.limit - self._used
+        return self.limit - self.gauge.used
 
     def take(self, nbytes: int, label: str) -> Array:
         """Return uint8[nbytes] on a cache line, given back when the memory is freed.
@@ -41,14 +42,14 @@ class Budget:
                 raw = np.empty(nbytes + ALIGNMENT, np.uint8)
             except MemoryError:
                 raise self._refusal(nbytes, label) from None
-            self._used += nbytes
+            self.gauge.add(nbytes)
         weakref.finalize(raw, self._give, nbytes).atexit = False
         start = -int(raw.ctypes.data) % ALIGNMENT
         return raw[start : start + nbytes]
 
     def _give(self, nbytes: int) -> None:
         with self._lock:
-            self._used -= nbytes
+            self.gauge.add(-nbytes)
 
     def _refusal(self, nbytes: int, label: str) -> OutOfMemory:
         what = f" for {label}" if label else ""

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.codec import Positive, PositiveInt, decode, encode, refuse
+from crossdock.devices.codec import Positive, PositiveInt, decode, encode, refuse, since
 from crossdock.runtime.errors import LoadError
 
 SCHEMA = 1
@@ -104,12 +104,21 @@ class Rates:
         return self.bandwidth[-1].bytes_per_s.median
 
 
+@dataclass(frozen=True, slots=True)
+class Watts:
+    """What a device draws when idle and when it computes, typed in or read from a meter."""
+
+    idle: float
+    active: float
+
+
 @dataclass(frozen=True)
 class DeviceProfile:
     """One device, or a kind of device that is not here.
 
     ``id`` is the device's, or the kind's name where status is ABSENT and ``info`` is None.
     ``rates`` is None where nothing was measured: ABSENT, FAIL, or a device on a virtual clock.
+    ``watts`` are not measured: they may be added to the file, for planning by energy.
     """
 
     id: str
@@ -120,6 +129,7 @@ class DeviceProfile:
     info: DeviceInfo | None = None
     checks: tuple[Check, ...] = ()
     rates: Rates | None = None
+    watts: Watts | None = field(default=None, metadata={"later": True})
 
 
 @dataclass(frozen=True)
@@ -172,6 +182,7 @@ class Machine:
         seconds: how long the probe took.
         devices: every device found, then the kinds that are absent.
         links: ordered pairs of devices that passed.
+        origin: "measured", or where the figures were typed in from and with which assumptions.
     """
 
     fingerprint: str
@@ -184,6 +195,7 @@ class Machine:
     devices: tuple[DeviceProfile, ...] = ()
     links: tuple[LinkProfile, ...] = ()
     schema: int = field(default=SCHEMA)
+    origin: str = since("measured")
 
     @property
     def passed(self) -> tuple[DeviceProfile, ...]:

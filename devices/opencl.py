@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from crossdock.devices import pace, topology
 from crossdock.devices.base import (
     Bound,
     Buffer,
@@ -31,6 +32,7 @@ from crossdock.devices.base import (
     Span,
 )
 from crossdock.devices.dialect import misfit
+from crossdock.devices.gauge import Gauge
 from crossdock.devices.opencl_memory import ClBuffer, ClEvent
 from crossdock.devices.opencl_platforms import KIND, found_devices, load
 from crossdock.devices.opencl_programs import Programs
@@ -166,9 +168,12 @@ class ClQueue(Queue):
         if spans is not None and commands.launches:
             event.wait()
             offset = self._clock_offset()
+            begin = events[0].profile.start * 1e-9 + offset
             for label, done in zip(commands.labels, events, strict=True):
-                start, end = done.profile.start * 1e-9, done.profile.end * 1e-9
-                spans.append(Span(label, start + offset, end + offset))
+                # The next launch waits in the queue already: what it takes to start counts as its.
+                end = max(done.profile.end * 1e-9 + offset, begin)
+                spans.append(Span(label, begin, end))
+                begin = end
         return event
 
     def _enqueue(self, commands: ClCommands, waits: Sequence[Event], every: bool) -> list[Any]:
@@ -258,6 +263,8 @@ class ClQueue(Queue):
 class OpenCLDevice(Device):
     """One OpenCL device, or one part of it, with a context of its own."""
 
+    submits_at_once = True
+
     def __init__(self, cl: Any, info: DeviceInfo, handle: Any, limit: int | None = None) -> None:
         self.cl = cl
         self.info = info
@@ -266,7 +273,7 @@ class OpenCLDevice(Device):
         self._handle = handle
         self._programs = Programs(cl, self.context, handle, info.id)
         self._lock = threading.Lock()
-        self._used = 0
+        self.gauge = Gauge()
         self.freed: deque[int] = deque()  # sizes; finalizers append, and may run anywhere
         self.queues: Mapping[str, ClQueue] = {
             role: ClQueue(self, role) for role in ("compute", "upload", "download")
@@ -290,10 +297,10 @@ class OpenCLDevice(Device):
         """Count memory in use, what was freed first; returns bytes free, or takes none of them."""
         with self._lock:
             while self.freed:
-                self._used -= self.freed.popleft()
-            free = self.budget - self._used
+                self.gauge.add(-self.freed.popleft())
+            free = self.budget - self.gauge.used
             if nbytes <= free:
-                self._used += nbytes
+                self.gauge.add(nbytes)
             return free
 
     def allocate(self, nbytes: int, label: str = "") -> ClBuffer:
@@ -373,6 +380,10 @@ class OpenCLDevice(Device):
         """End a mapping; the device sees what was written once the event is done."""
         base: Any = array.base
         return ClEvent(self, base.release(self.queues["upload"].handle))
+
+    def pace(self) -> float:
+        """The pace of the processor, where the device is one."""
+        return pace.core().take() if self.info.resource_group == topology.HOST_CPU else 1.0
 
     def close(self) -> None:
         """Wait for the queues, end their threads, and forget programs."""

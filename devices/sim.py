@@ -106,6 +106,7 @@ class SimSpec:
 
 
 _SPECS: dict[str, SimSpec] = {}
+_ADOPTED: dict[str, Device] = {}
 
 
 def register(spec: SimSpec) -> SimSpec:
@@ -117,18 +118,25 @@ def register(spec: SimSpec) -> SimSpec:
     return spec
 
 
+def adopt(device: Device) -> None:
+    """Make an opened device that changes a real one ``sim:NAME``, which is its id already."""
+    _ADOPTED[device.info.id.removeprefix(f"{KIND}:")] = device
+
+
 def unregister(name: str) -> None:
     """Forget ``sim:NAME``; devices already open go on."""
     _SPECS.pop(name, None)
+    _ADOPTED.pop(name, None)
 
 
 def probe() -> Probe:
     """List the registered devices."""
-    if not _SPECS:
+    infos = (*(_info(spec) for spec in _SPECS.values()), *(d.info for d in _ADOPTED.values()))
+    if not infos:
         return Probe(
             KIND, (), "no simulated device is registered", "register one: devices.sim.register"
         )
-    return Probe(KIND, tuple(_info(spec) for spec in _SPECS.values()))
+    return Probe(KIND, infos)
 
 
 def open_device(
@@ -136,11 +144,14 @@ def open_device(
     *,
     threads: int | None = None,  # noqa: ARG001 - the kinds share one signature
     limit: int | None = None,
-) -> SimDevice:
+) -> Device:
     """Open a registered device; ``threads`` means nothing here, ``limit`` is a budget in bytes."""
-    spec = _SPECS.get(device_id.partition(":")[2])
+    name = device_id.partition(":")[2]
+    if name in _ADOPTED:
+        return _ADOPTED[name]
+    spec = _SPECS.get(name)
     if spec is None:
-        there = ", ".join(s.id for s in _SPECS.values()) or "none"
+        there = ", ".join(info.id for info in probe().devices) or "none"
         raise Unavailable(f"there is no device {device_id!r}; registered are: {there}")
     return SimDevice(spec, limit)
 
@@ -312,6 +323,7 @@ class SimDevice(Device):
         self._all = tuple(SimQueue(self, role) for role in ("compute", "upload", "download"))
         self.queues = {queue.role: queue for queue in self._all}
         self._budget = Budget(spec.id, min(limit or spec.memory_bytes, spec.memory_bytes))
+        self.gauge = self._budget.gauge
         self._lock = threading.Lock()
         self._steps = 0
         self._factor = 1.0

@@ -11,10 +11,13 @@ from typing import Any
 from crossdock.devices.base import Cap, DeviceInfo
 from crossdock.devices.program import ArrayCall, ArrayFn, In, Lowered, Out
 from crossdock.kernels import table
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall, OpSpec
 from crossdock.kernels.table import kernel
 
 KINDS = ("cpu", "sim", "cuda")
+NUMPY = ("cpu", "sim")
+"""Kinds whose arrays are numpy's; the others' libraries have no bfloat16."""
 
 UFUNCS = {
     "add": "add", "sub": "subtract", "mul": "multiply", "abs": "absolute", "neg": "negative",
@@ -27,9 +30,13 @@ UFUNCS = {
 
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     if Cap.ARRAY not in device.caps:
-        return f"{device.id} runs no array calls"
-    if table.op(call.op).host and device.kind not in ("cpu", "sim"):
+        return Refusal(f"{device.id} runs no array calls", Cause.LACKS)
+    if device.kind in NUMPY:
+        return None
+    if table.op(call.op).host:
         return f"{call.op} runs where Python runs"
+    if any(s is not None and s.dtype == "bfloat16" for s in (*call.inputs, *call.outputs)):
+        return Refusal(f"{device.id} has no bfloat16 arrays", Cause.DTYPE)
     return None
 
 

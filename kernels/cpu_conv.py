@@ -42,6 +42,7 @@ from crossdock.kernels.cpu_conv_pack import (
 from crossdock.kernels.cpu_conv_panel import SHARE, PanelWriter
 from crossdock.kernels.cpu_ir import compiled
 from crossdock.kernels.cpu_rows import words
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -54,13 +55,15 @@ GRAIN_FLOPS = 2e6
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a candidate's guard
     attrs = call.attrs
     if call.outputs[0].dtype != "float32":
-        return f"{call.outputs[0].dtype}, not float32"
+        return Refusal(f"{call.outputs[0].dtype}, not float32", Cause.DTYPE)
     if attrs["input_layout"] != "nchw" or attrs["filter_layout"] != "oihw":
         return f"layouts {attrs['input_layout']} and {attrs['filter_layout']}, not nchw and oihw"
     filters = call.inputs[1]
     assert filters is not None
     if filters.dims[2] * filters.dims[3] > SHARE * tile_shape().taps:
-        return f"a window of {filters.dims[2]} x {filters.dims[3]} does not fit a panel"
+        return Refusal(
+            f"a window of {filters.dims[2]} x {filters.dims[3]} does not fit a panel", Cause.SIZE
+        )
     return None
 
 

@@ -16,6 +16,7 @@ from crossdock.kernels.cpu_ir import Code, compiled
 from crossdock.kernels.cpu_matmul import Product, gemm_call
 from crossdock.kernels.cpu_rows import Words, words
 from crossdock.kernels.cpu_vector import Value, Vector
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -30,12 +31,12 @@ WORDS = (
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a candidate's guard
     attrs = call.attrs
     if call.outputs[0].dtype != "float32":
-        return f"{call.outputs[0].dtype}, not float32"
+        return Refusal(f"{call.outputs[0].dtype}, not float32", Cause.DTYPE)
     if attrs["input_layout"] != "nchw" or attrs["filter_layout"] != "iohw":
         return f"layouts {attrs['input_layout']} and {attrs['filter_layout']}, not nchw and iohw"
     if attrs["groups"] > 1 and call.outputs[0].dims[0] > 1:
-        return "several groups of several images"
-    return None if blas() is not None else "numpy's BLAS is not OpenBLAS"
+        return Refusal("several groups of several images", Cause.SIZE)
+    return None if blas() is not None else Refusal("numpy's BLAS is not OpenBLAS", Cause.LIBRARY)
 
 
 @kernel("cpu.conv_transpose2d", "conv_transpose2d", ("cpu",), when=_fits, rank=20)

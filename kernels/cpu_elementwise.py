@@ -22,6 +22,7 @@ from crossdock.kernels.cpu_expression import calls_library, emit_body, obstacle
 from crossdock.kernels.cpu_ir import Code, compiled
 from crossdock.kernels.cpu_vector import LLVM_TYPES, Value, Vector, bits
 from crossdock.kernels.fused import FusedBody, FusedStep, body_of
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import FLOATS, TensorSpec
@@ -91,7 +92,7 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a c
 def dtype_obstacle(dtypes: Sequence[str]) -> str | None:
     """Why native code cannot load and store elements of these types, or None."""
     if "float16" in dtypes and not host_features() & {"f16c", "neon", "fullfp16"}:
-        return "this processor does not convert float16"
+        return Refusal("this processor does not convert float16", Cause.DTYPE)
     return None
 
 

@@ -13,6 +13,7 @@ from crossdock.kernels import cpu_math
 from crossdock.kernels.cpu_vector import MASK, Value, Vector, bits, is_float, is_signed
 from crossdock.kernels.expression import BITWISE, Binary, Call, Expr, Num, Ref, Select, Unary
 from crossdock.kernels.fused import FusedBody, FusedStep
+from crossdock.kernels.refusal import Cause, Refusal
 
 Operand = Value | float | int
 """A value, or a literal that has no type yet."""
@@ -43,7 +44,7 @@ def obstacle(step: FusedStep) -> str | None:
     floats = any(d in ("float16", "bfloat16", "float32", "float64") for d in step.inputs)
     calls = {node.fn for node in walk(step.expr()) if isinstance(node, Call)}
     if "pow" in calls and not floats:
-        return f"{step.op}: no native power of integers"
+        return Refusal(f"{step.op}: no native power of integers", Cause.DTYPE)
     return None
 
 

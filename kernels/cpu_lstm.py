@@ -18,6 +18,7 @@ from crossdock.kernels.cpu_ir import Code, compiled
 from crossdock.kernels.cpu_matmul import Product, gemm_call
 from crossdock.kernels.cpu_rows import Words, words
 from crossdock.kernels.cpu_vector import Value, Vector
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -36,12 +37,12 @@ def _there(call: OpCall, index: int) -> bool:
 
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a candidate's guard
     if call.outputs[0].dtype != "float32":
-        return f"{call.outputs[0].dtype}, not float32"
+        return Refusal(f"{call.outputs[0].dtype}, not float32", Cause.DTYPE)
     if _there(call, PEEPHOLE):
         return "peephole weights"
     if tuple(call.attrs["activations"]) != ("sigmoid", "tanh", "tanh"):
         return f"activations {', '.join(call.attrs['activations'])}"
-    return None if blas() is not None else "numpy's BLAS is not OpenBLAS"
+    return None if blas() is not None else Refusal("numpy's BLAS is not OpenBLAS", Cause.LIBRARY)
 
 
 @kernel("cpu.lstm", "lstm", ("cpu",), when=_fits, rank=20)

@@ -32,6 +32,7 @@ from crossdock.kernels.cpu_ir import Code, compiled
 from crossdock.kernels.cpu_rows import Words, register_lanes, words
 from crossdock.kernels.cpu_vector import LLVM_TYPES, Value, Vector
 from crossdock.kernels.fused import FusedBody, FusedStep
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import TensorSpec
@@ -68,9 +69,9 @@ class Product:
 
 def _blas_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a candidate's guard
     if call.outputs[0].dtype not in ("float32", "float64"):
-        return f"BLAS has no {call.outputs[0].dtype}"
+        return Refusal(f"BLAS has no {call.outputs[0].dtype}", Cause.DTYPE)
     if blas() is None:
-        return "numpy's BLAS is not OpenBLAS"
+        return Refusal("numpy's BLAS is not OpenBLAS", Cause.LIBRARY)
     if call.op == "matmul" and _matmul(call) is None:
         return "the batch broadcasts along more than one stride"
     return None
@@ -78,12 +79,12 @@ def _blas_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 
 
 def _small_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - the same
     if call.outputs[0].dtype not in ("float32", "float64"):
-        return f"{call.outputs[0].dtype}, not float32 or float64"
+        return Refusal(f"{call.outputs[0].dtype}, not float32 or float64", Cause.DTYPE)
     product = _matmul(call)
     if product is None:
         return "the batch broadcasts along more than one stride"
     if product.m * product.n * product.k > SMALL:
-        return "too large to go without BLAS"
+        return Refusal("too large to go without BLAS", Cause.SIZE)
     return None
 
 
@@ -142,7 +143,7 @@ def lower_gemm(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - t
 def _matmul_fits_numpy(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - the same
     if call.outputs[0].dtype in ("float32", "float64"):
         return None
-    return f"BLAS has no {call.outputs[0].dtype}"
+    return Refusal(f"BLAS has no {call.outputs[0].dtype}", Cause.DTYPE)
 
 
 @kernel("cpu.matmul.numpy", "matmul", ("cpu",), when=_matmul_fits_numpy, rank=40)

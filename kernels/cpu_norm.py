@@ -24,6 +24,7 @@ from crossdock.kernels.cpu_reduce import GRAIN_ELEMENTS, block
 from crossdock.kernels.cpu_rows import Words, words
 from crossdock.kernels.cpu_vector import LLVM_TYPES, Value, Vector
 from crossdock.kernels.fused import FusedBody, FusedStep
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -166,7 +167,7 @@ def _centre(
 
 def _batch_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a guard
     if call.outputs[0].dtype not in ("float32", "float64"):
-        return f"{call.outputs[0].dtype}, not float32 or float64"
+        return Refusal(f"{call.outputs[0].dtype}, not float32 or float64", Cause.DTYPE)
     if any(_there(call, i) and i not in call.constants for i in range(1, 5)):
         return "its statistics are not constant"
     return None

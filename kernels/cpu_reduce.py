@@ -13,6 +13,7 @@ from crossdock.kernels.cpu_elementwise import dtype_obstacle
 from crossdock.kernels.cpu_ir import Code, compiled
 from crossdock.kernels.cpu_rows import Words, words
 from crossdock.kernels.cpu_vector import LLVM_TYPES, Value, Vector, is_float
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import FLOATS, TensorSpec
@@ -72,7 +73,7 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a c
     if not call.attrs["axes"]:
         return "no axis is reduced"
     if spec.dtype == "bool":
-        return "bool has no native reduction"
+        return Refusal("bool has no native reduction", Cause.DTYPE)
     if block(spec, call.attrs["axes"]) is None:
         return f"axes {list(call.attrs['axes'])} are not neighbours"
     return dtype_obstacle([spec.dtype])

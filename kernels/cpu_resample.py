@@ -20,6 +20,7 @@ from crossdock.kernels.cpu_vector import Value, Vector
 from crossdock.kernels.ops_pool import taps_of
 from crossdock.kernels.ops_resample import Taps
 from crossdock.kernels.ops_resize import resize_taps
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import TensorSpec
@@ -52,9 +53,9 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a c
     spec = call.inputs[0]
     assert spec is not None
     if spec.dtype != "float32":
-        return f"{spec.dtype}, not float32"
+        return Refusal(f"{spec.dtype}, not float32", Cause.DTYPE)
     if spec.rank < 2:
-        return "less than two axes"
+        return Refusal("less than two axes", Cause.RANK)
     taps = _axis_taps(call)
     if taps is None:
         return "some cells lie outside of the source"

@@ -14,6 +14,7 @@ from crossdock.devices.program import Argument, In, Lowered, NativeCall, Out
 from crossdock.kernels.cpu_ir import Code, compiled
 from crossdock.kernels.cpu_rows import RowReader, Words, register_lanes, store_first, words
 from crossdock.kernels.cpu_vector import Value, Vector
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -49,7 +50,7 @@ def _depthwise_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: AR
     attrs, filters = call.attrs, call.inputs[1]
     assert filters is not None
     if call.outputs[0].dtype != "float32":
-        return f"{call.outputs[0].dtype}, not float32"
+        return Refusal(f"{call.outputs[0].dtype}, not float32", Cause.DTYPE)
     if attrs["input_layout"] != "nchw" or attrs["filter_layout"] != "oihw":
         return f"layouts {attrs['input_layout']} and {attrs['filter_layout']}, not nchw and oihw"
     if filters.dims[1] != 1 or attrs["groups"] == 1:
@@ -74,7 +75,7 @@ def lower_depthwise(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG00
 
 def _pool_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a guard
     if call.outputs[0].dtype != "float32":
-        return f"{call.outputs[0].dtype}, not float32"
+        return Refusal(f"{call.outputs[0].dtype}, not float32", Cause.DTYPE)
     if call.attrs["layout"] != "nchw":
         return f"layout {call.attrs['layout']}, not nchw"
     return None

@@ -15,6 +15,7 @@ import numpy as np
 
 from crossdock.devices.base import Cap, DeviceInfo
 from crossdock.devices.program import Argument, GridLaunch, Scalar
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime.tensor import TensorSpec, to_numpy
 
@@ -172,20 +173,20 @@ def obstacle(call: OpCall, device: DeviceInfo) -> str | None:
     """What rules out every grid kernel: too many elements, none, or a type the device lacks."""
     specs = [s for s in (*call.inputs, *call.outputs) if s is not None]
     if Cap.GRID not in device.caps:
-        return "the device runs no grid kernels"
+        return Refusal("the device runs no grid kernels", Cause.LACKS)
     if any(s.dtype == "float64" for s in specs) and Cap.FLOAT64 not in device.caps:
-        return "the device has no float64"
+        return Refusal("the device has no float64", Cause.DTYPE)
     if any(s.size == 0 for s in specs):
-        return "an operand is empty"
+        return Refusal("an operand is empty", Cause.SIZE)
     if any(s.size >= 2**31 for s in specs):
-        return "more than 2^31 elements"
+        return Refusal("more than 2^31 elements", Cause.SIZE)
     return None
 
 
 def not_among(dtypes: Iterable[str], call: OpCall, at: int = 0) -> str | None:
     """The reason where operand ``at`` has another element type."""
     dtype = operand(call, at).dtype
-    return None if dtype in dtypes else f"no {dtype} kernel"
+    return None if dtype in dtypes else Refusal(f"no {dtype} kernel", Cause.DTYPE)
 
 
 def operand(call: OpCall, at: int) -> TensorSpec:

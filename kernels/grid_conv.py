@@ -22,6 +22,7 @@ from crossdock.kernels.grid_pad import Padding, padded
 from crossdock.kernels.grid_window import Assembly, Lattice, Taps, Window, implicit, prepads
 from crossdock.kernels.ops_conv import FILTER_AXES
 from crossdock.kernels.ops_window import Image
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -127,7 +128,7 @@ def _fits_implicit(call: OpCall, device: DeviceInfo) -> str | None:
         return "depthwise"
     if _fits_product(call, device) is None:
         return "a plain matrix product"
-    return f"more than {MAX_ROWS} groups" if conv.groups > MAX_ROWS else None
+    return Refusal(f"more than {MAX_ROWS} groups", Cause.SIZE) if conv.groups > MAX_ROWS else None
 
 
 @kernel("grid.conv2d.implicit", "conv2d", KINDS, when=_fits_implicit, rank=20)
@@ -189,7 +190,11 @@ def _fits_product(call: OpCall, device: DeviceInfo) -> str | None:
         ("nchw", "ohwi"),
     ):
         return "groups in this layout"
-    return "a batch over 65535" if conv.image[0] * conv.groups > MAX_ROWS else None
+    return (
+        Refusal("a batch over 65535", Cause.SIZE)
+        if conv.image[0] * conv.groups > MAX_ROWS
+        else None
+    )
 
 
 @kernel("grid.conv2d.product", "conv2d", KINDS, when=_fits_product, rank=15)

@@ -31,6 +31,7 @@ from crossdock.kernels.grid_pad import Padding, padded
 from crossdock.kernels.grid_window import Assembly, Lattice, Taps, Window, implicit, prepads
 from crossdock.kernels.ops_conv import TRANSPOSED_FILTER_AXES
 from crossdock.kernels.ops_window import Image
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -73,7 +74,7 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     if why is not None:
         return why
     groups = call.attrs["groups"]
-    return f"more than {MAX_ROWS} groups" if groups > MAX_ROWS else None
+    return Refusal(f"more than {MAX_ROWS} groups", Cause.SIZE) if groups > MAX_ROWS else None
 
 
 @dataclass

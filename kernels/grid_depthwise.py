@@ -19,6 +19,7 @@ from crossdock.kernels.grid_common import (
 )
 from crossdock.kernels.grid_conv import Convolution, bias_of, filter_rows, fits, padded_image
 from crossdock.kernels.grid_window import Assembly, Lattice
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -121,7 +122,7 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     if not conv.is_depthwise:
         return "not depthwise"
     over = conv.image[0] * conv.result[1] > MAX_ROWS
-    return f"more than {MAX_ROWS} channels of images" if over else None
+    return Refusal(f"more than {MAX_ROWS} channels of images", Cause.SIZE) if over else None
 
 
 @kernel("grid.conv2d.depthwise", "conv2d", KINDS, when=_fits, rank=15)

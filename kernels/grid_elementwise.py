@@ -20,6 +20,7 @@ from crossdock.kernels.grid_common import (
 )
 from crossdock.kernels.grid_emit import Step, steps_of
 from crossdock.kernels.grid_pointwise import Operand, pointwise
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -40,7 +41,7 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     if len(call.inputs) > MAX_OPERANDS:
         return f"more than {MAX_OPERANDS} operands"
     if _collapsed_rank(call) > MAX_RANK:
-        return f"more than {MAX_RANK} dimensions"
+        return Refusal(f"more than {MAX_RANK} dimensions", Cause.RANK)
     return None
 
 
@@ -80,12 +81,12 @@ def _fits_quantized(call: OpCall, device: DeviceInfo) -> str | None:
         return why
     cut, strides = _blocks(call)
     deep = len(Space(cut, (row_major(cut), strides)).collapsed().dims) > MAX_RANK
-    return f"more than {MAX_RANK} dimensions" if deep else None
+    return Refusal(f"more than {MAX_RANK} dimensions", Cause.RANK) if deep else None
 
 
 def _fits_narrow(call: OpCall, device: DeviceInfo) -> str | None:
     if call.outputs[0].dtype not in QUANTIZED:
-        return f"no {call.outputs[0].dtype} result"
+        return Refusal(f"no {call.outputs[0].dtype} result", Cause.DTYPE)
     return _fits_quantized(call, device)
 
 

@@ -176,14 +176,17 @@ def lower_scatter_elements(call: OpCall, device: DeviceInfo) -> Lowered:
     return Lowered((*start(call, device).steps, step))
 
 
-def _points(call: OpCall) -> tuple[str, list[int]]:
-    """The text for indices of this depth, and the sizes and strides that it takes."""
+def points(call: OpCall, text: str) -> tuple[str, list[int]]:
+    """A text for indices of this depth, and the sizes and strides that it takes.
+
+    @PARAMS@ becomes parameters for these, and @AT@ the offset of the slice that ``point`` names.
+    """
     dims, depth = operand(call, 0).dims, operand(call, 1).dims[-1]
     names = [n for k in range(depth) for n in (f"n{k}", f"s{k}")]
     strides = row_major(dims)
     values = [v for k in range(depth) for v in (dims[k], strides[k])]
     terms = [f"placed(indices[point * {depth} + {k}], n{k}) * s{k}" for k in range(depth)]
-    text = _POINTS.replace("@PARAMS@", ", ".join(f"i32 {n}" for n in names))
+    text = text.replace("@PARAMS@", ", ".join(f"i32 {n}" for n in names))
     return text.replace("@AT@", " + ".join(terms)), values
 
 
@@ -195,7 +198,8 @@ def _fits_points(call: OpCall, device: DeviceInfo) -> str | None:
     return None if operand(call, 1).dims[-1] else "indices without a coordinate"
 
 
-def _inner(call: OpCall) -> int:
+def sliced(call: OpCall) -> int:
+    """Elements of the slice that a point names."""
     dims: Sequence[int] = operand(call, 0).dims
     return math.prod(dims[operand(call, 1).dims[-1] :])
 
@@ -203,17 +207,17 @@ def _inner(call: OpCall) -> int:
 @kernel("grid.gather_nd", "gather_nd", KINDS, when=_fits_points, rank=20)
 def lower_gather_nd(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - lower
     """One work item a result."""
-    text, values = _points(call)
+    text, values = points(call, _POINTS)
     n = call.outputs[0].size
-    args: Args = (In(0), In(1), Out(0), *i32(n, _inner(call), *values))
+    args: Args = (In(0), In(1), Out(0), *i32(n, sliced(call), *values))
     return Lowered((_one_each(call, text, "points", args, n, scatter=False),))
 
 
 @kernel("grid.scatter_nd", "scatter_nd", KINDS, when=_fits_points, rank=20)
 def lower_scatter_nd(call: OpCall, device: DeviceInfo) -> Lowered:
     """A copy, then one work item an update."""
-    text, values = _points(call)
+    text, values = points(call, _POINTS)
     n = operand(call, 2).size
-    args: Args = (In(2), In(1), Out(0), *i32(n, _inner(call), *values))
+    args: Args = (In(2), In(1), Out(0), *i32(n, sliced(call), *values))
     step = _one_each(call, text, "points", args, n, scatter=True)
     return Lowered((*start(call, device).steps, step))

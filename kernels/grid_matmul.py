@@ -27,6 +27,7 @@ from crossdock.kernels.grid_common import (
     row_major,
 )
 from crossdock.kernels.grid_tile import Parts, choose
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -263,7 +264,7 @@ def no_tile(device: DeviceInfo) -> str | None:
     """The reason where no tile fits a device."""
     texts = grid_panels if on_cpu(device) else grid_product
     fits = texts.fitting(device)
-    return None if fits else "too little local memory or too small work-groups"
+    return None if fits else Refusal("too little local memory or too small work-groups", Cause.SIZE)
 
 
 def few_rows(factors: Factors, device: DeviceInfo) -> GridLaunch:
@@ -337,19 +338,23 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     if (why := obstacle(call, device) or not_among(DTYPES, call)) is not None:
         return why
     factors = factors_of(call)
-    return f"a batch over {MAX_ROWS}" if math.prod(factors.batch) > MAX_ROWS else None
+    return (
+        Refusal(f"a batch over {MAX_ROWS}", Cause.SIZE)
+        if math.prod(factors.batch) > MAX_ROWS
+        else None
+    )
 
 
 def _fits_tiled(call: OpCall, device: DeviceInfo) -> str | None:
     if (why := _fits(call, device) or no_tile(device)) is not None:
         return why
-    return f"at most {FEW_ROWS} rows" if _few(call) else None
+    return Refusal(f"at most {FEW_ROWS} rows", Cause.SIZE) if _few(call) else None
 
 
 def _fits_few_rows(call: OpCall, device: DeviceInfo) -> str | None:
     if (why := _fits(call, device)) is not None:
         return why
-    return None if _few(call) else f"more than {FEW_ROWS} rows"
+    return None if _few(call) else Refusal(f"more than {FEW_ROWS} rows", Cause.SIZE)
 
 
 def _few(call: OpCall) -> bool:

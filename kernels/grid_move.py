@@ -31,6 +31,7 @@ from crossdock.kernels.grid_common import (
 )
 from crossdock.kernels.grid_emit import Step
 from crossdock.kernels.grid_pointwise import Operand, Target, decode, pointwise
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import TensorSpec
@@ -160,7 +161,7 @@ def transposable(dims: Sequence[int], order: Sequence[int]) -> str | None:
 
 def _too_deep(space: Space) -> str | None:
     deep = len(space.dims) > MAX_RANK
-    return f"more than {MAX_RANK} dimensions" if deep else None
+    return Refusal(f"more than {MAX_RANK} dimensions", Cause.RANK) if deep else None
 
 
 @kernel("grid.transpose", "transpose", KINDS, when=_fits_transpose, rank=20)

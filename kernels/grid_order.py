@@ -17,6 +17,7 @@ from crossdock.kernels.grid_common import (
     obstacle,
     operand,
 )
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -59,7 +60,7 @@ MOST = 2**32
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     spec = operand(call, 0)
     if spec.size * spec.dims[call.attrs["axis"]] > MOST:
-        return f"lines too long to compare each with each ({spec})"
+        return Refusal(f"lines too long to compare each with each ({spec})", Cause.SIZE)
     return obstacle(call, device)
 
 

@@ -26,6 +26,7 @@ from crossdock.kernels.grid_common import (
     row_major,
 )
 from crossdock.kernels.grid_pointwise import LONG_ROW, decode, row_blocks
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import to_numpy
@@ -189,7 +190,7 @@ def _fits_pad(call: OpCall, device: DeviceInfo) -> str | None:
         return why
     small = _padding(call).collapsed(constant=call.attrs["mode"] == "constant")
     if len(small.dims) > MAX_RANK:
-        return f"more than {MAX_RANK} dimensions"
+        return Refusal(f"more than {MAX_RANK} dimensions", Cause.RANK)
     return None
 
 

@@ -23,6 +23,7 @@ from crossdock.kernels.grid_common import (
 from crossdock.kernels.grid_reduce import reduction
 from crossdock.kernels.grid_window import Lattice
 from crossdock.kernels.ops_window import Image
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -135,7 +136,7 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
         return why
     image = Image.of(operand(call, 0), call.attrs["layout"])
     many = int(image.batch) * int(image.channels) > MAX_ROWS
-    return f"more than {MAX_ROWS} channels of images" if many else None
+    return Refusal(f"more than {MAX_ROWS} channels of images", Cause.SIZE) if many else None
 
 
 def _meaning(call: OpCall) -> Defines:

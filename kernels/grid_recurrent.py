@@ -28,6 +28,7 @@ from crossdock.kernels.grid_common import (
 )
 from crossdock.kernels.grid_matmul import DTYPES, FEW_ROWS, Factors, few_rows, no_tile, tiled
 from crossdock.kernels.grid_window import Assembly
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -183,7 +184,11 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     if why is not None:
         return why
     need = 12 * Sizes.of(call).hidden
-    return "a state too large for local memory" if need > device.local_memory > 0 else None
+    return (
+        Refusal("a state too large for local memory", Cause.SIZE)
+        if need > device.local_memory > 0
+        else None
+    )
 
 
 def _drive(call: OpCall, names: Names, sizes: Sizes, device: DeviceInfo, y: Slot) -> GridLaunch:

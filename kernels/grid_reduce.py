@@ -167,7 +167,7 @@ void arg(CONSTANT T *RESTRICT data, GLOBAL R *RESTRICT y, i32 count, i32 length,
         i32 at = 0;
         for (i32 k = 1; k < length; ++k) {
             const T_C x = T_LOAD(data, base + k * inner);
-            if (x BETTER best || (x != x && best == best)) {
+            if (x BETTER best || (X_ISNAN(x) && !X_ISNAN(best))) {
                 best = x;
                 at = k;
             }

@@ -33,6 +33,7 @@ from crossdock.kernels.grid_pointwise import LOOP, row_blocks
 from crossdock.kernels.ops_pool import taps_of
 from crossdock.kernels.ops_resample import Taps
 from crossdock.kernels.ops_resize import resize_taps
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import TensorSpec
@@ -213,15 +214,15 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
         return why
     spec, taps = operand(call, 0), _taps(call)
     if len(taps) > 2:
-        return "more than two axes"
+        return Refusal("more than two axes", Cause.RANK)
     if call.op == "resize" and call.attrs["coordinate_transformation_mode"] == "tf_crop_and_resize":
         return "no crop and resize"
     if not taps:
         return None
     sampling = Sampling.of(spec.dims, taps)
     if not sampling.copies and spec.dtype not in (*FLOATS, *ROUNDED):
-        return f"no {spec.dtype} interpolation"
-    return f"more than {MAX_ROWS} rows" if sampling.rows > MAX_ROWS else None
+        return Refusal(f"no {spec.dtype} interpolation", Cause.DTYPE)
+    return Refusal(f"more than {MAX_ROWS} rows", Cause.SIZE) if sampling.rows > MAX_ROWS else None
 
 
 def _lower(call: OpCall, device: DeviceInfo) -> Lowered:

@@ -6,8 +6,6 @@ result does not hang on chance, and needs no atomic operations.
 
 from __future__ import annotations
 
-import math
-
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import In, Lowered, Out
 from crossdock.kernels.grid_common import (
@@ -21,9 +19,8 @@ from crossdock.kernels.grid_common import (
     launch,
     obstacle,
     operand,
-    row_major,
 )
-from crossdock.kernels.grid_gather import PLACED, along, start
+from crossdock.kernels.grid_gather import PLACED, along, points, sliced, start
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -90,15 +87,8 @@ def lower_scatter_elements(call: OpCall, device: DeviceInfo) -> Lowered:
 @kernel("grid.scatter_nd.combine", "scatter_nd", KINDS, when=_fits, rank=20)
 def lower_scatter_nd(call: OpCall, device: DeviceInfo) -> Lowered:
     """A copy, then one work item an element of the slices, over all updates."""
-    dims, depth = operand(call, 0).dims, operand(call, 1).dims[-1]
-    names = [n for k in range(depth) for n in (f"n{k}", f"s{k}")]
-    strides = row_major(dims)
-    values = [v for k in range(depth) for v in (dims[k], strides[k])]
-    terms = [f"placed(indices[point * {depth} + {k}], n{k}) * s{k}" for k in range(depth)]
-    text = _POINTS.replace("@PARAMS@", ", ".join(f"i32 {n}" for n in names))
-    text = text.replace("@AT@", " + ".join(terms))
-    inner = math.prod(dims[depth:])
-    points = operand(call, 1).size // depth
-    args: Args = (In(2), In(1), Out(0), *i32(points, inner, *values))
+    text, values = points(call, _POINTS)
+    count, inner = operand(call, 1).size // operand(call, 1).dims[-1], sliced(call)
+    args: Args = (In(2), In(1), Out(0), *i32(count, inner, *values))
     step = launch(PLACED + text, "combine", args, (inner,), (BLOCK,), _defines(call))
     return Lowered((*start(call, device).steps, step))

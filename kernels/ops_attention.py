@@ -120,29 +120,23 @@ def _steps(
     softcap: float,
     causal_offset: int | None,
 ) -> Any:
-    dtype = query.dtype
     batch, heads, length, width = query.shape
     shared, keys = key.shape[1:3]
-    wide = "float32" if dtype in ops_math.HALVES else dtype
-    query, key, value, bias = (
-        x if x is None or x.dtype == wide else b.cast(x, wide) for x in (query, key, value, bias)
-    )
     rows = [batch, shared, heads // shared * length]
-    scaled = b.mul(query, b.constant(_scale(query, scale), wide))
+    scaled = b.mul(query, b.constant(_scale(query, scale), query.dtype))
     scores = b.matmul(b.reshape(scaled, [*rows, width]), b.transpose(key, permutation=[0, 1, 3, 2]))
     scores = b.reshape(scores, [batch, heads, length, keys])
     if softcap:
-        cap = b.constant(softcap, wide)
+        cap = b.constant(softcap, query.dtype)
         scores = b.mul(b.tanh(b.div(scores, cap)), cap)
     if causal_offset is not None:
-        hidden = b.constant(_causal(length, keys, causal_offset).astype(wide))
+        hidden = b.constant(_causal(length, keys, causal_offset).astype(query.dtype))
         bias = hidden if bias is None else b.add(bias, hidden)
     shares = b.softmax(scores if bias is None else b.add(scores, bias), 3)
     if bias is not None:
         shares = _seen(b, shares, bias)
     out = b.matmul(b.reshape(shares, [*rows, keys]), value)
-    out = b.reshape(out, [batch, heads, length, value.shape[3]])
-    return out if wide == dtype else b.cast(out, dtype)
+    return b.reshape(out, [batch, heads, length, value.shape[3]])
 
 
 def _seen(b: Any, shares: Any, bias: Any) -> Any:

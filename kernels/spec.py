@@ -47,7 +47,8 @@ class OpSpec:
             are None; attributes canonical); returns an array, or a tuple for several results.
         expr: C expression (``kernels.expression``) for elementwise ops; makes the op fusible.
         decompose: ``decompose(b, *operands, **attrs)`` builds the same from other ops with a
-            builder ``b``; returns the operand(s).
+            builder ``b``; returns the operand(s). Half types reach it widened to float32, and
+            its results are rounded to the op's types.
         extension: not a WebNN operator.
         alias: the result is the first operand's bytes under another shape; costs nothing.
         host: runs only where Python runs (control flow, sequences).

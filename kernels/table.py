@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Lowered
+from crossdock.kernels.refusal import joined
 from crossdock.kernels.spec import Kernel, OpCall, OpSpec, When
 from crossdock.runtime.errors import UnsupportedOp
 
@@ -102,6 +103,12 @@ def kernel(
     return register
 
 
+def kernel_names() -> list[str]:
+    """Every registered kernel as "op name", sorted; third parties' too."""
+    load()
+    return sorted(f"{k.op} {k.name}" for entries in _KERNELS.values() for k in entries)
+
+
 @dataclass(frozen=True)
 class Candidates:
     """Kernels that fit an op instance on a device, best rank first, and why others do not."""
@@ -111,7 +118,7 @@ class Candidates:
 
     def reason(self) -> str:
         """Why nothing fits, in one line."""
-        return "; ".join(f"{name}: {why}" for name, why in self.rejected) or "no kernel is known"
+        return joined(self.rejected)
 
 
 def candidates(call: OpCall, device: DeviceInfo) -> Candidates:

@@ -10,6 +10,7 @@ import numpy as np
 from crossdock.devices.base import Bound, Buffer, Device, Executable, Queue
 from crossdock.devices.program import In, Lowered, Out, Packed, Scratch, Slot
 from crossdock.kernels.spec import Kernel, OpCall
+from crossdock.runtime import builds
 from crossdock.runtime.tensor import Array
 
 
@@ -24,6 +25,7 @@ class CompiledOp:
 
 def compile_op(device: Device, kernel: Kernel, call: OpCall) -> CompiledOp:
     """Lower, compile and make packed constants; raises CompileError."""
+    builds.note((device.info.fingerprint, kernel.name, call.key()))
     lowered = kernel.lower(call, device.info)
     executables = tuple(device.compile(step) for step in lowered.steps)
     packed = tuple(resident(device, pack.make(), "packed weights") for pack in lowered.packs)

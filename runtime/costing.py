@@ -26,6 +26,7 @@ from crossdock.runtime.calls import is_alias as is_alias
 from crossdock.runtime.calls import op_calls as op_calls
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.settings import cache_dir
+from crossdock.runtime.shape_features import shape_of
 from crossdock.scheduler import CostModel, Estimate
 from crossdock.scheduler import Work as CostWork
 
@@ -59,11 +60,21 @@ def op_work(call: OpCall) -> Work:
 
 
 def cost_work(call: OpCall) -> CostWork:
-    """The same for the cost model, with the op class and dtype that pick the roofline."""
+    """The same for the cost model, with op class and dtype for the roofline, and features."""
     work = op_work(call)
     dtype = next((s.dtype for s in call.inputs if s is not None), call.outputs[0].dtype)
     kind = OP_CLASSES.get(call.op, "elementwise")
-    return CostWork(work.flops, work.bytes_read, work.bytes_written, kind, dtype)
+    shape = shape_of(call)
+    return CostWork(
+        work.flops,
+        work.bytes_read,
+        work.bytes_written,
+        kind,
+        dtype,
+        shape.family,
+        shape.features,
+        shape.units,
+    )
 
 
 Memo = dict[tuple[str, str, str], Estimate]

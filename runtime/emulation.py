@@ -24,6 +24,7 @@ from crossdock.devices.program import (
     Step,
 )
 from crossdock.kernels import table
+from crossdock.kernels.refusal import Refusal, cause_of
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.kernels.table import Candidates
 from crossdock.runtime.builder import GraphBuilder, Operand
@@ -107,7 +108,8 @@ def parts_of(call: OpCall, device: DeviceInfo) -> Parts | str:
         part = op_call(graph, node)
         found = candidates(part, device)
         if not found.fitting:
-            return f"its part {node.op} has no kernel: {found.reason()}"
+            why = found.reason()
+            return Refusal(f"its part {node.op} has no kernel: {why}", cause_of(why))
         chosen[node.name], calls[node.name] = found.fitting[0], part
     return Parts(graph, chosen, calls, operands)
 

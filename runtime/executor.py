@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from crossdock.devices.base import Event, Point, Queue, Span, Timeline
-from crossdock.devices.worker import ending, run_job
+from crossdock.devices.worker import ending
+from crossdock.runtime.conduct import Conductor
 from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory, Timeout
 from crossdock.runtime.lower import Instance, Program, Segment
-from crossdock.runtime.tensor import Array
+from crossdock.runtime.tensor import Array, to_numpy
 
 _POST = threading.Lock()
 
@@ -103,6 +104,22 @@ class Run:
         finally:
             self._release()
 
+    def conducted(self, feeds: Mapping[str, Array]) -> Outcome:
+        """Run a program that ``conducts`` in the calling thread."""
+        began = time.perf_counter()
+        try:
+            self._feed(feeds)
+            Conductor(self.program, self._do, self._check).run()
+            return self._collect(began)
+        except BaseException as error:
+            for part in {id(self._queue(p)): p for p in self.program.segments}.values():
+                self._settle(part)
+            if isinstance(error, Error) or not isinstance(error, Exception):
+                raise
+            raise _failed(self.program, error) from error
+        finally:
+            self._release()
+
     def across(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
         """Run over the devices' workers and wait for the outputs.
 
@@ -144,11 +161,22 @@ class Run:
             return self.cancelled
 
     def _feed(self, feeds: Mapping[str, Array]) -> None:
+        windows = self.program.windows.inputs
         for name, target in self.instance.inputs.items():
-            np.copyto(target, feeds[name])
+            window = windows.get(name)
+            source = feeds[name] if window is None else window.of(feeds[window.source])
+            np.copyto(target, source)
 
     def _collect(self, began: float) -> Outcome:
-        outputs = {name: np.array(view) for name, view in self.instance.outputs.items()}
+        made, windows = self.instance.outputs, self.program.windows
+        outputs = {
+            name: np.array(made[name])
+            if name in made
+            else np.empty(spec.dims, to_numpy(spec.dtype))
+            for name, spec in windows.specs.items()
+        }
+        for name, window in windows.outputs.items():
+            np.copyto(window.of(outputs[window.source]), made[name])
         return Outcome(outputs, time.perf_counter() - began, self.spans or {}, began)
 
     def _post(self) -> None:
@@ -230,7 +258,7 @@ class Run:
                 event.wait()
         return native
 
-    def _do(self, part: Segment, waits: list[Event] | tuple[()]) -> Event | None:
+    def _do(self, part: Segment, waits: Sequence[Event]) -> Event | None:
         queue = self._queue(part)
         commands = self.instance.commands.get(part.index)
         spans = None
@@ -343,44 +371,3 @@ class Pool:
         with self._change:
             self._free.append(instance)
             self._change.notify_all()
-
-
-class Background:
-    """Daemon threads that wait for runs on behalf of ``submit``: started at need, gone when idle.
-
-    Unlike those of ``concurrent.futures``, they do not keep the process from ending.
-    """
-
-    IDLE_SECONDS = 5.0
-
-    def __init__(self, size: int, name: str) -> None:
-        self._size, self._name = size, name
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._threads = 0
-        self._idle = 0
-        self._change = threading.Condition()
-
-    def post(self, job: Callable[[], None]) -> None:
-        """Hand a job, which must not raise, to the next thread that is free."""
-        with self._change:
-            self._jobs.append(job)
-            if self._idle >= len(self._jobs) or self._threads == self._size:
-                self._change.notify()
-                return
-            self._threads += 1
-        threading.Thread(target=self._work, name=self._name, daemon=True).start()
-
-    def _work(self) -> None:
-        while (job := self._next()) is not None:
-            run_job(job)
-            del job  # an idle thread keeps nothing alive
-
-    def _next(self) -> Callable[[], None] | None:
-        with self._change:
-            self._idle += 1
-            there = self._change.wait_for(lambda: self._jobs, self.IDLE_SECONDS)
-            self._idle -= 1
-            if there:
-                return self._jobs.popleft()
-            self._threads -= 1
-            return None

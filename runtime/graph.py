@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,6 +52,9 @@ class StageRunner(Protocol):
     def run(self, key: bytes, graph: Graph, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run a static graph; equal keys come with equal graphs."""
 
+    def may(self, name: str, op: str, why: str) -> None:
+        """Called before the host runs an op, and why it is the host; raises where it may not."""
+
     def host(self, name: str, op: str, why: str, seconds: float) -> None:
         """Take note of an op that the host ran in the time given, and why it was the host."""
 
@@ -78,6 +82,9 @@ class Staged(Protocol):
 
     def checked(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """The feeds as the stages take them; raises FeedError naming the input."""
+
+    def host_ops(self) -> Sequence[tuple[str, str, str]]:
+        """Name, op and reason of the ops that the host runs whatever is fed; more may turn up."""
 
     def open(self) -> Stages:
         """Start with no stage but what is known already."""
@@ -186,6 +193,10 @@ class Graph:
 
     def digest(self) -> str:
         """SHA-256 over structure, attributes, specs and constant bytes; names of nodes count."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         h = hashlib.sha256()
         for line in _describe(self):
             h.update(line.encode())

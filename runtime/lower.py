@@ -17,9 +17,22 @@ from crossdock.runtime.binding import CompiledOp, bind_op, compile_op, resident
 from crossdock.runtime.errors import StalePlan
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Plan, Step
-from crossdock.runtime.tensor import Array
+from crossdock.runtime.split import Window
+from crossdock.runtime.tensor import Array, TensorSpec
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which window of which array of the caller's an input or output of a graph is.
+
+    Those not named are the caller's own. ``specs`` describes the caller's outputs, in order.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    inputs: Mapping[str, Window] = field(default_factory=dict)
+    outputs: Mapping[str, Window] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class Program:
     ops: Mapping[int, CompiledOp]
     residents: Mapping[tuple[str, str], Buffer]
     segments: tuple[Segment, ...]
+    windows: Windows
 
     @property
     def host_only(self) -> bool:
@@ -70,10 +84,12 @@ def lower(
     devices: Mapping[str, Device],
     progress: Progress | None = None,
     kept: Iterable[Program] = (),
+    windows: Windows | None = None,
 ) -> Program:
     """Compile the ops of a plan and upload its weights.
 
     Weights that a program in ``kept`` (of the same devices) has there already are shared with it.
+    ``windows`` is for a graph whose inputs and outputs are parts of the caller's.
 
     Raises:
         CompileError: a kernel does not build.
@@ -111,7 +127,8 @@ def lower(
                 array = graph.constants[root]
                 there = shared.get((id(array), step.device))
                 residents[root, step.device] = there or resident(device, array, root)
-    return Program(graph, plan, dict(devices), roots, ops, residents, segment(plan.steps))
+    windows = windows or Windows(graph.output_specs)
+    return Program(graph, plan, dict(devices), roots, ops, residents, segment(plan.steps), windows)
 
 
 def segment(steps: Sequence[Step]) -> tuple[Segment, ...]:

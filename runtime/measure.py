@@ -1,31 +1,33 @@
 """Measuring kernels and links on real devices, for the cost model.
 
-A kernel is run on data of the right shapes, several copies in one command buffer so that it is
-timed as it will run, in a queue among others. The samples go into the cost model; what was
-measured before, on this device in this state, is not measured again.
+The samples go into the cost model; what was measured before, on this device in this state, is not
+measured again.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from crossdock.devices.base import Buffer, Cap, CommandBuffer, Device, Event, Queue
+from crossdock.devices.base import Buffer, Cap, Device, Event, Queue
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
-from crossdock.runtime import costing, emulation
-from crossdock.runtime.binding import bind_op, compile_op, resident
+from crossdock.runtime import builds, costing, emulation
 from crossdock.runtime.errors import FeedError
-from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
+from crossdock.runtime.tensor import Array
+from crossdock.runtime.trial import Trial, prepare_trial
 from crossdock.scheduler import CostModel, LinkModel, Source
 
-MIN_SAMPLES = 5
-ENOUGH_SECONDS = 4e-3
-BATCH_SECONDS = 2e-4
+ROUNDS = 4
+FAR = 2.5  # times slower than the best kernel of the same op there: one sample is enough
+GROUP = 32  # kernels timed in turn
+GROUP_BYTES = 512 << 20  # of device memory that they may take together
 LINK_SIZES = (4 << 10, 64 << 10, 1 << 20, 8 << 20)
 Progress = Callable[[str, int, int], None]
+Candidate = tuple[Device, Kernel, OpCall]
 
 
 def measure_ops(
@@ -44,29 +46,100 @@ def measure_ops(
     samples; planning then sees them as unknown and running reports the failure.
     """
     todo = _missing(calls.values(), devices, model, fits=fits)
+    return run_trials(todo, model, budget_s=budget_s, progress=progress)
+
+
+def run_trials(
+    todo: Sequence[Candidate],
+    model: CostModel,
+    *,
+    budget_s: float,
+    progress: Progress | None = None,
+) -> int:
+    """Time kernels in the order given until the budget is spent; returns how many were timed.
+
+    Kernels are timed in rounds, group by group: what else runs on the machine disturbs stretches of
+    time, and so spoils a sample of several kernels rather than all of one.
+    """
     deadline = time.monotonic() + budget_s
+    group: list[Trial] = []
+    best: dict[tuple[str, int], float] = {}
     done = 0
+
+    def finish() -> None:
+        nonlocal done
+        _rounds(group, best, deadline)
+        done += _keep(group, model)
+        group.clear()
+
     for i, (device, kernel, call) in enumerate(todo):
         if time.monotonic() > deadline:
             break
         if progress is not None:
             progress(f"measuring {call.op} on {device.info.id}", i, len(todo))
         try:
-            samples = _measured(device, kernel, call)
+            group.append(_trial(device, kernel, call))
         except Exception:  # noqa: BLE001 - kernels of third parties and drivers raise anything
             continue
-        model.record_many(
-            device.info.fingerprint, kernel.name, call.key(), samples, costing.cost_work(call)
-        )
-        done += 1
+        if len(group) >= GROUP or sum(trial.nbytes for trial in group) > GROUP_BYTES:
+            finish()
+    finish()
     return done
+
+
+def _trial(device: Device, kernel: Kernel, call: OpCall) -> Trial:
+    """Ready with whole numbers zero, or one where zero chooses what cannot run (a branch)."""
+    try:
+        return prepare_trial(device, kernel, call)
+    except FeedError:
+        return prepare_trial(device, kernel, call, whole=1)
+
+
+def _rounds(group: Sequence[Trial], best: dict[tuple[str, int], float], deadline: float) -> None:
+    """Take samples round by round; kernels that are far from the best of their op take one.
+
+    ``best`` holds the shortest time of a run so far by device and op.
+    """
+    for trial in group:
+        mark = (trial.device.info.id, id(trial.call))
+        best[mark] = min(best.get(mark, math.inf), trial.seconds)
+    for number in range(ROUNDS):
+        if number and time.monotonic() > deadline:
+            break
+        paces: dict[str, list[float]] = {}
+        timed: list[tuple[Trial, float]] = []
+        for trial in group:
+            name = trial.device.info.id
+            paces.setdefault(name, []).append(trial.device.pace())
+            if trial.seconds <= FAR * best[name, id(trial.call)]:
+                timed.append((trial, trial.sample()))
+            elif not number:
+                timed.append((trial, trial.seconds))
+        for trial, seconds in timed:
+            trial.keep(seconds, usual_pace(paces[trial.device.info.id]))
+
+
+def usual_pace(paces: Sequence[float]) -> float:
+    """The pace of a stretch of time: the lower quartile, since what disturbs only slows down."""
+    return float(np.quantile(paces, 0.25))
+
+
+def _keep(group: Sequence[Trial], model: CostModel) -> int:
+    """Hand the samples to the model, and the memory back."""
+    for trial in group:
+        trial.close()
+        mark = (trial.device.info.fingerprint, trial.kernel.name, trial.call.key())
+        model.record_many(*mark, trial.samples, trial.work)
+        if trial.build is not None:
+            builds.record(model, mark, trial.build)
+    return len(group)
 
 
 def _missing(
     calls: Iterable[OpCall], devices: Sequence[Device], model: CostModel, *, fits: bool
-) -> list[tuple[Device, Kernel, OpCall]]:
+) -> list[Candidate]:
     seen: set[tuple[str, str, str]] = set()
-    todo: list[tuple[int, Device, Kernel, OpCall]] = []
+    todo: list[tuple[int, Candidate]] = []
     for call in calls:
         if table.op(call.op).alias:
             continue
@@ -80,80 +153,9 @@ def _missing(
                 seen.add(mark)
                 if fits and model.estimate(*mark, costing.cost_work(call)).source is Source.FITTED:
                     continue
-                todo.append((rank, device, kernel, call))
+                todo.append((rank, (device, kernel, call)))
     todo.sort(key=lambda row: row[0])  # every op's best candidate first
-    return [row[1:] for row in todo]
-
-
-def _measured(device: Device, kernel: Kernel, call: OpCall) -> list[float]:
-    """Measure with whole numbers zero, or one where zero chooses what cannot run (a branch)."""
-    try:
-        return measure_kernel(device, kernel, call)
-    except FeedError:
-        return measure_kernel(device, kernel, call, whole=1)
-
-
-def measure_kernel(device: Device, kernel: Kernel, call: OpCall, *, whole: int = 0) -> list[float]:
-    """Seconds of single runs of a kernel, several samples; raises Error if it cannot run.
-
-    Operands that are no constants hold floats in (0.1, 1), or the integer ``whole``.
-    """
-    op = compile_op(device, kernel, call)
-    inputs = [
-        None if spec is None or i in op.lowered.unused else _feed(device, spec, call, i, whole)
-        for i, spec in enumerate(call.inputs)
-    ]
-    outputs = [device.allocate(max(1, s.nbytes), "measuring") for s in call.outputs]
-    scratch = [device.allocate(max(1, n), "measuring") for n in op.lowered.scratch]
-    bound = bind_op(op, inputs, outputs, scratch, kernel.name, 0.0)
-    try:
-        once = device.record(bound)
-        _timed(device, once)
-        first = min(_timed(device, once), _timed(device, once))
-        copies = int(min(64, max(1, BATCH_SECONDS / max(first, 1e-7))))
-        batch = once if copies == 1 else device.record(bound * copies)
-        samples: list[float] = []
-        while len(samples) < MIN_SAMPLES or (
-            sum(samples) * copies < ENOUGH_SECONDS and len(samples) < 20
-        ):
-            samples.append(_timed(device, batch) / copies)
-            if sum(samples) * copies > 0.25 and len(samples) >= 3:
-                break
-        return samples
-    finally:
-        for buffer in (*inputs, *outputs, *scratch, *op.packed):
-            if buffer is not None:
-                buffer.release()
-
-
-def _timed(device: Device, commands: CommandBuffer) -> float:
-    return device.call("compute", lambda queue: _elapsed(queue, lambda: queue.execute(commands)))
-
-
-def _elapsed(queue: Queue, submit: Callable[[], Event | None]) -> float:
-    """Seconds until submitted work is done: wall time, or virtual where the device's time is."""
-    start = time.perf_counter()
-    event = submit()
-    queue.flush()
-    if event is not None:
-        event.wait()
-    span = None
-    if Cap.VIRTUAL_TIME in queue.device.info.caps and event is not None:
-        span = event.span()
-    begin, end = (start, time.perf_counter()) if span is None else span
-    return max(end - begin, 1e-9)
-
-
-def _feed(device: Device, spec: TensorSpec, call: OpCall, index: int, whole: int) -> Buffer:
-    known = call.constants.get(index)
-    return resident(device, _sample(spec, whole) if known is None else known, "measuring")
-
-
-def _sample(spec: TensorSpec, whole: int) -> Array:
-    if spec.dtype not in FLOATS:
-        return np.full(spec.dims, whole, to_numpy(spec.dtype))
-    values = np.linspace(0.1, 1.0, max(1, min(spec.size, 8191)), dtype=np.float32)
-    return np.resize(values, spec.dims).astype(to_numpy(spec.dtype))
+    return [candidate for _, candidate in todo]
 
 
 def measure_link(host: Device, device: Device, model: CostModel) -> None:
@@ -179,3 +181,17 @@ def _copy(device: Device, role: str, buffer: Buffer, array: Array) -> float:
         return queue.write(buffer, array) if role == "upload" else queue.read(buffer, array)
 
     return device.call(role, lambda queue: _elapsed(queue, lambda: submit(queue)))
+
+
+def _elapsed(queue: Queue, submit: Callable[[], Event | None]) -> float:
+    """Seconds until submitted work is done: wall time, or virtual where the device's time is."""
+    start = time.perf_counter()
+    event = submit()
+    queue.flush()
+    if event is not None:
+        event.wait()
+    span = None
+    if Cap.VIRTUAL_TIME in queue.device.info.caps and event is not None:
+        span = event.span()
+    begin, end = (start, time.perf_counter()) if span is None else span
+    return max(end - begin, 1e-9)

@@ -6,13 +6,14 @@ rep = crossdock.onnx_backend.prepare(model, "cpu:0")
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from crossdock.devices import registry
-from crossdock.runtime.errors import FeedError, Unavailable
+from crossdock.runtime.errors import FeedError, LoadError, PlanError, Unavailable
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.loaders import load
 from crossdock.runtime.loaders.onnx_parse import onnx_package
@@ -26,6 +27,11 @@ except ImportError:
 
 _TESTING = ("atol", "rtol")
 """Options of onnx.backend.test that say nothing to a backend."""
+
+_OPTIONS = tuple(n for n in inspect.signature(compile).parameters if n not in ("graph", "devices"))
+"""Options of ``compile`` that are not given otherwise."""
+
+_MAX_OPSET = 2**31 - 1
 
 
 class PreparedModel(BackendRep):
@@ -101,6 +107,12 @@ class onnx_backend(Backend):  # noqa: N801 - the public name, as the other backe
         options = {"measure": False, **kwargs}
         for name in _TESTING:
             options.pop(name, None)
+        unknown = [name for name in options if name not in _OPTIONS]
+        if unknown:
+            raise PlanError(
+                f"there is no option {', '.join(unknown)}; besides the device there are "
+                f"{', '.join(_OPTIONS)}"
+            )
         graph = load(model)
         session = compile(graph, device_id(device), **options)
         return PreparedModel(session, input_names(graph))
@@ -132,6 +144,11 @@ class onnx_backend(Backend):  # noqa: N801 - the public name, as the other backe
 
         Returns:
             The outputs, in the node's order without those it leaves out.
+
+        Raises:
+            LoadError: ``node``, ``opset_version`` or ``outputs_info`` is nothing of the kind.
+            FeedError: the inputs do not fit the node.
+            Error: as ``run_model``.
         """
         opset = kwargs.pop("opset_version", None)
         model, feeds = node_model(node, inputs, opset, outputs_info)
@@ -166,8 +183,11 @@ def node_model(
     opset: int | None,
     outputs_info: Sequence[tuple[Any, tuple[int, ...]]] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """A model of one node, and its inputs by name."""
+    """A model of one node, and its inputs by name; raises as ``onnx_backend.run_node``."""
     helper, package = onnx_package().helper, onnx_package()
+    if not isinstance(node, package.NodeProto):
+        kind = type(node).__name__
+        raise LoadError(f"run_node takes an onnx.NodeProto, not {kind}; run_model takes models")
     names = list(dict.fromkeys(name for name in node.input if name))
     if not isinstance(inputs, Mapping):
         values = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
@@ -176,16 +196,37 @@ def node_model(
         inputs = dict(zip(names, values, strict=True))
     feeds = dict(inputs)
     infos = [_info(name, feeds.get(name)) for name in names]
-    ends = [package.ValueInfoProto(name=name) for name in node.output if name]
-    for end, (dtype, shape) in zip(ends, outputs_info or (), strict=False):
-        number = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        end.CopyFrom(helper.make_tensor_value_info(end.name, number, shape))
-    newest = package.defs.onnx_opset_version()
-    imports = [helper.make_opsetid("", opset or newest)]
+    ends = _ends([name for name in node.output if name], outputs_info)
+    imports = [helper.make_opsetid("", _opset(opset))]
     if node.domain not in ("", "ai.onnx"):
         imports.append(helper.make_opsetid(node.domain, _newest(node)))
     graph = helper.make_graph([node], node.op_type or "node", infos, ends)
     return helper.make_model(graph, opset_imports=imports), feeds
+
+
+def _opset(given: object) -> int:
+    newest = int(onnx_package().defs.onnx_opset_version())
+    if given is None:
+        return newest
+    if not isinstance(given, int | np.integer) or not 1 <= given <= _MAX_OPSET:
+        raise LoadError(f"opset_version={given!r}: give a whole number from 1 to {newest}")
+    return int(given)
+
+
+def _ends(names: Sequence[str], outputs_info: Any) -> list[Any]:
+    """ValueInfoProtos for a node's outputs."""
+    package = onnx_package()
+    helper = package.helper
+    ends = [package.ValueInfoProto(name=name) for name in names]
+    try:
+        for end, (dtype, shape) in zip(ends, outputs_info or (), strict=False):
+            number = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+            end.CopyFrom(helper.make_tensor_value_info(end.name, number, list(shape)))
+    except (TypeError, ValueError) as error:
+        raise LoadError(
+            f"outputs_info takes a dtype and a shape for each output: {error}"
+        ) from error
+    return ends
 
 
 def _newest(node: Any) -> int:
@@ -204,5 +245,8 @@ def _info(name: str, value: Any) -> Any:
         return package.ValueInfoProto(name=name)
     array = np.asarray(value)
     dtype = np.dtype(object) if array.dtype.kind in "US" else array.dtype
-    number = package.helper.np_dtype_to_tensor_dtype(dtype)
+    try:
+        number = package.helper.np_dtype_to_tensor_dtype(dtype)
+    except ValueError as error:
+        raise FeedError(f"input {name!r}: ONNX has no tensors of {array.dtype}") from error
     return package.helper.make_tensor_value_info(name, number, array.shape)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.runtime import costing, steps
+from crossdock.runtime.builds import Mark, build_of
 from crossdock.runtime.costing import Offers
 from crossdock.runtime.errors import NoPlacement
 from crossdock.runtime.graph import Graph, Node
@@ -23,16 +25,23 @@ def problem_of(
     target: Target,
     rules: Rules,
     expected_runs: int,
+    *,
+    builds: bool = False,
 ) -> Problem:
     """The problem of placing ``placed``: a task an op, graph input and graph output.
+
+    With ``builds``, an op has its part of what its kernel takes to build, as of uploads.
 
     Raises:
         NoPlacement: ops that no device can run, with the reasons.
     """
     tasks = [_ends_task(steps.input_task(name), graph.specs[name].nbytes) for name in graph.inputs]
     dead: list[str] = []
+    built = _builds(placed, offered, target) if builds else {}
     for node in placed:
         cost, reasons = _costs(node, offered[node.name], target, rules, expected_runs)
+        for device in cost:
+            cost[device] += built.get((node.name, device), 0.0) / max(1, expected_runs)
         if not cost:
             dead.append(
                 f"{node.name} ({node.op}): " + "; ".join(f"{d}: {w}" for d, w in reasons.items())
@@ -78,12 +87,12 @@ def _costs(
     reasons = dict(offers.reasons)
     costs: dict[str, float] = {}
     for info in target.devices:
-        offer = offers.best.get(info.id)
-        if offer is None:
-            continue
         banned = rules.banned(node, info.id)
         if banned:
             reasons[info.id] = banned
+            continue
+        offer = offers.best.get(info.id)
+        if offer is None:
             continue
         seconds = costing.interval(offer.estimate)[0]
         if info.id != HOST:
@@ -92,8 +101,27 @@ def _costs(
         costs[info.id] = seconds
     aside = HOST not in target.asked and any(d in target.asked for d in costs)
     if aside and costs.pop(HOST, None) is not None:
-        reasons[HOST] = "not among the devices asked for"
+        reasons[HOST] = Refusal("not among the devices asked for", Cause.NOT_ASKED)
     return costs, reasons
+
+
+def _builds(
+    placed: Sequence[Node], offered: Mapping[str, Offers], target: Target
+) -> dict[tuple[str, str], float]:
+    """Seconds to build an op's kernel, shared by the ops that have it, by (node, device)."""
+    users: dict[Mark, list[tuple[str, str]]] = {}
+    for node in placed:
+        offers = offered[node.name]
+        key = offers.call.key()
+        for info in target.devices:
+            if info.id in offers.best:
+                mark = (info.fingerprint, offers.best[info.id].kernel.name, key)
+                users.setdefault(mark, []).append((node.name, info.id))
+    found: dict[tuple[str, str], float] = {}
+    for mark, pairs in users.items():
+        seconds = build_of(target.model, mark, target.built).seconds / len(pairs)
+        found.update((pair, seconds) for pair in pairs)
+    return found
 
 
 def _constant_bytes(offers: Offers) -> int:

@@ -6,17 +6,16 @@ digest and the devices by fingerprint, and says why it is stale when it is.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from crossdock.runtime.errors import PlanError, StalePlan
+from crossdock.runtime import plan_data
+from crossdock.runtime.errors import PlanError
+from crossdock.runtime.plan_parts import Goal, Horizon, Rung
 
-SCHEMA = "crossdock-plan/1"
+SCHEMA = "crossdock-plan/2"
 HOST = "cpu:0"
 """The device whose memory is the host's: graph inputs and outputs live there."""
 
@@ -28,12 +27,19 @@ class Constraints:
     Attributes:
         pin: device id by node name, op name or shell-style pattern of node names.
         forbid: device ids that a node, op or pattern must not run on.
-        memory: bytes that tensors and weights may take, by device id.
+        memory: bytes that a session may take with one run in flight (tensors, weights, scratch),
+            by device id; as many runs are in flight as fit.
+        max_share: largest share of the predicted seconds of all ops that may be spent on a device,
+            from 0 to 1, by device id.
+        residency: the devices that the results of a node, op, pattern or graph input may live on:
+            whatever reads them is on one of these, and they are copied nowhere else.
     """
 
     pin: Mapping[str, str] = field(default_factory=dict)
     forbid: Mapping[str, tuple[str, ...] | list[str] | str] = field(default_factory=dict)
     memory: Mapping[str, int | float] = field(default_factory=dict)
+    max_share: Mapping[str, float] = field(default_factory=dict)
+    residency: Mapping[str, tuple[str, ...] | list[str] | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,9 @@ class Choice:
     """One device's offer for an op: its best kernel there and cost, or why it has none.
 
     Seconds; ``finish`` is when the op would have ended there given all placements before it.
+    ``cause`` is the code of ``reason`` (``kernels.refusal.Cause``). ``transfer_in`` is how much
+    later than they are made the op's inputs are there, ``queue_wait`` how long it then waits for
+    the device.
     """
 
     device: str
@@ -51,6 +60,9 @@ class Choice:
     source: str
     finish: float | None = None
     reason: str = ""
+    cause: str = "ok"
+    transfer_in: float | None = None
+    queue_wait: float | None = None
 
     def __str__(self) -> str:
         if self.seconds is None:
@@ -97,7 +109,15 @@ class Step:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """A device's part: identity, arena and resident bytes, and predicted time were it alone."""
+    """A device's part: identity, bytes, and predicted time were it alone.
+
+    ``arena_bytes`` and ``scratch_bytes`` are taken by each run in flight, ``resident_bytes``
+    (weights) and ``packed_bytes`` (weights in a kernel's own layout) once.
+
+    ``driver`` is the version the plan was made with; ``fingerprint`` hangs on it, among others.
+    ``single_seconds`` has transfers and the share of the weights' upload in it, and
+    ``single_overhead``: what runs take beyond their steps, as the plan's own prediction has it.
+    """
 
     id: str
     name: str
@@ -108,16 +128,68 @@ class DevicePlan:
     resident_bytes: int
     offsets: Mapping[str, int]
     single_seconds: float | None
+    driver: str = ""
+    single_overhead: float = 0.0
+    packed_bytes: int = 0
+    scratch_bytes: int = 0
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes that stay from run to run."""
+        return self.resident_bytes + self.packed_bytes
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of each run in flight."""
+        return self.arena_bytes + self.scratch_bytes
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes the plan takes on the device: arena and weights."""
-        return self.arena_bytes + self.resident_bytes
+        """All that a session allocates on the device with one run in flight."""
+        return self.fixed_bytes + self.run_bytes
+
+
+class Explainer(Protocol):
+    """What a plan was made from, and can say more than the plan does."""
+
+    def text(self, plan: Plan, name: str) -> str:
+        """All that is known about the placement of an op of the plan, by node name."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Ops that were cut into parts for several devices, or why they were not.
+
+    They were found from the op ``seed``, cut along ``axis`` of its result into ``sizes``, one part
+    a device. ``gain`` is what that saves over the best device alone, in seconds, as predicted.
+    """
+
+    seed: str
+    axis: int
+    ops: tuple[str, ...]
+    devices: tuple[str, ...]
+    sizes: tuple[int, ...]
+    gain: float
+    taken: bool
+    reason: str
+
+    def __str__(self) -> str:
+        more = f" and {len(self.ops) - 1} more" if len(self.ops) > 1 else ""
+        parts = ", ".join(f"{n} on {d}" for n, d in zip(self.sizes, self.devices, strict=True))
+        said = "split" if self.taken else "not split"
+        return f"{said} {self.seed}{more} along axis {self.axis} ({parts}): {self.reason}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole plan; ``predicted`` seconds with an 80 % interval."""
+    """The whole plan; ``predicted`` seconds with an 80 % interval.
+
+    ``source`` says of ``predicted`` whether it is "composed" of the steps or "measured": the plan
+    has run before. ``graph`` is the digest of the graph after the passes, ``kernels`` that of the
+    kernel set, ``cost_model`` the version of the costs: with the devices' drivers and fingerprints,
+    what a plan is fresh for. ``explainer`` holds what the plan was made from, and is no part of the
+    data.
+    """
 
     graph: str
     graph_name: str
@@ -130,7 +202,16 @@ class Plan:
     lower_bound: float
     expected_runs: int
     cost_model: str
+    kernels: str = ""
+    source: str = "composed"
+    splits: tuple[Split, ...] = ()
+    goal: Goal = field(default_factory=Goal)
+    rungs: tuple[Rung, ...] = ()
+    horizon: Horizon = field(default_factory=Horizon)
     schema: str = SCHEMA
+    explainer: Explainer | None = field(
+        default=None, compare=False, repr=False, metadata={"data": False}
+    )
 
     def device(self, name: str) -> DevicePlan:
         """A device's part; raises PlanError for a device the plan does not have."""
@@ -151,6 +232,29 @@ class Plan:
         """The transfers, in order."""
         return tuple(s for s in self.steps if s.kind == "copy")
 
+    @property
+    def gap(self) -> float:
+        """How far the prediction is above the lower bound, as a share of the bound."""
+        over = self.predicted - self.lower_bound
+        return max(0.0, over / self.lower_bound) if self.lower_bound > 0 else 0.0
+
+    def best_single(self) -> DevicePlan | None:
+        """The device that is predicted to be fastest alone; None where none can run all of it."""
+        able = [d for d in self.devices if d.single_seconds is not None]
+        return min(able, key=lambda d: d.single_seconds or 0.0, default=None)
+
+    def comparison(self) -> str:
+        """The prediction beside its lower bound and the best single device, in a line."""
+        said = f"lower bound {self.lower_bound * 1e3:.3f} ms (gap {self.gap:.1%})"
+        best = self.best_single()
+        if best is None or best.single_seconds is None:
+            return f"{said}, no device can run it alone"
+        said += f", best single device {best.id} {best.single_seconds * 1e3:.3f} ms"
+        used = {s.device for s in self.launches()}
+        if used == {best.id}:
+            return f"{said}: the plan"
+        return f"{said}: {best.single_seconds / max(self.predicted, 1e-12):.2f} x the plan"
+
     def shares(self) -> dict[str, float]:
         """Share of the ops on each device."""
         launches = self.launches()
@@ -162,72 +266,94 @@ class Plan:
         head = [
             f"plan of {self.graph_name!r} by policy {self.policy!r}: predicted "
             f"{self.predicted * 1e3:.3f} ms ({self.low * 1e3:.3f} to {self.high * 1e3:.3f}), "
-            f"lower bound {self.lower_bound * 1e3:.3f} ms"
+            f"{self.comparison()}",
+            f"  {self.goal.said(self.predicted)}",
+            f"  {self.horizon.said(self.expected_runs)}",
         ]
         for part in self.devices:
             alone = part.single_seconds
             said = "cannot run it alone" if alone is None else f"alone {alone * 1e3:.3f} ms"
             head.append(
                 f"  {part.id} {part.name}: {self.shares()[part.id]:.0%} of the ops, {said}, "
-                f"arena {part.arena_bytes} B, weights {part.resident_bytes} B"
+                f"arena {part.arena_bytes} B, scratch {part.scratch_bytes} B, "
+                f"weights {part.fixed_bytes} B"
             )
+        head += [f"  {said}" for said in (*self.splits, *self.rungs)]
         return "\n".join([*head, *(step_line(step) for step in self.steps)])
 
     def explain_op(self, name: str) -> str:
-        """All that was considered for one op; raises PlanError for an unknown name."""
+        """All that was considered for one op; raises PlanError for an unknown name.
+
+        A plan just made decides again under changed conditions to say what would move the op, which
+        takes up to some seconds; one that was read from a file has only what it holds.
+        """
+        step = self.find(name)
+        if self.explainer is not None:
+            return self.explainer.text(self, step.name)
+        lines = [step_line(step)]
+        for choice in step.choices:
+            mark = "->" if choice.device == step.device else "  "
+            at = "" if choice.finish is None else f", would end {choice.finish * 1e3:.3f} ms"
+            lines.append(f" {mark} {choice} {choice.kernel}{at}")
+        return "\n".join(lines)
+
+    def find(self, name: str) -> Step:
+        """The step of an op, by node name or by a value it makes; PlanError names close ones."""
         for step in self.launches():
             if step.name == name or name in step.outputs:
-                lines = [step_line(step)]
-                for choice in step.choices:
-                    mark = "->" if choice.device == step.device else "  "
-                    at = (
-                        "" if choice.finish is None else f", would end {choice.finish * 1e3:.3f} ms"
-                    )
-                    lines.append(f" {mark} {choice} {choice.kernel}{at}")
-                return "\n".join(lines)
+                return step
         close = [s.name for s in self.launches() if name.lower() in s.name.lower()][:5]
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise PlanError(f"no op {name!r} in the plan of {self.graph_name!r}{hint}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; equal plans give equal data."""
-        return dataclasses.asdict(self)
+        made: dict[str, Any] = plan_data.plain(self)
+        return made
 
     @classmethod
     def from_json(cls, data: Any) -> Plan:
         """Read what ``to_json`` gave; raises PlanError naming what is wrong."""
         schema = data.get("schema") if isinstance(data, Mapping) else None
         if schema != SCHEMA:
-            raise PlanError(f"plan schema {schema!r} is not {SCHEMA!r}; plan again")
-        made: Plan = _read(cls, data, "the plan")
+            raise PlanError(f"plan schema {plan_data.shown(schema)} is not {SCHEMA!r}; plan again")
+        made: Plan = plan_data.read(cls, data, "the plan", _PARTS)
         _check_steps(made)
         return made
 
+    def dumps(self) -> str:
+        """The plan as a file's text: equal plans give equal bytes."""
+        return plan_data.dump(self.to_json())
+
+    @classmethod
+    def loads(cls, text: str | bytes) -> Plan:
+        """Read what ``dumps`` gave, and nothing else: data that nobody vouches for is safe.
+
+        Raises:
+            PlanError: it is no plan; the message names what is wrong.
+        """
+        return cls.from_json(plan_data.parse(text, "the plan"))
+
     def digest(self) -> str:
         """SHA-256 of the plan's data."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(self.dumps().encode()).hexdigest()
 
-    def check_fresh(self, graph: str, fingerprints: Mapping[str, str]) -> None:
-        """Raise StalePlan naming what changed since the plan was made.
 
-        Args:
-            graph: digest of the graph to run.
-            fingerprints: of the devices that are here, by id.
-        """
-        if graph != self.graph:
-            raise StalePlan(f"the plan of {self.graph_name!r} is for another graph; plan again")
-        for part in self.devices:
-            here = fingerprints.get(part.id)
-            if here is None:
-                raise StalePlan(f"the plan needs {part.id} ({part.name}), which is not here")
-            if here != part.fingerprint:
-                raise StalePlan(
-                    f"{part.id} is not the device the plan was made for ({part.name}); plan again"
-                )
+_PARTS: Mapping[str, type[Any]] = {
+    "Choice": Choice,
+    "Step": Step,
+    "DevicePlan": DevicePlan,
+    "Split": Split,
+    "Goal": Goal,
+    "Rung": Rung,
+    "Horizon": Horizon,
+}
 
 
 def _check_steps(plan: Plan) -> None:
     known = {HOST, *plan.device_ids()}
+    if len(set(plan.device_ids())) < len(plan.devices):
+        raise PlanError("the plan is damaged: a device is given twice; plan again")
     for i, step in enumerate(plan.steps):
         ends = (step.src, step.dst) if step.kind == "copy" else ()
         sound = (
@@ -242,47 +368,6 @@ def _check_steps(plan: Plan) -> None:
                 f"the plan is damaged: step #{i} ({step.name!r}) has a wrong index, kind, device, "
                 "queue or wait; plan again"
             )
-
-
-def _number(value: object) -> bool:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole or (isinstance(value, float) and math.isfinite(value))
-
-
-_FITS: dict[str, Callable[[object], bool]] = {
-    "str": lambda v: isinstance(v, str),
-    "int": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
-    "float": _number,
-    "float | None": lambda v: v is None or _number(v),
-    "str | None": lambda v: v is None or isinstance(v, str),
-}
-"""What values of a field may be, by its annotation."""
-
-
-def _read(cls: type[Any], data: object, where: str) -> Any:
-    """An object of one of this file's classes from plain data; raises PlanError."""
-    if not isinstance(data, Mapping):
-        raise PlanError(f"{where} is damaged: {type(data).__name__} instead of fields; plan again")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    wrong = sorted(str(name) for name in set(data) ^ set(fields))
-    if wrong:
-        raise PlanError(f"{where} is damaged: missing or unknown {', '.join(wrong)}; plan again")
-    return cls(**{n: _value(str(f.type), data[n], f"{where}.{n}") for n, f in fields.items()})
-
-
-def _value(kind: str, value: object, where: str) -> Any:
-    nested = {"Choice": Choice, "Step": Step, "DevicePlan": DevicePlan}
-    if kind.startswith("tuple[") and isinstance(value, list | tuple):
-        inner = kind.removeprefix("tuple[").removesuffix(", ...]")
-        return tuple(_value(inner, v, f"{where}[{i}]") for i, v in enumerate(value))
-    if kind == "Mapping[str, int]" and isinstance(value, Mapping):
-        return {_value("str", k, where): _value("int", v, where) for k, v in value.items()}
-    if kind in nested:
-        return _read(nested[kind], value, where)
-    fits = _FITS.get(kind)
-    if fits is None or not fits(value):
-        raise PlanError(f"{where} is damaged: {value!r} is no {kind}; plan again")
-    return value
 
 
 def step_line(step: Step) -> str:

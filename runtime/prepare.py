@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import fnmatch
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 
 from crossdock.devices import topology
-from crossdock.devices.base import Cap, Device, DeviceInfo, Span
+from crossdock.devices.base import Cap, Device, DeviceInfo
 from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
-from crossdock.runtime import costing, measure, passes, planner, profiles, rules
-from crossdock.runtime.executor import Deadline, Outcome, Pool, Run
+from crossdock.kernels.spec import OpCall
+from crossdock.runtime import (
+    builds,
+    costing,
+    degrade,
+    explain,
+    fallback,
+    given,
+    measure,
+    passes,
+    planner,
+    profiles,
+    rules,
+)
+from crossdock.runtime.errors import PlanError, StalePlan
+from crossdock.runtime.fallback import ALLOW, Fallback
+from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.lower import Program, instantiate, lower
 from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.receipt import Receipt, make_receipt
+from crossdock.runtime.ready import Progress as Progress
+from crossdock.runtime.ready import Ready, make_ready
+from crossdock.runtime.settle import Settling
+from crossdock.runtime.split import SplitGraph
+from crossdock.runtime.split_choice import Planned
+from crossdock.runtime.split_cost import Measure
+from crossdock.runtime.staleness import check_fresh, staleness
 from crossdock.runtime.target import Target
-from crossdock.runtime.tensor import Array
+from crossdock.scheduler import CostModel
+from crossdock.scheduler.objectives import Objective
 
-Progress = Callable[[str, int, int], None]
 RUNS_AT_ONCE = 8
 MEASURE_SECONDS = 20.0
 
@@ -35,7 +57,7 @@ class Config:
 
     devices: tuple[str, ...] | None = None
     policy: str = "auto"
-    objective: str = "latency"
+    objective: Objective = field(default_factory=Objective)
     constraints: Constraints = field(default_factory=Constraints)
     expected_runs: int = 1000
     threads: int | None = None
@@ -43,39 +65,10 @@ class Config:
     skip_passes: tuple[str, ...] = ()
     runs_at_once: int = RUNS_AT_ONCE
     search: bool = False
-
-
-@dataclass
-class Recorder:
-    """Writes the receipts of a plan's runs; holds no memory of a device."""
-
-    plan: Plan
-    asked: frozenset[str]
-
-    @cached_property
-    def _digest(self) -> str:
-        return self.plan.digest()
-
-    def receipt(self, seconds: float, spans: Mapping[str, list[Span]]) -> Receipt:
-        """The record of a run that took ``seconds``, with the spans of its steps if profiled."""
-        return make_receipt(self.plan, self._digest, seconds, spans, self.asked)
-
-
-@dataclass
-class Ready:
-    """A graph of fixed shapes, planned and lowered."""
-
-    program: Program
-    pool: Pool
-    recorder: Recorder
-
-    def run(self, arrays: Mapping[str, Array], deadline: Deadline, *, profile: bool) -> Outcome:
-        """Run once, with arrays of the inputs' types and shapes."""
-        instance = self.pool.take(deadline)
-        run = Run(self.program, instance, partial(self.pool.give, instance), profile=profile)
-        if self.program.host_only and deadline.seconds is None:
-            return run.inline(arrays)
-        return run.across(arrays, deadline)
+    watts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    fallback: Fallback = ALLOW
+    plan: Plan | None = None
+    split: bool = True
 
 
 def prepare(
@@ -86,29 +79,156 @@ def prepare(
     *,
     again: bool = False,
     kept: Sequence[Ready] = (),
+    source: Graph | None = None,
 ) -> Ready:
     """Make a static graph ready to run on opened devices; the caller holds ``PREPARING``.
 
     ``again``: its session has planned before, for other shapes or another stage. Then costs are
-    fitted from the kernels' times at other shapes where there are any: measuring would take longer
-    than a run with new shapes may. ``kept`` is what the session has ready, to share weights with.
+    fitted from the kernels' times at other shapes where there are any, and no op is split: to
+    measure, and to look for splits, would take longer than a run with new shapes may. ``kept`` is
+    what the session has ready, to share weights with.
+    ``source`` is the graph before its symbols were bound.
     """
-    graph = simplify(graph, config.constraints, config.skip_passes)
+    passes_of = partial(simplify, constraints=config.constraints, skip=config.skip_passes)
+    batch = None if source is None else batch_of(source, graph, passes_of)
+    graph = passes_of(graph)
     asked = frozenset(devices if config.devices is None else config.devices)
+    if config.plan is None:
+        measure_missing(graph, config, devices, progress, again=again)
+    target = replace(target_here(devices, asked), watts=config.watts)
+    model = target.model
+    options = planner.Options(
+        config.policy,
+        config.constraints,
+        config.expected_runs,
+        search=config.search,
+        objective=config.objective,
+    )
+
+    def make(planned: Planned) -> Ready:
+        plan, split = planned.plan, planned.split
+        fallback.check(plan, asked, config.fallback, split.graph)
+        if not plan.rungs:
+            homes = {s.name: s.device for s in plan.launches() if s.name in split.parts}
+            plan = explain.attach(plan, split.graph, target, replace(options, homes=homes), batch)
+        planned = replace(planned, plan=plan)
+        runs = degrade.runs_within(plan, config.constraints.memory, config.runs_at_once)
+        return make_ready(graph, planned, asked, devices, runs, target.capacity, progress, kept)
+
+    if config.plan is not None:
+        ready = make(_given(config.plan, graph, target, options))
+        stale = staleness(ready.program.plan, given.situation(graph, target))
+        return ready.with_plan(ready.program.plan, tuple(stale.values()))
+    splitting = replace(config, split=config.split and not again)
+    planned = _planned(graph, splitting, target, options, devices, fits=again)
+    ready = make(planned)
+    settled = not options.plain or bool(planned.plan.rungs)  # runs are timed one by one
+    if not config.measure or settled or _simulated(devices):
+        return ready
+    settling = Settling(
+        target,
+        make,
+        lambda: _planned(graph, splitting, target, options, devices, fits=True),
+        lambda device: _alone(graph, target, options, device),
+    )
+    if not again:
+        before = model.version
+        ready = settling.settle(ready)
+        if model.version != before:
+            costing.store().save()
+    ready.replan = partial(_replanned, settling)
+    return ready
+
+
+def _replanned(settling: Settling, ready: Ready) -> Ready:
+    """Plan again where runs take longer than predicted, and not because the machine is slower."""
+    if ready.watch.median <= ready.program.plan.high * ready.slowdown():
+        return ready
+    made = settling.again(ready, ready.watch.median, ready.watch.count)
+    made.replan = ready.replan
+    costing.store().save()
+    return made
+
+
+def target_here(devices: Mapping[str, Device], asked: frozenset[str]) -> Target:
+    """Opened devices, the host first, with what is known of their costs."""
     infos = tuple(d.info for d in devices.values())
-    measure_missing(graph, config, devices, progress, again=again)
     broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
     model = costing.store().model
-    target = Target(infos, asked, model, group_capacity(infos), broken)
-    options = planner.Options(
-        config.policy, config.constraints, config.expected_runs, search=config.search
-    )
-    plan = planner.make_plan(graph, target, options)
-    used = {HOST, *(s.device for s in plan.steps)}
-    opened = {d: devices[d] for d in devices if d in used}
-    program = lower(graph, plan, opened, progress, [ready.program for ready in kept])
-    pool = Pool(partial(instantiate, program), config.runs_at_once)
-    return Ready(program, pool, Recorder(plan, asked))
+    return Target(infos, asked, model, group_capacity(infos), broken, built=builds.done())
+
+
+def _simulated(devices: Mapping[str, Device]) -> bool:
+    return any(Cap.VIRTUAL_TIME in d.info.caps for d in devices.values())
+
+
+def _alone(graph: Graph, target: Target, options: planner.Options, device: str) -> Planned | None:
+    """The plan for one device, the host for what it cannot run; None where ops are tied."""
+    others = {d.id: f"left out to see what {device} takes alone" for d in target.devices}
+    others = {name: why for name, why in others.items() if name not in (HOST, device)}
+    target = replace(target, asked=frozenset({device}), broken={**target.broken, **others})
+    try:
+        return Planned(SplitGraph(graph), planner.make_plan(graph, target, options))
+    except PlanError:
+        return None
+
+
+def _given(plan: Plan, graph: Graph, target: Target, options: planner.Options) -> Planned:
+    """A plan that was given, held against the graph and the devices.
+
+    Raises:
+        StalePlan: it is for others.
+        PlanError: it is damaged.
+        MemoryBudget: it needs more memory than there is, or a constraint allows.
+    """
+    check_fresh(plan, given.situation(graph, target))
+    if plan.rungs:
+        raise StalePlan(
+            f"the plan of {plan.graph_name!r} was fitted into a memory budget for the run it was "
+            "made for; plan again, with constraints.memory"
+        )
+    split = given.in_parts(plan, graph)
+    made = given.checked(plan, split.graph, target)
+    planner.check_memory(made, rules.Rules(options.constraints, target, graph))
+    return Planned(split, made)
+
+
+def _planned(
+    graph: Graph,
+    config: Config,
+    target: Target,
+    options: planner.Options,
+    devices: Mapping[str, Device],
+    *,
+    fits: bool,
+) -> Planned:
+    """The plan, with ops split over devices if that is wanted; their parts are measured, too."""
+    before = target.model.version
+    timing = measure_parts(config, devices, target.model, fits=fits)
+    planned = degrade.plan_best(graph, target, options, timing, split=config.split)
+    if target.model.version != before:
+        costing.store().save()
+    return planned
+
+
+def measure_parts(
+    config: Config, devices: Mapping[str, Device], model: CostModel, *, fits: bool = False
+) -> Measure | None:
+    """What measures the parts of ops on opened devices into a cost model; None if not wanted."""
+    if not config.measure:
+        return None
+    deadline = time.monotonic() + _budget(config)
+
+    def measured(device: str, calls: Mapping[str, OpCall]) -> None:
+        left = deadline - time.monotonic()
+        measure.measure_ops(calls, [devices[device]], model, budget_s=left, fits=fits)
+
+    return measured
+
+
+def _budget(config: Config) -> float:
+    """Seconds that measuring may take."""
+    return MEASURE_SECONDS if config.measure is True else float(config.measure)
 
 
 def concerning(graph: Graph, constraints: Constraints) -> Constraints:
@@ -117,18 +237,20 @@ def concerning(graph: Graph, constraints: Constraints) -> Constraints:
     def some(pattern: str) -> bool:
         return any(rules.matches(pattern, node) for node in graph.nodes)
 
+    def fed(pattern: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for name in graph.inputs)
+
     return replace(
         constraints,
         pin={p: device for p, device in constraints.pin.items() if some(p)},
         forbid={p: devices for p, devices in constraints.forbid.items() if some(p)},
+        residency={p: d for p, d in constraints.residency.items() if some(p) or fed(p)},
     )
 
 
 def simplify(graph: Graph, constraints: Constraints, skip: Sequence[str] = ()) -> Graph:
     """The graph that is planned: after the passes, with the nodes that constraints name kept."""
-    patterns = (*constraints.pin, *constraints.forbid)
-    keep = [n.name for n in graph.nodes if any(rules.matches(p, n) for p in patterns)]
-    return passes.run(graph, skip=skip, keep=keep)
+    return passes.run(graph, skip=skip, keep=rules.named(graph, constraints))
 
 
 def group_capacity(infos: Sequence[DeviceInfo], cores: int | None = None) -> dict[str, int]:
@@ -186,12 +308,11 @@ def measure_missing(
     for device in sound:
         if device.info.id != HOST:
             measure.measure_link(devices[HOST], device, costs.model)
-    budget = MEASURE_SECONDS if config.measure is True else float(config.measure)
     measure.measure_ops(
         costing.op_calls(graph),
         sound,
         costs.model,
-        budget_s=budget,
+        budget_s=_budget(config),
         progress=progress,
         fits=again,
     )

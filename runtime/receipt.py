@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossdock.devices.base import Span
+from crossdock.runtime.fallback import fallbacks
 from crossdock.runtime.plan import Plan
 
 
@@ -28,13 +29,41 @@ class OpReceipt:
 
 
 @dataclass(frozen=True)
+class LinkReceipt:
+    """What crossed a link in one direction: bytes, copies, and their seconds one after the other.
+
+    ``measured`` is there where the run was profiled.
+    """
+
+    nbytes: int
+    copies: int
+    predicted: float
+    measured: float | None
+
+    def times(self, runs: int) -> LinkReceipt:
+        """The same for several runs, of which ``measured`` is the sum already."""
+        return LinkReceipt(
+            self.nbytes * runs, self.copies * runs, self.predicted * runs, self.measured
+        )
+
+    def __add__(self, other: LinkReceipt) -> LinkReceipt:
+        both = [m for m in (self.measured, other.measured) if m is not None]
+        return LinkReceipt(
+            self.nbytes + other.nbytes,
+            self.copies + other.copies,
+            self.predicted + other.predicted,
+            sum(both) if both else None,
+        )
+
+
+@dataclass(frozen=True)
 class Receipt:
-    """A run's record; seconds and bytes. ``links`` maps "SRC->DST" to bytes moved."""
+    """A run's record; seconds and bytes. ``links`` says by "SRC->DST" what was copied."""
 
     graph_name: str
     plan: str
     ops: tuple[OpReceipt, ...]
-    links: Mapping[str, int]
+    transfers: Mapping[str, LinkReceipt]
     predicted: float
     measured: float
     notes: tuple[str, ...] = ()
@@ -44,9 +73,23 @@ class Receipt:
         """Physical device by op name."""
         return {op.name: op.physical_id for op in self.ops}
 
+    @property
+    def links(self) -> dict[str, int]:
+        """Bytes moved, by "SRC->DST"."""
+        return {name: link.nbytes for name, link in self.transfers.items()}
+
+    def busy(self) -> dict[str, float]:
+        """Measured seconds of a profiled run by device, and by link for its copies."""
+        made: dict[str, float] = {}
+        for op in self.ops:
+            if op.measured is not None:
+                made[op.device] = made.get(op.device, 0.0) + op.measured
+        timed = {n: t.measured for n, t in self.transfers.items() if t.measured is not None}
+        return {**made, **timed}
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "links": self.links}
 
 
 def make_receipt(
@@ -72,12 +115,26 @@ def make_receipt(
         )
         for s in plan.launches()
     )
-    links: dict[str, int] = {}
+    notes = tuple(
+        f"{s.name} ({s.op}) ran on {s.device}: no device asked for has a kernel"
+        for s in fallbacks(plan, asked)
+    )
+    return Receipt(
+        plan.graph_name, digest, ops, _transfers(plan, spans), plan.predicted, seconds, notes
+    )
+
+
+def _transfers(plan: Plan, spans: Mapping[str, list[Span]]) -> dict[str, LinkReceipt]:
+    """The copies of a plan by link, with the seconds of those that were timed."""
+    made: dict[str, LinkReceipt] = {}
     for copy in plan.copies():
         name = f"{copy.src}->{copy.dst}"
-        links[name] = links.get(name, 0) + copy.nbytes
-    strays = [o for o in ops if o.device not in asked]
-    notes = tuple(
-        f"{o.name} ({o.op}) ran on {o.device}: no device asked for has a kernel" for o in strays
-    )
-    return Receipt(plan.graph_name, digest, ops, links, plan.predicted, seconds, notes)
+        one = LinkReceipt(copy.nbytes, 1, copy.seconds, None)
+        made[name] = made[name] + one if name in made else one
+    queues = {f"{copy.src}->{copy.dst}": copy.queue for copy in plan.copies()}
+    for name, queue in queues.items():
+        timed = spans.get(queue)
+        if timed is not None:
+            seconds = sum(span.end - span.start for span in timed)
+            made[name] = dataclasses.replace(made[name], measured=seconds)
+    return made

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 from collections.abc import Mapping, Sequence
 
 from crossdock.devices.base import DeviceInfo
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.runtime import costing
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.plan import HOST, Constraints, DevicePlan, Plan
+from crossdock.runtime.residency import Residency
+from crossdock.runtime.residency import matches as matches
 from crossdock.runtime.target import Target
 
 
 class Rules:
     """Constraints resolved against the graph's nodes and the devices."""
 
-    def __init__(self, given: Constraints, target: Target, graph: Graph) -> None:
+    def __init__(
+        self,
+        given: Constraints,
+        target: Target,
+        graph: Graph,
+        homes: Mapping[str, str] | None = None,
+    ) -> None:
+        """``homes`` holds the device of nodes that have only one, by name."""
+        self._homes = homes or {}
         self._given = given
         self._target = target
         self.full: frozenset[str] = frozenset()
@@ -42,6 +52,13 @@ class Rules:
                     f"constraints.memory gives {device!r} {budget!r} bytes; devices are "
                     f"{', '.join(sorted(known))}, and budgets at least 0"
                 )
+        for device, share in given.max_share.items():
+            if device not in known or not 0 <= share <= 1:
+                raise PlanError(
+                    f"constraints.max_share gives {device!r} {share!r}; devices are "
+                    f"{', '.join(sorted(known))}, and shares from 0 to 1"
+                )
+        self._residency = Residency(given.residency, graph, sorted(known))
 
     def without(self, device: str) -> Rules:
         """The same rules, with no op on a device whose memory is too small."""
@@ -76,21 +93,33 @@ class Rules:
     def banned(self, node: Node, device: str) -> str:
         """Why a constraint keeps a node off a device; empty where none does."""
         if device in self._target.broken:
-            return self._target.broken[device]
+            return Refusal(self._target.broken[device], Cause.BROKEN)
         if device in self.full:
-            return "its memory is too small for this graph"
+            return Refusal("its memory is too small for this graph", Cause.MEMORY)
+        home = self._homes.get(node.name, device)
+        if home != device:
+            return Refusal(f"the part of {home}", Cause.PINNED)
         for pattern, pinned in self._given.pin.items():
             if pinned != device and matches(pattern, node):
-                return f"pinned to {pinned} by {pattern!r}"
+                return Refusal(f"pinned to {pinned} by {pattern!r}", Cause.PINNED)
         for pattern, forbidden in _flat(self._given.forbid):
             if forbidden == device and matches(pattern, node):
-                return f"forbidden by {pattern!r}"
-        return ""
+                return Refusal(f"forbidden by {pattern!r}", Cause.FORBIDDEN)
+        kept = self._residency.banned(node.name, device)
+        return Refusal(kept, Cause.RESIDENCY) if kept else ""
 
 
-def matches(pattern: str, node: Node) -> bool:
-    """True where a constraint's pattern is the node's name or op, or matches its name."""
-    return pattern in (node.name, node.op) or fnmatch.fnmatchcase(node.name, pattern)
+def named(graph: Graph, constraints: Constraints) -> frozenset[str]:
+    """The nodes that constraints bear upon: passes and splits leave them as they are."""
+    patterns = (*constraints.pin, *constraints.forbid)
+    found = {n.name for n in graph.nodes if any(matches(p, n) for p in patterns)}
+    readers = Residency(constraints.residency, graph, _devices_of(constraints)).nodes
+    return frozenset(found) | readers
+
+
+def _devices_of(constraints: Constraints) -> list[str]:
+    """The devices that labels name: whether there are such is for ``Rules`` to say."""
+    return [device for _, device in _flat(constraints.residency)]
 
 
 def _flat(forbid: Mapping[str, Sequence[str] | str]) -> list[tuple[str, str]]:

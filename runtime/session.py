@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
-
-from crossdock.devices import registry
-from crossdock.devices.base import Device
-from crossdock.runtime.errors import Error, FeedError, PlanError
-from crossdock.runtime.executor import Background, Deadline, Outcome
+from crossdock.runtime import costing, request
+from crossdock.runtime.background import Background
+from crossdock.runtime.errors import Error, PlanError
+from crossdock.runtime.executor import Deadline, Outcome
+from crossdock.runtime.fallback import Fallback, contract_of
+from crossdock.runtime.feeds import arrays_of
+from crossdock.runtime.fixed import fixed
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, Ready, prepare
+from crossdock.runtime.lru import LruCache
+from crossdock.runtime.plan import Constraints, Plan
+from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, prepare
 from crossdock.runtime.prepare import Progress as Progress
+from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
+from crossdock.runtime.rehearsal import observe
 from crossdock.runtime.staged import StagedReady
-from crossdock.runtime.tensor import Array, Dim, TensorSpec, to_numpy
-from crossdock.scheduler import policy_names
+from crossdock.runtime.tensor import Array, Dim
+from crossdock.scheduler.objectives import Objective
 
 SHAPES_KEPT = 8
 _Shapes = tuple[tuple[Dim, ...], ...]
@@ -51,7 +54,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     graph: Graph,
     devices: str | Sequence[str] = "auto",
     policy: str = "auto",
-    objective: str = "latency",
+    objective: str | Mapping[str, float] = "latency",
     constraints: Constraints | None = None,
     expected_runs: int = 1000,
     threads: int | None = None,
@@ -62,6 +65,11 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     skip_passes: Sequence[str] = (),
     runs_at_once: int = RUNS_AT_ONCE,
     search: bool = False,
+    watts: Mapping[str, tuple[float, float]] | None = None,
+    fallback: str | Fallback = "allow",
+    plan: Plan | None = None,
+    split: bool = True,
+    resident: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Session:
     """Compile a graph for this machine.
@@ -71,7 +79,10 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         devices: "auto" for every device there is, or device ids; ops that none of them can run
             are run on the host, and the receipt says so.
         policy: placement policy by name (``crossdock.scheduler.policies``).
-        objective: "latency" is the one there is.
+        objective: "latency" (seconds of a run), "throughput" (seconds between the ends of
+            successive runs, many of them submitted at once), "energy" (joules of a run), or
+            weights of them such as ``{"latency": 0.5, "energy": 0.5}``, each term over its value
+            on the best single device.
         constraints: pins, forbidden devices, memory budgets.
         expected_runs: runs over which uploads of weights are spread.
         threads: processor threads a CPU-backed device may use (None: all).
@@ -82,16 +93,29 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
         search: search on from the policy's plan with compiled code: better plans where devices
             share a graph; the first use on a machine compiles that code, for a minute or two.
+        watts: what a device draws (idle, computing), by device id, for ``objective="energy"``.
+        fallback: which ops may run on the host because no device asked for can run them: "allow"
+            any, "forbid" none, or a ``Fallback`` (decided before anything runs; a stage of a
+            staged graph before that stage runs).
+        split: cut an op, or ops that share a dimension, into parts for several devices where that
+            is predicted to pay; only for latency, where devices compute at once, and for the first
+            shapes that a session is prepared for.
+        plan: a plan to run, made before for the same graph, constraints and devices; nothing is
+            planned or measured then, and shapes that it is not for are refused. It may come from a
+            file that nobody vouches for.
+        resident: inputs that keep a value from run to run, by name: copied once to the devices
+            that read them, as weights are, and not fed any more.
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:
-        PlanError: no placement, no such policy or objective, or over a memory budget.
+        PlanError: no placement, no such policy or objective, over a memory budget, or an op would
+            fall back to the host that may not; or the plan given is stale or damaged.
         DeviceError: a device named cannot be opened, or a kernel does not build.
     """
     config = Config(
-        _device_ids(devices),
+        request.device_ids(devices),
         policy,
-        objective,
+        Objective.of(objective),
         constraints or Constraints(),
         expected_runs,
         threads,
@@ -99,8 +123,13 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         tuple(skip_passes),
         runs_at_once,
         search,
+        dict(watts or {}),
+        contract_of(fallback),
+        plan,
+        split,
     )
-    _check(graph, config)
+    request.check(graph, config)
+    graph = fixed(graph, resident) if resident else graph
     now = not graph.symbols or shapes or dims
     return Session(graph, config, progress, graph.bind(dims, shapes) if now else None)
 
@@ -125,13 +154,13 @@ class Session:
         self.config = config
         self._progress = progress
         self._lock = threading.Lock()
-        self._ready: OrderedDict[_Shapes, Ready | StagedReady] = OrderedDict()
+        self._ready: LruCache[_Shapes, Ready | StagedReady] = LruCache(SHAPES_KEPT)
         self._last: Ready | StagedReady | None = None
         self._receipt: Callable[[], Receipt] | None = None
         self._closed = False
         self._planned = False
         self._background = Background(config.runs_at_once, f"crossdock submit {graph.name}")
-        self.devices = _open(config)
+        self.devices = request.open_devices(config)
         if bound is not None:
             self._prepare(bound)
 
@@ -150,17 +179,33 @@ class Session:
             raise PlanError("nothing has run yet, so there is no receipt; call run first")
         return self._receipt()
 
+    def ready(self) -> Ready:
+        """What the last shape bound or run is run with; for tools that look inside.
+
+        Raises:
+            PlanError: there is none, or the graph is staged and has one a stage.
+        """
+        found = self._bound()
+        if isinstance(found, StagedReady):
+            raise PlanError(
+                f"graph {self.graph.name!r} runs in stages, each with a plan of its own"
+            )
+        return found
+
     def estimate(self) -> Estimate:
-        """Predicted time of a run and peak bytes a device, before any run.
+        """Predicted time of a run now and peak bytes a device, before any run.
+
+        "Now" is at the pace that the devices have at this moment; the plan's own prediction is for
+        their usual pace.
 
         Raises:
             PlanError: nothing is bound, or the graph is staged and has not run yet: what its
                 stages are hangs on the values fed, and a guess would say nothing.
         """
-        plan = self.plan
-        return Estimate(
-            plan.predicted, plan.low, plan.high, {d.id: d.peak_bytes for d in plan.devices}
-        )
+        found, plan = self._bound(), self.plan
+        slow = found.slowdown() if isinstance(found, Ready) else 1.0
+        seconds = (plan.predicted * slow, plan.low * slow, plan.high * slow)
+        return Estimate(*seconds, {d.id: d.peak_bytes for d in plan.devices})
 
     def bind(
         self,
@@ -239,14 +284,40 @@ class Session:
 
     def _run(self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool) -> Outcome:
         staged = self.graph.staged is not None
-        arrays = feeds if staged else _arrays(self.graph, feeds)
+        arrays = feeds if staged else arrays_of(self.graph, feeds)
         ready = self._for_graph() if staged else self._for_shapes(arrays)
         if isinstance(ready, StagedReady):
             outcome, self._receipt = ready.run(arrays, deadline, profile=profile)
         else:
             outcome = ready.run(arrays, deadline, profile=profile)
             self._receipt = partial(ready.recorder.receipt, outcome.seconds, outcome.spans)
+            self._learn(ready, outcome, profile=profile)
         return outcome
+
+    def _learn(self, ready: Ready, outcome: Outcome, *, profile: bool) -> None:
+        """Keep the times of a profiled run; plan again where runs take too long."""
+        if ready.replan is None:
+            return
+        if profile:
+            with PREPARING:
+                program = ready.program
+                model = costing.store().model
+                observe(outcome, program.plan, program.graph, program.devices, model)
+        elif ready.watch.note(outcome.seconds):
+            self._background.post(partial(self._replan, ready))
+
+    def _replan(self, ready: Ready) -> None:
+        """Swap in what runs faster; runs in flight end as they began."""
+        assert ready.replan is not None
+        try:
+            with PREPARING:
+                made = ready.replan(ready)
+        except Error:
+            return  # the plan there is goes on; a device that failed is told of by a run
+        with self._lock:
+            self._ready.swap(ready, made)
+            if self._last is ready:
+                self._last = made
 
     def _for_graph(self) -> Ready | StagedReady:
         return self._found(_shapes(self.graph)) or self._prepare(self.graph)
@@ -263,7 +334,6 @@ class Session:
                 raise PlanError(f"the session of {self.graph.name!r} is closed; compile again")
             found = self._ready.get(key)
             if found is not None:
-                self._ready.move_to_end(key)
                 self._last = found
             return found
 
@@ -277,17 +347,18 @@ class Session:
             made = self._made(graph)
             with self._lock:
                 if not self._closed:
-                    self._ready[key] = self._last = made
-                    while len(self._ready) > SHAPES_KEPT:
-                        self._ready.popitem(last=False)
+                    self._last = made
+                    self._ready.put(key, made)
             return made
 
     def _made(self, graph: Graph) -> Ready | StagedReady:
         if graph.staged is None:
             again, self._planned = self._planned, True
-            with self._lock:
-                kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
-            return prepare(graph, self.config, self.devices, self._progress, again=again, kept=kept)
+            kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
+            return prepare(
+                graph, self.config, self.devices, self._progress, again=again, kept=kept,
+                source=self.graph,
+            )  # fmt: skip
         return StagedReady(graph, graph.staged, self.config, self.devices, self._progress)
 
     def _bound(self) -> Ready | StagedReady:
@@ -309,88 +380,3 @@ def _plan(ready: Ready | StagedReady) -> Plan:
 def _shapes(graph: Graph) -> _Shapes:
     """What a prepared graph is kept by; a staged one has symbols where any shape will do."""
     return tuple(tuple(spec.shape) for spec in graph.inputs.values())
-
-
-def _device_ids(devices: object) -> tuple[str, ...] | None:
-    """The ids asked for; None for all."""
-    if isinstance(devices, str):
-        return None if devices == "auto" else (devices,)
-    ids = tuple(devices) if isinstance(devices, Iterable) else ()
-    if not ids or not all(isinstance(name, str) for name in ids):
-        raise PlanError(
-            f"devices={devices!r} names nothing to run on; give 'auto', a device id such as "
-            "'cpu:0', or a list of ids"
-        )
-    return ids
-
-
-def _check(graph: object, config: Config) -> None:
-    """Refuse arguments of ``compile`` that nothing can be made of."""
-    if not isinstance(graph, Graph):
-        raise PlanError(
-            f"compile takes a Graph, not {type(graph).__name__}; get one from crossdock.load(...) "
-            "or GraphBuilder.build(...)"
-        )
-    if not isinstance(config.constraints, Constraints):
-        raise PlanError(
-            f"constraints is a crossdock.Constraints, not {type(config.constraints).__name__}"
-        )
-    if config.objective != "latency":
-        raise PlanError(f"objective {config.objective!r} is not supported; use 'latency'")
-    if config.policy not in policy_names():
-        raise PlanError(
-            f"there is no policy {config.policy!r}; use one of {', '.join(policy_names())}"
-        )
-    for name in ("expected_runs", "runs_at_once", "threads"):
-        value = getattr(config, name)
-        if value is not None and not value >= 1:
-            raise PlanError(f"{name}={value!r}: give 1 or more")
-    if not config.measure >= 0:
-        raise PlanError(f"measure={config.measure!r}: give True, False or a budget in seconds")
-
-
-def _open(config: Config) -> dict[str, Device]:
-    """Open the devices asked for, the host first (it is always there to feed the others)."""
-    ids = [d.id for d in registry.devices()] if config.devices is None else config.devices
-    wanted = dict.fromkeys([HOST, *ids])
-    return {name: registry.open_device(name, threads=config.threads) for name in wanted}
-
-
-def _arrays(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, Array]:
-    if not isinstance(feeds, Mapping):
-        raise FeedError(
-            f"graph {graph.name!r}: feeds maps input names to arrays, not {type(feeds).__name__}"
-        )
-    unknown = [n for n in feeds if n not in graph.inputs]
-    missing = [n for n in graph.inputs if n not in feeds]
-    if unknown or missing:
-        raise FeedError(
-            f"graph {graph.name!r}: "
-            + "; ".join(
-                [f"no input is named {', '.join(map(repr, unknown))}"] * bool(unknown)
-                + [f"input {', '.join(map(repr, missing))} is not fed"] * bool(missing)
-            )
-            + f"; its inputs are {', '.join(f'{n}: {s}' for n, s in graph.inputs.items())}"
-        )
-    return {name: _checked(name, spec, feeds[name]) for name, spec in graph.inputs.items()}
-
-
-def _checked(name: str, spec: TensorSpec, value: Any) -> Array:
-    try:
-        array = np.asarray(value)
-        if array.dtype == to_numpy(spec.dtype) and array.shape == spec.shape:
-            return array
-        have = TensorSpec.of(array)
-    except (Error, TypeError, ValueError) as error:
-        raise FeedError(f"input {name!r} wants {spec}: {error}") from error
-    if have.dtype != spec.dtype:
-        raise FeedError(
-            f"input {name!r} wants {spec}, got {have}; convert it with .astype({spec.dtype!r})"
-        )
-    fits = have.rank == spec.rank and all(
-        isinstance(want, str) or want == got
-        for want, got in zip(spec.shape, have.shape, strict=True)
-    )
-    if not fits:
-        raise FeedError(f"input {name!r} wants {spec}, got {have}")
-    return array

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,41 +24,86 @@ class Simulation:
     """Times in seconds from the start of the run.
 
     Attributes:
-        start, finish: float64 (steps,), by step index.
+        start, finish: float64 (steps,), by step index; of several runs one after the other,
+            (runs * steps,).
         makespan: the last finish; 0 for a plan without steps.
         busy: seconds in which each queue runs a step.
+        runs: runs that were replayed, each posted as soon as the one before.
     """
 
     start: Array
     finish: Array
     makespan: float
     busy: Mapping[str, float]
+    runs: int = 1
+
+    @property
+    def run_ends(self) -> Array:
+        """When each run is done, float64 (runs,)."""
+        ends: Array = self.finish.reshape(self.runs, -1).max(axis=1, initial=0.0)
+        return ends
+
+    @property
+    def interval(self) -> float:
+        """Seconds between the ends of successive runs, over the later half of them."""
+        half = self.runs // 2
+        if half == 0:
+            return self.makespan
+        ends = self.run_ends
+        return float(ends[-1] - ends[-1 - half]) / half
 
 
 def simulate(
     plan: Plan,
     capacity: Mapping[str, int] | None = None,
     scale: Mapping[str, float] | None = None,
+    runs: int = 1,
 ) -> Simulation:
-    """Replay a plan.
+    """Replay a plan, or several runs of it that are in flight together.
 
     Args:
         plan: the steps, in an order in which every wait is for an earlier step.
         capacity: how many devices of a resource group compute at once; 1 where not given.
         scale: factor on the predicted seconds of a device's ops (2: twice as slow); copies keep
             theirs.
+        runs: successive runs; every queue takes them in order, as the executor's do.
 
     Raises:
         PlanError: a step waits for itself or a later one, or a scale is not positive.
     """
     factors = dict(scale or {})
-    for device, factor in factors.items():
+    check(plan, factors)
+    done = _Replay(repeated(plan, runs), dict(capacity or {}), factors).run()
+    return replace(done, runs=runs)
+
+
+def check(plan: Plan, scale: Mapping[str, float]) -> None:
+    """Refuse what cannot be simulated; raises PlanError."""
+    for device, factor in scale.items():
         if not factor > 0.0:
             raise PlanError(f"scale of {device} is {factor}; give a factor greater than 0")
     for step in plan.steps:
         if any(not 0 <= w < step.index for w in step.waits):
             raise PlanError(f"step #{step.index} waits for a step that is not before it")
-    return _Replay(plan, dict(capacity or {}), factors).run()
+
+
+def repeated(plan: Plan, runs: int) -> Plan:
+    """The steps of several runs, one after the other; raises PlanError for less than one."""
+    if runs < 1:
+        raise PlanError(f"runs={runs}: give 1 or more")
+    if runs == 1:
+        return plan
+    steps = [
+        replace(step, index=base + step.index, waits=tuple(base + w for w in step.waits))
+        for base in range(0, runs * len(plan.steps), max(1, len(plan.steps)))
+        for step in plan.steps
+    ]
+    return replace(plan, steps=tuple(steps))
+
+
+def step_seconds(step: Step, scale: Mapping[str, float]) -> float:
+    """Predicted seconds of a step, scaled where it is an op."""
+    return step.seconds * (scale.get(step.device, 1.0) if step.kind == "launch" else 1.0)
 
 
 class _Replay:
@@ -68,7 +113,7 @@ class _Replay:
         self.plan = plan
         self.groups = {d.id: d.resource_group for d in plan.devices}
         self.free = {g: max(1, capacity.get(g, 1)) for g in self.groups.values()}
-        self.seconds = [_seconds(s, scale) for s in plan.steps]
+        self.seconds = [step_seconds(s, scale) for s in plan.steps]
         self.queues: dict[str, list[int]] = {}
         self.readers: list[list[int]] = [[] for _ in plan.steps]
         self.missing = [len(s.waits) for s in plan.steps]
@@ -138,7 +183,3 @@ class _Replay:
                 moved[other] = None
         for name in moved:
             self._offer(name)
-
-
-def _seconds(step: Step, scale: Mapping[str, float]) -> float:
-    return step.seconds * (scale.get(step.device, 1.0) if step.kind == "launch" else 1.0)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from crossdock.devices.base import DeviceInfo, Span
-from crossdock.runtime.plan import HOST, DevicePlan, Plan, Step
-from crossdock.runtime.receipt import OpReceipt, Receipt, make_receipt
+from crossdock.runtime.plan import HOST, DevicePlan, Plan, Step, step_line
+from crossdock.runtime.receipt import LinkReceipt, OpReceipt, Receipt, make_receipt
 
 
 @dataclass
@@ -78,7 +78,7 @@ class StageLog:
     def receipt(self, seconds: float) -> Receipt:
         """One receipt; the seconds of an op that ran several times are summed."""
         ops: list[OpReceipt] = []
-        links: dict[str, int] = {}
+        links: dict[str, LinkReceipt] = {}
         notes: list[str] = []
         for entry in self.entries.values():
             if isinstance(entry, HostRecord):
@@ -91,8 +91,9 @@ class StageLog:
                 for op in part.ops
             ]
             notes += part.notes
-            for link, nbytes in part.links.items():
-                links[link] = links.get(link, 0) + nbytes * entry.runs
+            for name, link in part.transfers.items():
+                many = link.times(entry.runs)
+                links[name] = links[name] + many if name in links else many
         predicted = sum(e.plan.predicted * e.runs for e in self.stages())
         return Receipt(
             self.name, self.digest(Plan.digest), tuple(ops), links, predicted, seconds, tuple(notes)
@@ -142,6 +143,8 @@ class _Joiner:
             lower_bound=bound,
             expected_runs=plans[0].expected_runs if plans else 1,
             cost_model=plans[0].cost_model if plans else "",
+            kernels=plans[0].kernels if plans else "",
+            explainer=StagesExplainer(tuple(plans)),
         )
 
     def _stage(self, entry: StageRecord) -> None:
@@ -191,8 +194,22 @@ class _Joiner:
             found[part.id] = part if before is None else _both(before, part)
         if not found:
             ids = here.name, here.physical_id, here.fingerprint, here.resource_group
-            found[HOST] = DevicePlan(HOST, *ids, 0, 0, {}, self.now)
+            found[HOST] = DevicePlan(HOST, *ids, 0, 0, {}, self.now, here.driver)
         return tuple(dataclasses.replace(d, offsets={}) for d in found.values())
+
+
+@dataclass(frozen=True)
+class StagesExplainer:
+    """Explains an op by the stage it is in."""
+
+    plans: tuple[Plan, ...]
+
+    def text(self, plan: Plan, name: str) -> str:
+        """What the op's stage knows; a host op has nothing but its step."""
+        for part in self.plans:
+            if any(s.name == name for s in part.launches()):
+                return part.explain_op(name)
+        return step_line(plan.find(name))
 
 
 def _both(a: DevicePlan, b: DevicePlan) -> DevicePlan:
@@ -203,5 +220,7 @@ def _both(a: DevicePlan, b: DevicePlan) -> DevicePlan:
         a,
         arena_bytes=a.arena_bytes + b.arena_bytes,
         resident_bytes=a.resident_bytes + b.resident_bytes,
+        packed_bytes=a.packed_bytes + b.packed_bytes,
+        scratch_bytes=a.scratch_bytes + b.scratch_bytes,
         single_seconds=alone,
     )

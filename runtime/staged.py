@@ -6,9 +6,7 @@ find it again. Plan and receipt are those of the last run: its stages joined, an
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,17 +15,19 @@ from typing import Any
 from crossdock.devices.base import Device, Span
 from crossdock.runtime.errors import PlanError, Timeout
 from crossdock.runtime.executor import Deadline, Outcome
+from crossdock.runtime.fallback import check_host_op
 from crossdock.runtime.graph import Graph, Staged
+from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.prepare import (
     MEASURE_SECONDS,
     PREPARING,
     Config,
     Progress,
-    Ready,
     concerning,
     prepare,
 )
+from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.stage_log import StageLog
 from crossdock.runtime.tensor import Array
@@ -49,13 +49,15 @@ class StagedReady:
     ) -> None:
         self.name = graph.name
         self.host = devices[HOST].info
+        for op in staged.host_ops():
+            check_host_op(*op, config.fallback)
         self._staged = staged
         self._stages = staged.open()
         self._config, self._devices, self._progress = config, devices, progress
         self._budget = MEASURE_SECONDS if config.measure is True else float(config.measure)
+        self.contract = config.fallback
         self._planned = False
-        self._lock = threading.Lock()
-        self._ready: OrderedDict[bytes, Ready] = OrderedDict()
+        self._ready: LruCache[bytes, Ready] = LruCache(STAGES_KEPT, PREPARING)
         self._last: StageLog | None = None
         first = self._stages.first()
         if first is not None:
@@ -89,25 +91,7 @@ class StagedReady:
 
     def stage(self, key: bytes, graph: Graph) -> Ready:
         """A stage made ready."""
-        found = self._found(key)
-        if found is not None:
-            return found
-        with PREPARING:
-            found = self._found(key)
-            if found is None:
-                found = self._made(graph)
-                with self._lock:
-                    self._ready[key] = found
-                    while len(self._ready) > STAGES_KEPT:
-                        self._ready.popitem(last=False)
-        return found
-
-    def _found(self, key: bytes) -> Ready | None:
-        with self._lock:
-            found = self._ready.get(key)
-            if found is not None:
-                self._ready.move_to_end(key)
-            return found
+        return self._ready.get_or_make(key, partial(self._made, graph))
 
     def _made(self, graph: Graph) -> Ready:
         """Prepare a stage; all of them share the seconds that may be spent on measuring."""
@@ -116,8 +100,7 @@ class StagedReady:
         if config.measure is not False:
             config = replace(config, measure=self._budget)
         began = time.perf_counter()
-        with self._lock:
-            kept = list(self._ready.values())
+        kept = self._ready.values()
         made = prepare(graph, config, self._devices, self._progress, again=self._planned, kept=kept)
         self._planned = True
         self._budget = max(0.0, self._budget - (time.perf_counter() - began))
@@ -140,6 +123,10 @@ class _Runner:
         for queue, spans in outcome.spans.items():
             self.spans.setdefault(queue, []).extend(spans)
         return outcome.outputs
+
+    def may(self, name: str, op: str, why: str) -> None:
+        """Raise PlanError where the host may not run an op."""
+        check_host_op(name, op, why, self._ready.contract)
 
     def host(self, name: str, op: str, why: str, seconds: float) -> None:
         """Take note of an op that the host ran."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.kernels.fused import FusedBody
+from crossdock.kernels.refusal import cause_of
 from crossdock.runtime import costing
 from crossdock.runtime.costing import Offers
 from crossdock.runtime.graph import Graph, Node
@@ -49,14 +50,21 @@ def build(
     devices: Sequence[DeviceInfo],
     measured: frozenset[tuple[str, str]],
     expected_runs: int,
+    *,
+    late: bool = False,
+    brief: bool = False,
 ) -> Plan:
     """Turn a schedule into a plan.
 
     ``tensors`` names the value of each of the schedule's tensor numbers; ``measured`` holds the
-    (source, target) ids of the links whose speed is known.
+    (source, target) ids of the links whose speed is known. ``late``: copies wait until they are
+    needed, and memory waits for the copies out of it. ``brief`` leaves out the graph's digest and
+    what was considered for each op.
     """
     roots = costing.alias_roots(graph)
-    drafts = _Drafts(graph, placed, offered, made, roots, tensors, measured)
+    drafts = _Drafts(graph, placed, offered, made, roots, tensors, measured, brief=brief)
+    if late:
+        hold_back(drafts.drafts, roots)
     ordered = _order(drafts.drafts)
     waited = with_waits(ordered)
     arenas = plan_arenas(graph, waited, devices, roots)
@@ -68,15 +76,16 @@ def build(
             fingerprint=d.fingerprint,
             resource_group=d.resource_group,
             arena_bytes=arenas[d.id].nbytes,
-            resident_bytes=_resident(graph, waited, d.id, roots),
+            resident_bytes=0,
             offsets=dict(arenas[d.id].offsets),
             single_seconds=_finite(made.single.get(d.id)),
+            driver=d.driver,
         )
         for d in devices
     )
     spread = math.sqrt(sum(((s.high - s.low) / 2) ** 2 for s in waited))
     return Plan(
-        graph=graph.digest(),
+        graph="" if brief else graph.digest(),
         graph_name=graph.name,
         policy=made.policy,
         devices=parts,
@@ -111,8 +120,11 @@ class _Drafts:
         roots: Mapping[str, str],
         tensors: Mapping[int, str],
         measured: frozenset[tuple[str, str]],
+        *,
+        brief: bool,
     ) -> None:
         self.graph, self.made, self.roots, self.measured = graph, made, roots, measured
+        self.brief = brief
         self.drafts: list[_Draft] = []
         self.at: dict[tuple[str, str], int] = {}  # (root value, device) -> draft that puts it there
         ids = made.problem.device_ids
@@ -149,7 +161,7 @@ class _Drafts:
             op=node.op,
             kernel=offer.kernel.name,
             detail=str(body) if isinstance(body, FusedBody) else "",
-            **self._why(offers, task, device),  # type: ignore[arg-type]
+            **({} if self.brief else self._why(offers, task, device)),  # type: ignore[arg-type]
         )
 
     def _why(self, offers: Offers, task: int, device: str) -> dict[str, object]:
@@ -161,7 +173,9 @@ class _Drafts:
             offer = offers.best.get(name)
             reason = candidate.reason or offers.reasons.get(name, "")
             if offer is None or (candidate.exec_s is None or math.isinf(candidate.exec_s)):
-                choices.append(Choice(name, "", None, None, None, "unknown", None, reason))
+                cause = str(cause_of(reason))
+                text = str(reason)  # a plan is plain data
+                choices.append(Choice(name, "", None, None, None, "unknown", None, text, cause))
                 continue
             seconds, low, high = costing.interval(offer.estimate)
             choices.append(
@@ -173,7 +187,10 @@ class _Drafts:
                     high,
                     offer.estimate.source.value,
                     candidate.finish,
-                    reason,
+                    str(reason),
+                    str(cause_of(reason)),
+                    candidate.transfer_in if math.isfinite(candidate.transfer_in) else None,
+                    candidate.queue_wait,
                 )
             )
         return {"choices": tuple(choices), "reason": _reason(choices, device, decision.margin)}
@@ -239,6 +256,46 @@ def _reason(choices: Sequence[Choice], device: str, margin: float | None) -> str
     return f"earlier end of the whole; {known}"
 
 
+def hold_back(drafts: Sequence[_Draft], roots: Mapping[str, str]) -> None:
+    """Let copies wait until they are needed, and memory for the copies out of it.
+
+    A copy to a device waits for the op before its first reader there; the op after the last one
+    that touches a value on a device waits until the value is copied out. Ops keep their order.
+    """
+    lanes: dict[str, list[int]] = {}
+    for i, draft in enumerate(drafts):
+        if draft.step.kind == "launch":
+            lanes.setdefault(draft.step.device, []).append(i)
+    last: dict[tuple[str, str], int] = {}  # (root, device) -> place of the last op that touches it
+    first: dict[int, int] = {}  # copy -> place of its first reader
+    for device, lane in lanes.items():
+        lane.sort(key=lambda i: (drafts[i].step.start, i))
+        for at, i in enumerate(lane):
+            step = drafts[i].step
+            values = [v for v in (*step.inputs, *step.outputs) if v is not None]
+            last.update(((roots[v], device), at) for v in values)
+            for need in drafts[i].needs:
+                first.setdefault(need, at)
+            drafts[i].needs += lane[at - 1 : at] if at else []
+    for i, draft in enumerate(drafts):
+        if draft.step.kind == "copy":
+            _hold_copy(
+                drafts, i, lanes, first.get(i, 0), last.get((draft.step.name, draft.step.src))
+            )
+
+
+def _hold_copy(
+    drafts: Sequence[_Draft], i: int, lanes: Mapping[str, list[int]], first: int, last: int | None
+) -> None:
+    """Tie copy ``i`` to the lanes of its ends; places of its first reader and of its last user."""
+    step = drafts[i].step
+    if step.dst != HOST and first > 0:
+        drafts[i].needs.append(lanes[step.dst][first - 1])
+    if step.src != HOST and last is not None:
+        for after in lanes[step.src][last + 1 : last + 2]:
+            drafts[after].needs.append(i)
+
+
 def _order(drafts: Sequence[_Draft]) -> list[Step]:
     """Topological order by predicted start; every dependency becomes a wait."""
     readers: list[list[int]] = [[] for _ in drafts]
@@ -262,15 +319,3 @@ def _order(drafts: Sequence[_Draft]) -> list[Step]:
                 heapq.heappush(ready, (drafts[r].step.start, r))
     assert len(steps) == len(drafts), "cycle among steps"
     return steps
-
-
-def _resident(graph: Graph, steps: Sequence[Step], device: str, roots: Mapping[str, str]) -> int:
-    """Bytes of the constants that the device's ops read."""
-    used = {
-        roots[v]
-        for s in steps
-        if s.kind == "launch" and s.device == device
-        for v in s.inputs
-        if v is not None and roots[v] in graph.constants
-    }
-    return sum(graph.specs[v].nbytes for v in used)

@@ -18,7 +18,9 @@ class Target:
 
     ``devices`` holds every device considered, the host first; ``asked`` the ids that ops are
     placed on (the host alone runs what no asked device can). ``capacity`` says how many devices
-    of a resource group may compute at once; ``broken`` why a device computes nothing, by id.
+    of a resource group may compute at once; ``broken`` why a device computes nothing, by id;
+    ``watts`` what a device draws when idle and when it computes, by id, where that is known;
+    ``built`` are the kernels that need no building any more.
     """
 
     devices: tuple[DeviceInfo, ...]
@@ -26,6 +28,8 @@ class Target:
     model: CostModel
     capacity: Mapping[str, int] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
+    watts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    built: frozenset[tuple[str, str, str]] = frozenset()
 
     def link(self, src: DeviceInfo, dst: DeviceInfo) -> LinkModel:
         """The measured link, or the default."""

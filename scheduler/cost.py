@@ -7,30 +7,40 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from crossdock.runtime.errors import PlanError
-from crossdock.scheduler.fit import Z80, Fit, fit
+from crossdock.scheduler.fit import Fit, fit
 from crossdock.scheduler.linkmodel import LinkModel
+from crossdock.scheduler.samples import (
+    FEW,
+    MISSES,
+    PACES,
+    RECENT,
+    Content,
+    Samples,
+    alone,
+    far,
+    half_widths,
+    honest,
+    middle,
+    ratios,
+    scaled_by_shapes,
+    summarise,
+    widened,
+)
 from crossdock.scheduler.work import DeviceRates, Estimate, Source, Work
 
-SCHEMA = "crossdock-costs/1"
 KEEP = 64  # samples kept a key
-RECENT = 16  # newest samples that decide whether the kernel's speed has drifted
 OUTLIER = 10.0  # a shape's only samples this far above the fit's interval are not believed
 ROOFLINE_LOW, ROOFLINE_HIGH = 0.8, 4.0  # share of the roofline that kernels take, 80 % interval
 
+RUNNING, ALONE, FITTED = KINDS = ("running", "alone", "fitted")
+"""Kinds of predictions: from times within graphs, from the kernel's alone, from other shapes."""
 
-@dataclass(slots=True)
-class _Samples:
-    """The last samples of one shape, and its work."""
-
-    seconds: deque[float]
-    work: Work | None
-    count: int
+Variant = tuple[str, str]
+"""Fingerprint of a device and name of a kernel."""
 
 
 class CostModel:
@@ -38,16 +48,20 @@ class CostModel:
 
     ``key`` names shapes, dtypes and attributes. Estimates come from the best source there is:
     measured, else fitted over the variant's other shapes, else the roofline, else unknown.
+
+    Samples are seconds at pace 1 (``pace`` is how long arithmetic takes relative to a fixed
+    reference; a device's clock and its neighbours change it), estimates seconds at the device's
+    usual pace. Samples taken within graphs, where caches hold other data, count before those of
+    kernels timed alone; what the ratio of the two is, kernels never seen in a graph inherit.
+
     One writer at a time; readers may share a model that nobody writes.
     """
 
     def __init__(self, *, keep: int = KEEP) -> None:
         """Start empty, keeping the last ``keep`` samples of a key."""
-        self._keep = keep
-        self._kernels: dict[tuple[str, str], dict[str, _Samples]] = {}
-        self._rates: dict[str, DeviceRates] = {}
-        self._links: dict[tuple[str, str], LinkModel] = {}
-        self._fits: dict[tuple[str, str], Fit | None] = {}
+        self.content = Content(keep)
+        self._fits: dict[tuple[str, str, str], Fit | None] = {}
+        self._contexts: dict[Variant, tuple[float, float]] = {}
         self._version: str | None = None
 
     def record(
@@ -67,110 +81,222 @@ class CostModel:
         key: str,
         seconds: Iterable[float],
         work: Work | None = None,
+        *,
+        running: bool = False,
+        anew: bool = False,
     ) -> None:
-        """Add measured runs, oldest first; ``work`` lets them inform other shapes."""
+        """Add measured runs at pace 1, oldest first; ``work`` lets them inform other shapes.
+
+        ``running``: they were taken within a graph. ``anew``: earlier ones are no longer true.
+        """
         runs = [float(x) for x in seconds]
         if not all(math.isfinite(x) and x > 0.0 for x in runs):
             raise ValueError(f"measured seconds of {variant!r} must be finite and positive")
         if not runs:
             return
-        shapes = self._kernels.setdefault((fingerprint, variant), {})
-        entry = shapes.setdefault(key, _Samples(deque(maxlen=self._keep), None, 0))
-        entry.seconds.extend(runs)
+        if running:
+            self._learn_misses(fingerprint, variant, key, runs, work)
+        entry = self.content.entry(fingerprint, variant, key)
+        samples = entry.running if running else entry.seconds
+        if anew:
+            samples.clear()
+        samples.extend(runs)
         entry.count += len(runs)
         entry.work = work or entry.work
-        self._fits.pop((fingerprint, variant), None)
+        self._changed(fingerprint, variant)
+
+    def _learn_misses(
+        self, fingerprint: str, variant: str, key: str, runs: Sequence[float], work: Work | None
+    ) -> None:
+        """Note how far the prediction was off that these runs would have had."""
+        kind, before = self._predicted(fingerprint, variant, key, work)
+        if before.seconds and kind in KINDS:
+            taken = middle(runs) * self._factor(fingerprint, work)
+            down, up = half_widths(before)
+            miss = math.log(taken / before.seconds)
+            half = max(down if miss < 0.0 else up, 1e-3)
+            misses = self.content.misses.setdefault((fingerprint, kind), deque(maxlen=MISSES))
+            misses.append(abs(miss) / half)
+
+    def _changed(self, fingerprint: str, variant: str) -> None:
+        for mark in [m for m in self._fits if m[:2] == (fingerprint, variant)]:
+            del self._fits[mark]
+        self._contexts.clear()
         self._version = None
+
+    def mark_calibrated(self, fingerprint: str) -> None:
+        """Note that a device's kernels have been timed at shapes of all kinds."""
+        self.content.calibrated.add(fingerprint)
+        self._version = None
+
+    def is_calibrated(self, fingerprint: str) -> bool:
+        """Whether a device has been calibrated."""
+        return fingerprint in self.content.calibrated
+
+    def note_pace(self, fingerprint: str, pace: float) -> None:
+        """Add a pace that a device was seen at."""
+        self.content.paces.setdefault(fingerprint, deque(maxlen=PACES)).append(float(pace))
+        self._version = None
+
+    def pace(self, fingerprint: str) -> float:
+        """The usual pace of a device: 1 where none was noted."""
+        seen = self.content.paces.get(fingerprint)
+        return middle(tuple(seen)) if seen else 1.0
 
     def set_rates(self, fingerprint: str, rates: DeviceRates) -> None:
         """Set the roofline of a device."""
-        self._rates[fingerprint] = rates
+        self.content.rates[fingerprint] = rates
         self._version = None
 
     def rates(self, fingerprint: str) -> DeviceRates | None:
         """The roofline of a device, if it was set."""
-        return self._rates.get(fingerprint)
+        return self.content.rates.get(fingerprint)
 
     def set_link(self, src: str, dst: str, model: LinkModel) -> None:
         """Set the link between two fingerprints, one direction."""
-        self._links[src, dst] = model
+        self.content.links[src, dst] = model
         self._version = None
 
     def link(self, src: str, dst: str) -> LinkModel | None:
         """The link from ``src`` to ``dst``, if it was set."""
-        return self._links.get((src, dst))
+        return self.content.links.get((src, dst))
 
-    def samples(self, fingerprint: str, variant: str, key: str) -> tuple[float, ...]:
-        """The kept samples of a key, oldest first."""
-        entry = self._kernels.get((fingerprint, variant), {}).get(key)
-        return tuple(entry.seconds) if entry else ()
+    def samples(
+        self, fingerprint: str, variant: str, key: str, *, running: bool = False
+    ) -> tuple[float, ...]:
+        """The kept samples of a key at pace 1, oldest first; those within graphs if ``running``."""
+        entry = self.content.kernels.get((fingerprint, variant), {}).get(key)
+        if entry is None:
+            return ()
+        return tuple(entry.running if running else entry.seconds)
 
     def estimate(
         self, fingerprint: str, variant: str, key: str, work: Work | None = None
     ) -> Estimate:
-        """Seconds of one run, from the best source; unknown without samples or usable work."""
-        entry = self._kernels.get((fingerprint, variant), {}).get(key)
-        if entry is None:
-            return self._modelled(fingerprint, variant, work)
-        measured = summarise(tuple(entry.seconds), entry.count)
-        if len(entry.seconds) < 3 and (work or entry.work) is not None:
-            model = self._modelled(fingerprint, variant, work or entry.work, leave_out=key)
-            if model.high is not None and (measured.seconds or 0.0) > OUTLIER * model.high:
-                return model
-        return measured
+        """Seconds of one run, from the best source; unknown without samples or usable work.
 
-    def _modelled(
+        Intervals are as wide as the device's newest predictions of this kind called for.
+        """
+        kind, found = self._predicted(fingerprint, variant, key, work)
+        return honest(found, tuple(self.content.misses.get((fingerprint, kind), ())))
+
+    def _predicted(
+        self, fingerprint: str, variant: str, key: str, work: Work | None
+    ) -> tuple[str, Estimate]:
+        """The kind of prediction, and the estimate with the interval that its samples give."""
+        entry = self.content.kernels.get((fingerprint, variant), {}).get(key)
+        if entry is None or not (entry.seconds or entry.running):
+            return FITTED, self.modelled(fingerprint, variant, work)
+        work = work or entry.work
+        factor = self._factor(fingerprint, work)
+        if len(entry.running) >= FEW or not entry.seconds:
+            newest = tuple(entry.running)[-RECENT:]
+            return RUNNING, summarise(newest, entry.count).scaled(factor)
+        ratio, spread = self.context(fingerprint, variant)
+        by_itself = summarise(tuple(entry.seconds), entry.count)
+        measured = widened(by_itself.scaled(factor * ratio), spread)
+        if len(entry.seconds) < FEW and far(measured, self.modelled(fingerprint, variant, work)):
+            model = self.modelled(fingerprint, variant, work, leave_out=key)
+            if far(measured, model, OUTLIER):
+                return FITTED, model
+        return ALONE, measured
+
+    def _factor(self, fingerprint: str, work: Work | None) -> float:
+        """From pace 1 to the usual pace."""
+        return 1.0 if work is None else float(self.pace(fingerprint) ** work.arithmetic)
+
+    def context(self, fingerprint: str, variant: str) -> tuple[float, float]:
+        """Time within graphs over time alone, and the spread of its logarithm, for a variant.
+
+        From the shapes that have both; from all the device's where the variant has too few.
+        """
+        mark = (fingerprint, variant)
+        if mark not in self._contexts:
+            own = ratios(self.content.kernels.get(mark, {}).values())
+            if len(own) < FEW:
+                own = [
+                    r
+                    for (device, _), shapes in self.content.kernels.items()
+                    if device == fingerprint
+                    for r in ratios(shapes.values())
+                ]
+            self._contexts[mark] = (1.0, 0.0)
+            if len(own) >= FEW:
+                level = float(np.median(own))
+                spread = 1.4826 * float(np.median(np.abs(np.array(own) - level)))
+                self._contexts[mark] = (math.exp(level), spread)
+        return self._contexts[mark]
+
+    def modelled(
         self, fingerprint: str, variant: str, work: Work | None, leave_out: str | None = None
     ) -> Estimate:
+        """The estimate for a shape as if ``leave_out``, a key, had never been measured."""
         if work is None:
             return Estimate.unknown()
         shapes = {
             k: s
-            for k, s in self._kernels.get((fingerprint, variant), {}).items()
-            if s.work is not None and k != leave_out
+            for k, s in self.content.kernels.get((fingerprint, variant), {}).items()
+            if s.work is not None and s.work.family == work.family and k != leave_out
         }
-        if len(shapes) >= 3:
-            made = self._fit(fingerprint, variant, shapes, leave_out)
+        ratio, spread = self.context(fingerprint, variant)
+        factor = self._factor(fingerprint, work)
+        if len(shapes) >= FEW:
+            made = self._fit(fingerprint, variant, work.family, shapes, leave_out)
             if made is not None:
                 seconds, low, high = made.predict(work)
-                return Estimate(seconds, low, high, Source.FITTED, len(shapes))
+                found = Estimate(seconds, low, high, Source.FITTED, len(shapes))
+                return widened(found.scaled(factor * ratio), spread)
         roofline = self._roofline(fingerprint, work)
-        return _scaled_by_shapes(self._rates.get(fingerprint), roofline, shapes.values())
+        return scaled_by_shapes(
+            self.content.rates.get(fingerprint), roofline, shapes.values(), factor * ratio
+        )
 
     def _fit(
         self,
         fingerprint: str,
         variant: str,
-        shapes: Mapping[str, _Samples],
+        family: str,
+        shapes: Mapping[str, Samples],
         leave_out: str | None,
     ) -> Fit | None:
-        if leave_out is None and (fingerprint, variant) in self._fits:
-            return self._fits[fingerprint, variant]
-        works = [s.work for s in shapes.values() if s.work is not None]
-        times = [middle(tuple(s.seconds)) for s in shapes.values()]
-        made = fit(works, times)
+        mark = (fingerprint, variant, family)
+        if leave_out is None and mark in self._fits:
+            return self._fits[mark]
+        count, shape = self.content.learnt.get(mark, (0, None))
+        rows = list(shapes.values())
+        works = [s.work for s in rows if s.work is not None]
+        ratio = self.context(fingerprint, variant)[0]
+        times = [alone(s, ratio) for s in rows]
+        made = fit(works, times, shape if count and len(rows) < 2 * count else None)
+        if made is not None and made.shape is not shape:
+            self.content.learnt[mark] = (len(rows), made.shape)
         if leave_out is None:
-            self._fits[fingerprint, variant] = made
+            self._fits[mark] = made
         return made
 
     def _roofline(self, fingerprint: str, work: Work) -> Estimate:
-        rates = self._rates.get(fingerprint)
+        rates = self.content.rates.get(fingerprint)
         seconds = rates.seconds(work) if rates else None
         if seconds is None:
             return Estimate.unknown()
         low, high = seconds * ROOFLINE_LOW, seconds * ROOFLINE_HIGH
         return Estimate(seconds, low, high, Source.ROOFLINE)
 
+    def without(self, keys: Iterable[str]) -> CostModel:
+        """A new model that has never seen these keys; what was learnt of kernels stays."""
+        left = frozenset(keys)
+        result = CostModel(keep=self.content.keep).merge(self)
+        for mark, shapes in result.content.kernels.items():
+            for key in left & shapes.keys():
+                del shapes[key]
+            result._contexts[mark] = self.context(*mark)  # noqa: SLF001 - our own
+        return result
+
     def merge(self, other: CostModel) -> CostModel:
         """A new model with both contents; the other's samples count as the newer ones."""
-        result = CostModel(keep=max(self._keep, other._keep))
-        for model in (self, other):
-            for (fingerprint, variant), shapes in model._kernels.items():  # noqa: SLF001 - our own
-                for key, s in shapes.items():
-                    result.record_many(fingerprint, variant, key, s.seconds, s.work)
-                    result._kernels[fingerprint, variant][key].count += s.count - len(s.seconds)
-            result._rates.update(model._rates)  # noqa: SLF001
-            result._links.update(model._links)  # noqa: SLF001
+        result = CostModel(keep=max(self.content.keep, other.content.keep))
+        result.content.add(self.content)
+        result.content.add(other.content)
         return result
 
     @property
@@ -183,28 +309,9 @@ class CostModel:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; ``from_json`` gives an equal model."""
-        return {
-            "schema": SCHEMA,
-            "keep": self._keep,
-            "rates": {
-                f: {"flops": dict(r.flops), "bandwidth": r.bandwidth, "launch_s": r.launch_s}
-                for f, r in sorted(self._rates.items())
-            },
-            "links": [
-                {
-                    "src": a,
-                    "dst": b,
-                    "latency_s": x.latency_s,
-                    "points": [list(p) for p in x.points],
-                }
-                for (a, b), x in sorted(self._links.items())
-            ],
-            "kernels": [
-                {"device": f, "variant": v, "key": k, **_samples_json(s)}
-                for (f, v), shapes in sorted(self._kernels.items())
-                for k, s in sorted(shapes.items())
-            ],
-        }
+        from crossdock.scheduler.cost_json import to_json
+
+        return to_json(self.content)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CostModel:
@@ -213,77 +320,8 @@ class CostModel:
         Raises:
             PlanError: not such data; the message names what is wrong.
         """
-        try:
-            if data["schema"] != SCHEMA:
-                raise ValueError(f"schema {data['schema']!r} is not {SCHEMA!r}")
-            model = cls(keep=int(data["keep"]))
-            for f, r in data["rates"].items():
-                flops = {str(k): float(v) for k, v in r["flops"].items()}
-                rates = DeviceRates(flops, float(r["bandwidth"]), float(r["launch_s"]))
-                model.set_rates(str(f), rates)
-            for x in data["links"]:
-                points = tuple((float(size), float(rate)) for size, rate in x["points"])
-                model.set_link(x["src"], x["dst"], LinkModel(float(x["latency_s"]), points))
-            for row in data["kernels"]:
-                work = Work(**row["work"]) if row["work"] is not None else None
-                where = (str(row["device"]), str(row["variant"]))
-                model.record_many(*where, str(row["key"]), row["seconds"], work)
-                model._kernels[where][str(row["key"])].count = int(row["count"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"cost data is damaged ({error}); delete it and probe again") from error
+        from crossdock.scheduler.cost_json import from_json
+
+        model = cls()
+        model.content = from_json(data)
         return model
-
-
-def middle(seconds: Sequence[float]) -> float:
-    """Lower median: of two samples the smaller one, so that one spike never wins."""
-    return sorted(seconds)[(len(seconds) - 1) // 2]
-
-
-def summarise(seconds: Sequence[float], count: int) -> Estimate:
-    """Estimate from samples, oldest first: median, with an interval for the next run.
-
-    If the newest samples' median left the older ones' by four deviations and 10 %, the kernel's
-    speed has drifted and only the newest count.
-    """
-    window = list(seconds)
-    old, new = window[:-RECENT], window[-RECENT:]
-    if len(old) >= RECENT:
-        shift = abs(middle(new) - middle(old))
-        if shift > max(4.0 * _deviation(old), 0.1 * middle(old)):
-            window = new
-    centre = middle(window)
-    floor = 0.02 if len(window) >= 5 else 0.08
-    half = Z80 * max(_deviation(window), floor * centre) * math.sqrt(1.0 + 1.0 / len(window))
-    low, high = max(0.0, centre - half), centre + half
-    if len(window) >= 20:
-        low = min(centre, float(np.quantile(window, 0.1)))
-        high = max(centre, float(np.quantile(window, 0.9)))
-    return Estimate(centre, low, high, Source.MEASURED, count)
-
-
-def _deviation(seconds: Sequence[float]) -> float:
-    """Standard deviation from the median absolute deviation."""
-    centre = middle(seconds)
-    return 1.4826 * middle([abs(x - centre) for x in seconds])
-
-
-def _scaled_by_shapes(
-    rates: DeviceRates | None, roofline: Estimate, shapes: Iterable[_Samples]
-) -> Estimate:
-    """One or two measured shapes scale the roofline: fitted, with a wide interval."""
-    ratios = []
-    for s in shapes:
-        ideal = rates.seconds(s.work) if rates and s.work else None
-        if ideal:
-            ratios.append(middle(tuple(s.seconds)) / ideal)
-    if not ratios or roofline.seconds is None:
-        return roofline
-    seconds = roofline.seconds * math.exp(float(np.mean(np.log(ratios))))
-    return Estimate(seconds, seconds / 2.0, seconds * 2.0, Source.FITTED, len(ratios))
-
-
-def _samples_json(s: _Samples) -> dict[str, Any]:
-    work = None
-    if s.work is not None:
-        work = {name: getattr(s.work, name) for name in Work.__slots__}
-    return {"work": work, "seconds": list(s.seconds), "count": s.count}

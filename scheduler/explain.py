@@ -7,62 +7,90 @@ import math
 import numpy as np
 
 from crossdock.scheduler.decode import decode
-from crossdock.scheduler.problem import Problem
+from crossdock.scheduler.problem import Floats, Ints, Problem
 from crossdock.scheduler.result import Candidate, Decision, Schedule
-from crossdock.scheduler.timeline import Timeline
 
 
-def decide(schedule: Schedule, task: int) -> Decision:
-    """Candidates of ``task`` with every other task where and when the schedule has it."""
-    winner = int(schedule.device[task])
-    rows = tuple(_candidate(schedule, task, d) for d in range(schedule.problem.m))
-    others = [c.finish for c in rows if c.device != winner and c.finish is not None]
-    margin = min(others) - float(schedule.finish[task]) if others else None
-    return Decision(task, winner, margin, rows)
+class Decider:
+    """Decisions of one schedule; what they have in common is worked out once."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        serial = schedule.links == "serial"
+        self._sent = {(x.tensor, x.dst): x.finish for x in schedule.transfers} if serial else {}
+        self._lanes: dict[int, _Lane] = {}
+
+    def decide(self, task: int) -> Decision:
+        """Candidates of ``task`` with every other task where and when the schedule has it."""
+        s = self.schedule
+        winner = int(s.device[task])
+        rows = tuple(self._candidate(task, d) for d in range(s.problem.m))
+        others = [c.finish for c in rows if c.device != winner and c.finish is not None]
+        margin = min(others) - float(s.finish[task]) if others else None
+        return Decision(task, winner, margin, rows)
+
+    def _candidate(self, task: int, device: int) -> Candidate:
+        s, p = self.schedule, self.schedule.problem
+        exec_s = float(p.cost[task, device])
+        if math.isinf(exec_s):
+            why = p.reasons.get((task, device), "no kernel or cost for this device")
+            return Candidate(device, None, 0.0, 0.0, 0.0, None, why)
+        produced, ready = self._inputs_ready(task, device)
+        transfer_in = ready - produced
+        if math.isinf(ready):
+            why = "inputs cannot reach it"
+            return Candidate(device, exec_s, transfer_in, ready, 0.0, None, why)
+        if device == s.device[task]:
+            begin = float(s.start[task])
+        else:
+            begin = self._lane(int(p.resource[device])).earliest(ready, exec_s, task)
+        wait = max(0.0, begin - ready)
+        return Candidate(device, exec_s, transfer_in, ready, wait, begin + exec_s)
+
+    def _inputs_ready(self, task: int, device: int) -> tuple[float, float]:
+        """Last producer's finish, and when the inputs are on ``device`` (no new contention)."""
+        s, p = self.schedule, self.schedule.problem
+        produced = ready = 0.0
+        for k in range(int(p.preds.ptr[task]), int(p.preds.ptr[task + 1])):
+            a, e = int(p.preds.task[k]), int(p.preds.edge[k])
+            src = int(s.device[a])
+            done = float(s.finish[a])
+            produced = max(produced, done)
+            arrive = done + p.transfer_s(float(p.edge_bytes[e]), src, device)
+            if src != device:
+                arrive = self._sent.get((int(p.edge_tensor[e]), device), arrive)
+            ready = max(ready, arrive)
+        return produced, ready
+
+    def _lane(self, resource: int) -> _Lane:
+        found = self._lanes.get(resource)
+        if found is None:
+            s = self.schedule
+            on = np.flatnonzero(s.problem.resource[s.device] == resource)
+            on = on[np.lexsort((s.finish[on], s.start[on]))]
+            found = self._lanes[resource] = _Lane(on, s.start[on], s.finish[on])
+        return found
 
 
-def _candidate(s: Schedule, task: int, device: int) -> Candidate:
-    p = s.problem
-    exec_s = float(p.cost[task, device])
-    if math.isinf(exec_s):
-        why = p.reasons.get((task, device), "no kernel or cost for this device")
-        return Candidate(device, None, 0.0, 0.0, 0.0, None, why)
-    produced, ready = _inputs_ready(s, task, device)
-    transfer_in = ready - produced
-    if math.isinf(ready):
-        return Candidate(device, exec_s, transfer_in, ready, 0.0, None, "inputs cannot reach it")
-    if device == s.device[task]:
-        begin = float(s.start[task])
-    else:
-        begin, _ = _lane_without(s, int(p.resource[device]), task).earliest(ready, exec_s)
-    wait = max(0.0, begin - ready)
-    return Candidate(device, exec_s, transfer_in, ready, wait, begin + exec_s)
+class _Lane:
+    """When a resource is busy, and with which tasks: arrays by start time."""
 
+    def __init__(self, tasks: Ints, starts: Floats, finishes: Floats) -> None:
+        self.tasks, self.starts, self.finishes = tasks, starts, np.maximum.accumulate(finishes)
+        self._at = {int(t): i for i, t in enumerate(tasks)}
 
-def _inputs_ready(s: Schedule, task: int, device: int) -> tuple[float, float]:
-    """Last producer's finish, and when the inputs are on ``device`` (no new contention)."""
-    p = s.problem
-    sent = {(x.tensor, x.dst): x.finish for x in s.transfers} if s.links == "serial" else {}
-    produced = ready = 0.0
-    for k in range(int(p.preds.ptr[task]), int(p.preds.ptr[task + 1])):
-        a, e = int(p.preds.task[k]), int(p.preds.edge[k])
-        src = int(s.device[a])
-        done = float(s.finish[a])
-        produced = max(produced, done)
-        arrive = done + p.transfer_s(float(p.edge_bytes[e]), src, device)
-        if src != device:
-            arrive = sent.get((int(p.edge_tensor[e]), device), arrive)
-        ready = max(ready, arrive)
-    return produced, ready
-
-
-def _lane_without(s: Schedule, resource: int, task: int) -> Timeline:
-    lane = Timeline()
-    on = np.flatnonzero(s.problem.resource[s.device] == resource)
-    for t in on[np.lexsort((s.finish[on], s.start[on]))].tolist():
-        if t != task:
-            lane.insert(len(lane.starts), float(s.start[t]), float(s.finish[t]))
-    return lane
+    def earliest(self, ready: float, duration: float, task: int) -> float:
+        """First start >= ``ready`` where ``duration`` fits, ``task`` taken out."""
+        starts, finishes = self.starts, self.finishes
+        at = self._at.get(task)
+        if at is not None:
+            starts, finishes = np.delete(starts, at), np.delete(finishes, at)
+        first = int(np.searchsorted(finishes, ready, side="right"))
+        if first == len(starts) or ready + duration <= starts[first]:
+            return ready
+        fits = finishes[first:-1] + duration <= starts[first + 1 :]
+        gap = int(fits.argmax()) if fits.any() else len(fits)
+        return max(ready, float(finishes[first + gap]))
 
 
 def makespan_if(schedule: Schedule, task: int, device: int) -> float:

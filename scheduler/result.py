@@ -14,11 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from crossdock.scheduler.problem import Floats, Ints, Problem, TaskRef
+
+if TYPE_CHECKING:
+    from crossdock.scheduler.explain import Decider
 
 Links = Literal["free", "serial"]
 
@@ -136,9 +139,13 @@ class Schedule:
 
     def decision(self, task: TaskRef) -> Decision:
         """Why ``task`` (name or index) runs where it does."""
-        from crossdock.scheduler.explain import decide
+        return self._decider.decide(self.problem.index(task))
 
-        return decide(self, self.problem.index(task))
+    @cached_property
+    def _decider(self) -> Decider:
+        from crossdock.scheduler.explain import Decider
+
+        return Decider(self)
 
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:

@@ -70,7 +70,12 @@ class Estimate:
 class Work:
     """What one run of a kernel does: operations and bytes moved.
 
-    ``op_class`` and ``dtype`` choose the peak rate, e.g. ``("gemm", "float32")``.
+    Attributes:
+        flops, bytes_read, bytes_written: operations and traffic.
+        op_class, dtype: choose the peak rate, e.g. ``("gemm", "float32")``.
+        family, features: what the time hangs on beside that; works of one family have as many
+            features, and are fitted together.
+        units: counts whose sum, each at a price of its own, the time may be; as many in a family.
     """
 
     flops: float
@@ -78,11 +83,19 @@ class Work:
     bytes_written: float
     op_class: str = ""
     dtype: str = "float32"
+    family: str = ""
+    features: tuple[float, ...] = ()
+    units: tuple[float, ...] = ()
 
     @property
     def nbytes(self) -> float:
         """Bytes read plus bytes written."""
         return self.bytes_read + self.bytes_written
+
+    @property
+    def arithmetic(self) -> float:
+        """Share of the time that goes with the pace of arithmetic, by what is done a byte."""
+        return self.flops / (self.flops + 0.25 * self.nbytes) if self.flops > 0.0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)

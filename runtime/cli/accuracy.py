@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,37 +11,27 @@ import click
 
 from crossdock.devices import registry
 from crossdock.runtime import session as sessions
+from crossdock.runtime.accuracy import Measurement, measure_accuracy
 from crossdock.runtime.cli import options
+from crossdock.runtime.cli.calibrate import calibrate_missing
 from crossdock.runtime.cli.inputs import about, load_model, only_for, prepare
-from crossdock.runtime.cli.metrics import Metrics, Pair, metrics
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, add_row, make_table
 from crossdock.runtime.cli.text import millis, percent, seconds, short
-from crossdock.runtime.cli.trace_view import measured_steps
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import Step
-from crossdock.runtime.session import Session
+from crossdock.runtime.metrics import Metrics, Pair, metrics, spearman
 from crossdock.runtime.tensor import Array
 
 WORST = 10
 NOTE = (
-    "ops: each op timed by itself; rank: Spearman's correlation of predicted and measured; of the "
-    "intervals, 80 % are to hold"
+    "seen: from times of these shapes within this graph; composed: the sum of its ops; unseen: as "
+    "if no shape of the model had ever been measured; pace: of the processor meanwhile, 1 is usual"
 )
-
-
-@dataclass(frozen=True)
-class Op:
-    """An op of a run: its step, and predicted next to measured."""
-
-    step: Step
-    pair: Pair
-
-    @property
-    def missed(self) -> float:
-        """Seconds by which the prediction was off."""
-        return abs(self.pair.predicted - self.pair.measured)
+OPS_NOTE = (
+    "ops: each op timed within the graph; rank: Spearman's correlation of predicted and measured; "
+    "of the intervals, 80 % are to hold"
+)
 
 
 @dataclass(frozen=True)
@@ -52,9 +40,17 @@ class Row:
 
     model: str
     devices: tuple[str, ...]
-    whole: Pair
-    ops: tuple[Op, ...]
-    quality: Metrics | None
+    made: Measurement
+
+    @property
+    def seen(self) -> Metrics | None:
+        """Of the ops, from what is known of them."""
+        return metrics([op.pair for op in self.made.ops])
+
+    @property
+    def unseen(self) -> Metrics | None:
+        """Of the ops, as if their shapes had never been measured."""
+        return metrics([op.unseen for op in self.made.ops if op.unseen is not None])
 
 
 @click.command()
@@ -77,6 +73,13 @@ class Row:
     show_default=True,
     help="Ops to list: those whose prediction was off by the longest time.",
 )
+@click.option(
+    "--calibrate/--no-calibrate",
+    "learn",
+    default=True,
+    show_default=True,
+    help="Calibrate devices first that never were (at most a minute each).",
+)
 @options.json_option
 def accuracy(
     models: tuple[str, ...],
@@ -84,6 +87,7 @@ def accuracy(
     placing: Placing,
     repeat: int,
     worst: int,
+    learn: bool,
     json_to: str | None,
 ) -> None:
     """Compare predicted with measured times of MODELs: on each device alone, and on all.
@@ -94,6 +98,8 @@ def accuracy(
     ids = list(dict.fromkeys(placing.devices)) or [info.id for info in registry.devices()]
     sets = [(name,) for name in ids] + ([tuple(ids)] if len(ids) > 1 else [])
     loaded = [(path, load_model(path)) for path in models]
+    if learn:
+        calibrate_missing(ids, placing.threads, output)
     rows: list[Row] = []
     skipped: list[dict[str, Any]] = []
     for path, graph in loaded:
@@ -102,29 +108,33 @@ def accuracy(
         for chosen in sets:
             try:
                 with output.progress(f"{path} on {' '.join(chosen)}") as tick, about(path):
-                    rows.append(measure(path, bound, feeds, placing, chosen, repeat, tick))
+                    made = measure(bound, feeds, placing, chosen, repeat, tick)
+                rows.append(Row(path, chosen, made))
             except PlanError as error:
                 output.note(f"{path} on {', '.join(chosen)}: left out: {error}")
                 skipped.append({"model": path, "devices": list(chosen), "reason": str(error)})
+    if not rows:
+        raise PlanError(f"nothing was measured: {skipped[0]['reason']}")
     _show(rows, worst, output)
     output.json(
         {
-            "schema": "crossdock-accuracy/1",
+            "schema": "crossdock-accuracy/2",
             "rows": [_json(row) for row in rows],
+            "by_devices": {name: _summary_json(found) for name, found in _groups(rows).items()},
+            "placements": _placements(rows),
             "skipped": skipped,
         }
     )
 
 
 def measure(
-    path: str,
     graph: Graph,
     feeds: Mapping[str, Array],
     placing: Placing,
     devices: Sequence[str],
     repeat: int,
     progress: sessions.Progress | None = None,
-) -> Row:
+) -> Measurement:
     """Run a model on a set of devices, whole and with every step timed."""
     session = sessions.compile(
         graph,
@@ -137,65 +147,96 @@ def measure(
         progress=progress,
     )
     with session:
-        session.run(feeds)
-        plan = session.plan
-        runs = []
-        for _ in range(repeat):
-            begin = time.perf_counter()
-            session.run(feeds)
-            runs.append(time.perf_counter() - begin)
-        ops = _ops(session, feeds, repeat)
-    whole = Pair(plan.predicted, plan.low, plan.high, statistics.median(runs))
-    return Row(path, tuple(devices), whole, ops, metrics([op.pair for op in ops]))
-
-
-def _ops(session: Session, feeds: Mapping[str, Array], repeat: int) -> tuple[Op, ...]:
-    """The ops with their median time over profiled runs."""
-    plan = session.plan
-    found: dict[int, list[float]] = {}
-    session.profile(feeds)
-    for _ in range(repeat):
-        once: dict[int, float] = {}
-        outcome = session.profile(feeds)
-        for queue, spans in outcome.spans.items():
-            for step, span in measured_steps(plan, queue, spans):
-                once[step.index] = once.get(step.index, 0.0) + span.end - span.start
-        for index, took in once.items():
-            found.setdefault(index, []).append(took)
-    return tuple(
-        Op(s, Pair(s.seconds, s.low, s.high, statistics.median(found[s.index])))
-        for s in plan.launches()
-        if s.index in found
-    )
+        return measure_accuracy(session, feeds, repeat)
 
 
 def _show(rows: Sequence[Row], worst: int, output: Output) -> None:
     table = make_table(
-        "Predicted against measured",
-        ("model", "devices", ">predicted", ">measured", ">error", ">ops", ">MAPE",
-         ">median error", ">within 10 %", ">within 15 %", ">in interval", ">rank"),
+        "Whole runs, predicted against measured",
+        ("model", "devices", ">measured", ">seen", ">error", ">composed", ">error", ">unseen",
+         ">error", ">pace"),
     )  # fmt: skip
     for row in rows:
-        q = row.quality
+        made = row.made
+        pairs = (made.whole, made.composed, made.unseen)
+        cells = [cell for pair in pairs for cell in _cells(pair)]
         add_row(
             table,
             (
                 (short(row.model, 48), "bold"),
                 " ".join(row.devices),
-                millis(row.whole.predicted),
-                millis(row.whole.measured),
-                _signed(row.whole.error),
-                len(row.ops),
-                *(
-                    percent(getattr(q, name)) if q else "-"
-                    for name in ("mape", "median_ape", "within_10", "within_15", "coverage")
-                ),
-                "-" if q is None or q.rank is None else f"{q.rank:.3f}",
+                millis(made.whole.measured),
+                *cells,
+                f"{made.pace:.2f}",
             ),
         )
     output.table(table, NOTE)
+    _ops_table("Ops of shapes seen in this graph", rows, lambda row: row.seen, output)
+    _ops_table("Ops as if never seen", rows, lambda row: row.unseen, output)
+    found = _placements(rows)
+    if found is not None:
+        output.line(f"rank correlation of placements, mean over the models: {found:.3f}")
     if worst:
         output.table(_worst(rows, worst))
+
+
+def _cells(pair: Pair | None) -> tuple[str, str]:
+    return ("-", "-") if pair is None else (millis(pair.predicted), _signed(pair.error))
+
+
+def _ops_table(
+    title: str, rows: Sequence[Row], get: Callable[[Row], Metrics | None], output: Output
+) -> None:
+    table = make_table(
+        title,
+        ("model", "devices", ">ops", ">MAPE", ">median error", ">within 10 %", ">within 15 %",
+         ">in interval", ">rank"),
+    )  # fmt: skip
+    made = [(row.model, " ".join(row.devices), get(row)) for row in rows]
+    groups = _groups(rows)
+    seen = title == "Ops of shapes seen in this graph"
+    made += [("all", name, _all(found, seen=seen)) for name, found in groups.items()]
+    for model, devices, q in made:
+        if q is not None:
+            numbers = (q.mape, q.median_ape, q.within_10, q.within_15, q.coverage)
+            add_row(
+                table,
+                (
+                    (short(model, 48), "bold"),
+                    devices,
+                    q.count,
+                    *map(percent, numbers),
+                    "-" if q.rank is None else f"{q.rank:.3f}",
+                ),
+            )
+    output.table(table, OPS_NOTE)
+
+
+def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by set of devices."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(" ".join(row.devices), []).append(row)
+    return found
+
+
+def _all(rows: Sequence[Row], *, seen: bool) -> Metrics | None:
+    """Of the ops of all models."""
+    pairs = [op.pair if seen else op.unseen for row in rows for op in row.made.ops]
+    return metrics([pair for pair in pairs if pair is not None])
+
+
+def _placements(rows: Sequence[Row]) -> float | None:
+    """How well predictions order the device sets of a model: mean of Spearman's correlations."""
+    by_model: dict[str, list[Pair]] = {}
+    for row in rows:
+        by_model.setdefault(row.model, []).append(row.made.whole)
+    found = [
+        rank
+        for pairs in by_model.values()
+        if (rank := spearman([p.predicted for p in pairs], [p.measured for p in pairs])) is not None
+    ]
+    return sum(found) / len(found) if found else None
 
 
 def _worst(rows: Sequence[Row], count: int) -> Any:
@@ -204,7 +245,7 @@ def _worst(rows: Sequence[Row], count: int) -> Any:
         ("model", "devices", "op", "name", "on", "kernel", ">predicted", ">measured", ">error",
          "source"),
     )  # fmt: skip
-    every = [(row, op) for row in rows for op in row.ops]
+    every = [(row, op) for row in rows for op in row.made.ops]
     for row, op in sorted(every, key=lambda pair: -pair[1].missed)[:count]:
         add_row(
             table,
@@ -228,12 +269,31 @@ def _signed(error: float) -> str:
     return f"{error:+.0%}"
 
 
+def _dict(value: Any) -> Any:
+    return None if value is None else dataclasses.asdict(value)
+
+
+def _summary_json(rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "seen": _dict(_all(rows, seen=True)),
+        "unseen": _dict(_all(rows, seen=False)),
+        "whole": _dict(metrics([row.made.whole for row in rows])),
+        "whole_composed": _dict(metrics([row.made.composed for row in rows])),
+        "whole_unseen": _dict(metrics([r.made.unseen for r in rows if r.made.unseen is not None])),
+    }
+
+
 def _json(row: Row) -> dict[str, Any]:
+    made = row.made
     return {
         "model": row.model,
         "devices": list(row.devices),
-        "whole": dataclasses.asdict(row.whole),
-        "metrics": None if row.quality is None else dataclasses.asdict(row.quality),
+        "whole": _dict(made.whole),
+        "composed": _dict(made.composed),
+        "unseen": _dict(made.unseen),
+        "pace": made.pace,
+        "metrics": _dict(row.seen),
+        "metrics_unseen": _dict(row.unseen),
         "ops": [
             {
                 "name": op.step.name,
@@ -241,8 +301,9 @@ def _json(row: Row) -> dict[str, Any]:
                 "device": op.step.device,
                 "kernel": op.step.kernel,
                 "source": op.step.source,
-                **dataclasses.asdict(op.pair),
+                **_dict(op.pair),
+                "unseen": _dict(op.unseen),
             }
-            for op in row.ops
+            for op in made.ops
         ],
     }

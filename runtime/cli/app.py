@@ -9,15 +9,19 @@ import click
 COMMANDS = {
     "accuracy": "predicted against measured time, for models on this machine",
     "bench": "run the benchmark suites of a checkout",
+    "calibrate": "learn what kernels cost at shapes never measured",
     "devices": "list the devices",
     "explain": "say for each op, or one, what was considered and why it runs where it does",
     "ops": "list how each device runs each op and element type, and why",
     "plan": "plan a model, for this machine or one that is not here",
+    "plan diff": "say what differs between two saved plans",
     "probe": "prove and measure every device and link",
     "run": "run a model",
+    "sweep": "predict latency over batches and device sets, and where a set breaks even",
     "verify": "check every kernel on every device against a float64 reference",
 }
-"""Commands with their short help; each is a module here with a click command of its name."""
+"""Commands with their short help; each is a module here with a click command of its name, and of
+two words a module with an underscore between them."""
 
 
 class _Group(click.Group):
@@ -27,9 +31,17 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"crossdock.runtime.cli.{cmd_name}")
-        command: click.Command = getattr(module, cmd_name)
+        name = cmd_name.replace(" ", "_")
+        module = importlib.import_module(f"crossdock.runtime.cli.{name}")
+        command: click.Command = getattr(module, name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if " ".join(args[:2]) in COMMANDS:
+            args = [" ".join(args[:2]), *args[2:]]
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):

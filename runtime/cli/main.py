@@ -92,7 +92,7 @@ def _failed(error: Exception) -> int:
     if isinstance(error, Error):
         return _say(str(error), FAILED)
     if isinstance(error, MemoryError):
-        return _say("out of host memory; use a smaller batch or --memory", FAILED)
+        return _say("out of host memory; use a smaller batch or shape", FAILED)
     kind = type(error).__name__
     return _say(f"{kind}: {error} (a bug; --debug shows where)", FAILED)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import click
 
+from crossdock.runtime.errors import PlanError
+from crossdock.runtime.fallback import ALLOW, WORDS, Fallback
 from crossdock.runtime.plan import Constraints
 from crossdock.runtime.prepare import MEASURE_SECONDS
+from crossdock.scheduler.objectives import Objective
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -75,12 +79,55 @@ def nbytes(text: str) -> int:
     return int(amount * factor)
 
 
+def objective(text: str) -> Objective:
+    """An objective: a term, or weights such as ``latency=0.5,energy=0.5``; raises PlanError."""
+    parts = [part.partition("=") for part in text.split(",")]
+    if all(not sign for _, sign, _ in parts):
+        return Objective.of(text)
+    weights: dict[str, object] = {}
+    for name, _, weight in parts:
+        try:
+            weights[name.strip()] = float(weight)
+        except ValueError:
+            weights[name.strip()] = weight
+    return Objective.of(weights)
+
+
+def watts(text: str) -> tuple[float, float]:
+    """Watts of a device, ``IDLE:ACTIVE``."""
+    idle, active = (float(part) for part in text.split(":"))
+    if not 0 <= idle <= active < 1e9:
+        raise ValueError(text)
+    return idle, active
+
+
+def share(text: str) -> float:
+    """A share, 0 to 1, or per cent with a sign."""
+    value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 <= value <= 1:
+        raise ValueError(text)
+    return value
+
+
 def gigabytes_per_second(text: str) -> float:
     """A bandwidth in GB/s, greater than zero."""
     value = float(text)
     if not 0 < value < 1e9:
         raise ValueError(text)
     return value
+
+
+class Seconds(click.FloatRange):
+    """A range of seconds; click's takes NaN, which no comparison refuses."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number, or click's error."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return number
 
 
 @dataclass(frozen=True)
@@ -94,10 +141,20 @@ class Placing:
     threads: int | None = None
     expected_runs: int = 1000
     measure: float = MEASURE_SECONDS
+    objective: str = "latency"
+    watts: Mapping[str, tuple[float, float]] | None = None
+    max_share: Mapping[str, float] | None = None
+    residency: Mapping[str, tuple[str, ...]] | None = None
+    fallback: Fallback = ALLOW
 
-    def constraints(self, memory: Mapping[str, int] | None = None) -> Constraints:
+    def constraints(self) -> Constraints:
         """As the planner takes them."""
-        return Constraints(self.pin or {}, self.forbid or {}, memory or {})
+        return Constraints(
+            self.pin or {},
+            self.forbid or {},
+            max_share=self.max_share or {},
+            residency=self.residency or {},
+        )
 
     @property
     def budget(self) -> bool | float:
@@ -113,6 +170,29 @@ class Feeding:
     shapes: Mapping[str, tuple[int, ...]] | None = None
     dims: Mapping[str, int] | None = None
     seed: int = 0
+
+
+def fallback(text: str) -> Fallback:
+    """A contract: ``allow``, ``forbid``, or ``ops=A|B,share=0.05,bytes=1M`` or some of them."""
+    if text in WORDS:
+        return WORDS[text]
+    given: dict[str, str] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        given[name.strip()] = value.strip()
+    try:
+        if not given.keys() <= {"ops", "share", "bytes"} or not all(given.values()):
+            raise ValueError(text)
+        return Fallback(
+            tuple(given["ops"].split("|")) if "ops" in given else None,
+            float(given["share"]) if "share" in given else None,
+            nbytes(given["bytes"]) if "bytes" in given else None,
+        )
+    except (ValueError, PlanError):
+        raise click.BadParameter(
+            f"{text!r} is not allow, forbid or of the form ops=A|B,share=0.05,bytes=1M",
+            param_hint="'--fallback'",
+        ) from None
 
 
 def _grouped(pairs: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
@@ -134,6 +214,11 @@ def placing(command: Command) -> Command:
             threads=given.pop("threads"),
             expected_runs=given.pop("expected_runs"),
             measure=given.pop("measure"),
+            objective=given.pop("objective"),
+            watts=dict(given.pop("watts")),
+            max_share=dict(given.pop("max_share")),
+            residency=_grouped(given.pop("residency")),
+            fallback=given.pop("fallback"),
         )
         return command(*args, **given)
 
@@ -144,18 +229,32 @@ def placing(command: Command) -> Command:
                      "may be given several times (default: every device)."),
         click.option("--policy", metavar="NAME", default="auto", show_default=True,
                      help="Placement policy."),
+        click.option("--objective", metavar="NAME", default="latency", show_default=True,
+                     help="What to place for: latency, throughput, energy, or weights such as "
+                     "latency=0.5,energy=0.5."),
+        click.option("--watts", **pairs("ID=IDLE:ACTIVE", watts),
+                     help="Watts that a device draws when idle and when it computes."),
         click.option("--pin", **pairs("PATTERN=ID", str),
                      help="Keep an op (node name, op name or pattern) on a device."),
         click.option("--forbid", **pairs("PATTERN=ID", str),
                      help="Keep an op off a device."),
+        click.option("--max-share", **pairs("ID=SHARE", share),
+                     help="Largest share of the ops' predicted time on a device, 0 to 1."),
+        click.option("--residency", **pairs("PATTERN=ID", str),
+                     help="A device that an op's result, or an input, may live on; others may not "
+                     "see it."),
         click.option("--threads", type=click.IntRange(1), metavar="N",
                      help="Processor threads (default: all)."),
         click.option("--expected-runs", type=click.IntRange(1), metavar="N", default=1000,
                      show_default=True, help="Runs over which uploads of weights are spread."),
-        click.option("--measure", type=click.FloatRange(0), metavar="SECONDS",
+        click.option("--measure", type=Seconds(0), metavar="SECONDS",
                      default=MEASURE_SECONDS, show_default=True,
                      help="Longest time to take for measuring kernels not measured before; "
                      "0 for none."),
+        click.option("--fallback", metavar="CONTRACT", default="allow", show_default=True,
+                     callback=lambda _ctx, _param, text: fallback(text),
+                     help="Ops that may run on the host because no device asked for can: allow, "
+                     "forbid, or any of ops=A|B, share=0.05 and bytes=1M, with commas between."),
     )  # fmt: skip
 
 

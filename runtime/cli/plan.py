@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from crossdock.runtime.cli import options, tables
+from crossdock.runtime.cli import changes, options, tables
 from crossdock.runtime.cli.model import plan_file
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, check_place, write_text
 from crossdock.runtime.cli.page import page
-from crossdock.runtime.cli.planning import Changes
+from crossdock.runtime.cli.planning import Asked
+from crossdock.runtime.errors import PlanError
 
 
 def target_options(command: Any) -> Any:
@@ -22,8 +23,11 @@ def target_options(command: Any) -> Any:
         click.option("--link", **options.pairs("A:B=GB/s", options.gigabytes_per_second),
                      help="Plan with this bandwidth between two devices; A->B for one direction."),
         click.option("--without", metavar="ID", multiple=True, help="Plan without a device."),
-        click.option("--machine", metavar="F.json",
-                     help="Plan for the machine of a profile (probe --json)."),
+        click.option("--cores", type=click.IntRange(1), metavar="N",
+                     help="Plan with so many processor cores."),
+        click.option("--machine", metavar="F.json|NAME",
+                     help="Plan for the machine of a profile (probe --json), or one that is "
+                     "shipped."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -34,7 +38,13 @@ def target_options(command: Any) -> Any:
 @options.feeding
 @options.placing
 @target_options
+@click.option(
+    "--compare",
+    metavar="FILE",
+    help="Write what the changes do to the plan as JSON; - for stdout alone.",
+)
 @click.option("--html", metavar="FILE", help="Write the plan as a page: timeline and graph.")
+@click.option("--save", metavar="FILE", help="Write the plan itself: equal plans, equal bytes.")
 @options.json_option
 def plan(
     model: str,
@@ -44,19 +54,36 @@ def plan(
     without: tuple[str, ...],
     link: list[tuple[str, float]],
     memory: list[tuple[str, int]],
+    cores: int | None,
+    compare: str | None,
     html: str | None,
+    save: str | None,
     json_to: str | None,
 ) -> None:
     """Plan MODEL: where each op runs, when, and why there."""
-    output = Output(json_to)
-    check_place(html)
-    changes = Changes(without, link, dict(memory))
-    made = plan_file(model, placing, feeding, changes, machine, output)
+    output, other = Output(json_to), Output(compare)
+    output.quiet = output.quiet or other.quiet
+    check_place(html, save)
+    asked = Asked(without, link, dict(memory), cores)
+    made = plan_file(model, placing, feeding, asked, machine, output)
     output.line(*tables.headline(made.plan))
+    for said in tables.promises(made.plan):
+        output.line(said)
     output.line()
     output.table(tables.devices_table(made.plan))
+    changes.show(made, output)
     output.table(tables.steps_table(made.plan))
     if html is not None:
         write_text(html, page(made.plan, made.graph, made.target.capacity))
         output.note(f"wrote {html}")
+    if save is not None:
+        write_text(save, made.plan.dumps())
+        output.note(f"wrote {save}")
     output.json(made.plan.to_json())
+    if made.comparison is not None:
+        other.json(made.comparison.to_json())
+    elif compare is not None:
+        raise PlanError(
+            made.unplanned
+            or "--compare: nothing is changed; give --without, --link, --memory or --cores"
+        )

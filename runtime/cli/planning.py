@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from crossdock.devices import registry
-from crossdock.devices.base import DeviceInfo
+from crossdock.devices.base import Device
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import costing, planner, profiles
-from crossdock.runtime.cli.options import Placing, split_link
+from crossdock.runtime import costing, degrade, explain, fallback, planner, profiles, whatif
+from crossdock.runtime.cli.options import Placing, objective, split_link
 from crossdock.runtime.errors import LoadError, PlanError
+from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import HOST, Plan
+from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.prepare import (
     PREPARING,
     Config,
@@ -21,108 +23,174 @@ from crossdock.runtime.prepare import (
     concerning,
     group_capacity,
     measure_missing,
+    measure_parts,
     simplify,
+    target_here,
 )
+from crossdock.runtime.split_choice import Planned as WithParts
 from crossdock.runtime.target import Target
-from crossdock.scheduler import CostModel, LinkModel
+from crossdock.runtime.whatif import Changes, Comparison
+from crossdock.scheduler import CostModel
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Changes as the command line has them: links by text, which hangs on the devices there are."""
+
+    without: Sequence[str] = ()
+    links: Sequence[tuple[str, float]] = ()
+    memory: Mapping[str, int] = field(default_factory=dict)
+    cores: int | None = None
+
+    def resolve(self, ids: Collection[str], threads: int | None) -> Changes:
+        """The changes to a target with these devices; GB/s become bytes per second."""
+        links: dict[tuple[str, str], float] = {}
+        for text, rate in self.links:
+            src, dst, both = split_link(text, ids)
+            for ends in ((src, dst), (dst, src)) if both else ((src, dst),):
+                links[ends] = rate * 1e9
+        return Changes(tuple(self.without), links, self.memory, self.cores, threads)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan with what it was made from: the graph after the passes, and the target."""
+    """A plan with what it was made from: the graph after the passes, and the target.
+
+    ``comparison`` is with the plan of the target as it is, where changes were asked for and that
+    plan exists; ``unplanned`` says why it does not.
+    """
 
     graph: Graph
     plan: Plan
     target: Target
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What to plan with that is not so: devices gone, links (GB/s) and memory of another size."""
-
-    without: Sequence[str] = ()
-    links: Sequence[tuple[str, float]] = ()
-    memory: Mapping[str, int] | None = None
+    comparison: Comparison | None = None
+    unplanned: str = ""
 
 
 def plan_model(
     graph: Graph,
     placing: Placing,
-    changes: Changes,
+    asked: Asked,
     machine: Machine | None = None,
     progress: Progress | None = None,
     *,
     stage: bool = False,
+    source: Graph | None = None,
 ) -> Planned:
     """Plan a static graph; kernels not measured before are measured where the devices are here.
 
-    Of a ``stage`` of a graph, constraints may name ops that are in others.
+    Of a ``stage`` of a graph, constraints may name ops that are in others. ``source`` is the graph
+    before its symbols were bound.
 
     Raises:
         PlanError: no plan, or an option names a device that there is not.
         LoadError: the profile has no processor to feed the devices.
         DeviceError: a device cannot be opened.
     """
-    constraints = placing.constraints(changes.memory)
+    constraints = placing.constraints()
     if stage:
         constraints = concerning(graph, constraints)
-    graph = simplify(graph, constraints)
-    if machine is None:
-        target = _here(graph, placing, changes.without, progress)
-    else:
-        target = _profiled(graph, machine, placing, changes.without)
-    ids = {d.id for d in target.devices}
-    for name in changes.memory or {}:
-        _known(name, ids, "--memory")
-    target = replace(target, model=_relinked(target, changes.links))
-    options = planner.Options(placing.policy, constraints, placing.expected_runs)
-    return Planned(graph, planner.make_plan(graph, target, options), target)
+    passes_of = partial(simplify, constraints=constraints)
+    batch = None if source is None else batch_of(source, graph, passes_of)
+    graph = passes_of(graph)
+    scene = scene_of(graph, placing, machine, progress)
+    target = scene.target
+    # Without a profile, --threads opens the processor's device with so many: nothing is supposed.
+    threads = None if machine is None else placing.threads
+    changes = asked.resolve({d.id for d in target.devices}, threads)
+    options = options_of(placing, constraints)
+    before, unplanned = None, ""
+    if changes:
+        try:
+            before = scene.plan(graph, target, options).plan
+        except PlanError as error:
+            unplanned = str(error)
+    other = whatif.changed(target, changes) if changes else target
+    made = scene.plan(graph, other, options)
+    fallback.check(made.plan, other.asked, placing.fallback, made.split.graph)
+    found = None
+    if before is not None:
+        ops = [n.name for n in graph.nodes]
+        found = whatif.compare(before, made.plan, target, changes, ops)
+    split, plan = made.split, made.plan
+    if not plan.rungs:
+        homes = {s.name: s.device for s in plan.launches() if s.name in split.parts}
+        plan = explain.attach(plan, split.graph, other, replace(options, homes=homes), batch)
+    return Planned(split.graph, plan, other, found, unplanned)
 
 
-def _known(name: str, ids: set[str], flag: str) -> None:
-    if name not in ids:
-        raise PlanError(f"{flag} {name}: no such device; there are {', '.join(sorted(ids))}")
+def options_of(placing: Placing, constraints: Constraints) -> planner.Options:
+    """The planner's options; raises PlanError for an objective that there is not."""
+    wanted = objective(placing.objective)
+    return planner.Options(placing.policy, constraints, placing.expected_runs, objective=wanted)
 
 
-def _asked(all_ids: Sequence[str], placing: Placing, without: Sequence[str]) -> frozenset[str]:
-    """The devices that ops are placed on."""
-    ids = set(all_ids)
-    for name in without:
-        _known(name, ids, "--without")
-    for name in placing.devices:
-        _known(name, ids, "--device")
-    asked = frozenset(placing.devices or all_ids) - set(without)
-    if not asked:
-        raise PlanError("--without leaves no device to plan for; leave one out of it")
-    return asked
+@dataclass(frozen=True)
+class Scene:
+    """Where a graph may run, unchanged, and the devices where they are here."""
+
+    target: Target
+    config: Config
+    devices: Mapping[str, Device]
+
+    def plan(self, graph: Graph, target: Target, options: planner.Options) -> WithParts:
+        """Plan for the scene's target, or for one that a change made of it.
+
+        Parts of ops are measured where the devices are here.
+        """
+        timing = measure_parts(self.config, self.devices, target.model) if self.devices else None
+        with PREPARING:
+            return degrade.plan_best(graph, target, options, timing)
 
 
-def _here(
-    graph: Graph, placing: Placing, without: Sequence[str], progress: Progress | None
-) -> Target:
-    asked = _asked([info.id for info in registry.devices()], placing, without)
+def scene_of(
+    graph: Graph, placing: Placing, machine: Machine | None, progress: Progress | None
+) -> Scene:
+    """The devices here, their kernels measured; or those of a profile.
+
+    Raises:
+        PlanError: an option names a device that there is not.
+        LoadError: the profile has no processor to feed the devices.
+        DeviceError: a device cannot be opened.
+    """
+    config = Config(threads=placing.threads, measure=placing.budget)
+    if machine is not None:
+        return Scene(_with_watts(_profiled(graph, machine, placing), placing), config, {})
+    asked = _chosen([info.id for info in registry.devices()], placing)
     devices = {
         name: registry.open_device(name, threads=placing.threads)
         for name in dict.fromkeys((HOST, *sorted(asked)))
     }
-    config = Config(threads=placing.threads, measure=placing.budget)
     with PREPARING:
         measure_missing(graph, config, devices, progress)
-    infos = tuple(device.info for device in devices.values())
-    return Target(infos, asked, costing.store().model, group_capacity(infos))
+    return Scene(_with_watts(target_here(devices, asked), placing), config, devices)
 
 
-def _profiled(graph: Graph, machine: Machine, placing: Placing, without: Sequence[str]) -> Target:
+def _with_watts(target: Target, placing: Placing) -> Target:
+    """The target with the watts that an option gave before those of a profile."""
+    return replace(target, watts={**target.watts, **(placing.watts or {})})
+
+
+def _chosen(ids: Sequence[str], placing: Placing) -> frozenset[str]:
+    """The devices that ops are placed on."""
+    for name in placing.devices:
+        if name not in ids:
+            raise PlanError(f"--device {name}: no such device; there are {', '.join(sorted(ids))}")
+    return frozenset(placing.devices or ids)
+
+
+def _profiled(graph: Graph, machine: Machine, placing: Placing) -> Target:
     found = {d.id: d.info for d in machine.devices if d.status is Status.PASS and d.info}
     if HOST not in found:
         raise LoadError(f"the profile has no working {HOST}, which feeds the other devices")
-    asked = _asked(list(found), placing, without)
+    asked = _chosen(list(found), placing)
     infos = tuple(found[name] for name in dict.fromkeys((HOST, *found)) if name in asked | {HOST})
     return Target(
         infos,
         asked,
         profile_costs(machine, _typical_bytes(graph)),
         group_capacity(infos, machine.cores),
+        watts={d.id: (d.watts.idle, d.watts.active) for d in machine.passed if d.watts},
     )
 
 
@@ -141,24 +209,3 @@ def _typical_bytes(graph: Graph) -> float:
     calls = costing.op_calls(graph)
     sizes = [costing.op_work(calls[n.name]).bytes for n in graph.nodes if not costing.is_alias(n)]
     return statistics.median(sizes) if sizes else float(1 << 20)
-
-
-def _relinked(target: Target, links: Sequence[tuple[str, float]]) -> CostModel:
-    """The target's costs with the bandwidth of links replaced; latencies stay."""
-    if not links:
-        return target.model
-    model = target.model.merge(CostModel())
-    ids = {d.id for d in target.devices}
-    for text, bandwidth in links:
-        src, dst, both = split_link(text, ids)
-        for a, b in ((src, dst), (dst, src)) if both else ((src, dst),):
-            if HOST not in (a, b):
-                raise PlanError(
-                    f"--link {text}: transfers pass through {HOST}; give the links {a}:{HOST} and "
-                    f"{HOST}:{b}"
-                )
-            ends: tuple[DeviceInfo, DeviceInfo] = (target.info(a), target.info(b))
-            latency = target.link(*ends).latency_s
-            made = LinkModel(latency, ((1.0, bandwidth * 1e9),))
-            model.set_link(ends[0].fingerprint, ends[1].fingerprint, made)
-    return model

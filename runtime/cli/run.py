@@ -27,6 +27,7 @@ from crossdock.runtime.cli.output import (
     write_text,
 )
 from crossdock.runtime.cli.page import page
+from crossdock.runtime.cli.plan_diff import read_plan
 from crossdock.runtime.cli.text import clean, millis, percent, short, size
 from crossdock.runtime.cli.trace_view import run_trace
 from crossdock.runtime.errors import LoadError
@@ -71,6 +72,7 @@ class _Result:
     help="Write a trace of one more run, every step timed, for ui.perfetto.dev.",
 )
 @click.option("--html", metavar="FILE", help="Write the plan as a page, with one more run's times.")
+@click.option("--plan", "given", metavar="FILE", help="Run a saved plan instead of planning.")
 @click.option("--output", "folder", metavar="DIR", help="Write the outputs as npy files.")
 @options.json_option
 def run(
@@ -80,22 +82,28 @@ def run(
     repeat: int,
     trace: str | None,
     html: str | None,
+    given: str | None,
     folder: str | None,
     json_to: str | None,
 ) -> None:
     """Run MODEL on the devices of this machine."""
     output = Output(json_to)
     check_place(trace, html)
+    plan = None if given is None else read_plan(given)
     graph, feeds = prepare(model, load_model(model), feeding, output.note)
     with output.progress("compiling") as tick, about(model):
         session = sessions.compile(
             graph,
             devices=placing.devices or "auto",
             policy=placing.policy,
+            objective=options.objective(placing.objective).weights,
+            watts=placing.watts,
             constraints=placing.constraints(),
             expected_runs=placing.expected_runs,
             threads=placing.threads,
             measure=placing.budget,
+            fallback=placing.fallback,
+            plan=plan,
             progress=tick,
         )
     with session:
@@ -133,15 +141,27 @@ def _report(session: Session, result: _Result, output: Output) -> None:
         add_row(table, ((short(name, 60), "bold"), row["type"], *cells, row["note"]))
     output.table(table)
     plan = session.plan
-    table = make_table("Placement", ("device", "name", ">ops", ">peak memory"))
+    columns = ("device", "name", "physical device", ">ops", ">peak memory")
+    table = make_table("Placement", columns)
     for part in plan.devices:
         share = plan.shares()[part.id]
         add_row(
-            table, ((part.id, "bold"), short(part.name, 48), percent(share), size(part.peak_bytes))
+            table,
+            (
+                (part.id, "bold"),
+                short(part.name, 48),
+                short(part.physical_id, 40),
+                percent(share),
+                size(part.peak_bytes),
+            ),
         )
     output.table(table)
-    for link, moved in result.receipt.links.items():
-        output.line(f"moved {size(moved)} {link}")
+    for name, link in result.receipt.transfers.items():
+        output.line(
+            f"moved {size(link.nbytes)} {name} in {link.copies} copies, predicted "
+            f"{millis(link.predicted)}"
+        )
+    output.line(f"plan {result.receipt.plan[:12]}")
     output.line(
         "predicted ", (millis(plan.predicted), "bold"),
         f" ({millis(plan.low)} to {millis(plan.high)}), measured ",

@@ -9,12 +9,14 @@ from crossdock.devices import registry
 from crossdock.devices.machine import Machine
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.cli.options import Placing
-from crossdock.runtime.cli.planning import Changes, Planned, plan_model
+from crossdock.runtime.cli.planning import Asked, Planned, plan_model
+from crossdock.runtime.fallback import check_host_op
 from crossdock.runtime.graph import Graph, Staged
 from crossdock.runtime.plan import HOST
 from crossdock.runtime.prepare import Progress
 from crossdock.runtime.stage_log import StageLog
 from crossdock.runtime.tensor import Array
+from crossdock.runtime.whatif import Comparison
 
 
 def plan_stages(
@@ -22,18 +24,18 @@ def plan_stages(
     staged: Staged,
     feeds: Mapping[str, Array],
     placing: Placing,
-    changes: Changes,
+    asked: Asked,
     machine: Machine | None,
     progress: Progress | None,
 ) -> Planned:
     """Plan every stage that these feeds lead to, and join the plans; errors as ``plan_model``."""
-    planner = _Planner(graph.name, placing, changes, machine, progress)
+    planner = _Planner(graph.name, placing, asked, machine, progress)
     staged.open().run(staged.checked(feeds), planner)
     if planner.last is None:  # the host does it all
-        planner.last = plan_model(
-            replace(graph, staged=None, outputs={}), placing, changes, machine
-        )
-    return replace(planner.last, graph=graph, plan=planner.log.plan())
+        planner.last = plan_model(replace(graph, staged=None, outputs={}), placing, asked, machine)
+    return replace(
+        planner.last, graph=graph, plan=planner.log.plan(), comparison=planner.comparison()
+    )
 
 
 class _Planner:
@@ -43,13 +45,14 @@ class _Planner:
         self,
         name: str,
         placing: Placing,
-        changes: Changes,
+        asked: Asked,
         machine: Machine | None,
         progress: Progress | None,
     ) -> None:
-        self._arguments = placing, changes, machine, progress
+        self._arguments = placing, asked, machine, progress
         self._planned: dict[bytes, Planned] = {}
-        self.log = StageLog(name, registry.open_device(HOST).info)
+        host = registry.open_device(HOST).info
+        self.log, self.unchanged = StageLog(name, host), StageLog(name, host)
         self.last: Planned | None = None
 
     def run(self, key: bytes, graph: Graph, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -59,12 +62,28 @@ class _Planner:
             made = self._planned[key] = plan_model(graph, *self._arguments, stage=True)
         self.last = made
         self.log.stage(key, made.plan, made.target.asked, {})
+        if made.comparison is not None:
+            self.unchanged.stage(key, made.comparison.before, made.target.asked, {})
         outputs: dict[str, Array] = evaluate(graph, feeds)
         return outputs
+
+    def may(self, name: str, op: str, why: str) -> None:
+        """Raise PlanError where the host may not run an op."""
+        check_host_op(name, op, why, self._arguments[0].fallback)
 
     def host(self, name: str, op: str, why: str, seconds: float) -> None:
         """Take note of an op that the host ran."""
         self.log.host(name, op, why, seconds)
+        self.unchanged.host(name, op, why, seconds)
 
     def check(self) -> None:
         """Planning has no deadline."""
+
+    def comparison(self) -> Comparison | None:
+        """The stages' comparisons as one; None where a stage has none."""
+        found = [p.comparison for p in self._planned.values()]
+        parts = [c for c in found if c is not None]
+        if not parts or len(parts) < len(found):
+            return None
+        moves = tuple(move for part in parts for move in part.moves)
+        return Comparison(self.unchanged.plan(), self.log.plan(), moves)

@@ -7,8 +7,7 @@ from rich.text import Text
 
 from crossdock.runtime.cli.output import add_row, make_table, styled
 from crossdock.runtime.cli.text import millis, percent, seconds, short, size
-from crossdock.runtime.errors import PlanError
-from crossdock.runtime.plan import Choice, Plan, Step
+from crossdock.runtime.plan import Plan, Step
 
 NAME = 48
 """Characters of a node's or value's name in a table."""
@@ -21,14 +20,25 @@ def headline(plan: Plan) -> tuple[tuple[str, str] | str, ...]:
     return (
         f"{plan.graph_name}: predicted ",
         (millis(plan.predicted), "bold"),
-        f" ({millis(plan.low)} to {millis(plan.high)}), lower bound {millis(plan.lower_bound)}, "
+        f" ({millis(plan.low)} to {millis(plan.high)}), {plan.comparison()}, "
         f"{len(plan.launches())} ops and {len(plan.copies())} copies, policy {plan.policy}",
+    )
+
+
+def promises(plan: Plan) -> tuple[str, ...]:
+    """What else a plan says as a whole, a line each: what it was made for, and within what."""
+    return (
+        plan.goal.said(plan.predicted),
+        plan.horizon.said(plan.expected_runs),
+        *(str(rung) for rung in plan.rungs),
     )
 
 
 def devices_table(plan: Plan) -> Table:
     """A row a device: share of the ops, time were it alone, bytes."""
-    table = make_table("Devices", ("device", "name", ">ops", ">alone", ">arena", ">weights"))
+    table = make_table(
+        "Devices", ("device", "name", ">ops", ">alone", ">arena", ">scratch", ">weights")
+    )
     shares = plan.shares()
     for part in plan.devices:
         add_row(
@@ -39,7 +49,8 @@ def devices_table(plan: Plan) -> Table:
                 percent(shares[part.id]),
                 millis(part.single_seconds),
                 size(part.arena_bytes),
-                size(part.resident_bytes),
+                size(part.scratch_bytes),
+                size(part.fixed_bytes),
             ),
         )
     return table
@@ -73,59 +84,3 @@ def _what(step: Step) -> Text:
     if step.kind == "copy":
         return styled(f"copy {name} {step.src}->{step.dst} {size(step.nbytes)}")
     return styled((step.op, "bold"), f" {name}" if name != step.op else "")
-
-
-def candidates_table(step: Step) -> Table:
-    """A row a device that was considered for an op: its cost, its finish, or why it cannot."""
-    columns = ("", "device", "kernel", ">takes", ">at least", ">at most", "source",
-               ">would end", ">later by", "reason")  # fmt: skip
-    table = make_table(f"{step.op} {step.name}", columns)
-    winner = chosen(step)
-    for choice in step.choices:
-        own = choice is winner
-        add_row(
-            table,
-            (
-                "->" if own else "",
-                (choice.device, "bold"),
-                choice.kernel,
-                seconds(choice.seconds),
-                seconds(choice.low),
-                seconds(choice.high),
-                (choice.source, SOURCES.get(choice.source, "")),
-                millis(choice.finish),
-                "" if own else _later(choice, winner),
-                choice.reason,
-            ),
-            style="" if choice.seconds is not None else "dim",
-        )
-    return table
-
-
-def chosen(step: Step) -> Choice | None:
-    """The candidate that won."""
-    return next((c for c in step.choices if c.device == step.device), None)
-
-
-def margin(step: Step) -> float | None:
-    """How much later the best other device would have ended the op, in seconds."""
-    winner = chosen(step)
-    if winner is None or winner.finish is None:
-        return None
-    others = [c.finish for c in step.choices if c.device != step.device and c.finish is not None]
-    return min(others) - winner.finish if others else None
-
-
-def _later(choice: Choice, winner: Choice | None) -> str:
-    if winner is None or winner.finish is None or choice.finish is None:
-        return ""
-    return seconds(choice.finish - winner.finish)
-
-
-def find_op(plan: Plan, name: str) -> Step:
-    """The step of an op by node name or by a value it makes; raises PlanError with near ones."""
-    for step in plan.launches():
-        if step.name == name or name in step.outputs:
-            return step
-    plan.explain_op(name)  # raises, with the names that come close
-    raise PlanError(f"no op {name!r} in the plan of {plan.graph_name!r}")

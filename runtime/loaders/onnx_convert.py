@@ -236,14 +236,8 @@ class Converter:
 
     def certain_host(self, frame: Frame, node: OnnxNode) -> HostStep | None:
         """The host step of a node that nothing but the host can run, whatever its inputs are."""
-        opset = frame.opsets.get(node.domain, 0)
-        entry = find_host(node, opset)
-        key = (node.domain, node.op, node.overload)
-        if entry is None or key in self.model.functions or find(node, opset) is not None:
-            return None
-        if has_body(schema(node, opset)) and not any(node.subgraphs()):
-            return None
-        return HostStep(node, frame.opsets, NO_FORM, entry=entry)
+        entry = only_host(self.model, node, frame.opsets)
+        return None if entry is None else HostStep(node, frame.opsets, NO_FORM, entry=entry)
 
     def inner(self, frame: Frame, node: OnnxNode) -> Inner:
         """A call, or a conditional whose branch is known, as a graph to be run on its own."""
@@ -385,3 +379,14 @@ def _onnx_spec(value: Value | Foreign | None) -> TensorSpec | None:
         return None
     dtype = "bool" if value.boolean else value.operand.dtype
     return TensorSpec(dtype, tuple(value.operand.shape))
+
+
+def only_host(model: OnnxModel, node: OnnxNode, opsets: Mapping[str, int]) -> HostEntry | None:
+    """The host function of a node that nothing but the host can run, whatever its inputs are."""
+    opset = opsets.get(node.domain, 0)
+    entry = find_host(node, opset)
+    key = (node.domain, node.op, node.overload)
+    if entry is None or key in model.functions or find(node, opset) is not None:
+        return None
+    bodiless = has_body(schema(node, opset)) and not any(node.subgraphs())
+    return None if bodiless else entry

@@ -9,10 +9,8 @@ shapes and shape-like values of an earlier one converts nothing.
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,7 +20,8 @@ import numpy as np
 from crossdock.runtime.errors import MalformedModel, UnsupportedModel
 from crossdock.runtime.graph import Graph, StageRunner
 from crossdock.runtime.loaders.onnx_check import free_names
-from crossdock.runtime.loaders.onnx_convert import convert, convert_stage
+from crossdock.runtime.loaders.onnx_convert import convert, convert_stage, only_host
+from crossdock.runtime.loaders.onnx_cut import NO_FORM
 from crossdock.runtime.loaders.onnx_feeds import checked, outward
 from crossdock.runtime.loaders.onnx_host import HostCall, HostValue, run_entry
 from crossdock.runtime.loaders.onnx_model import OnnxGraph, OnnxModel, OnnxValue, Opaque, shown
@@ -35,6 +34,7 @@ from crossdock.runtime.loaders.onnx_stage import (
     Stage,
     kind_of,
 )
+from crossdock.runtime.lru import LruCache
 from crossdock.runtime.tensor import Array, TensorSpec
 
 STAGES_KEPT = 64
@@ -91,6 +91,19 @@ class OnnxStaged:
         """The feeds as host values; raises FeedError naming the input."""
         return checked(self.model, self._specs, feeds)
 
+    def host_ops(self) -> list[tuple[str, str, str]]:
+        """Name, op and reason of the nodes that the host runs whatever is fed."""
+        fed = {v.name for v in self.model.graph.free_inputs}
+        found = []
+        for node in self.model.graph.nodes:
+            read = {*node.inputs, *(n for g in node.subgraphs() for n in free_names(g))}
+            if fed.isdisjoint(read):  # it may be worked out once and for all
+                continue
+            fed.update(filter(None, node.outputs))
+            if only_host(self.model, node, self.model.opsets) is not None:
+                found.append((node.label, node.op, NO_FORM))
+        return found
+
     def open(self) -> OnnxStages:
         """Start with the first stage alone."""
         return OnnxStages(self.model, self._specs, self._first)
@@ -104,18 +117,13 @@ class OnnxStages:
     ) -> None:
         self.model = model
         self.scope = Scope.of(model.graph, model.opsets)
-        self._lock = threading.Lock()
-        self._converting = threading.Lock()
-        self._kept: OrderedDict[bytes, Stage] = OrderedDict()
+        self.kept: LruCache[bytes, Stage] = LruCache(STAGES_KEPT)
         self._start: tuple[bytes, Graph] | None = None
         if first is not None:
             key = _key(b"", specs)
-            self._kept[key] = first
+            self.kept.put(key, first)
             if first.graph is not None:
                 self._start = key, first.graph
-
-    def __len__(self) -> int:
-        return len(self._kept)
 
     def first(self) -> tuple[bytes, Graph] | None:
         """Key and graph of the first stage, where it does not hang on what is fed."""
@@ -126,27 +134,6 @@ class OnnxStages:
         run = _Run(self, runner)
         values = run.scope(self.scope, dict(feeds), self.model.graph.constants, b"")
         return {n: outward(v) for n, v in zip(self.scope.outputs, values, strict=True)}
-
-    def find(self, key: bytes, make: Callable[[], Stage]) -> Stage:
-        """The stage of a key, converted at need."""
-        found = self._found(key)
-        if found is None:
-            with self._converting:
-                found = self._found(key)
-                if found is None:
-                    found = make()
-                    with self._lock:
-                        self._kept[key] = found
-                        while len(self._kept) > STAGES_KEPT:
-                            self._kept.popitem(last=False)
-        return found
-
-    def _found(self, key: bytes) -> Stage | None:
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-            return found
 
 
 @dataclass
@@ -203,7 +190,7 @@ class _Run:
         at = _At(_key(parent, kinds), values, constants)
         while True:
             make = partial(convert_stage, self.stages.model, scope, kinds, at.constants)
-            stage = self.stages.find(at.key, make)
+            stage = self.stages.kept.get_or_make(at.key, make)
             self.stage(stage, at)
             if not stage.rest:
                 return [at.get(name) for name in scope.outputs]
@@ -244,6 +231,7 @@ class _Run:
     def host(self, step: HostStep, at: _At) -> list[HostValue | None]:
         """Run a node's host function, timed without what its subgraphs take."""
         node = step.node
+        self.runner.may(node.label, node.op, step.why)
         inputs = tuple(at.get(name) if name else None for name in node.inputs)
         body = partial(self.body, step, at, {})
         call = HostCall(node, step.opset, inputs, body, self.runner.check)

@@ -6,15 +6,21 @@ device that is told to be one runs them all the same, only slowly.
 
 from __future__ import annotations
 
+import uuid
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 
+from crossdock.devices.dialect import OPENCL_HEADER, assemble
+from crossdock.devices.opencl_programs import OPTIONS
+from crossdock.devices.program import GridLaunch
 from crossdock.kernels import table
 from crossdock.runtime import emulation
 from tests.cases import CASES, Case
-from tests.kernels.grid_run import as_gpu, execute, grid_kernels, opencl_ids, opened
+from tests.kernels.grid_run import as_gpu, call_of, execute, grid_kernels, opencl_ids, opened
 from tests.kernels.test_cpu import instance
 
 FOR_GPUS = (
@@ -82,6 +88,36 @@ def test_case(case: Case, device_id: str) -> None:
 @pytest.mark.parametrize("case", marked(SINGLE, lambda c: c.op in FOR_GPUS and first(c)))
 def test_case_as_on_a_gpu(case: Case, device_id: str) -> None:
     judge(case, device_id, gpu=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+@pytest.mark.parametrize("op", ["arg_max", "max", "sign", "scatter_nd"])
+def test_texts_give_compilers_nothing_to_warn_of(op: str, dtype: str) -> None:
+    """PoCL's compiler counts its warnings on stderr, whoever reads them."""
+    import pyopencl as cl
+
+    device: Any = opened(opencl_ids()[0])
+    a = np.ones((2, 3), dtype)
+    operands = {
+        "arg_max": ([a], {"axis": 0}),
+        "max": ([a, a], {}),
+        "sign": ([a], {}),
+        "scatter_nd": ([a, np.zeros((1, 1), np.int32), a[:1]], {"reduction": "max"}),
+    }
+    call = call_of(op, *operands[op])
+    kernels = grid_kernels(call, device.info)
+    assert kernels
+    for kernel in kernels:
+        for step in kernel.lower(call, device.info).steps:
+            assert isinstance(step, GridLaunch)
+            # A text of its own, which no cache has: PoCL warns where it compiles.
+            text = assemble(OPENCL_HEADER, step.defines, f"{step.source}\n// {uuid.uuid4()}\n")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", cl.CompilerWarning)
+                program = cl.Program(device.context, text).build(list(OPTIONS))
+            (handle,) = device.context.devices
+            log = program.get_build_info(handle, cl.program_build_info.LOG)
+            assert "warning" not in log
 
 
 def test_every_op_that_computes_runs_on_grids() -> None:

@@ -183,6 +183,13 @@ def test_a_known_exponent_is_a_product() -> None:
     assert known.lines == ["const f32 v0 = x0 * x0;"]
 
 
+def test_an_integer_beside_itself_is_not_compared() -> None:
+    step = Step(parse("{0} == {1} ? 2 : 3"), (0, 0), "int32")
+    for kind, compared in (("i32", False), ("f32", True)):
+        lines = emit([step], [Value("x0", kind)], cpu=False).lines
+        assert any("x0 == x0" in line for line in lines) is compared
+
+
 def test_reasons(device: Device) -> None:
     def reason(op: str, *arrays: Array) -> str:
         return table.candidates(call_of(op, list(arrays)), device.info).reason()

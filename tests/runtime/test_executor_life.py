@@ -231,17 +231,17 @@ def test_memory_is_given_back_with_the_session(machine: Machine, how: str) -> No
 def test_opencl_memory_is_given_back_with_the_session(opencl: DeviceInfo, costs: object) -> None:
     device: Any = registry.open_device(opencl.id)
     device._take(0)
-    before = device._used
+    before = device.gauge.used
     b = xd.GraphBuilder()
     graph = b.build({"y": b.tanh(b.input("x", (256, 256)))})
     session = on(opencl.id, graph)
     check(session)
-    assert device._used > before
+    assert device.gauge.used > before
     del session
 
     def back() -> bool:
         device._take(0)
-        return bool(device._used == before)
+        return bool(device.gauge.used == before)
 
     assert wait_until(back)
 

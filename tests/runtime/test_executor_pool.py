@@ -10,8 +10,9 @@ from typing import Any, cast
 
 import pytest
 
+from crossdock.runtime.background import Background
 from crossdock.runtime.errors import OutOfMemory, Timeout
-from crossdock.runtime.executor import Background, Deadline, Pool
+from crossdock.runtime.executor import Deadline, Pool
 from crossdock.runtime.lower import Instance
 
 pytestmark = pytest.mark.usefixtures("no_hang")

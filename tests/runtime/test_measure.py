@@ -100,7 +100,7 @@ def test_the_host_takes_some_time(machine: Bench) -> None:
     assert measure.measure_ops(calls, [host], model, budget_s=60) >= 3
     for call in (calls["mm"], calls["act"]):
         for made in samples(model, host, call).values():
-            assert len(made) >= 2
+            assert len(made) >= 1
             assert all(0 < s < 1 for s in made)
 
 

@@ -12,7 +12,14 @@ from onnx.backend.base import Backend, BackendRep
 
 import crossdock as xd
 from crossdock import onnx_backend
-from crossdock.runtime.errors import Error, FeedError, MalformedModel, Unavailable
+from crossdock.runtime.errors import (
+    Error,
+    FeedError,
+    LoadError,
+    MalformedModel,
+    PlanError,
+    Unavailable,
+)
 from crossdock.runtime.onnx_backend import device_id
 
 F = TensorProto.FLOAT
@@ -98,6 +105,44 @@ def test_options_of_compile_and_of_tests() -> None:
     assert rep.session.config.threads == 1
     assert rep.session.config.measure is False
     assert onnx_backend.prepare(TWO, measure=0.5).session.config.measure == 0.5
+
+
+@pytest.mark.parametrize("model", [None, 3, [TWO], TWO.graph, TWO.graph.node[0]])
+def test_what_is_no_model(model: Any) -> None:
+    for call in (onnx_backend.prepare, lambda model: onnx_backend.run_model(model, [X])):
+        with pytest.raises(LoadError, match=f"cannot load a {type(model).__name__}"):
+            call(model)
+
+
+@pytest.mark.parametrize("name", ["thread", "devices", "graph"])
+def test_options_that_there_are_not(name: str) -> None:
+    with pytest.raises(PlanError, match=f"there is no option {name}; .*threads"):
+        onnx_backend.prepare(TWO, **{name: 1})
+
+
+@pytest.mark.parametrize("node", ["x", b"x", None, TWO, TWO.graph])
+def test_what_is_no_node(node: Any) -> None:
+    kind = type(node).__name__
+    with pytest.raises(LoadError, match=f"takes an onnx.NodeProto, not {kind};"):
+        onnx_backend.run_node(node, [])
+
+
+@pytest.mark.parametrize("opset", ["a", 13.5, 0, -1, 10**30])
+def test_what_is_no_opset(opset: Any) -> None:
+    with pytest.raises(LoadError, match=f"opset_version={opset!r}: give a whole number"):
+        onnx_backend.run_node(helper.make_node("Neg", ["x"], ["y"]), X, opset_version=opset)
+
+
+@pytest.mark.parametrize("info", [3, [3], [("float", 3)], [("nosuch", (2,))], [("M8[D]", (2,))]])
+def test_what_says_nothing_of_outputs(info: Any) -> None:
+    with pytest.raises(LoadError, match="outputs_info takes a dtype and a shape"):
+        onnx_backend.run_node(helper.make_node("Neg", ["x"], ["y"]), X, outputs_info=info)
+
+
+def test_values_that_onnx_has_no_tensors_of() -> None:
+    days = np.array(["2026-01-01"], "M8[D]")
+    with pytest.raises(FeedError, match=r"input 'x': ONNX has no tensors of datetime64\[D\]"):
+        onnx_backend.run_node(helper.make_node("Neg", ["x"], ["y"]), [days])
 
 
 @pytest.mark.parametrize("opset", [None, 13, 17])

@@ -99,6 +99,77 @@ def test_a_profile_has_one_span_a_launch_and_a_copy(machine: Machine, opencl: De
         assert all(op.measured is None for op in session.receipt.ops)
 
 
+def queue_totals(plan: Any, outcome: Any) -> dict[str, float]:
+    """Seconds of all spans by device, and by link: what the profiler says the queues did."""
+    named = {s.queue: f"{s.src}->{s.dst}" if s.kind == "copy" else s.device for s in plan.steps}
+    totals: dict[str, float] = {}
+    for queue, spans in outcome.spans.items():
+        name = named[queue]
+        totals[name] = totals.get(name, 0.0) + sum(s.end - s.start for s in spans)
+    return totals
+
+
+def test_a_profiled_receipt_adds_up_to_the_profilers_totals(
+    machine: Machine, opencl: DeviceInfo
+) -> None:
+    graph = chain(12)
+    devices = ["cpu:0", machine.sim("a"), opencl.id]
+    rules = xd.Constraints(pin=pinned(graph, devices))
+    with xd.compile(graph, devices, constraints=rules, measure=False) as session:
+        outcome = session.profile(whole_feeds(graph, 0))
+        receipt = session.receipt
+        totals = queue_totals(session.plan, outcome)
+        assert receipt.busy() == pytest.approx(totals, rel=0.02)
+        assert set(totals) == {*devices, *receipt.links}
+        assert sum(op.predicted or 0 for op in receipt.ops) == pytest.approx(
+            sum(s.seconds for s in session.plan.launches())
+        )
+        copies = session.plan.copies()
+        assert sum(t.copies for t in receipt.transfers.values()) == len(copies)
+        assert sum(t.predicted for t in receipt.transfers.values()) == pytest.approx(
+            sum(s.seconds for s in copies)
+        )
+        session.run(whole_feeds(graph, 0))
+        assert session.receipt.busy() == {}
+        assert session.receipt.links == receipt.links
+
+
+def test_bytes_to_and_from_an_opencl_device_are_those_copied(opencl: DeviceInfo) -> None:
+    from crossdock.devices.opencl import ClQueue
+
+    graph = chain()
+    rules = xd.Constraints(pin=pinned(graph, ["cpu:0", opencl.id]))
+    moved: Counter[str] = Counter()
+    with xd.compile(graph, ["cpu:0", opencl.id], constraints=rules, measure=False) as session:
+        with pytest.MonkeyPatch.context() as patch:
+            write, read = ClQueue.write, ClQueue.read
+
+            def up(queue: Any, target: Any, source: Any, *waits: Any) -> Any:
+                moved[f"cpu:0->{opencl.id}"] += source.nbytes
+                return write(queue, target, source, *waits)
+
+            def down(queue: Any, source: Any, target: Any, *waits: Any) -> Any:
+                moved[f"{opencl.id}->cpu:0"] += target.nbytes
+                return read(queue, source, target, *waits)
+
+            patch.setattr(ClQueue, "write", up)
+            patch.setattr(ClQueue, "read", down)
+            session.run(whole_feeds(graph, 0))
+        assert session.receipt.links == dict(moved)
+
+
+def test_a_receipt_of_a_run_is_not_made_anew(machine: Machine) -> None:
+    graph = chain(3)
+    with xd.compile(graph, machine.sim("a"), measure=False) as session:
+        session.run(whole_feeds(graph, 0))
+        first = session.receipt
+        session.run(whole_feeds(graph, 1))
+        second = session.receipt
+    assert second.ops is first.ops
+    assert second.transfers is first.transfers
+    assert second.measured != first.measured
+
+
 def test_wall_clock_spans_lie_within_the_run(opencl: DeviceInfo, costs: object) -> None:
     graph = chain()
     rules = xd.Constraints(pin=pinned(graph, ["cpu:0", opencl.id]))

@@ -213,7 +213,11 @@ GRAPH = odd_graph("one")
     ("wrong", "said"),
     [
         ({"graph": "model.onnx"}, r"takes a Graph, not str; .*crossdock\.load"),
-        ({"objective": "energy"}, "objective 'energy' is not supported; use 'latency'"),
+        ({"objective": "speed"}, "objective 'speed': give 'latency', 'throughput', 'energy'"),
+        (
+            {"objective": "energy", "policy": "heft"},
+            "policy 'heft' places for latency alone, in any shares",
+        ),
         ({"policy": "fastest"}, "no policy 'fastest'; use one of auto, "),
         ({"devices": []}, "names nothing to run on; give 'auto'"),
         ({"devices": [1]}, "names nothing to run on"),
@@ -221,6 +225,8 @@ GRAPH = odd_graph("one")
         ({"expected_runs": 0}, "expected_runs=0: give 1 or more"),
         ({"runs_at_once": 0}, "runs_at_once=0"),
         ({"threads": 0}, "threads=0"),
+        ({"threads": "two"}, "threads='two': give 1 or more"),
+        ({"measure": "no"}, "measure='no': give True, False or a budget"),
         ({"measure": -1.0}, r"measure=-1\.0: give True, False or a budget"),
         ({"constraints": {"pin": {}}}, r"constraints is a crossdock\.Constraints, not dict"),
     ],

@@ -25,6 +25,7 @@ from crossdock.runtime.errors import (
     Timeout,
     UnsupportedModel,
 )
+from crossdock.runtime.explain import explain_all
 from crossdock.runtime.loaders import onnx_staged
 from crossdock.runtime.loaders.onnx_host import HostCall, host_op
 from crossdock.runtime.prepare import prepare
@@ -272,6 +273,11 @@ def test_plan_estimate_and_receipt_are_of_the_last_run(session: xd.Session) -> N
     host = plan.launches()[1]
     assert (host.device, host.kernel, host.source) == ("cpu:0", "host", "measured")
     assert "no form in the IR" in plan.explain_op("Where1")
+    said = explain_all(plan, 0.0)
+    assert [e.name for e in said] == [s.name for s in plan.launches()]
+    for step, found in zip(plan.launches(), said, strict=True):
+        chosen = [(c.device, c.kernel) for c in found.candidates if c.chosen]
+        assert chosen == ([] if step is host else [(step.device, step.kernel)])
     assert xd.Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     estimate = session.estimate()
     assert 0 < estimate.low <= estimate.seconds <= estimate.high
@@ -295,6 +301,7 @@ def test_constraints_may_name_ops_of_any_stage() -> None:
     assert where["Add"] == "opencl:0"
     assert where["Neg"] == where["Where1"] == "cpu:0"
     assert session.receipt.links["opencl:0->cpu:0"] == 12
+    assert session.receipt.transfers["opencl:0->cpu:0"].copies >= 1
 
 
 def test_profiles_span_stages_and_host_ops(session: xd.Session) -> None:
@@ -336,7 +343,7 @@ def test_kept_stages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             assert got.shape == (rows, 24 // rows)
         (ready,) = session._ready.values()
         assert len(ready) == 3
-        assert len(ready._stages) == 4
+        assert len(ready._stages.kept) == 4
 
 
 def test_a_host_op_that_fails_names_the_node() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 import crossdock as xd
+from crossdock.devices import cuda
 from crossdock.devices.base import Device
 from crossdock.kernels import table
 from crossdock.runtime import emulation
@@ -14,6 +17,7 @@ from crossdock.runtime.errors import Unavailable
 from crossdock.runtime.support import MAX_RANK, Level, listed_ops, support, supports
 from crossdock.runtime.tensor import DTYPES, WEBNN_DTYPES
 from tests.cases import Case
+from tests.fakes import cupy_fake
 from tests.kernels.grid_run import opencl_ids, opened
 from tests.kernels.test_cpu import instance
 
@@ -51,6 +55,18 @@ def check_claims(op: str, dtypes: list[str], device: Device) -> None:
         assert said.reason or said.level is Level.NATIVE
 
 
+@pytest.fixture(scope="module")
+def card() -> Iterator[Device]:
+    """A card on the fake cupy, which runs kernels on the OpenCL device."""
+    opened(IDS[1])
+    with pytest.MonkeyPatch.context() as patch:
+        fake = cupy_fake.install(patch)
+        device = cuda.open_device("cuda:0")
+        yield device
+        device.close()
+        assert fake.machine.errors == []
+
+
 @pytest.mark.parametrize("device_id", IDS)
 @pytest.mark.parametrize("op", listed_ops())
 def test_what_is_said_to_run_runs(op: str, device_id: str) -> None:
@@ -62,6 +78,12 @@ def test_what_is_said_to_run_runs(op: str, device_id: str) -> None:
 @pytest.mark.parametrize("op", listed_ops())
 def test_what_is_said_of_types_beyond_webnn_is_true(op: str, device_id: str) -> None:
     check_claims(op, BEYOND, opened(device_id))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", listed_ops())
+def test_what_is_said_of_a_card_is_true(op: str, card: Device) -> None:
+    check_claims(op, list(DTYPES), card)
 
 
 @pytest.mark.parametrize("device_id", IDS)

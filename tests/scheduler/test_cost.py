@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crossdock.runtime.errors import PlanError
-from crossdock.scheduler import CostModel, DeviceRates, Estimate, LinkModel, Source, Work
+from crossdock.scheduler import (
+    CostModel,
+    DeviceRates,
+    DeviceSpec,
+    Estimate,
+    LinkModel,
+    LinkSpec,
+    Problem,
+    Source,
+    TaskSpec,
+    Work,
+    schedule,
+)
 
 RATES = DeviceRates({"gemm:float32": 1e11, "float32": 2e10}, bandwidth=1e10, launch_s=5e-6)
 
@@ -75,6 +89,30 @@ def test_spikes_in_five_percent_of_the_samples_change_nothing() -> None:
     assert b.seconds == pytest.approx(a.seconds, rel=0.02)
     assert b.high is not None
     assert b.high < 1.2e-3
+
+
+@given(st.integers(0, 10_000))
+def test_spikes_of_100_ms_in_five_percent_of_the_samples_change_no_placement(seed: int) -> None:
+    rng = random.Random(seed)
+    calm, rough = CostModel(), CostModel()
+    tasks = [f"t{i}" for i in range(10)]
+    for name in tasks:
+        true = 10.0 ** rng.uniform(-5.0, -3.0)
+        for device, factor in (("a", 1.0), ("b", rng.choice([0.4, 0.7, 1.4, 2.5]))):
+            runs = [factor * true * math.exp(rng.gauss(0.0, 0.03)) for _ in range(20)]
+            calm.record_many(device, "v", name, runs)
+            runs[rng.randrange(20)] = 0.1
+            rough.record_many(device, "v", name, runs)
+
+    def placed(model: CostModel) -> dict[str, str]:
+        costs = {n: [model.estimate(d, "v", n).seconds or 0.0 for d in "ab"] for n in tasks}
+        edges = [(x, y, 8.0) for x, y in itertools.pairwise(tasks)]
+        links = [LinkSpec("a", "b", 1e-9, 1e12, both=True)]
+        devices = [DeviceSpec("a"), DeviceSpec("b")]
+        problem = Problem.build([TaskSpec(n, costs[n]) for n in tasks], edges, devices, links)
+        return schedule(problem, "auto", compiled=False).placement()
+
+    assert placed(calm) == placed(rough)
 
 
 def test_one_spike_of_two_samples_does_not_win() -> None:
@@ -208,35 +246,107 @@ def test_the_version_follows_the_content() -> None:
     assert model.version != empty
 
 
+def sound() -> dict[str, Any]:
+    model = calibrated(range(64, 257, 64))
+    model.record_many("dev", "gemm/tiled", "64", [1e-4] * 4, matmul(64), running=True)
+    model.note_pace("dev", 1.2)
+    model.mark_calibrated("dev")
+    model.set_rates("dev", RATES)
+    model.set_link("dev", "b", LinkModel(1e-6, ((1e3, 1e9),)))
+    assert model.estimate("dev", "gemm/tiled", "96", matmul(96)).source is Source.FITTED
+    data: dict[str, Any] = json.loads(json.dumps(model.to_json()))
+    assert CostModel.from_json(data).to_json() == data
+    return data
+
+
 @pytest.mark.parametrize(
-    "data",
+    ("part", "value"),
     [
-        {},
-        {"schema": "other"},
-        {"schema": "crossdock-costs/1", "keep": "many", "rates": {}, "links": [], "kernels": []},
-        {"schema": "crossdock-costs/1", "keep": 4, "rates": {}, "links": [{}], "kernels": []},
-        {"schema": "crossdock-costs/1", "keep": 4, "rates": [], "links": [], "kernels": []},
-        {
-            "schema": "crossdock-costs/1",
-            "keep": 4,
-            "rates": {},
-            "links": [],
-            "kernels": [
-                {
-                    "device": "d",
-                    "variant": "v",
-                    "key": "k",
-                    "work": None,
-                    "seconds": [-1.0],
-                    "count": 1,
-                }
-            ],
-        },
+        ("schema", "other"),
+        ("keep", "many"),
+        ("rates", []),
+        ("links", [{}]),
+        ("paces", {"dev": [-1.0]}),
+        ("paces", {"dev": [math.inf]}),
+        ("learnt", [{"device": "dev"}]),
+        ("misses", [{"device": "dev", "kind": "running", "ratios": ["far"]}]),
+        ("kernels", [{"device": "d", "variant": "v", "key": "k", "work": None, "seconds": [-1.0],
+                      "running": [], "count": 1}]),
+        ("kernels", [{"device": "d", "variant": "v", "key": "k", "work": {"flops": 1.0},
+                      "seconds": [1.0], "running": [], "count": 1}]),
     ],
-)
-def test_damaged_data_is_an_error_of_ours(data: dict[str, object]) -> None:
+)  # fmt: skip
+def test_damaged_data_is_an_error_of_ours(part: str, value: object) -> None:
     with pytest.raises(PlanError, match="cost data is damaged"):
-        CostModel.from_json(data)
+        CostModel.from_json({**sound(), part: value})
+
+
+def test_no_data_is_an_error_of_ours() -> None:
+    with pytest.raises(PlanError, match="cost data is damaged"):
+        CostModel.from_json({})
+
+
+def test_times_within_graphs_count_before_those_alone() -> None:
+    model, work = CostModel(), matmul(128)
+    model.record_many("d", "v", "k", [1e-3] * 9, work)
+    model.record_many("d", "v", "k", [2e-3] * 2, work, running=True)
+    assert model.estimate("d", "v", "k", work).seconds == 1e-3  # two are too few
+    model.record("d", "v", "k", 1e-3, work)
+    model.record_many("d", "v", "k", [2e-3], work, running=True)
+    assert model.estimate("d", "v", "k", work).seconds == 2e-3
+
+
+def test_what_graphs_do_to_some_shapes_is_expected_of_the_others() -> None:
+    model = CostModel()
+    for n in (64, 96, 128, 160):
+        model.record_many("d", "v", f"{n}", [true_seconds(matmul(n))] * 5, matmul(n))
+    for n in (64, 96, 128):
+        slower = [1.5 * true_seconds(matmul(n))] * 3
+        model.record_many("d", "v", f"{n}", slower, matmul(n), running=True)
+    assert model.context("d", "v")[0] == pytest.approx(1.5)
+    made = model.estimate("d", "v", "160", matmul(160))
+    assert made.seconds == pytest.approx(1.5 * true_seconds(matmul(160)))
+    unseen = model.estimate("d", "v", "112", matmul(112))
+    assert unseen.source is Source.FITTED
+    assert unseen.seconds == pytest.approx(1.5 * true_seconds(matmul(112)), rel=0.1)
+
+
+def test_estimates_are_for_the_usual_pace_by_how_much_is_arithmetic() -> None:
+    model = CostModel()
+    product, copy = matmul(512), Work(0.0, 1e6, 1e6)
+    for work, key in ((product, "p"), (copy, "c")):
+        model.record_many("d", "v", key, [1e-3] * 5, work)
+    for pace in (2.0, 2.0, 9.0):
+        model.note_pace("d", pace)
+    assert model.estimate("d", "v", "c", copy).seconds == 1e-3
+    assert model.estimate("d", "v", "p", product).seconds == pytest.approx(2e-3, rel=0.02)
+
+
+def test_intervals_widen_to_what_predictions_missed_by() -> None:
+    rng = random.Random(5)
+    model = CostModel()
+    for k in range(60):
+        model.record_many("d", "v", f"{k}", [1e-3] * 5, matmul(64 + k))
+        taken = 1e-3 * math.exp(rng.gauss(0.0, 0.3))
+        model.record_many("d", "v", f"{k}", [taken] * 16, matmul(64 + k), running=True)
+        again = taken * math.exp(rng.gauss(0.0, 0.2))
+        model.record_many("d", "v", f"{k}", [again] * 16, matmul(64 + k), running=True)
+    inside = 0
+    for k in range(60):
+        made = model.estimate("d", "v", f"{k}", matmul(64 + k))
+        assert made.seconds is not None
+        assert made.low is not None
+        assert made.high is not None
+        inside += made.low <= made.seconds * math.exp(rng.gauss(0.0, 0.2)) <= made.high
+    assert 0.65 <= inside / 60 <= 0.95  # 80 % are to hold; the binomial's two deviations are 10 %
+
+
+def test_a_model_without_keys_has_never_seen_them() -> None:
+    model = calibrated(range(64, 513, 64))
+    held = model.without(["128", "256"])
+    assert held.estimate("dev", "gemm/tiled", "128", matmul(128)).source is Source.FITTED
+    assert held.estimate("dev", "gemm/tiled", "64", matmul(64)).source is Source.MEASURED
+    assert model.estimate("dev", "gemm/tiled", "128", matmul(128)).source is Source.MEASURED
 
 
 def test_merging_keeps_both_and_takes_the_other_as_newer() -> None:

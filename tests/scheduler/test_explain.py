@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossdock.scheduler import DeviceSpec, LinkSpec, Problem, TaskSpec, schedule
+from crossdock.scheduler.timeline import Timeline
 from tests.scheduler.problems import LINKS, problems
 
 
@@ -29,6 +30,25 @@ def test_every_decision_agrees_with_the_schedule(problem: Problem, links: str) -
                 begin = other.ready + other.queue_wait
                 assert other.finish == pytest.approx(begin + other.exec_s)
                 assert other.transfer_in >= -1e-9
+
+
+@settings(max_examples=40)
+@given(problems(), st.sampled_from(LINKS))
+def test_a_candidate_begins_in_the_first_gap_that_the_others_leave(
+    problem: Problem, links: str
+) -> None:
+    made = schedule(problem, links=links, compiled=False)  # type: ignore[arg-type]
+    for t, decision in enumerate(made.decisions):
+        for d, other in enumerate(decision.candidates):
+            if d == decision.winner or other.finish is None or other.exec_s is None:
+                continue
+            lane = Timeline()
+            on = [u for u in range(problem.n) if u != t]
+            on = [u for u in on if problem.resource[made.device[u]] == problem.resource[d]]
+            for u in sorted(on, key=lambda u: (made.start[u], made.finish[u])):
+                lane.insert(len(lane.starts), made.start[u], made.finish[u])
+            begin, _ = lane.earliest(other.ready, other.exec_s)
+            assert other.ready + other.queue_wait == pytest.approx(begin)
 
 
 def two_devices() -> Problem:

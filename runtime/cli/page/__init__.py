@@ -1,6 +1,6 @@
-"""A plan as one self-contained page: timeline, graph, devices, and every op's candidates.
+"""Pages that stand alone: a plan's timeline, graph and candidates, and the curves of a sweep.
 
-The page loads nothing from anywhere: style and script are in it, and a content policy forbids the
+A page loads nothing from anywhere: style and script are in it, and a content policy forbids the
 rest. What a model says (names, shapes) is only ever data: it stands in a JSON block and reaches the
 page as text, never as markup.
 """
@@ -11,16 +11,19 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from crossdock.runtime.cli.page.data import page_data
 from crossdock.runtime.executor import Outcome
+from crossdock.runtime.explanation import Explanation
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Plan
 
-SCRIPTS = ("common.js", "gantt.js", "graph.js", "details.js", "main.js")
+PLAN = ("common.js", "parts.js", "gantt.js", "graph.js", "why.js", "details.js", "main.js")
+SWEEP = ("common.js", "parts.js", "curves.js", "sweep.js")
+"""The scripts of a page; they read its data."""
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -44,18 +47,24 @@ def page(
     graph: Graph,
     capacity: Mapping[str, int] | None = None,
     outcome: Outcome | None = None,
+    explained: Sequence[Explanation] = (),
 ) -> str:
     """Render a plan; the arguments are those of ``page_data``."""
-    data = page_data(plan, graph, capacity, outcome)
+    data = page_data(plan, graph, capacity, outcome, explained)
+    return render(data, f"{data['name']} - crossdock plan", PLAN)
+
+
+def render(data: Mapping[str, Any], title: str, scripts: Sequence[str]) -> str:
+    """A page of its own from plain data and the scripts that draw it."""
     style = _read("style.css")
-    script = "\n".join(['"use strict";', *(_read(name) for name in SCRIPTS)])
+    script = "\n".join(['"use strict";', *(_read(name) for name in scripts)])
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     return _PAGE.format(
         policy=policy,
-        title=html.escape(f"{data['name']} - crossdock plan"),
+        title=html.escape(title),
         style=style,
         data=embed(data),
         script=script,

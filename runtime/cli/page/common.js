@@ -62,6 +62,17 @@ const stepMeasured = (s) =>
 
 const tip = html("div", { id: "tip" });
 
+function placeTip(event, lines) {
+  tip.replaceChildren(...lines);
+  tip.style.visibility = "visible";
+  const box = tip.getBoundingClientRect();
+  const x = Math.min(event.clientX + 14, innerWidth - box.width - 8);
+  const below = event.clientY + 18;
+  const y = below + box.height > innerHeight ? event.clientY - box.height - 12 : below;
+  tip.style.left = `${Math.max(8, x)}px`;
+  tip.style.top = `${Math.max(8, y)}px`;
+}
+
 function showTip(event, index) {
   const s = DATA.steps[index];
   const lines = [
@@ -71,14 +82,7 @@ function showTip(event, index) {
   const got = stepMeasured(s);
   if (got !== null) lines.push(`, measured ${seconds(got)}`);
   if (s.kind === "copy") lines.push(html("br"), bytes(s.nbytes));
-  tip.replaceChildren(...lines);
-  tip.style.visibility = "visible";
-  const box = tip.getBoundingClientRect();
-  const x = Math.min(event.clientX + 14, innerWidth - box.width - 8);
-  const below = event.clientY + 18;
-  const y = below + box.height > innerHeight ? event.clientY - box.height - 12 : below;
-  tip.style.left = `${Math.max(8, x)}px`;
-  tip.style.top = `${Math.max(8, y)}px`;
+  placeTip(event, lines);
 }
 
 const hideTip = () => { tip.style.visibility = "hidden"; };

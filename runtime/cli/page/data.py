@@ -11,6 +11,7 @@ from crossdock.runtime.cli.page.layout import draw
 from crossdock.runtime.cli.text import clean, short
 from crossdock.runtime.cli.trace_view import measured_steps, queues
 from crossdock.runtime.executor import Outcome
+from crossdock.runtime.explanation import Explanation
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.plan import Plan, Step
 from crossdock.runtime.simulate import Simulation, simulate
@@ -27,6 +28,7 @@ def page_data(
     graph: Graph,
     capacity: Mapping[str, int] | None = None,
     outcome: Outcome | None = None,
+    explained: Sequence[Explanation] = (),
 ) -> dict[str, Any]:
     """The data of a page.
 
@@ -35,10 +37,12 @@ def page_data(
         graph: its specs are shown with the values.
         capacity: as ``simulate`` takes it.
         outcome: of a profiled run, whose times are laid beside the predicted ones.
+        explained: of ops, shown with them.
     """
     replay = simulate(plan, capacity)
     rows = queues(plan)
     measured = _measured(plan, rows, outcome)
+    why = {e.name: _why(e) for e in explained}
     return {
         "name": clean(plan.graph_name),
         "policy": clean(plan.policy),
@@ -51,7 +55,13 @@ def page_data(
         "expectedRuns": plan.expected_runs,
         "devices": _devices(plan, replay),
         "queues": [{"name": q, "device": q.partition("/")[0]} for q in rows],
-        "steps": [_step(s, replay, rows, graph, measured.get(s.index, [])) for s in plan.steps],
+        "steps": [
+            {
+                **_step(s, replay, rows, graph, measured.get(s.index, [])),
+                "why": why.get(s.name) if s.kind == "launch" else None,
+            }
+            for s in plan.steps
+        ],
         "graph": _drawing(plan, graph),
     }
 
@@ -65,7 +75,7 @@ def _devices(plan: Plan, replay: Simulation) -> list[dict[str, Any]]:
             "share": shares[d.id],
             "alone": d.single_seconds,
             "arena": d.arena_bytes,
-            "weights": d.resident_bytes,
+            "weights": d.fixed_bytes,
             "busy": replay.busy.get(f"{d.id}/compute", 0.0),
         }
         for d in plan.devices
@@ -128,6 +138,35 @@ def _step(
             }
             for c in step.choices
         ],
+    }
+
+
+def _why(found: Explanation) -> dict[str, Any]:
+    """An explanation as the page shows it."""
+    return {
+        "rows": [
+            {
+                "device": row.device,
+                "kernel": clean(row.kernel),
+                "code": row.cause,
+                "reason": short(row.reason, MAX_SHOWN),
+                "launch": _finite(row.launch),
+                "compute": _finite(row.compute),
+                "transferIn": _finite(row.transfer_in),
+                "queueWait": _finite(row.queue_wait),
+                "finish": _finite(row.finish),
+                "whole": _finite(row.whole),
+                "room": row.head_room,
+                "chosen": row.chosen,
+            }
+            for row in found.candidates
+        ],
+        "runnerUp": clean(found.runner_up),
+        "margin": _finite(found.margin),
+        "sigmas": _finite(found.sigmas),
+        "confidence": _finite(found.confidence),
+        "scope": found.scope,
+        "flips": [clean(flip) for flip in found.flips],
     }
 
 

@@ -2,13 +2,6 @@
 
 const LONGEST = 15;
 
-function cell(text, number, extra) {
-  return html("td", { class: `${number ? "number" : ""} ${extra || ""}`.trim() }, text);
-}
-
-const head = (...names) => html("thead", {}, html("tr", {}, ...names.map((name) =>
-  html("th", name.startsWith(">") ? { class: "number" } : {}, name.replace(">", "")))));
-
 function stepLinks(indices) {
   return indices.map((index) => html("a", { class: "step-link", role: "button", tabindex: "0",
     onclick: () => select(index), onkeydown: (e) => { if (e.key === "Enter") select(index); } },
@@ -57,6 +50,7 @@ function stepDetails(index) {
     html("div", { class: "pairs" }, ...pairs.flatMap(([k, v]) =>
       [html("div", {}, k), html("div", {}, v)])),
     ...(s.choices.length ? [html("h4", {}, "Candidates"), candidates(s)] : []),
+    ...(s.why ? why(s.why) : []),
     ...values("Reads", s.inputs),
     ...values("Makes", s.outputs),
   ];

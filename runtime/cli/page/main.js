@@ -1,18 +1,5 @@
 // The page: head, figures, timeline, devices, graph and details.
 
-function panel(title, body, buttons, hint) {
-  return html("section", { class: "card panel" },
-    html("div", { class: "bar" },
-      html("h2", {}, title), html("span", { class: "hint" }, hint),
-      ...buttons.map(([text, name, run]) =>
-        html("button", { type: "button", title: name, "aria-label": name, onclick: run }, text))),
-    body);
-}
-
-const tile = (label, value, below) => html("div", { class: "card tile" },
-  html("div", { class: "label" }, label), html("div", { class: "value" }, value),
-  html("div", { class: "below" }, below));
-
 function tiles() {
   const launches = DATA.steps.filter((s) => s.kind === "launch");
   const copies = DATA.steps.filter((s) => s.kind === "copy");
@@ -30,12 +17,6 @@ function tiles() {
     tile("Copies", copies.length, copies.length ? bytes(moved) : "nothing is moved"),
   ];
   return html("div", { class: "tiles" }, ...shown.filter(Boolean));
-}
-
-function meter(share, device, text) {
-  return [html("span", { class: "meter" }, html("span", { style: {
-    width: `${Math.min(1, share) * 100}%`, background: colour(device) } })),
-  html("span", { class: "share" }, text)];
 }
 
 function devicesPanel() {
@@ -67,13 +48,6 @@ function search() {
   const field = html("input", { type: "search", list: "names", placeholder: "Find a step",
     "aria-label": "Find a step", onchange: (event) => select(find(event.target.value)) });
   return [field, list];
-}
-
-function theme() {
-  return html("button", { type: "button", onclick: () => {
-    const dark = getComputedStyle(document.documentElement).colorScheme.includes("dark");
-    document.documentElement.dataset.theme = dark ? "light" : "dark";
-  } }, "Light / dark");
 }
 
 document.body.append(html("main", {},

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from crossdock.devices.machine import Machine
+from crossdock.runtime.calibrate import is_calibrated
 
 
 def test_devices_lists_the_processor_and_says_why_others_are_missing(call: Any) -> None:
@@ -40,13 +41,38 @@ def test_probe_prints_devices_speeds_and_writes_a_profile(call: Any, tmp_path: P
 @pytest.mark.usefixtures("only_the_processor")
 def test_accuracy_compares_ops_and_the_whole(call: Any, model: Path) -> None:
     args = ("accuracy", model, "--dim", "N=64", "--repeat", "3", "--measure", "5")
+    args += ("--no-calibrate",)
     got = call(*args)
     assert got.status == 0, got.err
-    for said in ("MAPE", "within 10 %", "in interval", "matmul"):
+    for said in ("MAPE", "within 10 %", "in interval", "matmul", "never seen", "composed"):
         assert said in got.out
-    (row,) = call(*args, "--json", "-").json["rows"]
+    made = call(*args, "--json", "-").json
+    (row,) = made["rows"]
+    assert set(made["by_devices"]) == {"cpu:0"}
+    assert made["placements"] is None  # one set of devices has no order
+    assert row["composed"]["measured"] == row["whole"]["measured"]
     assert row["devices"] == ["cpu:0"]
     assert row["whole"]["measured"] > 0
     assert {op["op"] for op in row["ops"]} >= {"matmul"}
     assert 0 <= row["metrics"]["within_10"] <= row["metrics"]["within_15"] <= 1
     assert row["metrics"]["count"] == len(row["ops"])
+
+
+@pytest.mark.usefixtures("only_the_processor")
+def test_accuracy_of_nothing_is_bad_input(call: Any, model: Path) -> None:
+    got = call("accuracy", model, "--dim", "N=8", "--policy", "none", "--no-calibrate")
+    assert got.status == 2
+    assert "there is no policy 'none'" in got.err
+
+
+@pytest.mark.usefixtures("only_the_processor")
+def test_calibrate_says_what_it_timed_and_keeps_it(call: Any) -> None:
+    args = ("calibrate", "--device", "cpu:0", "--threads", "1", "--budget", "1")
+    got = call(*args)
+    assert got.status == 0, got.err
+    assert "cpu:0" in got.out
+    (found,) = call(*args, "--json", "-").json["devices"]
+    assert found["kernels"] > 5
+    assert is_calibrated("cpu:0", 1)
+    assert not is_calibrated("cpu:0", 2)
+    assert call("calibrate", "--device", "cpu:7").status == 2

@@ -71,3 +71,13 @@ def test_a_link_names_two_devices(text: str, ends: tuple[str, str, bool]) -> Non
 def test_no_link(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"cpu:0, cuda:0"):
         options.split_link(text, KNOWN)
+
+
+@pytest.mark.parametrize("text", ["nan", "-1", "soon", "-inf"])
+def test_no_seconds(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        options.Seconds(0).convert(text, None, None)
+
+
+def test_seconds() -> None:
+    assert options.Seconds(0).convert("0.5", None, None) == 0.5

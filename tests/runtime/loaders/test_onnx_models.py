@@ -6,28 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
-from onnx import numpy_helper
 
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.loaders import load
+from tests.models import light
 
 RAPID = "rapidocr_onnxruntime/models"
 SILERO = "silero_vad/data"
-LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
-LIGHT_MODELS = [
-    "bvlc_alexnet",
-    "densenet121",
-    "inception_v1",
-    "inception_v2",
-    "resnet50",
-    "shufflenet",
-    "squeezenet",
-    "vgg19",
-    "zfnet512",
-]
 LARGE = {"bvlc_alexnet", "vgg19", "zfnet512"}
 """Hundreds of MiB of weights."""
 
@@ -200,35 +187,12 @@ def test_the_shape_arithmetic_of_exporters_is_gone(models_dir: Path) -> None:
     assert {a.dtype.name for a in graph.constants.values()} <= {"float32", "int64"}
 
 
-def with_weights(path: Path) -> Any:
-    """A light model whose filled constants are random weights of a sound size instead."""
-    model = onnx.load(path)
-    rng = np.random.default_rng(0)
-    shapes = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-    kept = []
-    for node in model.graph.node:
-        if node.op_type != "ConstantOfShape":
-            kept.append(node)
-            continue
-        shape = tuple(int(d) for d in shapes[node.input[0]])
-        if len(shape) < 2:
-            array = rng.uniform(0.5, 1.5, shape)
-        else:
-            array = rng.standard_normal(shape, np.float32) * np.sqrt(2 / np.prod(shape[1:]))
-        model.graph.initializer.append(
-            numpy_helper.from_array(array.astype(np.float32), node.output[0])
-        )
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    return model
-
-
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in LIGHT_MODELS],
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in light.NAMES],
 )
 def test_light_models(name: str) -> None:
-    model = with_weights(LIGHT / f"light_{name}.onnx")
+    model = light.with_weights(name)
     data = model.SerializeToString()
     graph = load(model)
     (entry,) = graph.inputs
@@ -239,7 +203,7 @@ def test_light_models(name: str) -> None:
 @pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "densenet121"])
 def test_light_models_as_they_are(name: str) -> None:
     """Their weights are fills; equal ones share their memory."""
-    graph = load(LIGHT / f"light_{name}.onnx")
+    graph = load(light.path(name))
     assert not graph.symbols
     assert "constant" not in {n.op for n in graph.nodes}
     sizes = {a.ctypes.data: a.nbytes for a in graph.constants.values()}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossdock.runtime.cli.metrics import Pair, metrics, spearman
+from crossdock.runtime.metrics import Pair, metrics, spearman
 
 
 def test_metrics_of_known_pairs() -> None:

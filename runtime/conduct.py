@@ -1,0 +1,102 @@
+"""A run that its caller conducts alone: no other thread is woken.
+
+Waking a thread takes longer than handing a command to a driver, so where the host shares a graph
+with one device that takes commands without waiting, the caller hands over whatever is ready, does
+the host's part of the work, and hands over what that has made ready.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
+
+from crossdock.devices.base import Device, Event
+from crossdock.runtime.lower import Program, Segment
+from crossdock.runtime.plan import HOST
+
+AT_ONCE = 2
+"""Runs that have work handed to a device at a time: one computes while the next one's inputs are
+copied. More would only have to be waited for when the process ends."""
+TURN = 0.1
+"""Seconds that a run waits for its slot before it looks whether it is to end."""
+_SLOTS: WeakKeyDictionary[Device, threading.Semaphore] = WeakKeyDictionary()
+_SLOTS_LOCK = threading.Lock()
+
+Do = Callable[[Segment, Sequence[Event]], Event | None]
+"""Does a segment, or hands it over: then the event says when it is done."""
+
+
+def conducts(program: Program) -> bool:
+    """Whether one thread can run a program: on the host, and one device that it never waits for."""
+    others = {s.device for s in program.segments} - {HOST}
+    return len(others) == 1 and all(program.devices[d].submits_at_once for d in others)
+
+
+def _slot(device: Device) -> threading.Semaphore:
+    with _SLOTS_LOCK:
+        return _SLOTS.setdefault(device, threading.Semaphore(AT_ONCE))
+
+
+class Conductor:
+    """One run in the calling thread.
+
+    Segments of a queue go in order. What is handed over depends only on what was handed over before
+    it, by whichever run: runs of several threads on one device never wait for each other in a
+    circle.
+    """
+
+    def __init__(self, program: Program, do: Do, check: Callable[[], None]) -> None:
+        self._segments, self._do, self._check = program.segments, do, check
+        self._host = [s for s in program.segments if s.device == HOST]
+        other = next(s.device for s in program.segments if s.device != HOST)
+        self._device = program.devices[other]
+        self._queues: dict[str, deque[Segment]] = {}
+        for part in program.segments:
+            if part.device != HOST:
+                self._queues.setdefault(part.role, deque()).append(part)
+        self._events: dict[int, Event | None] = {}
+        self._last: dict[str, Event] = {}
+
+    def run(self) -> None:
+        """Do everything; returns when all of it is done."""
+        slot = _slot(self._device)
+        while not slot.acquire(timeout=TURN):
+            self._check()
+        try:
+            self._conduct()
+        finally:
+            slot.release()
+
+    def _conduct(self) -> None:
+        self._check()
+        self._hand_over()
+        for part in self._host:
+            self._check()
+            for index in part.waits:
+                event = self._events[index]
+                if event is not None:
+                    event.wait()
+            self._events[part.index] = self._do(part, ())
+            self._hand_over()
+        for event in self._last.values():
+            event.wait()
+
+    def _hand_over(self) -> None:
+        """Hand the device every segment whose inputs are made or handed over."""
+        queues = list(self._queues.values())
+        while any(self._advance(queue) for queue in queues):
+            pass
+
+    def _advance(self, queue: deque[Segment]) -> bool:
+        moved = False
+        while queue and all(w in self._events for w in queue[0].waits):
+            part = queue.popleft()
+            known = (self._events[w] for w in part.waits)
+            event = self._do(part, [e for e in known if e is not None])
+            self._events[part.index] = event
+            if event is not None:
+                self._last[part.role] = event
+            moved = True
+        return moved

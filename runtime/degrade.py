@@ -1,0 +1,336 @@
+"""The ladder that a plan over a memory budget goes down: slower plans that take less.
+
+In order: *reorder* the ops so that less is alive at once, with copies no earlier than needed;
+*recompute* a value instead of keeping it; *split* ops into parts that run one after the other;
+*spill* a value to the host and back; run ops *elsewhere*; and refuse, with the numbers. Each rung
+starts from the best graph so far, and the first whose plan fits is taken. Every step is judged by
+the plan it gives: its arenas, scratch and weights, and its predicted time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from crossdock.runtime import costing, rules
+from crossdock.runtime.errors import MemoryBudget, NoPlacement
+from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.graph_edits import kept_aside, made_again
+from crossdock.runtime.horizon import best_over_runs
+from crossdock.runtime.lives import Idle, Lane
+from crossdock.runtime.plan import HOST, Plan
+from crossdock.runtime.plan_parts import Rung
+from crossdock.runtime.planner import Known, Options, Planning
+from crossdock.runtime.simulate import simulate
+from crossdock.runtime.split import SplitGraph, grow, rewrite
+from crossdock.runtime.split_choice import Planned, plan_split
+from crossdock.runtime.split_cost import Measure
+from crossdock.runtime.target import Target
+
+ROUNDS = 24
+"""Edits of one kind."""
+CHOICES = 4
+"""Candidates that are tried for each edit, largest first."""
+PARTS = (2, 4, 8, 16)
+SEEDS = 6
+"""Ops around the peak that splits are grown from."""
+EFFORT = 10_000
+"""Ops in all the graphs that a rung plans; with ``TRIALS`` of them for a large graph."""
+TRIALS = 12
+
+
+def plan_within(graph: Graph, target: Target, options: Options) -> Planned:
+    """Plan a static graph within the devices' memory; the plan says which rung that took.
+
+    Raises:
+        NoPlacement: an op has no device; every such op is named.
+        MemoryBudget: no rung fits; the message has what each came to.
+        PlanError: no such policy, or a constraint names no op or device.
+    """
+    known = Known()
+    planning = Planning(graph, target, options, known)
+    plan = planning.draft()
+    if not planning.rules.over_budget(plan):
+        return Planned(SplitGraph(graph), plan)
+    return _Ladder(planning, plan).descend()
+
+
+def plan_best(
+    graph: Graph,
+    target: Target,
+    options: Options,
+    measure: Measure | None = None,
+    *,
+    split: bool = True,
+) -> Planned:
+    """Plan within memory, and where that is no matter, with ops split over devices if that pays.
+
+    Splits are chosen for latency alone. ``measure`` and errors are those of ``plan_split``.
+    """
+    whole = plan_within(graph, target, options)
+    if whole.plan.rungs or not options.plain or options.policy != "auto":
+        return whole
+    whole = replace(whole, plan=best_over_runs(graph, target, options, whole.plan))
+    return plan_split(graph, target, options, measure, whole) if split else whole
+
+
+def runs_within(plan: Plan, memory: Mapping[str, int | float], most: int) -> int:
+    """How many runs may be in flight, at most ``most``, within budgets by device id; at least 1."""
+    found = most
+    for part in plan.devices:
+        if part.id in memory and part.run_bytes:
+            found = min(found, int((memory[part.id] - part.fixed_bytes) // part.run_bytes))
+    return max(1, found)
+
+
+@dataclass(frozen=True)
+class _State:
+    """A graph with the device of every op, and the plan that takes least memory for it."""
+
+    split: SplitGraph
+    where: Mapping[str, str]
+    plan: Plan
+    key: tuple[float, float, float]
+    edits: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return self.key[0] <= 0.0
+
+
+@dataclass
+class _Ladder:
+    """The descent of one graph; ``planning`` and ``first`` are those of the plan over budget."""
+
+    planning: Planning
+    first: Plan
+    rungs: list[Rung] = field(default_factory=list)
+    left: int = 0  # trials of this rung
+    order: str = ""  # the one that took least for the graph as it was
+
+    def __post_init__(self) -> None:
+        self.target, self.options = self.planning.target, self.planning.options
+        self.base_s = simulate(self.first, self.target.capacity).makespan
+        self.keep = rules.named(self.planning.graph, self.options.constraints)
+
+    def descend(self) -> Planned:
+        """The first rung that fits; raises MemoryBudget where none does."""
+        where = {s.name: s.device for s in self.first.launches()}
+        state = self._state(SplitGraph(self.planning.graph), where)
+        assert state is not None, "the placement of a plan can be planned again"
+        self.order = state.plan.policy
+        for name, rung in self._rungs():
+            before = len(state.edits)
+            self.left = max(TRIALS, EFFORT // max(1, len(state.where)))
+            state = state if self._hopeless(state) else rung(state)
+            self._note(name, state.plan, state.edits[before:], taken=state.fits)
+            if state.fits:
+                return Planned(state.split, self._whole(state))
+        return self._elsewhere()
+
+    def _rungs(self) -> list[tuple[str, Callable[[_State], _State]]]:
+        return [
+            ("reorder", lambda state: state),
+            ("recompute", lambda state: self._edited(state, self._again)),
+            ("split", self._split),
+            ("spill", lambda state: self._edited(state, self._spilled)),
+        ]
+
+    def _elsewhere(self) -> Planned:
+        plan = self.planning.smaller()
+        if plan is None:
+            tried = "; ".join(str(r) for r in self.rungs)
+            (device, (need, budget)), *_ = self.planning.rules.over_budget(self.first).items()
+            raise MemoryBudget(
+                f"{device} needs {need} B and has {int(budget)} B ({tried}; elsewhere: no other "
+                "device has room); raise constraints.memory, allow another device or use a smaller "
+                "batch"
+            )
+        self._note("elsewhere", plan, (), taken=True)
+        return Planned(SplitGraph(self.planning.graph), replace(plan, rungs=tuple(self.rungs)))
+
+    def _note(self, name: str, plan: Plan, edits: Sequence[str], *, taken: bool) -> None:
+        """Remember what a rung came to, on the device with least room."""
+        budgets = {d.id: self.planning.rules.memory(d) for d in self.target.devices}
+        tight = max(plan.devices, key=lambda part: part.peak_bytes - budgets[part.id])
+        seconds = simulate(plan, self.target.capacity).makespan - self.base_s
+        self.rungs.append(
+            Rung(
+                name,
+                taken,
+                tight.id,
+                tight.peak_bytes,
+                int(budgets[tight.id]),
+                seconds,
+                tuple(edits),
+            )
+        )
+
+    def _whole(self, state: _State) -> Plan:
+        """The plan of a state with its explanations, as one of the graph that was given."""
+        planning = self._planning(state.split.graph, state.where)
+        (plan,) = planning.frugal(state.where, state.plan.policy)
+        alone = {d.id: d.single_seconds for d in self.first.devices}
+        return replace(
+            plan,
+            graph=self.first.graph,
+            lower_bound=min(self.first.lower_bound, plan.predicted),
+            devices=tuple(replace(d, single_seconds=alone[d.id]) for d in plan.devices),
+            rungs=tuple(self.rungs),
+        )
+
+    def _planning(self, graph: Graph, where: Mapping[str, str]) -> Planning:
+        """Planning of an edited graph; what was spilled to the host may not go elsewhere."""
+        own = {n.name for n in self.planning.graph.nodes}
+        aside = {name: HOST for name, device in where.items() if device == HOST and name not in own}
+        options = replace(self.options, homes={**self.options.homes, **aside})
+        return Planning(graph, self.target, options, self.planning.known)
+
+    def _hopeless(self, state: _State) -> bool:
+        """Whether what stays from run to run is too much already: no edit makes that less."""
+        over = self.planning.rules.over_budget(state.plan)
+        return any(state.plan.device(d).fixed_bytes > budget for d, (_, budget) in over.items())
+
+    def _spent(self) -> bool:
+        """Take a trial; whether there was none left."""
+        self.left -= 1
+        return self.left < 0
+
+    # --- judging ----------------------------------------------------------------------------------
+
+    def _state(
+        self, split: SplitGraph, where: Mapping[str, str], edits: tuple[str, ...] = ()
+    ) -> _State | None:
+        """The best frugal plan of a graph; None where a device cannot run what it is given."""
+        try:
+            planning = self._planning(split.graph, where)
+            plans = planning.frugal(where, self.order, brief=True)
+        except NoPlacement:
+            return None
+        roots = costing.alias_roots(split.graph)
+        states = [_State(split, where, p, self._key(split.graph, p, roots), edits) for p in plans]
+        return min(states, key=lambda s: s.key, default=None)
+
+    def _key(
+        self, graph: Graph, plan: Plan, roots: Mapping[str, str]
+    ) -> tuple[float, float, float]:
+        """Bytes over the budgets, how much is alive beyond them over time, predicted seconds."""
+        over = self.planning.rules.over_budget(plan)
+        beyond = 0.0
+        for device, (_, budget) in over.items():
+            part = plan.device(device)
+            room = budget - part.peak_bytes + part.arena_bytes
+            beyond += Lane(graph, plan, device, roots).beyond(room)
+        return sum(need - budget for need, budget in over.values()), beyond, plan.predicted
+
+    # --- recompute and spill: one value after the other ----------------------------------------
+
+    def _edited(
+        self, state: _State, edit: Callable[[_State, str, Idle, Lane], _State | None]
+    ) -> _State:
+        """Take the best edit of a value idle at the peak, again and again while it helps."""
+        for _ in range(ROUNDS):
+            made = [edit(state, *candidate) for candidate in self._idle(state)]
+            best = min((m for m in made if m is not None), key=lambda m: m.key, default=None)
+            if best is None or best.key[:2] >= state.key[:2]:
+                break
+            state = best
+            if state.fits:
+                break
+        return state
+
+    def _idle(self, state: _State) -> Iterator[tuple[str, Idle, Lane]]:
+        """Values that lie idle at the peak of a device over its budget."""
+        roots = costing.alias_roots(state.split.graph)
+        for device in self.planning.rules.over_budget(state.plan):
+            lane = Lane(state.split.graph, state.plan, device, roots)
+            for idle in lane.idle(lane.peak())[:CHOICES]:
+                yield device, idle, lane
+
+    def _again(self, state: _State, device: str, idle: Idle, lane: Lane) -> _State | None:
+        maker = state.split.graph.producers().get(idle.value)
+        if maker is None or maker.name in self.keep or self._spent():
+            return None
+        found = made_again(state.split.graph, idle.value, _late(lane, idle))
+        return self._with(state, found, device, f"{idle.value} made again on {device}")
+
+    def _spilled(self, state: _State, device: str, idle: Idle, lane: Lane) -> _State | None:
+        if device == HOST:
+            return None
+        found = (
+            None if self._spent() else kept_aside(state.split.graph, idle.value, _late(lane, idle))
+        )
+        return self._with(state, found, HOST, f"{idle.value} kept on {HOST} meanwhile")
+
+    def _with(
+        self, state: _State, found: tuple[Graph, str] | None, device: str, said: str
+    ) -> _State | None:
+        if found is None:
+            return None
+        graph, name = found
+        where = {**state.where, name: device}
+        return self._state(replace(state.split, graph=graph), where, (*state.edits, said))
+
+    # --- split: parts one after the other ---------------------------------------------------------
+
+    def _split(self, state: _State) -> _State:
+        """Split around the peak, then around what is the peak then, while that helps."""
+        for _ in range(ROUNDS):
+            best = self._split_once(state)
+            if best.key[:2] >= state.key[:2]:
+                break
+            state = best
+            if state.fits:
+                break
+        return state
+
+    def _split_once(self, state: _State) -> _State:
+        """The split around the peak into the fewest parts that fit, else that which helps most."""
+        best = state
+        for parts in PARTS:
+            for seed, device in self._seeds(state):
+                for axis in range(state.split.graph.specs[seed.outputs[0]].rank):
+                    made = self._in_parts(state, seed, axis, parts, device)
+                    if made is not None and made.key < best.key:
+                        best = made
+            if best.fits:
+                break
+        return best
+
+    def _seeds(self, state: _State) -> list[tuple[Node, str]]:
+        """Makers of the largest values alive at the peaks, with the device."""
+        graph = state.split.graph
+        makers, roots = graph.producers(), costing.alias_roots(graph)
+        found: dict[str, tuple[Node, str]] = {}
+        for device in self.planning.rules.over_budget(state.plan):
+            lane = Lane(graph, state.plan, device, roots)
+            for value in lane.alive(lane.peak()):
+                if value in makers:
+                    found.setdefault(makers[value].name, (makers[value], device))
+        return list(found.values())[:SEEDS]
+
+    def _in_parts(
+        self, state: _State, seed: Node, axis: int, parts: int, device: str
+    ) -> _State | None:
+        if self.left <= 0:
+            return None
+        own = {n.name for n in self.planning.graph.nodes}
+        made = frozenset(n.name for n in state.split.graph.nodes if n.name not in own)
+        region = grow(state.split.graph, seed, axis, self.keep | made)  # an op is split once
+        if region is None or region.units < parts or self._spent():
+            return None
+        sizes = [region.units * (i + 1) // parts - region.units * i // parts for i in range(parts)]
+        split = rewrite(state.split, region, sizes)
+        old = {n.name for n in state.split.graph.nodes}
+        where = dict(state.where)
+        for node in split.graph.nodes:
+            if node.name not in old:
+                where[node.name] = state.where.get(node.name.rpartition(".part")[0], device)
+        said = f"{region.seed} and {len(region.nodes) - 1} more in {parts} parts"
+        return self._state(split, where, (*state.edits, said))
+
+
+def _late(lane: Lane, idle: Idle) -> set[str]:
+    """The ops that touch a value once it is no longer idle."""
+    places = lane.touches[idle.value]
+    return {lane.names[at] for at in places if at >= idle.until}

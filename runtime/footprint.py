@@ -1,0 +1,78 @@
+"""What the chosen kernels of a plan keep and take on each device, beside the arena.
+
+The kernels are lowered (texts and sizes; nothing is compiled or packed), and counted as ``lower``
+and its instances allocate: a weight once a device, unless only packed forms of it are read; packed
+forms once an op; scratch once a run, each buffer as large as the largest op needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.program import Lowered
+from crossdock.kernels.spec import Kernel, OpCall
+from crossdock.runtime import costing
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.plan import Plan, Step
+
+Lowerings = dict[tuple[str, str, str], Lowered]
+"""Lowered kernels by fingerprint, kernel and key: drafts of one graph are much alike."""
+
+
+def counted(
+    plan: Plan,
+    graph: Graph,
+    kernel_of: Callable[[Step], tuple[Kernel, OpCall]],
+    devices: Mapping[str, DeviceInfo],
+    known: Lowerings,
+) -> Plan:
+    """The plan with its resident, packed and scratch bytes, device by device."""
+    counts = {d.id: _Count(graph, devices[d.id]) for d in plan.devices}
+    roots = costing.alias_roots(graph)
+    for step in plan.launches():
+        info = devices[step.device]
+        kernel, call = kernel_of(step)
+        mark = (info.fingerprint, kernel.name, call.key())
+        if mark not in known:
+            known[mark] = kernel.lower(call, info)
+        values = [None if v is None else roots[v] for v in step.inputs]
+        counts[step.device].add(known[mark], values)
+    return replace(
+        plan,
+        devices=tuple(
+            replace(
+                part,
+                resident_bytes=counts[part.id].resident(),
+                packed_bytes=counts[part.id].packed,
+                scratch_bytes=sum(counts[part.id].scratch),
+            )
+            for part in plan.devices
+        ),
+    )
+
+
+class _Count:
+    """Bytes of one device's ops."""
+
+    def __init__(self, graph: Graph, info: DeviceInfo) -> None:
+        self.graph, self.info = graph, info
+        self.weights: set[str] = set()
+        self.packed = 0
+        self.scratch: list[int] = []
+
+    def add(self, lowered: Lowered, values: list[str | None]) -> None:
+        """Count an op that reads ``values``, aliases resolved."""
+        for i, value in enumerate(values):
+            if value in self.graph.constants and i not in lowered.unused:
+                self.weights.add(str(value))
+        self.packed += sum(max(1, pack.spec.nbytes) for pack in lowered.packs)
+        for i, nbytes in enumerate(lowered.scratch):
+            if i == len(self.scratch):
+                self.scratch.append(1)
+            self.scratch[i] = max(self.scratch[i], nbytes)
+
+    def resident(self) -> int:
+        """Bytes of the weights that are read as they are."""
+        return sum(max(1, self.graph.constants[name].nbytes) for name in self.weights)

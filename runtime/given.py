@@ -1,0 +1,197 @@
+"""Running a plan that is given: all that safety hangs on is worked out anew from the graph.
+
+A plan file may say anything. Placement, order and kernels are taken from it; which step waits for
+which, where values lie in memory and what is copied follows from those, and a plan that says
+otherwise is refused. So a damaged plan can be slow, but never reads what is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.kernels.kernel_set import kernel_set
+from crossdock.kernels.spec import Kernel, OpCall
+from crossdock.runtime import costing, emulation, footprint, steps
+from crossdock.runtime.errors import PlanError, StalePlan
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.order import plan_arenas, with_waits
+from crossdock.runtime.plan import HOST, Plan, Split, Step
+from crossdock.runtime.split import SplitGraph, grow, rewrite
+from crossdock.runtime.staleness import Situation
+from crossdock.runtime.target import Target
+
+
+def situation(graph: Graph, target: Target) -> Situation:
+    """What a plan for ``graph`` on ``target`` would be fresh for."""
+    return Situation(
+        graph.digest(), kernel_set(), target.model.version, {d.id: d for d in target.devices}
+    )
+
+
+def in_parts(plan: Plan, graph: Graph) -> SplitGraph:
+    """The graph with the ops in parts that a plan has in parts.
+
+    Raises:
+        PlanError: the graph has no such parts.
+    """
+    made = SplitGraph(graph)
+    for split in plan.splits:
+        if split.taken:
+            made = _in_parts(made, split)
+    return made
+
+
+def _in_parts(made: SplitGraph, split: Split) -> SplitGraph:
+    seed = next((n for n in made.graph.nodes if n.name == split.seed), None)
+    dims = () if seed is None else made.graph.specs[seed.outputs[0]].dims
+    if seed is None or split.axis >= len(dims) or not dims[split.axis]:
+        raise _damaged(f"there is no op {split.seed!r} to split along axis {split.axis}")
+    size = dims[split.axis]
+    kept = frozenset(n.name for n in made.graph.nodes if n.name not in split.ops)
+    region = grow(made.graph, seed, split.axis, kept)
+    shares = () if region is None else tuple(n * region.units // size for n in split.sizes)
+    sound = (
+        region is not None
+        and region.nodes == split.ops
+        and sum(split.sizes) == size
+        and all(s > 0 for s in shares)
+        and tuple(s * size // region.units for s in shares) == split.sizes
+    )
+    if not sound:
+        raise _damaged(f"{split.seed!r} does not split into {list(split.sizes)[:8]}")
+    assert region is not None
+    return rewrite(made, region, shares)
+
+
+def checked(plan: Plan, graph: Graph, target: Target) -> Plan:
+    """The plan, if its waits, copies and memory are those that its placement and order need.
+
+    Args:
+        plan: fresh for the graph it is of.
+        graph: that graph, in parts.
+        target: with the plan's devices.
+
+    Raises:
+        StalePlan: the target has not the plan's devices.
+        PlanError: the plan is damaged; the message says where.
+    """
+    if plan.device_ids() != tuple(d.id for d in target.devices):
+        raise StalePlan(
+            f"the plan is for the devices {', '.join(plan.device_ids())}, in that order; plan again"
+        )
+    ordered = _Order(graph, plan).steps()
+    waited = with_waits(ordered)
+    roots = costing.alias_roots(graph)
+    arenas = plan_arenas(graph, waited, target.devices, roots)
+    parts = tuple(
+        replace(
+            part,
+            arena_bytes=arenas[part.id].nbytes,
+            offsets=arenas[part.id].offsets,
+        )
+        for part in plan.devices
+    )
+    made = replace(plan, steps=tuple(waited), devices=parts)
+    infos = {d.id: d for d in target.devices}
+    made = footprint.counted(made, graph, _Kernels(graph, infos).of, infos, {})
+    if made != plan:
+        raise _damaged("its waits or its memory are not those of its steps")
+    return made
+
+
+class _Kernels:
+    """The kernels that a plan names."""
+
+    def __init__(self, graph: Graph, devices: Mapping[str, DeviceInfo]) -> None:
+        self.calls, self.devices = costing.op_calls(graph), devices
+
+    def of(self, step: Step) -> tuple[Kernel, OpCall]:
+        """A step's kernel; raises StalePlan where it is not here."""
+        call = self.calls[step.name]
+        for kernel in emulation.candidates(call, self.devices[step.device]).fitting:
+            if kernel.name == step.kernel:
+                return kernel, call
+        raise StalePlan(
+            f"op {step.name!r} was planned with kernel {step.kernel!r}, which is not here for "
+            f"{step.device}; plan again"
+        )
+
+
+class _Order:
+    """Walks a plan's steps, and sees that each has what it reads."""
+
+    def __init__(self, graph: Graph, plan: Plan) -> None:
+        self.graph, self.plan = graph, plan
+        self.roots = costing.alias_roots(graph)
+        self.nodes = {n.name: n for n in graph.nodes if not costing.is_alias(n)}
+        self.at: dict[tuple[str, str], int | None] = {(name, HOST): None for name in graph.inputs}
+
+    def steps(self) -> list[Step]:
+        """The steps, each waiting for all that makes what it reads."""
+        made = []
+        for step in self.plan.steps:
+            if step.seconds < 0 or step.start < 0 or step.low < 0:
+                raise _damaged(f"step #{step.index} takes less than no time")
+            needs = self._launch(step) if step.kind == "launch" else self._copy(step)
+            made.append(replace(step, waits=tuple(sorted(set(needs)))))
+        if self.nodes:
+            raise _damaged(f"it has no step for {next(iter(self.nodes))!r}")
+        for value in self.graph.outputs.values():
+            root = self.roots[value]
+            if root not in self.graph.constants and (root, HOST) not in self.at:
+                raise _damaged(f"{value!r} never comes to the host")
+        return made
+
+    def _launch(self, step: Step) -> list[int]:
+        node = self.nodes.pop(step.name, None)
+        same = node is not None and (node.op, tuple(node.inputs), node.outputs) == (
+            step.op, step.inputs, step.outputs
+        )  # fmt: skip
+        if not same or step.queue != f"{step.device}/compute" or step.src or step.dst:
+            raise _damaged(f"step #{step.index} ({step.name!r}) is no op of the graph, or it twice")
+        needs = self._needs(step, [v for v in step.inputs if v is not None], step.device)
+        for value in step.outputs:
+            self._put(step, value, step.device)
+        return needs
+
+    def _copy(self, step: Step) -> list[int]:
+        value = step.name
+        spec = self.graph.specs.get(value)
+        far = step.dst if step.src == HOST else step.src
+        kind = "up" if step.src == HOST else "down"
+        sound = (
+            spec is not None
+            and self.roots.get(value) == value
+            and value not in self.graph.constants
+            and (step.src == HOST) != (step.dst == HOST)
+            and (step.device, step.queue) == (far, steps.queue_of(kind, step.src, step.dst))
+            and step.inputs == step.outputs == (value,)
+            and step.nbytes == spec.nbytes
+        )
+        if not sound:
+            raise _damaged(f"step #{step.index} copies nothing that the graph has")
+        needs = self._needs(step, [value], step.src)
+        self._put(step, value, step.dst)
+        return needs
+
+    def _needs(self, step: Step, values: Sequence[str], device: str) -> list[int]:
+        needs = []
+        for root in (self.roots[v] for v in values):
+            if root in self.graph.constants:
+                continue
+            if (root, device) not in self.at:
+                raise _damaged(f"step #{step.index} reads {root!r}, which is not on {device}")
+            maker = self.at[root, device]
+            needs += [] if maker is None else [maker]
+        return needs
+
+    def _put(self, step: Step, value: str, device: str) -> None:
+        if (value, device) in self.at:
+            raise _damaged(f"step #{step.index} puts {value!r} on {device} a second time")
+        self.at[value, device] = step.index
+
+
+def _damaged(what: str) -> PlanError:
+    return PlanError(f"the plan is damaged: {what}; plan again")

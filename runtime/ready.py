@@ -1,0 +1,168 @@
+"""A planned graph made ready to run: its program, its instances, and who writes its receipts."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+from crossdock.devices.base import Device, Span
+from crossdock.runtime import costing
+from crossdock.runtime.conduct import conducts
+from crossdock.runtime.executor import TURN, Deadline, Outcome, Pool, Run
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.lower import Program, Windows, instantiate, lower
+from crossdock.runtime.plan import HOST, Plan
+from crossdock.runtime.prediction import pace_factor
+from crossdock.runtime.receipt import Receipt, make_receipt
+from crossdock.runtime.split_choice import Planned
+from crossdock.runtime.tensor import Array
+
+WINDOW = 32
+"""Runs whose median is compared with what was predicted."""
+PATIENCE = 2
+"""Windows in a row that must be too slow, at first."""
+LOOKS = 5
+"""Times that a pace is taken: a thread that wakes up is late."""
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Recorder:
+    """Writes the receipts of a plan's runs; holds no memory of a device.
+
+    ``notes`` say how it came to this plan, where it was not the first.
+    """
+
+    plan: Plan
+    asked: frozenset[str]
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def _digest(self) -> str:
+        return self.plan.digest()
+
+    def receipt(self, seconds: float, spans: Mapping[str, list[Span]]) -> Receipt:
+        """The record of a run that took ``seconds``, with the spans of its steps if profiled."""
+        if not spans:
+            return replace(self._unprofiled, measured=seconds)
+        return replace(self._made(spans), measured=seconds)
+
+    @cached_property
+    def _unprofiled(self) -> Receipt:
+        """What all runs that are not profiled have in common; so their receipts cost little."""
+        return self._made({})
+
+    def _made(self, spans: Mapping[str, list[Span]]) -> Receipt:
+        made = make_receipt(self.plan, self._digest, 0.0, spans, self.asked)
+        return replace(made, notes=(*made.notes, *self.notes))
+
+
+class Watch:
+    """Looks whether runs take longer than their plan said, for long enough to mean it.
+
+    Each time that it was wrong to worry, it waits twice as long before it does again.
+    """
+
+    def __init__(self, high: float) -> None:
+        """``high`` is the upper end of the plan's prediction, in seconds."""
+        self.high = high
+        self.patience = PATIENCE
+        self._late = 0
+        self._seen: deque[float] = deque(maxlen=WINDOW)
+        self.count = 0
+
+    def note(self, seconds: float) -> bool:
+        """Note a run; True where the runs of several windows in a row were too slow."""
+        self._seen.append(seconds)
+        self.count += 1
+        if self.count % WINDOW:
+            return False
+        self._late = self._late + 1 if self.median > self.high else 0
+        if self._late < self.patience:
+            return False
+        self._late = 0
+        self.patience *= 2
+        return True
+
+    @property
+    def median(self) -> float:
+        """Of the newest runs."""
+        return statistics.median(self._seen)
+
+
+@dataclass
+class Ready:
+    """A graph of fixed shapes, planned and lowered.
+
+    ``graph`` is as its caller feeds it; ``capacity`` says how many devices of a resource group the
+    plan lets compute at once. ``replan`` gives what to run instead when the watch has seen runs
+    that take too long; the caller of it holds the lock of planning.
+    """
+
+    graph: Graph
+    program: Program
+    pool: Pool
+    recorder: Recorder
+    capacity: Mapping[str, int]
+    watch: Watch
+    replan: Callable[[Ready], Ready] | None = None
+
+    def run(self, arrays: Mapping[str, Array], deadline: Deadline, *, profile: bool) -> Outcome:
+        """Run once, with arrays of the inputs' types and shapes."""
+        instance = self.pool.take(deadline)
+        run = Run(self.program, instance, partial(self.pool.give, instance), profile=profile)
+        if self.program.host_only and deadline.seconds is None:
+            return run.inline(arrays)
+        if self._conducts and deadline.seconds is None and not profile:
+            return run.conducted(arrays)
+        return run.across(arrays, deadline)
+
+    @cached_property
+    def _conducts(self) -> bool:
+        """Whether the caller runs it alone: not where it would be deaf to Ctrl-C for long."""
+        return conducts(self.program) and self.program.plan.predicted < TURN
+
+    def slowdown(self) -> float:
+        """How much longer a run takes at the devices' pace of this moment than at their usual."""
+        plan, model = self.program.plan, costing.store().model
+        prints = {p.id: p.fingerprint for p in plan.devices}
+        now = {
+            prints[name]: statistics.median(device.pace() for _ in range(LOOKS))
+            for name, device in self.program.devices.items()
+        }
+        calls = costing.op_calls(self.program.graph)
+        here = pace_factor(plan, calls, now.__getitem__)
+        return here / pace_factor(plan, calls, model.pace)
+
+    def with_plan(self, plan: Plan, notes: Sequence[str] = ()) -> Ready:
+        """The same, with other predictions for the same steps."""
+        recorder = Recorder(plan, self.recorder.asked, tuple(notes))
+        program = replace(self.program, plan=plan)
+        return replace(self, program=program, recorder=recorder, watch=Watch(plan.high))
+
+
+def make_ready(
+    graph: Graph,
+    planned: Planned,
+    asked: frozenset[str],
+    devices: Mapping[str, Device],
+    runs_at_once: int,
+    capacity: Mapping[str, int],
+    progress: Progress | None = None,
+    kept: Sequence[Ready] = (),
+) -> Ready:
+    """Lower a plan of ``graph`` for opened devices, sharing weights with what is ready already.
+
+    Raises:
+        CompileError: a kernel does not build.
+    """
+    plan, split = planned.plan, planned.split
+    used = {HOST, *(s.device for s in plan.steps)}
+    opened = {d: devices[d] for d in devices if d in used}
+    windows = Windows(graph.output_specs, split.inputs, split.outputs)
+    program = lower(split.graph, plan, opened, progress, [r.program for r in kept], windows)
+    pool = Pool(partial(instantiate, program), runs_at_once)
+    return Ready(graph, program, pool, Recorder(plan, asked), capacity, Watch(plan.high))

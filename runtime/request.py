@@ -1,0 +1,80 @@
+"""What ``compile`` is asked for: arguments checked, devices opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from crossdock.devices import registry
+from crossdock.devices.base import Device
+from crossdock.runtime.errors import PlanError
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.plan import HOST, Constraints, Plan
+from crossdock.runtime.prepare import Config
+from crossdock.scheduler import policy_names
+from crossdock.scheduler.objectives import Objective
+
+
+def device_ids(devices: object) -> tuple[str, ...] | None:
+    """The ids asked for; None for all."""
+    if isinstance(devices, str):
+        return None if devices == "auto" else (devices,)
+    ids = tuple(devices) if isinstance(devices, Iterable) else ()
+    if not ids or not all(isinstance(name, str) for name in ids):
+        raise PlanError(
+            f"devices={devices!r} names nothing to run on; give 'auto', a device id such as "
+            "'cpu:0', or a list of ids"
+        )
+    return ids
+
+
+def check(graph: object, config: Config) -> None:
+    """Refuse arguments of ``compile`` that nothing can be made of."""
+    if not isinstance(graph, Graph):
+        raise PlanError(
+            f"compile takes a Graph, not {type(graph).__name__}; get one from crossdock.load(...) "
+            "or GraphBuilder.build(...)"
+        )
+    if not isinstance(config.constraints, Constraints):
+        raise PlanError(
+            f"constraints is a crossdock.Constraints, not {type(config.constraints).__name__}"
+        )
+    if config.plan is not None and not isinstance(config.plan, Plan):
+        raise PlanError(
+            f"plan is a crossdock.Plan, not {type(config.plan).__name__}; read a file's with "
+            "Plan.loads(text)"
+        )
+    if config.plan is not None and graph.staged is not None:
+        raise PlanError(
+            f"graph {graph.name!r} runs in stages that hang on the values fed, so no plan can be "
+            "given for it; compile without"
+        )
+    plain = config.objective == Objective() and not config.constraints.max_share
+    if not plain and config.policy != "auto":
+        raise PlanError(
+            f"policy {config.policy!r} places for latency alone, in any shares; objective "
+            f"{config.objective} and max_share need policy='auto'"
+        )
+    if config.policy not in policy_names():
+        raise PlanError(
+            f"there is no policy {config.policy!r}; use one of {', '.join(policy_names())}"
+        )
+    for name in ("expected_runs", "runs_at_once", "threads"):
+        value = getattr(config, name)
+        if value is not None and not (isinstance(value, int | float | np.number) and value >= 1):
+            raise PlanError(f"{name}={value!r}: give 1 or more")
+    measure: Any = config.measure
+    if not (isinstance(measure, int | float | np.number) and measure >= 0):
+        raise PlanError(f"measure={measure!r}: give True, False or a budget in seconds")
+
+
+def open_devices(config: Config) -> dict[str, Device]:
+    """Open the devices asked for, the host first (it is always there to feed the others)."""
+    here = [d.id for d in registry.devices()]
+    ids: Iterable[str] = here if config.devices is None else config.devices
+    if config.plan is not None:  # one that is not here makes the plan stale, which is said then
+        ids = [name for name in config.plan.device_ids() if name in here]
+    wanted = dict.fromkeys([HOST, *ids])
+    return {name: registry.open_device(name, threads=config.threads) for name in wanted}

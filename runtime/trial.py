@@ -1,0 +1,211 @@
+"""A kernel on buffers of its own, ready to be timed as it runs within a graph.
+
+Several runs make one command buffer, timed step by step on the device's clock, so that neither the
+call nor the queue's start counts. Constants lie in memory several times, and each run reads other
+copies than the one before: in a graph the weights of an op have left the fast caches by the time
+it runs again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from crossdock.devices.base import Bound, Buffer, Cap, CommandBuffer, Device, Queue, Span
+from crossdock.kernels.spec import Kernel, OpCall
+from crossdock.runtime import builds, costing
+from crossdock.runtime.binding import CompiledOp, bind_op, compile_op, resident
+from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
+from crossdock.scheduler import Work
+
+BATCH_SECONDS = 2e-4
+MOST_RUNS = 64
+LONG_SECONDS = 5e-3
+"""Kernels that take longer are run once a command buffer."""
+EACH = 2
+"""Command buffers run for a sample."""
+LONG = 0.05
+"""Seconds after which one is enough."""
+COLD_BYTES = 8 << 20
+"""Constants that fill this much are out of a core's own caches when they are read again."""
+MOST_COPIES = 8
+
+
+@dataclass
+class Trial:
+    """A kernel with a command buffer of ``runs`` runs; ``close`` gives the memory back.
+
+    ``samples`` are seconds of a run at pace 1 (see ``Device.pace``); ``build`` what the first run
+    took beyond them, compiling included, where it was the first of its kernel in this process.
+    """
+
+    device: Device
+    kernel: Kernel
+    call: OpCall
+    work: Work
+    runs: int
+    steps: int
+    commands: CommandBuffer
+    buffers: list[Buffer]
+    seconds: float = math.inf
+    samples: list[float] = field(default_factory=list)
+    build: float | None = None
+
+    def sample(self) -> float:
+        """Seconds of one run now: of all in the command buffer after the first, shared out.
+
+        The best of a few command buffers: what disturbs makes a run longer, never shorter.
+        """
+        best, spent = math.inf, 0.0
+        for _ in range(EACH):
+            seconds = _run(self.device, self.commands, self.runs, self.steps)
+            best, spent = min(best, seconds), spent + seconds * self.runs
+            if spent > LONG:
+                break
+        self.seconds = min(self.seconds, best)
+        return best
+
+    def keep(self, seconds: float, pace: float) -> None:
+        """Note a sample that was taken at this pace."""
+        self.samples.append(seconds / pace**self.work.arithmetic)
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory in use."""
+        return sum(b.nbytes for b in self.buffers)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        for buffer in self.buffers:
+            buffer.release()
+        self.buffers.clear()
+
+
+def prepare_trial(device: Device, kernel: Kernel, call: OpCall, *, whole: int = 0) -> Trial:
+    """Compile a kernel and make it ready to be timed; it has run a few times.
+
+    Operands that are no constants hold floats in (0.1, 1), or the integer ``whole``.
+
+    Raises:
+        Error: it does not compile or run. Drivers raise errors of their own, too.
+    """
+    held: list[Buffer] = []
+    try:
+        return _prepare(device, kernel, call, whole, held)
+    except BaseException:
+        for buffer in held:
+            buffer.release()
+        raise
+
+
+def _prepare(device: Device, kernel: Kernel, call: OpCall, whole: int, held: list[Buffer]) -> Trial:
+    mark = (device.info.fingerprint, kernel.name, call.key())
+    new = mark not in builds.done() and Cap.VIRTUAL_TIME not in device.info.caps
+    began = time.perf_counter()
+    op = compile_op(device, kernel, call)
+    built = time.perf_counter() - began
+    held += op.packed
+    read = [
+        (i, spec)
+        for i, spec in enumerate(call.inputs)
+        if spec is not None and i not in op.lowered.unused
+    ]
+    inputs: dict[int, Buffer] = {}
+    for i, spec in read:
+        array = call.constants[i] if i in call.constants else _sample(spec, whole)
+        inputs[i] = resident(device, array, "measuring")
+        held.append(inputs[i])
+    outputs = [_room(device, s.nbytes, held) for s in call.outputs]
+    scratch = [_room(device, n, held) for n in op.lowered.scratch]
+
+    def bind(constants: _Constants) -> list[Bound]:
+        here = [constants.inputs.get(i, inputs.get(i)) for i in range(len(call.inputs))]
+        made = CompiledOp(op.lowered, op.executables, constants.packed)
+        return bind_op(made, here, outputs, scratch, kernel.name, 0.0)
+
+    first = _Constants({i: inputs[i] for i in call.constants if i in inputs}, op.packed)
+    once = bind(first)
+    began = time.perf_counter()
+    commands = device.record(once)
+    _run(device, commands, 1, len(once))
+    built += time.perf_counter() - began
+    seconds = min(_run(device, commands, 1, len(once)) for _ in range(2))
+    copies = [first, *_more_constants(device, op, call, first, held)]
+    runs = len(copies)
+    if seconds < LONG_SECONDS:
+        runs = max(2, runs, min(MOST_RUNS, round(BATCH_SECONDS / max(seconds, 1e-7))))
+    if runs > 1:
+        bound = [bind(copies[k % len(copies)]) for k in range(runs)]
+        commands = device.record([item for one in bound for item in one])
+    work = costing.cost_work(call)
+    trial = Trial(device, kernel, call, work, runs, len(once), commands, list(held), seconds)
+    trial.build = max(built - seconds, 0.0) if new else None
+    return trial
+
+
+@dataclass(frozen=True)
+class _Constants:
+    """One copy of what a kernel reads that never changes."""
+
+    inputs: dict[int, Buffer]
+    packed: tuple[Buffer, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(b.nbytes for b in (*self.inputs.values(), *self.packed))
+
+
+def _more_constants(
+    device: Device, op: CompiledOp, call: OpCall, first: _Constants, held: list[Buffer]
+) -> list[_Constants]:
+    """Further copies, until together they do not fit the caches."""
+    if first.nbytes < COLD_BYTES // (MOST_COPIES * MOST_COPIES):
+        return []
+    wanted = min(MOST_COPIES, -(-COLD_BYTES // first.nbytes))
+    made = []
+    for _ in range(wanted - 1):
+        inputs = {i: resident(device, call.constants[i], "measuring") for i in first.inputs}
+        packed = tuple(resident(device, pack.make(), "measuring") for pack in op.lowered.packs)
+        held += [*inputs.values(), *packed]
+        made.append(_Constants(inputs, packed))
+    return made
+
+
+def _room(device: Device, nbytes: int, held: list[Buffer]) -> Buffer:
+    buffer = device.allocate(max(1, nbytes), "measuring")
+    held.append(buffer)
+    return buffer
+
+
+def _run(device: Device, commands: CommandBuffer, runs: int, steps: int) -> float:
+    """Seconds a run, without those of the first where there are more."""
+    spans: list[Span] = []
+
+    def execute(queue: Queue) -> None:
+        event = queue.execute(commands, (), spans)
+        queue.flush()
+        if event is not None:
+            event.wait()
+
+    device.call("compute", execute)
+    if not spans:
+        return 1e-9
+    if runs > 1 and len(spans) == runs * steps:
+        return max((spans[-1].end - spans[steps - 1].end) / (runs - 1), 1e-9)
+    return max((spans[-1].end - spans[0].start) / runs, 1e-9)
+
+
+def _sample(spec: TensorSpec, whole: int) -> Array:
+    if spec.dtype not in FLOATS:
+        return np.full(spec.dims, whole, to_numpy(spec.dtype))
+    values = np.linspace(0.1, 1.0, max(1, min(spec.size, 8191)), dtype=np.float32)
+    return np.resize(values, spec.dims).astype(to_numpy(spec.dtype))
+
+
+def sample_feeds(specs: Sequence[tuple[str, TensorSpec]], whole: int = 0) -> dict[str, Array]:
+    """Inputs of a graph with made-up values of the kind that trials use, by name."""
+    return {name: _sample(spec, whole) for name, spec in specs}

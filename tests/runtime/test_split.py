@@ -1,0 +1,135 @@
+"""Cutting regions: the parts of every op that can be cut, put together, are the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import crossdock as xd
+from crossdock.kernels.reference import evaluate, promoted
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.split import SplitGraph, grow, rewrite
+from tests.cases import CASES, Case
+from tests.runtime.strategies import exact_graphs, whole_feeds
+
+Arrays = Mapping[str, Any]
+
+
+def run_parts(whole: Graph, made: SplitGraph, feeds: Arrays) -> dict[str, Any]:
+    """Evaluate a graph in parts on the feeds of the whole, as the executor does."""
+    parts = {
+        name: made.inputs[name].of(feeds[made.inputs[name].source])
+        if name in made.inputs
+        else feeds[name]
+        for name in made.graph.inputs
+    }
+    got = evaluate(made.graph, parts)
+    results = {n: np.empty(s.dims, got_type(got, made, n)) for n, s in whole.output_specs.items()}
+    for name, value in got.items():
+        window = made.outputs.get(name)
+        if window is None:
+            results[name] = value
+        else:
+            window.of(results[window.source])[...] = value
+    return results
+
+
+def got_type(got: Arrays, made: SplitGraph, output: str) -> Any:
+    """The type of an output, whole or in parts."""
+    names = [n for n, w in made.outputs.items() if w.source == output]
+    return got[names[0] if names else output].dtype
+
+
+def cuttable() -> list[Any]:
+    """Cases of the op table whose op can be cut along an axis, one for each op and attributes."""
+    found = {}
+    for case in CASES:
+        graph = case.graph
+        node = next((n for n in graph.nodes if n.op == case.op), None)
+        if node is None or graph.symbols or graph.staged is not None:
+            continue
+        rank = graph.specs[node.outputs[0]].rank
+        ranks = tuple(graph.specs[v].rank for v in node.operands)
+        for axis in range(rank):
+            key = (case.op, str(node.attrs), ranks, axis)
+            if key not in found and grow(graph, node, axis) is not None:
+                found[key] = pytest.param(case, axis, id=f"{case}-{axis}")
+    return list(found.values())
+
+
+@pytest.mark.parametrize(("case", "axis"), cuttable())
+def test_parts_are_the_whole(case: Case, axis: int) -> None:
+    node = next(n for n in case.graph.nodes if n.op == case.op)
+    region = grow(case.graph, node, axis)
+    assert region is not None
+    feeds = case.inputs()
+    want = evaluate(case.graph, feeds, dtype="float64")
+    for sizes in ((1, region.units - 1), (region.units - 1, 1)):
+        made = rewrite(SplitGraph(case.graph), region, sizes)
+        wide = replace(made, graph=promoted(made.graph))
+        got = run_parts(case.graph, wide, feeds)
+        for name, value in want.items():
+            np.testing.assert_allclose(got[name], value, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(exact_graphs(), st.data())
+def test_regions_of_any_graph(graph: Graph, data: st.DataObject) -> None:
+    """Two regions after one another, with borders inside of the graph and at its ends."""
+    made = SplitGraph(graph)
+    done: set[str] = set()
+    for _ in range(2):
+        if not graph.nodes:
+            return
+        node = data.draw(st.sampled_from(graph.nodes))
+        axis = data.draw(st.integers(0, max(0, graph.specs[node.outputs[0]].rank - 1)))
+        region = grow(graph, node, axis, frozenset(done))
+        if region is None:
+            continue
+        done.update(region.nodes)
+        first = data.draw(st.integers(1, region.units - 1))
+        made = rewrite(made, region, (first, region.units - first))
+    feeds = whole_feeds(graph, 0)
+    got = run_parts(graph, made, feeds)
+    for name, value in evaluate(graph, feeds).items():
+        np.testing.assert_array_equal(got[name], value)
+
+
+def test_a_batch_is_cut_from_input_to_output() -> None:
+    """No op is added where a region's borders are the graph's, and constants are sliced ahead."""
+    rng = np.random.default_rng(0)
+    b = xd.GraphBuilder()
+    x = b.input("x", (8, 16))
+    w = b.constant(rng.standard_normal((16, 32)).astype(np.float32))
+    y = b.relu(b.matmul(x, w, label="mm"))
+    graph = b.build({"y": b.softmax(y, axis=1)})
+    rows = grow(graph, graph.nodes[0], 0)
+    assert rows is not None
+    assert (rows.nodes, rows.units) == (tuple(n.name for n in graph.nodes), 8)
+    made = rewrite(SplitGraph(graph), rows, (5, 3))
+    assert len(made.graph.nodes) == 2 * len(graph.nodes)
+    assert sorted(w.stop - w.start for w in made.inputs.values()) == [3, 5]
+    assert set(made.graph.constants) == set(graph.constants)
+
+    columns = grow(graph, graph.nodes[0], 1)
+    assert columns is not None
+    assert len(columns.nodes) == 2  # the softmax needs all of a row
+    made = rewrite(SplitGraph(graph), columns, (8, 24))
+    assert [n.op for n in made.graph.nodes if n.name not in made.parts] == ["concat", "softmax"]
+    assert sorted(a.shape for a in made.graph.constants.values()) == [(16, 8), (16, 24)]
+
+
+def test_named_nodes_stay_whole() -> None:
+    b = xd.GraphBuilder()
+    y = b.exp(b.tanh(b.input("x", (8, 16)), label="t"), label="e")
+    graph = b.build({"y": y})
+    region = grow(graph, graph.nodes[0], 0, frozenset({"e"}))
+    assert region is not None
+    assert region.nodes == ("t",)
+    assert grow(graph, graph.nodes[1], 0, frozenset({"e"})) is None
