@@ -40,7 +40,7 @@ class Tree(NamedTuple):
     least: Floats  # (n,) least weighted cost
     limit: Floats  # (1,) makespan to beat
     best_device: Ints  # (n,)
-    best_start: Floats  # (n,)
+    best_order: Ints  # (n,)
     counts: Ints  # (3,) depth, whether it is done, better schedules found
 
 
@@ -66,7 +66,7 @@ def new_tree(g: Graph, head: Floats, weight: Floats, limit: float) -> Tree:
         least,
         np.full(1, limit),
         zeros(n),
-        np.zeros(n),
+        zeros(n),
         zeros(3),
     )
     tree.work[0] = least.sum()
@@ -172,35 +172,36 @@ def ascend(g: Graph, tree: Tree) -> None:
 
 
 @leaf
-def keep(g: Graph, tree: Tree) -> None:
+def keep(tree: Tree) -> None:
     """Remember a complete schedule, which is better than the limit."""
     makespan = 0.0
     for t in range(len(tree.where)):
         makespan = max(makespan, tree.finish[t])
         tree.best_device[t] = tree.where[t]
-        tree.best_start[t] = tree.finish[t] - g.cost[t, tree.where[t]]
+        tree.best_order[t] = tree.chosen[t]
     if makespan < tree.limit[0]:
         tree.limit[0] = makespan
         tree.counts[FOUND] += 1
 
 
 @kernel
-def branch(g: Graph, tree: Tree, nodes: int) -> None:
-    """Search on for ``nodes`` nodes or to the end; see Tree.counts for what happened."""
+def branch(g: Graph, tree: Tree, nodes: int) -> int:
+    """Search on for ``nodes`` nodes or to the end; returns those visited, see also Tree.counts."""
     n = len(tree.where)
-    for _ in range(nodes):
+    for visited in range(nodes):
         depth = tree.counts[DEPTH]
         i = tree.at[depth]
         if i >= tree.size[depth] or tree.key[depth, i] * SLACK >= tree.limit[0]:
             if depth == 0:
                 tree.counts[DONE] = 1
-                return
+                return visited
             ascend(g, tree)
             continue
         tree.at[depth] = i + 1
         descend(g, tree, tree.task[depth, i], tree.device[depth, i])
         if depth + 1 == n:
-            keep(g, tree)
+            keep(tree)
             ascend(g, tree)
         else:
             expand(g, tree)
+    return nodes

@@ -16,7 +16,7 @@ from crossdock.runtime.errors import MemoryBudget
 from crossdock.scheduler.compiled_bounds import Bound, graph_bound
 from crossdock.scheduler.compiled_core import BIG, Graph, compile_graph, random_state
 from crossdock.scheduler.compiled_evaluate import empty_state, load
-from crossdock.scheduler.compiled_exact import DONE, FOUND, Tree, branch, new_tree
+from crossdock.scheduler.compiled_exact import DONE, FOUND, branch, new_tree
 from crossdock.scheduler.compiled_greedy import iterated_greedy, new_base
 from crossdock.scheduler.compiled_lists import Partial, empty_partial, look_ahead
 from crossdock.scheduler.compiled_moves import Moves, new_moves
@@ -39,6 +39,7 @@ from crossdock.scheduler.limits import Limits
 from crossdock.scheduler.lists import priority_order, upward_ranks
 from crossdock.scheduler.problem import DeviceSpec, Ints, LinkSpec, Problem, TaskSpec
 from crossdock.scheduler.result import Links, Options, Schedule
+from crossdock.scheduler.segments import solve_blocks
 from crossdock.scheduler.single import single_drafts, single_placement
 
 LINKS: tuple[Links, ...] = ("free", "serial")
@@ -54,6 +55,7 @@ PLAN = ((0, 0.6, 0.5), (1, 0.2, 0.5), (-1, 0.2, 0.2))
 COOLING = 15.0  # first over last temperature of an annealing run
 COMM = 0.3  # weight of the mean transfer in the temperature scale
 EXACT_TASKS = 24  # tasks up to which branch and bound is tried
+BLOCK_SHARE = 0.4  # of the budget, at most, where the graph falls apart into small blocks
 EXACT_SHARE = 0.5  # of what is left of the budget after the first annealing run
 LABEL_WORK = 2e4  # edges times device pairs that labelling may take on a second of budget
 RESERVE_S = 2e-4  # of the budget, to turn a solution into a schedule
@@ -134,8 +136,8 @@ class Search:
         if not self.seeds:
             raise MemoryBudget("no list schedule keeps within the devices' memory")
         self.seeds.sort(key=lambda x: x.makespan)
-        best = self._greedy(self.seeds[0])
-        return self._anneal(best)
+        best = self._blocks(self.seeds[0])
+        return self._anneal(self._greedy(best))
 
     def done(self, best: Solution) -> bool:
         """Whether time is up or nothing can be better."""
@@ -239,6 +241,23 @@ class Search:
                 best = self._exact(best)
         return best
 
+    def _blocks(self, best: Solution) -> Solution:
+        """Dynamic programming where the graph falls apart into small blocks; raises the bound."""
+        share = BLOCK_SHARE * self.clock.left()
+        stop = self.clock.left() - share
+
+        def spend(nodes: int) -> bool:
+            self.clock.used += nodes
+            return self.clock.left() > stop
+
+        if self.done(best):
+            return best
+        found = solve_blocks(self.problem, spend, share * 1e6)
+        if found is None:
+            return best
+        self.bound = max(self.bound, found.makespan)
+        return self._adopt(best, found.device, found.order)
+
     def _exact(self, best: Solution) -> Solution:
         """Branch and bound for a share of what is left: raises the bound if it ends."""
         g, clock = self.graph, self.clock
@@ -247,25 +266,22 @@ class Search:
         nodes, found = 256, 0
         while clock.left() > stop and not tree.counts[DONE] and not self.done(best):
             began = time.perf_counter()
-            branch(g, tree, nodes)
-            clock.used += nodes
+            clock.used += branch(g, tree, nodes)
             if clock.iterations is None:
                 took = max(time.perf_counter() - began, 1e-7)
                 nodes = max(64, int(nodes * min(SLICE_S, clock.left()) / took))
             if tree.counts[FOUND] > found:
                 found = int(tree.counts[FOUND])
-                best = self._adopt(best, tree)
+                best = self._adopt(best, tree.best_device.copy(), tree.best_order.copy())
         if tree.counts[DONE]:
             self.bound = max(self.bound, float(tree.limit[0]))
         return best
 
-    def _adopt(self, best: Solution, tree: Tree) -> Solution:
-        """The better of ``best`` and what branch and bound found, under the search's own rules."""
-        device = tree.best_device.copy()
+    def _adopt(self, best: Solution, device: Ints, order: Ints) -> Solution:
+        """The better of ``best`` and an exact method's, under the search's own rules."""
         held = np.bincount(device, self.graph.held, minlength=self.problem.m)
         if (held > self.graph.room).any():
             return best
-        order = order_by_start(self.graph, device, tree.best_start)
         makespan = self._value(order, device)
         if makespan >= best.makespan * (1.0 - 1e-12):
             return best
