@@ -33,6 +33,7 @@ from crossdock.scheduler.samples import (
 from crossdock.scheduler.work import DeviceRates, Estimate, Source, Work
 
 KEEP = 64  # samples kept a key
+REFIT = 16  # a variant is fitted anew when one in so many of its shapes is news
 OUTLIER = 10.0  # a shape's only samples this far above the fit's interval are not believed
 ROOFLINE_LOW, ROOFLINE_HIGH = 0.8, 4.0  # share of the roofline that kernels take, 80 % interval
 
@@ -61,6 +62,7 @@ class CostModel:
         """Start empty, keeping the last ``keep`` samples of a key."""
         self.content = Content(keep)
         self._fits: dict[tuple[str, str, str], Fit | None] = {}
+        self._news: dict[Variant, int] = {}
         self._contexts: dict[Variant, tuple[float, float]] = {}
         self._version: str | None = None
 
@@ -119,8 +121,12 @@ class CostModel:
             misses.append(abs(miss) / half)
 
     def _changed(self, fingerprint: str, variant: str) -> None:
-        for mark in [m for m in self._fits if m[:2] == (fingerprint, variant)]:
-            del self._fits[mark]
+        mark = (fingerprint, variant)
+        self._news[mark] = self._news.get(mark, 0) + 1
+        if self._news[mark] * REFIT >= len(self.content.kernels.get(mark, ())):
+            self._news[mark] = 0
+            for known in [m for m in self._fits if m[:2] == mark]:
+                del self._fits[known]
         self._contexts.clear()
         self._version = None
 
