@@ -59,12 +59,20 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine() or "cpu"
 
 
+@functools.cache
+def _affinity() -> int:
+    """Processors in the affinity mask when this was first asked.
+
+    A thread that pins itself later, so that devices get cores of their own, takes none away.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cpu_count() -> int:
     """Processors this process may use: its affinity mask, cut by a container's quota."""
-    if hasattr(os, "sched_getaffinity"):
-        allowed = len(os.sched_getaffinity(0))
-    else:
-        allowed = os.cpu_count() or 1
+    allowed = _affinity()
     quota = _cpu_quota()
     return allowed if quota is None else max(1, min(allowed, int(quota + 0.5)))
 

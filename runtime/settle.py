@@ -8,8 +8,7 @@ to beat it. The fastest measured stays.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from crossdock.runtime.errors import Error
@@ -24,7 +23,6 @@ from crossdock.scheduler import Source
 
 HYSTERESIS = 0.03
 """Share of the time that another plan must save: runs differ by that much anyway."""
-ROUNDS = 3
 REHEARSAL_SECONDS = 2.0
 
 
@@ -46,61 +44,71 @@ class Settling:
 
     def settle(self, ready: Ready) -> Ready:
         """The plan that measured best, with predictions to match; it says what it replaced."""
-        first = ready.program.plan
+        first = fresh = ready.program.plan
         best = self.measured(ready)
         if best is None:
             return ready
-        tried = {run_mark(first)}
-        for _ in range(ROUNDS):
-            other = self._next(best.program.plan, tried)
-            if other is None:
-                break
-            tried.add(run_mark(other.plan))
-            found = self.measured(self.make(other))
-            if found is not None and _beats(found.program.plan, best.program.plan):
-                best = found
-        best = self._against_alone(best)
-        plan = self._compared(best.program.plan)
+        if best is not ready:  # it had not run before: plan with what it took
+            other = self.plan()
+            fresh = other.plan
+            if run_mark(fresh) != run_mark(first) and _beats(fresh, best.program.plan):
+                best = self._better(best, self.make(other))
+        alone = {p.id: p.single_seconds for p in fresh.devices if p.single_seconds is not None}
+        best = self._against_alone(best, alone)
+        plan = _compared(best.program.plan, alone)
         return best.with_plan(plan, _notes(first, plan))
 
-    def _against_alone(self, best: Ready) -> Ready:
-        """A plan that shares the work must beat the best device alone, run in turns with it."""
-        plan = best.program.plan
-        if len({s.device for s in plan.launches()}) < 2:
-            return best
-        known = [p for p in self.plan().plan.devices if p.single_seconds is not None]
-        if not known:
-            return best
-        single = self.alone(min(known, key=lambda p: p.single_seconds or 0.0).id)
-        if single is None:
-            return best
-        other = self.make(single)
-        if single.plan.source != Source.MEASURED.value:
+    def _better(self, best: Ready, other: Ready) -> Ready:
+        """The one that measures faster; the other must save enough to take its place."""
+        found = self.measured(other)
+        if found is not None and _beats(found.program.plan, best.program.plan):
+            return found
+        return best
+
+    def _against_alone(self, best: Ready, alone: dict[str, float]) -> Ready:
+        """The best plan, or a device alone that it does not beat.
+
+        ``alone`` is what each device is predicted to take by itself; what is measured replaces it.
+        A plan that shares the work is run in turns with the best device; one that keeps to a
+        device, only with those that promise more.
+        """
+        left = set(self.target.asked & set(alone))
+        while left:
+            plan = best.program.plan
+            used = {s.device for s in plan.launches()}
+            device = min(left, key=lambda name: (alone[name], name))
+            left = left - {device}
+            shares = len(used) > 1
+            if used == {device} or not (shares or alone[device] < plan.predicted):
+                continue
+            single = self.alone(device)
+            if single is None or run_mark(single.plan) == run_mark(plan):
+                continue
+            best, other = self._in_turns(best, self.make(single))
+            alone[device] = other.program.plan.predicted
+            limit = (1.0 - HYSTERESIS if shares else 1.0) * alone[device]
+            if best.program.plan.predicted > limit:
+                best = other
+            left = left if len({s.device for s in best.program.plan.launches()}) == 1 else set()
+        return best
+
+    def _in_turns(self, best: Ready, other: Ready) -> tuple[Ready, Ready]:
+        """Both with what they take when run in turns, unless that is known of both."""
+        plans = (best.program.plan, other.program.plan)
+        if all(plan.source == Source.MEASURED.value for plan in plans):
+            return best, other
+        try:
             pair = [_contender(best), _contender(other)]
-            try:
-                compare_runs(pair, best.graph, self.target.model, REHEARSAL_SECONDS)
-            except Error:
-                return best
-            best, other = self._predicted(best), self._predicted(other)
-        return best if _beats(best.program.plan, other.program.plan) else other
+            compare_runs(pair, best.graph, self.target.model, REHEARSAL_SECONDS)
+        except Error:
+            return best, other
+        return self._predicted(best), self._predicted(other)
 
     def _predicted(self, ready: Ready) -> Ready:
         """The same with what runs take by what is known now."""
         program = ready.program
         composed = recost(program.plan, program.graph, self.target)
         return ready.with_plan(predict_run(composed, program.graph, self.target.model))
-
-    def _compared(self, plan: Plan) -> Plan:
-        """The plan with what each device would take alone, by the costs that are known now."""
-        fresh = {part.id: part.single_seconds for part in self.plan().plan.devices}
-        used = {s.device for s in plan.launches()}
-        parts = tuple(
-            replace(
-                part, single_seconds=plan.predicted if used == {part.id} else fresh.get(part.id)
-            )
-            for part in plan.devices
-        )
-        return replace(plan, devices=parts)
 
     def again(self, ready: Ready, measured: float, runs: int) -> Ready:
         """The plan for a graph whose runs have become slower than predicted.
@@ -120,25 +128,6 @@ class Settling:
         same = run_mark(new) == run_mark(old)
         said += "no other plan is faster" if same else f"now {new.predicted * 1e3:.3f} ms"
         return best.with_plan(new, (said,))
-
-    def _next(self, best: Plan, tried: set[tuple[str, str, str]]) -> Planned | None:
-        """A plan not tried yet that promises to be faster than the best so far.
-
-        The one for all devices first, then those for the devices alone, best first.
-        """
-        other = self.plan()
-        if run_mark(other.plan) not in tried and _beats(other.plan, best):
-            return other
-        alone = sorted((p.single_seconds or math.inf, p.id) for p in other.plan.devices)
-        for seconds, device in alone:
-            if seconds >= (1.0 - HYSTERESIS) * best.predicted:
-                break
-            single = self.alone(device)
-            if single is None or run_mark(single.plan) in tried:
-                continue
-            if _beats(single.plan, best):
-                return single
-        return None
 
     def measured(self, ready: Ready, *, anew: bool = False) -> Ready | None:
         """The same with what its runs take; None where it cannot be rehearsed.
@@ -168,6 +157,16 @@ class Settling:
             return None
         note_overhead(whole, composed.predicted, model)
         return ready.with_plan(whole)
+
+
+def _compared(plan: Plan, alone: Mapping[str, float]) -> Plan:
+    """The plan with what each device would take alone."""
+    used = {s.device for s in plan.launches()}
+    parts = tuple(
+        replace(part, single_seconds=plan.predicted if used == {part.id} else alone.get(part.id))
+        for part in plan.devices
+    )
+    return replace(plan, devices=parts)
 
 
 def _contender(ready: Ready) -> Contender:

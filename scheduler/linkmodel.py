@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,10 +37,13 @@ class LinkModel:
 
     def bandwidth(self, nbytes: float) -> float:
         """Bytes a second at this size."""
-        if len(self.points) == 1 or nbytes <= self.points[0][0]:
-            return self.points[0][1]
-        x = np.log([size for size, _ in self.points])
-        return float(np.interp(math.log(nbytes), x, [rate for _, rate in self.points]))
+        points = self.points
+        at = bisect.bisect_left(points, (nbytes,))
+        if at == 0 or at == len(points):
+            return points[min(at, len(points) - 1)][1]
+        (below, slow), (above, fast) = points[at - 1], points[at]
+        share = math.log(nbytes / below) / math.log(above / below)
+        return slow + share * (fast - slow)
 
     def seconds(self, nbytes: float) -> float:
         """Time of one transfer of ``nbytes`` >= 0 bytes."""
