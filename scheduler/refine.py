@@ -353,7 +353,8 @@ def refine(problem: Problem, options: Options, started: float) -> Schedule:
             draft = min([draft, *drafts.values()], key=lambda x: x.makespan)
     stats = {"moves": float(sum(moves)), "seconds": time.perf_counter() - started}
     named = replace(draft, name=f"auto:{draft.name}")
-    return freeze(problem, options.links, named, bound=max(bounds), single=single, stats=stats)
+    bound = max(bounds, default=None)  # none where only a packing fits
+    return freeze(problem, options.links, named, bound=bound, single=single, stats=stats)
 
 
 def as_draft(problem: Problem, options: Options, found: Solution) -> Draft:

@@ -167,3 +167,12 @@ def test_the_plain_path_never_loads_numba() -> None:
         "assert 'numba' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_packing_serves_where_no_list_schedule_fits() -> None:
+    tasks = [
+        TaskSpec(f"t{i}", [1.0, 2.0], param_bytes=x) for i, x in enumerate((2.0,) * 4 + (7.0,))
+    ]
+    problem = pair(tasks, [], 8.0, 8.0)
+    made = search(problem, memory=True)
+    assert validate(problem, made, memory=True) == []
