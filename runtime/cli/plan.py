@@ -66,6 +66,13 @@ def plan(
     check_place(html, save)
     asked = Asked(without, link, dict(memory), cores)
     made = plan_file(model, placing, feeding, asked, machine, output)
+    # Before the tables: a reader such as head may close the pipe and so end the command.
+    if html is not None:
+        write_text(html, page(made.plan, made.graph, made.target.capacity))
+        output.note(f"wrote {html}")
+    if save is not None:
+        write_text(save, made.plan.dumps())
+        output.note(f"wrote {save}")
     output.line(*tables.headline(made.plan))
     for said in tables.promises(made.plan):
         output.line(said)
@@ -73,12 +80,6 @@ def plan(
     output.table(tables.devices_table(made.plan))
     changes.show(made, output)
     output.table(tables.steps_table(made.plan))
-    if html is not None:
-        write_text(html, page(made.plan, made.graph, made.target.capacity))
-        output.note(f"wrote {html}")
-    if save is not None:
-        write_text(save, made.plan.dumps())
-        output.note(f"wrote {save}")
     output.json(made.plan.to_json())
     if made.comparison is not None:
         other.json(made.comparison.to_json())
