@@ -25,6 +25,7 @@ from crossdock.scheduler import CostModel, Work
 
 PROFILED, WHOLE = 7, 15
 LEAST = 3
+LOOKS = 5  # times that a pace is taken: a thread that wakes up is late
 Runner = Callable[[Mapping[str, Array], bool], Outcome]
 """Runs the graph once; with spans of its steps where asked for."""
 
@@ -63,10 +64,12 @@ def rehearse(
     recorder = _Recorder(plan, calls, prints, used, model)
     for _ in range(max(LEAST, count)):
         recorder.steps(run(feeds, True))
+    recorder.look()
     for _ in range(max(LEAST, 2 * count)):
         began = time.perf_counter()
         run(feeds, False)
         recorder.whole(time.perf_counter() - began)
+    recorder.look()
     return recorder.close(anew=anew)
 
 
@@ -98,6 +101,8 @@ def compare_runs(
         prints = {part.id: part.fingerprint for part in c.plan.devices}
         recorders.append(_Recorder(c.plan, costing.op_calls(c.graph), prints, used, model))
     end = time.monotonic() + budget_s
+    for recorder in recorders:
+        recorder.look()
     for turn in range(WHOLE):
         if turn >= LEAST and time.monotonic() > end:
             break
@@ -106,6 +111,7 @@ def compare_runs(
             c.run(feeds, False)
             recorder.whole(time.perf_counter() - began)
     for recorder in recorders:
+        recorder.look()
         recorder.close(anew=True)
 
 
@@ -159,9 +165,13 @@ class _Recorder:
         self._look()
 
     def whole(self, seconds: float) -> None:
-        """Note a run without profiling."""
+        """Note a run without profiling; the next one follows at once, as runs of users do."""
         self.runs.append(seconds)
-        self._look()
+
+    def look(self) -> None:
+        """Take the paces of this moment."""
+        for _ in range(LOOKS):
+            self._look()
 
     def close(self, *, anew: bool = False) -> float:
         """Hand everything to the model; returns the median of the runs."""
