@@ -22,8 +22,8 @@ from crossdock.runtime.cli.output import (
     write_text,
 )
 from crossdock.runtime.cli.page import page
-from crossdock.runtime.cli.plan import target_options
 from crossdock.runtime.cli.planning import Asked
+from crossdock.runtime.cli.supposing import supposing
 from crossdock.runtime.cli.text import millis, percent, seconds, short, size
 from crossdock.runtime.explanation import Candidate, Explanation
 from crossdock.runtime.plan import Plan, Step
@@ -49,7 +49,7 @@ CODES = (
 @click.argument("op", required=False)
 @options.feeding
 @options.placing
-@target_options
+@supposing
 @click.option("--html", metavar="FILE", help="Write the plan as a page, with what is said here.")
 @click.option(
     "--seconds",
@@ -65,10 +65,7 @@ def explain(
     feeding: Feeding,
     placing: Placing,
     machine: str | None,
-    without: tuple[str, ...],
-    link: list[tuple[str, float]],
-    memory: list[tuple[str, int]],
-    cores: int | None,
+    asked: Asked,
     html: str | None,
     budget: float | None,
     json_to: str | None,
@@ -76,7 +73,6 @@ def explain(
     """Explain the placement of MODEL's ops, or of one OP (a node's name, or an output's)."""
     output = Output(json_to)
     check_place(html)
-    asked = Asked(without, link, dict(memory), cores)
     made = plan_file(model, placing, feeding, asked, machine, output)
     plan = made.plan
     if op is not None:

@@ -222,7 +222,7 @@ def placing(command: Command) -> Command:
         )
         return command(*args, **given)
 
-    return _with(
+    return gathered(
         command,
         gather,
         click.option("--device", metavar="ID", multiple=True, help="A device to place ops on; "
@@ -270,7 +270,7 @@ def feeding(command: Command) -> Command:
         )
         return command(*args, **given)
 
-    return _with(
+    return gathered(
         command,
         gather,
         click.option("--input", metavar="NAME=F.npy", multiple=True,
@@ -293,7 +293,10 @@ def json_option(command: Command) -> Command:
     return made
 
 
-def _with(command: Command, gather: Callable[..., Any], *options: Callable[[Any], Any]) -> Command:
+def gathered(
+    command: Command, gather: Callable[..., Any], *options: Callable[[Any], Any]
+) -> Command:
+    """Add options whose values ``gather`` takes, joins, and hands on to the command."""
     # click keeps the options of the decorators below on the function; the wrapper hands them on.
     gather.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     gather.__doc__, gather.__name__ = command.__doc__, command.__name__

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from crossdock.runtime.cli import changes, options, tables
@@ -12,32 +10,15 @@ from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, check_place, write_text
 from crossdock.runtime.cli.page import page
 from crossdock.runtime.cli.planning import Asked
+from crossdock.runtime.cli.supposing import supposing
 from crossdock.runtime.errors import PlanError
-
-
-def target_options(command: Any) -> Any:
-    """Add the options that change what is planned for."""
-    for option in (
-        click.option("--memory", **options.pairs("ID=BYTES", options.nbytes),
-                     help="Memory budget of a device, such as 512Mi or 2G."),
-        click.option("--link", **options.pairs("A:B=GB/s", options.gigabytes_per_second),
-                     help="Plan with this bandwidth between two devices; A->B for one direction."),
-        click.option("--without", metavar="ID", multiple=True, help="Plan without a device."),
-        click.option("--cores", type=click.IntRange(1), metavar="N",
-                     help="Plan with so many processor cores."),
-        click.option("--machine", metavar="F.json|NAME",
-                     help="Plan for the machine of a profile (probe --json), or one that is "
-                     "shipped."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
 
 
 @click.command()
 @click.argument("model")
 @options.feeding
 @options.placing
-@target_options
+@supposing
 @click.option(
     "--compare",
     metavar="FILE",
@@ -51,10 +32,7 @@ def plan(
     feeding: Feeding,
     placing: Placing,
     machine: str | None,
-    without: tuple[str, ...],
-    link: list[tuple[str, float]],
-    memory: list[tuple[str, int]],
-    cores: int | None,
+    asked: Asked,
     compare: str | None,
     html: str | None,
     save: str | None,
@@ -64,7 +42,6 @@ def plan(
     output, other = Output(json_to), Output(compare)
     output.quiet = output.quiet or other.quiet
     check_place(html, save)
-    asked = Asked(without, link, dict(memory), cores)
     made = plan_file(model, placing, feeding, asked, machine, output)
     # Before the tables: a reader such as head may close the pipe and so end the command.
     if html is not None:

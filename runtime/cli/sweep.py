@@ -16,8 +16,8 @@ from crossdock.runtime.cli.model import origin, read_machine
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, add_row, check_place, make_table, write_text
 from crossdock.runtime.cli.page import SWEEP, render
-from crossdock.runtime.cli.plan import target_options
 from crossdock.runtime.cli.planning import Asked, options_of, scene_of
+from crossdock.runtime.cli.supposing import supposing
 from crossdock.runtime.cli.text import millis, percent, short
 from crossdock.runtime.errors import FeedError
 from crossdock.runtime.graph import Graph
@@ -64,7 +64,7 @@ def _batches(_ctx: click.Context, _param: click.Parameter, text: str) -> tuple[i
 )
 @options.feeding
 @options.placing
-@target_options
+@supposing
 @click.option("--html", metavar="FILE", help="Write a page with the curves.")
 @options.json_option
 def sweep(
@@ -75,10 +75,7 @@ def sweep(
     feeding: Feeding,
     placing: Placing,
     machine: str | None,
-    without: tuple[str, ...],
-    link: list[tuple[str, float]],
-    memory: list[tuple[str, int]],
-    cores: int | None,
+    asked: Asked,
     html: str | None,
     json_to: str | None,
 ) -> None:
@@ -86,7 +83,6 @@ def sweep(
     output = Output(json_to)
     check_place(html)
     profile = None if machine is None else read_machine(machine)
-    asked = Asked(without, link, dict(memory), cores)
     graph = load_model(model)
     with output.progress("planning") as tick, about(model):
         source = _Source(graph, batch_dim, feeding, placing, asked, profile, tick)

@@ -13,14 +13,11 @@ from hypothesis import strategies as st
 from crossdock.devices.base import Cap
 from crossdock.devices.virtual import VirtualDevice, VirtualTime
 from crossdock.runtime.errors import DeviceError, PlanError
-from crossdock.runtime.plan import DevicePlan, Plan, Step
+from crossdock.runtime.plan import Plan, Step
 from crossdock.runtime.simulate import simulate
 from crossdock.runtime.virtual import execute
-
-
-def device(name: str, group: str) -> DevicePlan:
-    return DevicePlan(name, name, name, f"fp-{name}", group, 0, 0, {}, None)
-
+from tests.runtime.handmade import device, step
+from tests.runtime.handmade import plan as handmade
 
 DEVICES = (
     device("cpu:0", "host"),
@@ -31,38 +28,8 @@ DEVICES = (
 QUEUES = tuple(f"{d.id}/{role}" for d in DEVICES for role in ("compute", "upload", "download"))
 
 
-def step(index: int, queue: str, seconds: float, waits: tuple[int, ...] = ()) -> Step:
-    return Step(
-        index=index,
-        kind="launch" if queue.endswith("compute") else "copy",
-        device=queue.split("/")[0],
-        queue=queue,
-        name=f"s{index}",
-        inputs=(),
-        outputs=(),
-        waits=waits,
-        start=0.0,
-        seconds=seconds,
-        low=seconds,
-        high=seconds,
-        source="measured",
-    )
-
-
 def plan(steps: list[Step]) -> Plan:
-    return Plan(
-        graph="0",
-        graph_name="g",
-        policy="test",
-        devices=DEVICES,
-        steps=tuple(steps),
-        predicted=0.0,
-        low=0.0,
-        high=0.0,
-        lower_bound=0.0,
-        expected_runs=1,
-        cost_model="",
-    )
+    return handmade(steps, *DEVICES)
 
 
 @st.composite
