@@ -6,9 +6,11 @@ were read a whole run ago, and its neighbours fill the caches.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -25,7 +27,8 @@ from crossdock.scheduler import CostModel, Work
 
 PROFILED, WHOLE = 7, 15
 LEAST = 3
-LOOKS = 5  # times that a pace is taken: a thread that wakes up is late
+BURST_SECONDS = 2e-3
+MOST_AT_ONCE = 15
 Runner = Callable[[Mapping[str, Array], bool], Outcome]
 """Runs the graph once; with spans of its steps where asked for."""
 
@@ -64,12 +67,11 @@ def rehearse(
     recorder = _Recorder(plan, calls, prints, used, model)
     for _ in range(max(LEAST, count)):
         recorder.steps(run(feeds, True))
-    recorder.look()
-    for _ in range(max(LEAST, 2 * count)):
-        began = time.perf_counter()
-        run(feeds, False)
-        recorder.whole(time.perf_counter() - began)
-    recorder.look()
+    left = max(LEAST, 2 * count)
+    while left > 0:
+        burst = min(left, at_once(each))
+        recorder.whole(_timed(partial(run, feeds, False), burst))
+        left -= burst
     return recorder.close(anew=anew)
 
 
@@ -101,18 +103,31 @@ def compare_runs(
         prints = {part.id: part.fingerprint for part in c.plan.devices}
         recorders.append(_Recorder(c.plan, costing.op_calls(c.graph), prints, used, model))
     end = time.monotonic() + budget_s
-    for recorder in recorders:
-        recorder.look()
     for turn in range(WHOLE):
         if turn >= LEAST and time.monotonic() > end:
             break
         for c, recorder in zip(contenders, recorders, strict=True):
-            began = time.perf_counter()
-            c.run(feeds, False)
-            recorder.whole(time.perf_counter() - began)
+            recorder.whole(_timed(partial(c.run, feeds, False), 1))
     for recorder in recorders:
-        recorder.look()
         recorder.close(anew=True)
+
+
+def at_once(seconds: float) -> int:
+    """How many runs of so many seconds follow each other before the pace is taken again.
+
+    As runs of users do: the next finds warm caches. The pace changes within tenths of a second.
+    """
+    return max(1, min(MOST_AT_ONCE, round(BURST_SECONDS / max(seconds, 1e-9))))
+
+
+def _timed(run: Callable[[], object], count: int) -> list[float]:
+    """Seconds of each of so many runs, one after the other."""
+    found = []
+    for _ in range(count):
+        began = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - began)
+    return found
 
 
 def observe(
@@ -142,47 +157,56 @@ class _Recorder:
         self.paces: dict[str, list[float]] = {d: [] for d in devices}
         self.found: dict[str, list[float]] = {}
         self.runs: list[float] = []
-        self._look()
+        self.last = self._look()
 
-    def _look(self) -> None:
-        for name, device in self.devices.items():
-            self.paces[name].append(device.pace())
+    def _look(self) -> dict[str, float]:
+        """The paces of this moment, by device."""
+        self.last = {name: device.pace() for name, device in self.devices.items()}
+        for name, pace in self.last.items():
+            self.paces[name].append(pace)
+        return self.last
+
+    def _meanwhile(self) -> dict[str, float]:
+        """The paces of what has just run: between those before it and those now."""
+        before = self.last
+        return {name: math.sqrt(before[name] * pace) for name, pace in self._look().items()}
 
     def pace(self, name: str) -> float:
         """The pace of a device over this rehearsal."""
         return float(np.median(self.paces[name]))
 
     def steps(self, outcome: Outcome) -> None:
-        """Note the time of every op of a profiled run."""
+        """Note the time at pace 1 of every op of a profiled run that has just been."""
+        paces = self._meanwhile()
         for queue, spans in outcome.spans.items():
-            if not queue.endswith("/compute"):
+            device, _, role = queue.rpartition("/")
+            if role != "compute":
                 continue
             once: dict[str, float] = {}
             for span in spans:
                 once[span.label] = once.get(span.label, 0.0) + span.end - span.start
             for label, seconds in once.items():
-                self.found.setdefault(label, []).append(max(seconds, 1e-9))
-        self._look()
+                slow = paces.get(device, 1.0) ** self._arithmetic(label)
+                self.found.setdefault(label, []).append(max(seconds, 1e-9) / slow)
 
-    def whole(self, seconds: float) -> None:
-        """Note a run without profiling; the next one follows at once, as runs of users do."""
-        self.runs.append(seconds)
+    def _arithmetic(self, label: str) -> float:
+        call = self.calls.get(label)
+        return 0.0 if call is None else costing.cost_work(call).arithmetic
 
-    def look(self) -> None:
-        """Take the paces of this moment."""
-        for _ in range(LOOKS):
-            self._look()
+    def whole(self, seconds: Sequence[float]) -> None:
+        """Note runs without profiling that have just been, one after the other."""
+        by_print = {self.prints[name]: pace for name, pace in self._meanwhile().items()}
+        factor = pace_factor(self.plan, self.calls, by_print.__getitem__)
+        self.runs += [s / factor for s in seconds]
 
     def close(self, *, anew: bool = False) -> float:
         """Hand everything to the model; returns the median of the runs."""
         marks: dict[tuple[str, str, str], tuple[Work, list[float]]] = {}
         for step in self.plan.launches():
             call = self.calls[step.name]
-            work = costing.cost_work(call)
-            slow = self.pace(step.device) ** work.arithmetic
             mark = (self.prints[step.device], step.kernel, call.key())
-            samples = [s / slow for s in self.found.get(step.name, [])]
-            marks.setdefault(mark, (work, []))[1].extend(samples)
+            samples = marks.setdefault(mark, (costing.cost_work(call), []))[1]
+            samples.extend(self.found.get(step.name, []))
         for mark, (work, samples) in marks.items() if self.found else ():
             self.model.record_many(*mark, samples, work, running=True, anew=anew)
         by_print = {self.prints[name]: self.pace(name) for name in self.devices}
@@ -190,7 +214,6 @@ class _Recorder:
             self.model.note_pace(name, pace)
         if not self.runs:
             return float("inf")
+        self.model.record_many(*run_mark(self.plan), self.runs, running=True, anew=anew)
         factor = pace_factor(self.plan, self.calls, by_print.__getitem__)
-        runs = [s / factor for s in self.runs]
-        self.model.record_many(*run_mark(self.plan), runs, running=True, anew=anew)
-        return float(np.median(self.runs))
+        return float(np.median(self.runs)) * factor

@@ -13,7 +13,7 @@ from crossdock.scheduler.linkmodel import LinkModel
 from crossdock.scheduler.samples import MISSES, PACES, Content, Samples
 from crossdock.scheduler.work import DeviceRates, Work
 
-SCHEMA = "crossdock-costs/2"
+SCHEMA = "crossdock-costs/3"
 
 
 def to_json(content: Content) -> dict[str, Any]:
