@@ -133,7 +133,8 @@ class _Expected:
     """What is predicted before anything is timed: later, the model has learnt from that."""
 
     def __init__(self, ready: Ready) -> None:
-        program, model = ready.program, costing.store().model
+        program = ready.program
+        self.model = model = costing.store().model
         self.plan, graph = program.plan, program.graph
         self.calls = costing.op_calls(graph)
         self.prints = {p.id: p.fingerprint for p in self.plan.devices}
@@ -155,13 +156,14 @@ class _Expected:
         """Next to the seconds of a run and of its ops by name, at the paces of the devices."""
         during = {self.prints[name]: pace for name, pace in run_paces.items()}
         now = {self.prints[name]: pace for name, pace in op_paces.items()}
-        slow = pace_factor(self.plan, self.calls, during.__getitem__)
-        slow /= pace_factor(self.plan, self.calls, self.usual.__getitem__)
+        slow = pace_factor(self.plan, self.calls, during.__getitem__, self.model)
+        slow /= pace_factor(self.plan, self.calls, self.usual.__getitem__, self.model)
         guess = {s.name: s for s in self.unseen.launches()}
 
         def pair(step: Step) -> Pair:
             name, work = self.prints[step.device], costing.cost_work(self.calls[step.name])
-            factor = float((now[name] / self.usual[name]) ** work.arithmetic)
+            power = self.model.elasticity(name, step.kernel, work)
+            factor = float((now[name] / self.usual[name]) ** power)
             low, middle, high = (x * factor for x in (step.low, step.seconds, step.high))
             return Pair(middle, low, high, times[step.name])
 

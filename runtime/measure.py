@@ -119,7 +119,10 @@ def _keep(group: Sequence[Trial], model: CostModel) -> int:
     for trial in group:
         trial.close()
         mark = (trial.device.info.fingerprint, trial.kernel.name, trial.call.key())
-        model.record_many(*mark, trial.samples, trial.work)
+        model.note_elasticity(*mark[:2], trial.work, trial.paces, trial.samples)
+        power = model.elasticity(*mark[:2], trial.work)
+        samples = [s / pace**power for s, pace in zip(trial.samples, trial.paces, strict=True)]
+        model.record_many(*mark, samples, trial.work)
         if trial.build is not None:
             builds.record(model, mark, trial.build)
     return len(group)

@@ -17,6 +17,7 @@ import numpy as np
 from crossdock.devices.base import Device
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime import costing
+from crossdock.runtime.errors import FeedError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Plan
@@ -29,6 +30,7 @@ PROFILED, WHOLE = 7, 15
 LEAST = 3
 BURST_SECONDS = 2e-3
 MOST_AT_ONCE = 15
+MOST_NUMBERS = 8
 Runner = Callable[[Mapping[str, Array], bool], Outcome]
 """Runs the graph once; with spans of its steps where asked for."""
 
@@ -53,7 +55,7 @@ def rehearse(
     Raises:
         Error: the graph cannot run on made-up values, or a device failed.
     """
-    feeds = sample_feeds(list(inputs.inputs.items()))
+    feeds = _feeds(run, inputs)
     end = time.monotonic() + budget_s
     begin = time.monotonic()
     run(feeds, False)
@@ -67,11 +69,8 @@ def rehearse(
     recorder = _Recorder(plan, calls, prints, used, model)
     for _ in range(max(LEAST, count)):
         recorder.steps(run(feeds, True))
-    left = max(LEAST, 2 * count)
-    while left > 0:
-        burst = min(left, at_once(each))
-        recorder.whole(_timed(partial(run, feeds, False), burst))
-        left -= burst
+    for _ in range(max(LEAST, 2 * count)):
+        recorder.whole(_timed(partial(run, feeds, False), at_once(each)))
     return recorder.close(anew=anew)
 
 
@@ -95,7 +94,7 @@ def compare_runs(
     Raises:
         Error: one cannot run on made-up values, or a device failed.
     """
-    feeds = sample_feeds(list(inputs.inputs.items()))
+    feeds = _feeds(contenders[0].run, inputs)
     recorders = []
     for c in contenders:
         c.run(feeds, False)
@@ -110,6 +109,30 @@ def compare_runs(
             recorder.whole(_timed(partial(c.run, feeds, False), 1))
     for recorder in recorders:
         recorder.close(anew=True)
+
+
+def _feeds(run: Runner, inputs: Graph) -> dict[str, Array]:
+    """Made-up inputs that the graph runs on.
+
+    Where whole numbers choose a branch, zero may choose one that cannot run: then those are tried
+    that the graph itself holds, since it compares with them.
+
+    Raises:
+        FeedError: no such inputs were found.
+    """
+    own = {
+        int(array.reshape(-1)[0])
+        for array in inputs.constants.values()
+        if array.size == 1 and array.dtype.kind in "iu"
+    }
+    for number in (0, 1, *sorted(own - {0, 1})[:MOST_NUMBERS]):
+        try:
+            feeds = sample_feeds(list(inputs.inputs.items()), number)
+            run(feeds, False)
+        except (FeedError, OverflowError):  # the wrong branch; a number too large for a type
+            continue
+        return feeds
+    raise FeedError("no made-up inputs were found that the graph runs on")
 
 
 def at_once(seconds: float) -> int:
@@ -156,6 +179,7 @@ class _Recorder:
         self.devices, self.model = devices, model
         self.paces: dict[str, list[float]] = {d: [] for d in devices}
         self.found: dict[str, list[float]] = {}
+        self.found_at: dict[str, list[float]] = {}
         self.runs: list[float] = []
         self.last = self._look()
 
@@ -176,7 +200,7 @@ class _Recorder:
         return float(np.median(self.paces[name]))
 
     def steps(self, outcome: Outcome) -> None:
-        """Note the time at pace 1 of every op of a profiled run that has just been."""
+        """Note the time of every op of a profiled run that has just been, and at what pace."""
         paces = self._meanwhile()
         for queue, spans in outcome.spans.items():
             device, _, role = queue.rpartition("/")
@@ -186,18 +210,14 @@ class _Recorder:
             for span in spans:
                 once[span.label] = once.get(span.label, 0.0) + span.end - span.start
             for label, seconds in once.items():
-                slow = paces.get(device, 1.0) ** self._arithmetic(label)
-                self.found.setdefault(label, []).append(max(seconds, 1e-9) / slow)
-
-    def _arithmetic(self, label: str) -> float:
-        call = self.calls.get(label)
-        return 0.0 if call is None else costing.cost_work(call).arithmetic
+                self.found.setdefault(label, []).append(max(seconds, 1e-9))
+                self.found_at.setdefault(label, []).append(paces.get(device, 1.0))
 
     def whole(self, seconds: Sequence[float]) -> None:
-        """Note runs without profiling that have just been, one after the other."""
+        """Note the median of runs that have just been, one after the other, not profiled."""
         by_print = {self.prints[name]: pace for name, pace in self._meanwhile().items()}
-        factor = pace_factor(self.plan, self.calls, by_print.__getitem__)
-        self.runs += [s / factor for s in seconds]
+        factor = pace_factor(self.plan, self.calls, by_print.__getitem__, self.model)
+        self.runs.append(float(np.median(seconds)) / factor)
 
     def close(self, *, anew: bool = False) -> float:
         """Hand everything to the model; returns the median of the runs."""
@@ -205,8 +225,12 @@ class _Recorder:
         for step in self.plan.launches():
             call = self.calls[step.name]
             mark = (self.prints[step.device], step.kernel, call.key())
-            samples = marks.setdefault(mark, (costing.cost_work(call), []))[1]
-            samples.extend(self.found.get(step.name, []))
+            work, samples = marks.setdefault(mark, (costing.cost_work(call), []))
+            found, paces = self.found.get(step.name, []), self.found_at.get(step.name, [])
+            if len(found) > 1:
+                self.model.note_elasticity(*mark[:2], work, paces, found)
+            power = self.model.elasticity(*mark[:2], work)
+            samples.extend(s / pace**power for s, pace in zip(found, paces, strict=True))
         for mark, (work, samples) in marks.items() if self.found else ():
             self.model.record_many(*mark, samples, work, running=True, anew=anew)
         by_print = {self.prints[name]: self.pace(name) for name in self.devices}
@@ -215,5 +239,5 @@ class _Recorder:
         if not self.runs:
             return float("inf")
         self.model.record_many(*run_mark(self.plan), self.runs, running=True, anew=anew)
-        factor = pace_factor(self.plan, self.calls, by_print.__getitem__)
+        factor = pace_factor(self.plan, self.calls, by_print.__getitem__, self.model)
         return float(np.median(self.runs)) * factor
