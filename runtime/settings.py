@@ -6,8 +6,8 @@
                               ``~/.cache/crossdock``); ``off`` keeps nothing
 ``CROSSDOCK_DEVICES``         device ids to look for, comma separated (default:
                               all)
-``CROSSDOCK_MAX_ITERATIONS``  iterations that a loop of a model may take
-                              (default: 1,000,000)
+``CROSSDOCK_MAX_ITERATIONS``  iterations that the loops of a model may take in
+                              one run (default: 50,000)
 ============================  ================================================
 """
 
@@ -41,13 +41,13 @@ def wanted_devices() -> frozenset[str] | None:
     return names or None
 
 
-MAX_ITERATIONS = 1_000_000
+MAX_ITERATIONS = 50_000
 
 
 def max_iterations() -> int:
-    """Return how many iterations one loop of a model may take; unreadable settings count as none.
+    """Return how many iterations the loops of a run may take; what is unreadable is not set.
 
     A model can ask for 2^62 of them, and so never end.
     """
     given = os.environ.get("CROSSDOCK_MAX_ITERATIONS", "").replace("_", "").replace(",", "")
-    return int(given) if given.isdecimal() else MAX_ITERATIONS
+    return max(1, int(given)) if given.isdecimal() and len(given) < 19 else MAX_ITERATIONS
