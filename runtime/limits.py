@@ -17,8 +17,10 @@ from crossdock.runtime.settings import max_iterations
 MAX_RANK = 32
 """Dimensions that a tensor of a file may have; numpy has 64, and no kernel more than 12."""
 
-NEW_STAGE = 50
-"""Iterations that an iteration with new shapes counts for: it is converted and planned anew."""
+ITERATIONS_A_STAGE = 50
+FREE_STAGES = 64
+"""What is in a loop is converted and planned anew for shapes not met before: as often as this, and
+once for so many of the iterations that there may be."""
 
 SMALL = 1 << 24
 """Bytes that are allocated without a look at what is free."""
@@ -33,8 +35,9 @@ class Limits:
             2 GiB in any case; weights beyond it are external data.)
         nodes: nodes of a model, functions and conditionals written out.
         depth: graphs in one another, and functions that call each other.
-        iterations: iterations of all loops in one run, nested ones included; one whose shapes
-            were not met before counts for 50. Default: ``CROSSDOCK_MAX_ITERATIONS``, or 50,000.
+        iterations: iterations of all loops in one run, nested ones included; a fiftieth of them
+            (or 64) may have shapes not met before. Default: ``CROSSDOCK_MAX_ITERATIONS``, or
+            50,000.
         tensor_bytes: a tensor that a model makes, and all constants that it has folded together.
         growth: a tensor may also be this many times as large as all that the model and its inputs
             bring along. So weights and inputs raise the budget, and a few bytes do not.
@@ -78,6 +81,7 @@ class Budget:
         self.brought = brought
         self.nodes = 0
         self.iterations = 0
+        self.stages = 0
         self.folded = 0
         self._until = None if limits.seconds is None else time.monotonic() + limits.seconds
 
@@ -101,24 +105,31 @@ class Budget:
         """Refuse a loop that is certain to take ``count`` iterations (None: endless) at once."""
         if count is None or self.iterations + count > self.limits.iterations:
             asked = "never ends" if count is None else f"takes {count:,} iterations"
-            raise self._too_many(f"{where}: {asked}, and a run may have")
+            raise self._too_many(f"{where}: {asked}, over the limit of")
 
     def _too_many(self, what: str) -> IterationLimit:
         return IterationLimit(
-            f"{what} {self.limits.iterations:,} iterations; CROSSDOCK_MAX_ITERATIONS or "
-            "Limits.iterations sets the limit"
+            f"{what} {self.limits.iterations:,} iterations; raise CROSSDOCK_MAX_ITERATIONS or "
+            "Limits.iterations if that is right"
         )
 
-    def iterate(self, where: str, count: int = 1) -> None:
-        """Count iterations of a loop before they are done.
+    def stage(self, where: str) -> None:
+        """Count a graph inside of a loop that is converted anew; raises IterationLimit."""
+        self.stages += 1
+        most = max(FREE_STAGES, self.limits.iterations // ITERATIONS_A_STAGE)
+        if self.stages > most:
+            raise self._too_many(f"{where}: {most:,} iterations had shapes of their own, with")
+
+    def iterate(self, where: str) -> None:
+        """Count an iteration of a loop before it is done.
 
         Raises:
             IterationLimit: there are too many.
             LimitError: the time is up.
         """
-        self.iterations += count
+        self.iterations += 1
         if self.iterations > self.limits.iterations:
-            raise self._too_many(f"{where}: still going after")
+            raise self._too_many(f"{where}: still going after the limit of")
         self.check(where)
 
     def tensor(self, nbytes: int, where: str, brought: int = 0) -> None:

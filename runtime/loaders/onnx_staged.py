@@ -19,7 +19,7 @@ import numpy as np
 
 from crossdock.runtime.errors import MalformedModel, UnsupportedModel
 from crossdock.runtime.graph import Graph, StageRunner
-from crossdock.runtime.limits import NEW_STAGE, Budget
+from crossdock.runtime.limits import Budget
 from crossdock.runtime.loaders.onnx_check import free_names
 from crossdock.runtime.loaders.onnx_convert import convert, convert_stage, only_host
 from crossdock.runtime.loaders.onnx_cut import NO_FORM
@@ -207,9 +207,9 @@ class _Run:
         *,
         inside: bool,
     ) -> Stage:
-        """A stage that was not met before; inside of a loop it counts as many iterations."""
+        """A stage that was not met before; inside of a loop they are counted."""
         if inside:
-            self.budget.iterate(f"graph {shown(scope.name)}", NEW_STAGE)
+            self.budget.stage(f"graph {shown(scope.name)}")
         return convert_stage(self.stages.model, scope, kinds, constants)
 
     def stage(self, stage: Stage, at: _At) -> None:

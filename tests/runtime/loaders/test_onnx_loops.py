@@ -175,7 +175,7 @@ def test_iterations_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         "start": np.zeros(2, np.float32),
         "step": np.ones(2, np.float32),
     }
-    with pytest.raises(IterationLimit, match=r"'forever' \(Loop\).*may have 7 iterations"):
+    with pytest.raises(IterationLimit, match=r"'forever' \(Loop\).*over the limit of 7 iterations"):
         evaluate(graph, feeds)
     assert len(evaluate(graph, {**feeds, "trips": np.array(7)})["rows"]) == 7
     monkeypatch.setenv("CROSSDOCK_MAX_ITERATIONS", "many")
