@@ -145,12 +145,13 @@ def check_range(ctx: Context, sizes: Sequence[int]) -> None:
     Kernels clamp indices that are computed; of a constant one the model is known to be broken.
     """
     indices = ctx.known(1)
-    if indices is None or not indices.size or len(sizes) not in (1, indices.shape[-1]):
+    if indices is None or not indices.size or len(sizes) not in (1, *indices.shape[-1:]):
         return
     most = np.array(sizes, np.int64)
-    wrong = indices[(indices < -most) | (indices >= most)]
-    if wrong.size:
-        raise ctx.malformed(f"index {wrong[0]} is out of range for {list(sizes)}")
+    wrong = (indices < -most) | (indices >= most)
+    if wrong.any():
+        index = np.broadcast_to(indices, wrong.shape)[wrong][0]
+        raise ctx.malformed(f"index {index} is out of range for {list(sizes)}")
 
 
 @onnx_op("Gather")
