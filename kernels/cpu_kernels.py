@@ -14,6 +14,7 @@ from crossdock.kernels import (
     cpu_reduce,
     cpu_resample,
     cpu_window,
+    cpu_winograd,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "cpu_reduce",
     "cpu_resample",
     "cpu_window",
+    "cpu_winograd",
 ]

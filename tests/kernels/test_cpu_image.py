@@ -17,6 +17,8 @@ from tests.kernels.cpu_run import call_of, candidate, candidates, check, device,
 
 SUM = 3e-6
 """Sums of a few hundred float32 products, relative to the largest."""
+TRANSFORMED = 1e-5
+"""The same by way of transforms, which lose some bits."""
 
 
 def drawn(*shape: int, seed: int = 0) -> Array:
@@ -56,7 +58,8 @@ def test_convolution(case: tuple[list[Array | None], dict[str, Any]], fixed: boo
     assert "cpu.conv2d.panel" in names
     for name in names:
         constants = (1,) if fixed else ()
-        check("conv2d", arrays, attrs, constants, name=name, tolerance=SUM)
+        tolerance = TRANSFORMED if "winograd" in name else SUM
+        check("conv2d", arrays, attrs, constants, name=name, tolerance=tolerance)
 
 
 @given(convolutions())
