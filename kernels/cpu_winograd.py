@@ -29,9 +29,9 @@ from crossdock.devices.program import (
     Scratch,
 )
 from crossdock.kernels.cpu_conv_pack import tile_shape
+from crossdock.kernels.cpu_epilogue import epilogue_obstacle, epilogue_of
 from crossdock.kernels.cpu_ir import compiled
 from crossdock.kernels.cpu_rows import words
-from crossdock.kernels.cpu_tail import Tail
 from crossdock.kernels.cpu_winograd_error import error_of
 from crossdock.kernels.cpu_winograd_math import as_array, filtering
 from crossdock.kernels.cpu_winograd_stages import WORDS, Form, StagesWriter
@@ -41,7 +41,7 @@ from crossdock.kernels.table import kernel
 from crossdock.runtime.settings import fast_error
 from crossdock.runtime.tensor import Array, TensorSpec
 
-STAGE_BYTES = 768 << 10
+STAGE_BYTES = 512 << 10
 """What the transformed image of an item may take, and half as much the products."""
 
 IMAGE_CYCLES, RESULT_CYCLES = 170.0, 190.0
@@ -184,7 +184,7 @@ def _fits(m: int, r: int) -> Callable[[OpCall, DeviceInfo], str | None]:
         error = error_of(constant, m, r)
         if error > allowed:
             return f"an error of {error:.1e} on this filter; {allowed:.1e} is allowed"
-        return None
+        return epilogue_obstacle(call)
 
     return fits
 
@@ -198,7 +198,7 @@ def _lower(m: int, r: int) -> Callable[[OpCall, DeviceInfo], Lowered]:
         rows = plan.rows
         size = layer.groups * layer.n**2 * layer.channels * -(-layer.outputs // rows) * rows
         pack = Pack(lambda: pack_filter(filters, layer, rows), TensorSpec("float32", (size,)))
-        form = Form(tile.lanes, rows, tile.vectors, m, r, Tail())
+        form = Form(tile.lanes, rows, tile.vectors, m, r, epilogue_of(call)[0])
         step = _native(call, layer, plan, form)
         scratch = 4 * plan.items * _item_floats(layer, plan, tile.lanes)
         return Lowered((step,), (scratch,), (pack,), frozenset({1}))
@@ -207,9 +207,10 @@ def _lower(m: int, r: int) -> Callable[[OpCall, DeviceInfo], Lowered]:
 
 
 for _m, _r, _rank in ((4, 3, 25), (2, 3, 26), (2, 5, 25)):
-    kernel(f"cpu.conv2d.winograd-{_m}x{_r}", "conv2d", ("cpu",), when=_fits(_m, _r), rank=_rank)(
-        _lower(_m, _r)
-    )
+    for _op in ("conv2d", "fused_conv2d"):
+        kernel(f"cpu.conv2d.winograd-{_m}x{_r}", _op, ("cpu",), when=_fits(_m, _r), rank=_rank)(
+            _lower(_m, _r)
+        )
 
 
 def _native(call: OpCall, layer: Layer, plan: Plan, form: Form) -> NativeCall:
@@ -229,7 +230,7 @@ def _native(call: OpCall, layer: Layer, plan: Plan, form: Form) -> NativeCall:
     }  # fmt: skip
     slots: dict[str, Argument] = {
         "out": Out(0), "in": In(0), "filter": Packed(0), "bias": In(2) if bias else In(0),
-        "residual": In(0), "scratch": Scratch(0),
+        "residual": epilogue_of(call)[1], "scratch": Scratch(0),
     }  # fmt: skip
     f = filtering(form.m, form.r)
     return NativeCall(

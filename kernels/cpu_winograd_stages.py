@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from crossdock.kernels.cpu_epilogue import Epilogue
 from crossdock.kernels.cpu_ir import Code
 from crossdock.kernels.cpu_rows import RowReader, Words, store_first
-from crossdock.kernels.cpu_tail import Tail
 from crossdock.kernels.cpu_vector import Value, Vector
 from crossdock.kernels.cpu_winograd_math import Filtering, emit_product
 
@@ -22,6 +22,7 @@ WORDS = (
 )  # fmt: skip
 POINTERS = 6
 UNROLL = 4
+LINE = 16  # elements of a cache line
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class Form:
     vectors: int
     m: int
     r: int
-    tail: Tail
+    epilogue: Epilogue
 
     def __str__(self) -> str:
-        return f"F({self.m},{self.r}) {self.rows}x{self.vectors}x{self.lanes} {self.tail}"
+        return f"F({self.m},{self.r}) {self.rows}x{self.vectors}x{self.lanes} {self.epilogue}"
 
 
 @dataclass
@@ -69,6 +70,7 @@ class StagesWriter:
         self.image_step = code.add(code.mul(w["channels"], w["span"]), self.lanes)
         self.result_step = code.add(code.mul(w["chunk"], w["span"]), self.lanes)
         tiles = code.div(code.add(w["outputs"], form.rows - 1), form.rows)
+        self.ahead = code.mul(w["channels"], form.rows)
         self.filter_step = code.mul(code.mul(tiles, form.rows), w["channels"])
 
     def write(self) -> None:
@@ -112,8 +114,15 @@ class StagesWriter:
     # --- tiles of the image ---
 
     def transform_image(self, job: _Job) -> None:
-        """B' d B for every channel of the group: along columns, then along rows."""
+        """B' d B for every channel of the group: along columns, then along rows.
+
+        What fills the last vector of tiles is 0: whatever the memory held before could be numbers
+        that are slow to compute with.
+        """
         code, w = self.code, self.w
+        zero = self.vector.const("float32", 0.0)
+        with code.loop(0, code.mul(self.pitch, self.copies * self.f.n), self.lanes) as cells:
+            self.vector.store(zero, code.at(self.lines, "float", cells.index), "float32")
         with code.loop(0, w["channels"]) as channels:
             with code.loop(0, job.count) as rows:
                 self.down(job, channels.index, rows.index)
@@ -249,9 +258,16 @@ class StagesWriter:
             self.vector.store(Value(total, "float32"), at, "float32")
 
     def advance(self, values: tuple[str, ...], steps: int, vectors: int) -> list[str]:
-        """``steps`` channels: a rank-one update of the tile for each."""
+        """``steps`` channels: a rank-one update of the tile for each.
+
+        Meanwhile the filter of the next tile comes closer.
+        """
         code, v, (a, b, *tile) = self.code, self.vector, values
+        fetch = code.declare("llvm.prefetch.p0", "void @(ptr, i32, i32, i32)")
         for step in range(steps):
+            if step * self.form.rows % LINE == 0:
+                ahead = code.at(a, "float", code.add(self.ahead, step * self.form.rows))
+                code.do(f"call void {fetch}(ptr {ahead}, i32 0, i32 2, i32 1)")
             columns = [
                 v.load(code.at(b, "float", j * self.lanes), "float32") for j in range(vectors)
             ]
@@ -340,8 +356,8 @@ class StagesWriter:
         address = code.at(w["out"], "float", at)
         other = code.at(w["residual"], "float", at)
         with code.when(whole):
-            made = self.form.tail.apply(self.vector, value, other, None)
+            made = self.form.epilogue.apply(self.vector, value, other, None)
             self.vector.store(made, address, "float32")
         with code.when(code.negate(whole)):
-            made = self.form.tail.apply(self.vector, value, other, left)
+            made = self.form.epilogue.apply(self.vector, value, other, left)
             store_first(code, made, address, left, self.lanes)
