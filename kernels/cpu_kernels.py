@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from crossdock.kernels import (
     cpu_conv,
+    cpu_conv_small,
     cpu_conv_transpose,
     cpu_copy,
     cpu_elementwise,
@@ -19,6 +20,7 @@ from crossdock.kernels import (
 
 __all__ = [
     "cpu_conv",
+    "cpu_conv_small",
     "cpu_conv_transpose",
     "cpu_copy",
     "cpu_elementwise",
