@@ -276,7 +276,7 @@ _SHAPES: dict[str, Callable[[OpCall], Shape]] = {
     "moded": _moded,
 }
 _FAMILY = {
-    **dict.fromkeys(("conv2d", "conv_transpose2d", "conv_integer"), "conv"),
+    **dict.fromkeys(("conv2d", "fused_conv2d", "conv_transpose2d", "conv_integer"), "conv"),
     **dict.fromkeys(("max_pool2d", "average_pool2d", "l2_pool2d"), "pool"),
     **dict.fromkeys(("matmul", "gemm", "linear"), "product"),
     **dict.fromkeys(("pad", "resample2d", "resize"), "moded"),
