@@ -17,6 +17,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from crossdock.devices.gauge import Gauge
@@ -165,6 +166,10 @@ class Queue(ABC):
         spans: list[Span] | None = None,
     ) -> Event | None:
         """Run a command buffer. With ``spans``, time each step (may synchronise after each)."""
+
+    def prepared(self, commands: CommandBuffer) -> Callable[[], object]:
+        """``execute(commands)``, with what it looks up each time looked up beforehand."""
+        return partial(self.execute, commands)
 
     @abstractmethod
     def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> Event | None:

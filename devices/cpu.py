@@ -113,15 +113,16 @@ class NativeExecutable(Executable):
     address: int
 
 
-Call = Callable[[], None]
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class CpuStep:
-    """A bound step, ready to run: an array call's closure, or a native row."""
+    """A bound step, ready to run: an array call's closure, or a native row; may call ``blas``."""
 
     label: str
     work: Call | NativeRow
+    blas: bool
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ class CpuCommands(CommandBuffer):
         self.parts = tuple(_parts(self._steps, program))
         self.calls = tuple(part.call for part in self.parts)
         self.quiet = any(part.program is None for part in self.parts)
+        self.blas = any(step.blas for step in self._steps)
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -177,7 +179,7 @@ class CpuQueue(Queue):
         assert isinstance(commands, CpuCommands)
         for event in waits:
             event.wait()
-        library = self.device.library
+        library = self.device.library if commands.blas else None
         if library is not None:
             library.enter()
         try:
@@ -189,6 +191,14 @@ class CpuQueue(Queue):
         finally:
             if library is not None:
                 library.leave()
+
+    def prepared(self, commands: CommandBuffer) -> Callable[[], object]:
+        """The one call of a native program, where that is all there is to do."""
+        assert isinstance(commands, CpuCommands)
+        plain = not commands.quiet and (self.device.library is None or not commands.blas)
+        if plain and len(commands.calls) == 1:
+            return commands.calls[0]
+        return super().prepared(commands)
 
     def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> None:
         """Copy a C-contiguous array into a buffer."""
@@ -285,9 +295,9 @@ class CpuDevice(Device):
 def _step(item: Bound) -> CpuStep:
     executable = item.executable
     if isinstance(executable, NativeExecutable):
-        return CpuStep(item.label, _row(executable, item))
+        return CpuStep(item.label, _row(executable, item), executable.step.blas)
     assert isinstance(executable, ArrayExecutable)
-    return CpuStep(item.label, _array_call(executable.step, item))
+    return CpuStep(item.label, _array_call(executable.step, item), blas=True)
 
 
 def _host(item: Bound, slot: Slot) -> CpuBuffer:

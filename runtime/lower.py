@@ -68,7 +68,10 @@ class Program:
 
 @dataclass
 class Instance:
-    """Arenas and what is bound to them: one run at a time."""
+    """Arenas and what is bound to them: one run at a time.
+
+    ``calls`` do all that a program of the host alone does, in order; others have none.
+    """
 
     arenas: dict[str, Buffer]
     commands: dict[int, CommandBuffer]
@@ -76,6 +79,7 @@ class Instance:
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     scratch: list[Buffer] = field(default_factory=list)
+    calls: tuple[Callable[[], object], ...] = ()
 
 
 def lower(
@@ -184,6 +188,12 @@ class _Binder:
             self.instance.outputs[name] = self._output(value)
         for part in program.segments:
             self._bind(part)
+        if program.host_only:
+            queues = program.devices[HOST].queues
+            self.instance.calls = tuple(
+                queues[part.role].prepared(self.instance.commands[part.index])
+                for part in program.segments
+            )
 
     def _allocate_scratch(self) -> dict[str, list[Buffer]]:
         """Scratch of one op at a time on each device: as large as the largest needs."""

@@ -13,13 +13,14 @@ from typing import Any, Self
 from crossdock.runtime import costing, request
 from crossdock.runtime.background import Background
 from crossdock.runtime.errors import Error, PlanError
-from crossdock.runtime.executor import Deadline, Outcome
+from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
 from crossdock.runtime.fixed import fixed
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import Constraints, Plan
+from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, prepare
 from crossdock.runtime.prepare import Progress as Progress
 from crossdock.runtime.ready import Ready
@@ -240,6 +241,15 @@ class Session:
             PlanError: the session is closed, or there is no plan for these shapes.
             DeviceError: a device failed.
         """
+        last = self._last
+        if timeout is None and isinstance(last, Ready) and last.direct is not None:
+            done = last.direct.run(feeds)
+            if done is not None:
+                outputs, seconds = done
+                self._receipt = partial(last.recorder.receipt, seconds, {})
+                if last.replan is not None and last.watch.note(seconds):
+                    self._background.post(partial(self._replan, last))
+                return outputs
         return self._run(feeds, Deadline(timeout), profile=False).outputs
 
     def submit(self, feeds: Mapping[str, Any], *, timeout: float | None = None) -> RunFuture:
@@ -276,7 +286,10 @@ class Session:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            future.set_result(self._run(feeds, deadline, profile=False).outputs)
+            if deadline.seconds is None:
+                future.set_result(self.run(feeds))
+            else:
+                future.set_result(self._run(feeds, deadline, profile=False).outputs)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
             future.set_exception(error)
         finally:

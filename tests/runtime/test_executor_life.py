@@ -23,8 +23,8 @@ from crossdock.devices.host_memory import Budget
 from crossdock.devices.sim import SimQueue
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.errors import FeedError, OutOfMemory, PlanError, Timeout
-from crossdock.runtime.executor import Pool
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.pool import Pool
 from crossdock.runtime.session import Session
 from tests.runtime.conftest import Gate, Machine
 from tests.runtime.lazy_device import World
