@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
-import numpy as np
+from numpy import ndarray
 
 from crossdock.devices.worker import ending
 from crossdock.runtime.errors import Cancelled, Error
@@ -18,24 +18,20 @@ from crossdock.runtime.executor import failed
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Program
 from crossdock.runtime.pool import Pool
-from crossdock.runtime.tensor import to_numpy
 
 
 class Direct:
     """Runs a program that ``suits``; safe for threads."""
 
-    def __init__(self, graph: Graph, program: Program, pool: Pool) -> None:
-        """``graph`` is as its caller feeds it, of fixed shapes."""
-        self._program, self._pool = program, pool
-        self._wanted = tuple(
-            (name, spec.dims, to_numpy(spec.dtype)) for name, spec in graph.inputs.items()
-        )
+    def __init__(self, program: Program, pool: Pool) -> None:
+        self._program, self._spare, self._give = program, pool.spare, pool.give
+        self._inputs = len(program.graph.inputs)
 
     @staticmethod
     def suits(graph: Graph, program: Program) -> bool:
-        """Whether the program keeps to the host and is fed and read as its caller's graph is."""
+        """Whether a program keeps to the host, and is fed and read as its caller's graph is."""
         windows = program.windows
-        same = list(graph.inputs) == list(program.graph.inputs)
+        same = dict(graph.inputs) == dict(program.graph.inputs)
         return program.host_only and same and not (windows.inputs or windows.outputs)
 
     def run(self, feeds: Mapping[str, Any]) -> tuple[dict[str, Any], float] | None:
@@ -45,20 +41,17 @@ class Direct:
             ExecutionError: a step failed.
             Cancelled: the process is ending.
         """
-        if feeds.__class__ is not dict or len(feeds) != len(self._wanted):
+        if feeds.__class__ is not dict or len(feeds) != self._inputs:
             return None
-        arrays = []
-        for name, dims, dtype in self._wanted:
-            array = feeds.get(name)
-            if array.__class__ is not np.ndarray or array.shape != dims or array.dtype != dtype:
-                return None
-            arrays.append(array)
-        instance = self._pool.spare()
+        instance = self._spare()
         if instance is None:
             return None
         try:
             began = perf_counter()
-            for target, array in zip(instance.inputs.values(), arrays, strict=True):
+            for name, dims, dtype, target in instance.wanted:
+                array = feeds.get(name)
+                if array.__class__ is not ndarray or array.shape != dims or array.dtype != dtype:
+                    return None
                 target[...] = array
             if ending():
                 raise Cancelled(f"run of {self._program.graph.name!r} was cancelled")
@@ -71,4 +64,4 @@ class Direct:
         except Exception as error:
             raise failed(self._program, error) from error
         finally:
-            self._pool.give(instance)
+            self._give(instance)

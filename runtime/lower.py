@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,8 @@ class Program:
 class Instance:
     """Arenas and what is bound to them: one run at a time.
 
-    ``calls`` do all that a program of the host alone does, in order; others have none.
+    ``wanted`` are the inputs as (name, dimensions, dtype, array); ``calls`` do all that a program
+    of the host alone does, in order, and others have none.
     """
 
     arenas: dict[str, Buffer]
@@ -79,6 +81,7 @@ class Instance:
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     scratch: list[Buffer] = field(default_factory=list)
+    wanted: tuple[tuple[str, tuple[int, ...], np.dtype[Any], Array], ...] = ()
     calls: tuple[Callable[[], object], ...] = ()
 
 
@@ -188,6 +191,9 @@ class _Binder:
             self.instance.outputs[name] = self._output(value)
         for part in program.segments:
             self._bind(part)
+        self.instance.wanted = tuple(
+            (n, a.shape, a.dtype, a) for n, a in self.instance.inputs.items()
+        )
         if program.host_only:
             queues = program.devices[HOST].queues
             self.instance.calls = tuple(

@@ -127,7 +127,7 @@ class Ready:
         """The short way for runs that are neither profiled nor timed out; None where none is."""
         if not Direct.suits(self.graph, self.program):
             return None
-        return Direct(self.graph, self.program, self.pool)
+        return Direct(self.program, self.pool)
 
     @cached_property
     def _conducts(self) -> bool:
