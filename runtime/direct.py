@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy import ndarray
 
-from crossdock.devices.worker import ending
+from crossdock.devices.worker import JOBS
 from crossdock.runtime.errors import Cancelled, Error
 from crossdock.runtime.executor import failed
 from crossdock.runtime.graph import Graph
@@ -24,7 +24,7 @@ class Direct:
     """Runs a program that ``suits``; safe for threads."""
 
     def __init__(self, program: Program, pool: Pool) -> None:
-        self._program, self._spare, self._give = program, pool.spare, pool.give
+        self._program, self._pool, self._free = program, pool, pool.free
         self._inputs = len(program.graph.inputs)
 
     @staticmethod
@@ -43,8 +43,9 @@ class Direct:
         """
         if feeds.__class__ is not dict or len(feeds) != self._inputs:
             return None
-        instance = self._spare()
-        if instance is None:
+        try:
+            instance = self._free.pop()
+        except IndexError:
             return None
         try:
             began = perf_counter()
@@ -53,7 +54,7 @@ class Direct:
                 if array.__class__ is not ndarray or array.shape != dims or array.dtype != dtype:
                     return None
                 target[...] = array
-            if ending():
+            if JOBS.ending:
                 raise Cancelled(f"run of {self._program.graph.name!r} was cancelled")
             for call in instance.calls:
                 call()
@@ -64,4 +65,6 @@ class Direct:
         except Exception as error:
             raise failed(self._program, error) from error
         finally:
-            self._give(instance)
+            self._free.append(instance)
+            if self._pool.waiting:
+                self._pool.tell()

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from crossdock.runtime.errors import OutOfMemory, Timeout
@@ -41,21 +42,17 @@ class Deadline:
 
 
 class Pool:
-    """Instances of a program: made at need up to ``limit``, then runs wait for a free one."""
+    """Instances of a program: made at need up to ``limit``, then runs wait for a free one.
+
+    Who cannot wait pops one off ``free``, and hands it back as everybody does; no lock is taken.
+    """
 
     def __init__(self, make: Callable[[], Instance], limit: int) -> None:
         self._make, self._limit = make, limit
-        self._free: deque[Instance] = deque()
+        self.free: deque[Instance] = deque()
         self._made = 0
         self._change = threading.Condition()
-        self._waiting = 0
-
-    def spare(self) -> Instance | None:
-        """A free instance if there is one now; no lock is taken, nothing made or waited for."""
-        try:
-            return self._free.pop()
-        except IndexError:
-            return None
+        self.waiting = 0
 
     def take(self, deadline: Deadline) -> Instance:
         """A free instance.
@@ -90,19 +87,20 @@ class Pool:
 
         def found() -> bool:
             nonlocal instance
-            instance = self.spare()
+            with suppress(IndexError):
+                instance = self.free.pop()
             return instance is not None or may_make()
 
         with self._change:
-            self._waiting += 1  # from here on, who gives one back tells of it
+            self.waiting += 1  # from here on, who gives one back tells of it
             try:
                 there = deadline.wait(partial(self._change.wait_for, found))
             except BaseException:
                 if instance is not None:
-                    self._free.append(instance)
+                    self.free.append(instance)
                 raise
             finally:
-                self._waiting -= 1
+                self.waiting -= 1
             if not there:
                 raise Timeout(
                     f"no free slot for a run after {deadline.seconds} s; {self._made} are in use"
@@ -120,7 +118,11 @@ class Pool:
 
     def give(self, instance: Instance) -> None:
         """Put an instance back; takes the lock only where somebody waits for one."""
-        self._free.append(instance)
-        if self._waiting:
-            with self._change:
-                self._change.notify()
+        self.free.append(instance)
+        if self.waiting:
+            self.tell()
+
+    def tell(self) -> None:
+        """Wake one who waits: there is something free."""
+        with self._change:
+            self._change.notify()

@@ -157,7 +157,9 @@ class Session:
         self._lock = threading.Lock()
         self._ready: LruCache[_Shapes, Ready | StagedReady] = LruCache(SHAPES_KEPT)
         self._last: Ready | StagedReady | None = None
-        self._receipt: Callable[[], Receipt] | None = None
+        self._receipt: tuple[Callable[..., Receipt], *tuple[Any, ...]] | None = (
+            None  # and arguments
+        )
         self._closed = False
         self._planned = False
         self._background = Background(config.runs_at_once, f"crossdock submit {graph.name}")
@@ -178,7 +180,8 @@ class Session:
         """What the last run did; raises PlanError before the first."""
         if self._receipt is None:
             raise PlanError("nothing has run yet, so there is no receipt; call run first")
-        return self._receipt()
+        write, *facts = self._receipt
+        return write(*facts)
 
     def ready(self) -> Ready:
         """What the last shape bound or run is run with; for tools that look inside.
@@ -246,7 +249,7 @@ class Session:
             done = last.direct.run(feeds)
             if done is not None:
                 outputs, seconds = done
-                self._receipt = partial(last.recorder.receipt, seconds, {})
+                self._receipt = (last.recorder.receipt, seconds, {})
                 if last.replan is not None and last.watch.note(seconds):
                     self._background.post(partial(self._replan, last))
                 return outputs
@@ -300,10 +303,11 @@ class Session:
         arrays = feeds if staged else arrays_of(self.graph, feeds)
         ready = self._for_graph() if staged else self._for_shapes(arrays)
         if isinstance(ready, StagedReady):
-            outcome, self._receipt = ready.run(arrays, deadline, profile=profile)
+            outcome, receipt = ready.run(arrays, deadline, profile=profile)
+            self._receipt = (receipt,)
         else:
             outcome = ready.run(arrays, deadline, profile=profile)
-            self._receipt = partial(ready.recorder.receipt, outcome.seconds, outcome.spans)
+            self._receipt = (ready.recorder.receipt, outcome.seconds, outcome.spans)
             self._learn(ready, outcome, profile=profile)
         return outcome
 
