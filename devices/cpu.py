@@ -34,13 +34,15 @@ from crossdock.devices.base import (
 )
 from crossdock.devices.cpu_blas import blas
 from crossdock.devices.cpu_native import HelperPool, NativeProgram, NativeRow
-from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes
+from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes, is_aligned
 from crossdock.devices.pace import Pace
 from crossdock.devices.program import ArrayCall, NativeCall, Scalar, Slot, Step
 from crossdock.runtime.errors import CompileError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec
 
 KIND = "cpu"
+_LARGE = 4 << 20
+"""Bytes of weights that come from beyond a core's caches, where alignment saves nothing."""
 
 
 def probe() -> Probe:
@@ -254,6 +256,13 @@ class CpuDevice(Device):
     def allocate(self, nbytes: int, label: str = "") -> CpuBuffer:
         """Allocate host memory."""
         return CpuBuffer(self, self._budget.take(nbytes, label))
+
+    def resident(self, array: Array, label: str = "") -> Buffer:
+        """The array's own memory where it is read-only, contiguous and aligned, or large."""
+        fits = array.flags.c_contiguous and not array.flags.writeable and array.nbytes > 0
+        if fits and (is_aligned(array) or array.nbytes >= _LARGE):
+            return CpuBuffer(self, self._budget.adopt(array, label))
+        return self.upload(array, label)
 
     def compile(self, step: Step) -> Executable:
         """Make a step executable; native code is compiled here."""

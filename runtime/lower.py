@@ -14,7 +14,7 @@ import numpy as np
 
 from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device
 from crossdock.runtime import costing, emulation
-from crossdock.runtime.binding import CompiledOp, bind_op, compile_op, resident
+from crossdock.runtime.binding import CompiledOp, bind_op, compile_op
 from crossdock.runtime.errors import StalePlan
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Plan, Step
@@ -133,7 +133,7 @@ def lower(
             if (root, step.device) not in residents:
                 array = graph.constants[root]
                 there = shared.get((id(array), step.device))
-                residents[root, step.device] = there or resident(device, array, root)
+                residents[root, step.device] = there or device.resident(array, root)
     windows = windows or Windows(graph.output_specs)
     return Program(graph, plan, dict(devices), roots, ops, residents, segment(plan.steps), windows)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
@@ -48,6 +47,8 @@ class RunFuture(Future[dict[str, Any]]):
     """A ``concurrent.futures.Future`` that can also be awaited in a running event loop."""
 
     def __await__(self) -> Generator[Any, None, dict[str, Any]]:
+        import asyncio  # takes long to load, and few sessions need it
+
         return asyncio.wrap_future(self).__await__()
 
 
