@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
@@ -13,13 +12,14 @@ from typing import Any, Self
 from crossdock.runtime import costing, request
 from crossdock.runtime.background import Background
 from crossdock.runtime.errors import Error, PlanError
-from crossdock.runtime.executor import Deadline, Outcome
+from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
 from crossdock.runtime.fixed import fixed
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import Constraints, Plan
+from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, prepare
 from crossdock.runtime.prepare import Progress as Progress
 from crossdock.runtime.ready import Ready
@@ -47,6 +47,8 @@ class RunFuture(Future[dict[str, Any]]):
     """A ``concurrent.futures.Future`` that can also be awaited in a running event loop."""
 
     def __await__(self) -> Generator[Any, None, dict[str, Any]]:
+        import asyncio  # takes long to load, and few sessions need it
+
         return asyncio.wrap_future(self).__await__()
 
 
@@ -156,7 +158,9 @@ class Session:
         self._lock = threading.Lock()
         self._ready: LruCache[_Shapes, Ready | StagedReady] = LruCache(SHAPES_KEPT)
         self._last: Ready | StagedReady | None = None
-        self._receipt: Callable[[], Receipt] | None = None
+        self._receipt: tuple[Callable[..., Receipt], *tuple[Any, ...]] | None = (
+            None  # and arguments
+        )
         self._closed = False
         self._planned = False
         self._background = Background(config.runs_at_once, f"crossdock submit {graph.name}")
@@ -177,7 +181,8 @@ class Session:
         """What the last run did; raises PlanError before the first."""
         if self._receipt is None:
             raise PlanError("nothing has run yet, so there is no receipt; call run first")
-        return self._receipt()
+        write, *facts = self._receipt
+        return write(*facts)
 
     def ready(self) -> Ready:
         """What the last shape bound or run is run with; for tools that look inside.
@@ -240,6 +245,15 @@ class Session:
             PlanError: the session is closed, or there is no plan for these shapes.
             DeviceError: a device failed.
         """
+        last = self._last
+        if timeout is None and isinstance(last, Ready) and last.direct is not None:
+            done = last.direct.run(feeds)
+            if done is not None:
+                outputs, seconds = done
+                self._receipt = (last.recorder.receipt, seconds, {})
+                if last.replan is not None and last.watch.note(seconds):
+                    self._background.post(partial(self._replan, last))
+                return outputs
         return self._run(feeds, Deadline(timeout), profile=False).outputs
 
     def submit(self, feeds: Mapping[str, Any], *, timeout: float | None = None) -> RunFuture:
@@ -276,7 +290,10 @@ class Session:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            future.set_result(self._run(feeds, deadline, profile=False).outputs)
+            if deadline.seconds is None:
+                future.set_result(self.run(feeds))
+            else:
+                future.set_result(self._run(feeds, deadline, profile=False).outputs)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
             future.set_exception(error)
         finally:
@@ -287,10 +304,11 @@ class Session:
         arrays = feeds if staged else arrays_of(self.graph, feeds)
         ready = self._for_graph() if staged else self._for_shapes(arrays)
         if isinstance(ready, StagedReady):
-            outcome, self._receipt = ready.run(arrays, deadline, profile=profile)
+            outcome, receipt = ready.run(arrays, deadline, profile=profile)
+            self._receipt = (receipt,)
         else:
             outcome = ready.run(arrays, deadline, profile=profile)
-            self._receipt = partial(ready.recorder.receipt, outcome.seconds, outcome.spans)
+            self._receipt = (ready.recorder.receipt, outcome.seconds, outcome.spans)
             self._learn(ready, outcome, profile=profile)
         return outcome
 
