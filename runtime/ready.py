@@ -11,10 +11,12 @@ from functools import cached_property, partial
 from crossdock.devices.base import Device, Span
 from crossdock.runtime import costing
 from crossdock.runtime.conduct import conducts
-from crossdock.runtime.executor import TURN, Deadline, Outcome, Pool, Run
+from crossdock.runtime.direct import Direct
+from crossdock.runtime.executor import Outcome, Run
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Program, Windows, instantiate, lower
 from crossdock.runtime.plan import HOST, Plan
+from crossdock.runtime.pool import TURN, Deadline, Pool
 from crossdock.runtime.prediction import pace_factor
 from crossdock.runtime.receipt import Receipt, make_receipt
 from crossdock.runtime.split_choice import Planned
@@ -121,6 +123,13 @@ class Ready:
         return run.across(arrays, deadline)
 
     @cached_property
+    def direct(self) -> Direct | None:
+        """The short way for runs that are neither profiled nor timed out; None where none is."""
+        if not Direct.suits(self.graph, self.program):
+            return None
+        return Direct(self.program, self.pool)
+
+    @cached_property
     def _conducts(self) -> bool:
         """Whether the caller runs it alone: not where it would be deaf to Ctrl-C for long."""
         return conducts(self.program) and self.program.plan.predicted < TURN
@@ -134,8 +143,8 @@ class Ready:
             for name, device in self.program.devices.items()
         }
         calls = costing.op_calls(self.program.graph)
-        here = pace_factor(plan, calls, now.__getitem__)
-        return here / pace_factor(plan, calls, model.pace)
+        here = pace_factor(plan, calls, now.__getitem__, model)
+        return here / pace_factor(plan, calls, model.pace, model)
 
     def with_plan(self, plan: Plan, notes: Sequence[str] = ()) -> Ready:
         """The same, with other predictions for the same steps."""
