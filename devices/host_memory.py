@@ -23,6 +23,20 @@ HUGE_PAGE = 2 << 20
 rows, a tile's elements) need one address translation for all of them."""
 
 
+def is_aligned(array: Array) -> bool:
+    """Whether an array begins on a cache line."""
+    return int(array.ctypes.data) % ALIGNMENT == 0
+
+
+def aligned_empty(size: int, dtype: str) -> Array:
+    """A new array of ``size`` elements that begins on a cache line."""
+    width = np.dtype(dtype).itemsize
+    raw = np.empty(size * width + ALIGNMENT, np.uint8)
+    start = -int(raw.ctypes.data) % ALIGNMENT
+    made: Array = raw[start : start + size * width].view(dtype)
+    return made
+
+
 class Budget:
     """How many bytes a device may hold and holds; safe for threads."""
 
@@ -56,6 +70,19 @@ class Budget:
         if alignment == HUGE_PAGE:
             _advise()(int(raw.ctypes.data) + start, nbytes // HUGE_PAGE * HUGE_PAGE)
         return raw[start : start + nbytes]
+
+    def adopt(self, array: Array, label: str) -> Array:
+        """The bytes of a read-only contiguous array, which count like memory taken.
+
+        They are given back when the array returned is freed. Raises OutOfMemory.
+        """
+        with self._lock:
+            if array.nbytes > self.free:
+                raise self._refusal(array.nbytes, label)
+            self.gauge.add(array.nbytes)
+        found: Array = array.reshape(-1).view(np.uint8)
+        weakref.finalize(found, self._give, found.nbytes).atexit = False
+        return found
 
     def _give(self, nbytes: int) -> None:
         with self._lock:

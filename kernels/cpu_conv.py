@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from crossdock.devices.base import DeviceInfo
+from crossdock.devices.host_memory import aligned_empty
 from crossdock.devices.program import (
     Argument,
     ArrayCall,
@@ -107,7 +108,7 @@ def packed_size(shape: Mapping[str, int]) -> int:
 
 def pack_filter(filters: Array, shape: Mapping[str, int]) -> Array:
     """Pack an ``oihw`` filter: by group, block of taps, tile of outputs, tap, output."""
-    packed = np.empty(shape["groups"] * packed_size(shape), np.float32)
+    packed = aligned_empty(shape["groups"] * packed_size(shape), "float32")
     _write_packed(np, filters, packed, shape)
     return packed
 

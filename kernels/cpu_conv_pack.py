@@ -7,6 +7,7 @@ row; then, and at the image's edges, its loads are masked, one row after the oth
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from crossdock.devices.cpu_llvm import host_features
@@ -49,6 +50,7 @@ class TileShape:
         return f"{self.rows}x{self.vectors}x{self.lanes} {self.taps}"
 
 
+@functools.cache
 def tile_shape() -> TileShape:
     """The tile for this processor: sums, a column and a broadcast weight fill its registers."""
     lanes = register_lanes()
