@@ -69,7 +69,7 @@ def _lower(mode: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
             ),
             args=words(WORDS, slots, numbers),
             extent=result.dims[0] * result.dims[1],
-            grain=max(1, GRAIN_PIXELS * 9 // pixels),
+            grain=max(1, GRAIN_PIXELS * 3 // pixels),
         )
         return Lowered((step,))
 

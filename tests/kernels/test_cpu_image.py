@@ -242,3 +242,11 @@ def test_what_follows_a_convolution(
                 "fused_conv2d", arrays, attrs, (1,), name=name, tolerance=TRANSFORMED,
                 threads=threads,
             )  # fmt: skip
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (3, 1)])
+def test_a_column_of_pixels(stride: int, dilation: int) -> None:
+    arrays = [drawn(2, 20, 45, 1), drawn(18, 20, 5, 1), drawn(18)]
+    attrs = {"padding": [2, 1, 0, 0], "strides": [stride, 1], "dilations": [dilation, 1]}
+    for name in ("cpu.conv2d.panel", "cpu.conv2d.small"):
+        check("conv2d", arrays, attrs, (1,), name=name, tolerance=SUM)
