@@ -69,6 +69,7 @@ class Config:
     fallback: Fallback = ALLOW
     plan: Plan | None = None
     split: bool = True
+    strict: bool = False
 
 
 def prepare(
@@ -95,7 +96,7 @@ def prepare(
     asked = frozenset(devices if config.devices is None else config.devices)
     if config.plan is None:
         measure_missing(graph, config, devices, progress, again=again)
-    target = replace(target_here(devices, asked), watts=config.watts)
+    target = replace(target_here(devices, asked), watts=config.watts, strict=config.strict)
     model = target.model
     options = planner.Options(
         config.policy,
