@@ -20,6 +20,7 @@ from crossdock.kernels import (
     grid_resample,
     grid_scan,
     grid_scatter,
+    grid_weights,
 )
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "grid_resample",
     "grid_scan",
     "grid_scatter",
+    "grid_weights",
 ]
