@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device
 from crossdock.runtime import costing, emulation
-from crossdock.runtime.binding import CompiledOp, bind_op, compile_op, resident
+from crossdock.runtime.binding import CompiledOp, bind_op, compile_op
 from crossdock.runtime.errors import StalePlan
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Plan, Step
@@ -68,7 +69,11 @@ class Program:
 
 @dataclass
 class Instance:
-    """Arenas and what is bound to them: one run at a time."""
+    """Arenas and what is bound to them: one run at a time.
+
+    ``wanted`` are the inputs as (name, dimensions, dtype, array); ``calls`` do all that a program
+    of the host alone does, in order, and others have none.
+    """
 
     arenas: dict[str, Buffer]
     commands: dict[int, CommandBuffer]
@@ -76,6 +81,8 @@ class Instance:
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     scratch: list[Buffer] = field(default_factory=list)
+    wanted: tuple[tuple[str, tuple[int, ...], np.dtype[Any], Array], ...] = ()
+    calls: tuple[Callable[[], object], ...] = ()
 
 
 def lower(
@@ -126,7 +133,7 @@ def lower(
             if (root, step.device) not in residents:
                 array = graph.constants[root]
                 there = shared.get((id(array), step.device))
-                residents[root, step.device] = there or resident(device, array, root)
+                residents[root, step.device] = there or device.resident(array, root)
     windows = windows or Windows(graph.output_specs)
     return Program(graph, plan, dict(devices), roots, ops, residents, segment(plan.steps), windows)
 
@@ -184,6 +191,15 @@ class _Binder:
             self.instance.outputs[name] = self._output(value)
         for part in program.segments:
             self._bind(part)
+        self.instance.wanted = tuple(
+            (n, a.shape, a.dtype, a) for n, a in self.instance.inputs.items()
+        )
+        if program.host_only:
+            queues = program.devices[HOST].queues
+            self.instance.calls = tuple(
+                queues[part.role].prepared(self.instance.commands[part.index])
+                for part in program.segments
+            )
 
     def _allocate_scratch(self) -> dict[str, list[Buffer]]:
         """Scratch of one op at a time on each device: as large as the largest needs."""

@@ -43,7 +43,7 @@ from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel
 from crossdock.scheduler.objectives import Objective
 
-RUNS_AT_ONCE = 8
+RUNS_AT_ONCE = 16
 MEASURE_SECONDS = 20.0
 
 PREPARING = threading.RLock()

@@ -72,9 +72,12 @@ def check(graph: object, config: Config) -> None:
 
 def open_devices(config: Config) -> dict[str, Device]:
     """Open the devices asked for, the host first (it is always there to feed the others)."""
-    here = [d.id for d in registry.devices()]
-    ids: Iterable[str] = here if config.devices is None else config.devices
     if config.plan is not None:  # one that is not here makes the plan stale, which is said then
-        ids = [name for name in config.plan.device_ids() if name in here]
+        there = {d.id for d in registry.devices()}
+        ids: Iterable[str] = [name for name in config.plan.device_ids() if name in there]
+    elif config.devices is None:
+        ids = [d.id for d in registry.devices()]
+    else:
+        ids = config.devices  # other kinds need not be looked for, nor their drivers loaded
     wanted = dict.fromkeys([HOST, *ids])
     return {name: registry.open_device(name, threads=config.threads) for name in wanted}

@@ -112,9 +112,9 @@ def _folded(
     shape[_OUT_AXIS[conv.attrs["filter_layout"]]] = -1
     bias = affine.shift + (0.0 if b is None else constants[b].astype(np.float64) * affine.scale)
     names = [_unused(f"{node.outputs[0]}.{part}", specs) for part in ("weights", "bias")]
-    scaled = weights.astype(np.float64) * affine.scale.reshape(shape)
-    for name, array in zip(names, (scaled, bias), strict=True):
-        made = np.ascontiguousarray(array.astype(weights.dtype))
+    scaled = np.empty(weights.shape, weights.dtype)  # rounded a few values at a time: no copy
+    np.multiply(weights, affine.scale.reshape(shape), scaled, dtype="f8", casting="unsafe")
+    for name, made in zip(names, (scaled, bias.astype(weights.dtype)), strict=True):
         made.flags.writeable = False
         constants[name] = made
         specs[name] = TensorSpec.of(made)
