@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from crossdock.runtime.calibrate import calibrate
     from crossdock.runtime.fallback import Fallback
     from crossdock.runtime.graph import Graph
+    from crossdock.runtime.limits import Limits
     from crossdock.runtime.loaders import load, load_tensors
     from crossdock.runtime.onnx_backend import onnx_backend
     from crossdock.runtime.plan import Constraints, Plan
@@ -37,6 +38,7 @@ _WHERE = {
     "Fallback": "crossdock.runtime.fallback",
     "Graph": "crossdock.runtime.graph",
     "GraphBuilder": "crossdock.runtime.builder",
+    "Limits": "crossdock.runtime.limits",
     "Machine": "crossdock.devices.machine",
     "Operand": "crossdock.runtime.builder",
     "Plan": "crossdock.runtime.plan",
@@ -59,6 +61,7 @@ __all__ = [
     "Fallback",
     "Graph",
     "GraphBuilder",
+    "Limits",
     "Machine",
     "Operand",
     "Plan",

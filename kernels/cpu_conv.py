@@ -41,6 +41,7 @@ from crossdock.kernels.cpu_conv_pack import (
     tile_shape,
 )
 from crossdock.kernels.cpu_conv_panel import SHARE, PanelWriter
+from crossdock.kernels.cpu_epilogue import epilogue_obstacle, epilogue_of
 from crossdock.kernels.cpu_ir import compiled
 from crossdock.kernels.cpu_rows import words
 from crossdock.kernels.refusal import Cause, Refusal
@@ -65,10 +66,11 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a c
         return Refusal(
             f"a window of {filters.dims[2]} x {filters.dims[3]} does not fit a panel", Cause.SIZE
         )
-    return None
+    return epilogue_obstacle(call)
 
 
 @kernel("cpu.conv2d.panel", "conv2d", ("cpu",), when=_fits, rank=20)
+@kernel("cpu.conv2d.panel", "fused_conv2d", ("cpu",), when=_fits, rank=20)
 def lower_conv2d(call: OpCall, device: DeviceInfo) -> Lowered:
     """Lower a convolution to one native call over panels of pixels."""
     shape = geometry(call, device.compute_units)
@@ -140,7 +142,7 @@ def geometry(call: OpCall, threads: int) -> dict[str, int]:
     (sh, sw), (dh, dw) = call.attrs["strides"], call.attrs["dilations"]
     top, _, left, _ = call.attrs["padding"]
     out_width, plane_out = result.dims[3], result.dims[2] * result.dims[3]
-    if _is_point(call):
+    if is_point(call):
         height, width, out_width = 1, height * width, plane_out
     tile = tile_shape()
     vectors = -(-plane_out // tile.lanes)
@@ -164,7 +166,7 @@ def geometry(call: OpCall, threads: int) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _is_point(call: OpCall) -> bool:
+def is_point(call: OpCall) -> bool:
     """The window is one pixel, and every output reads its own."""
     filters = call.inputs[1]
     assert filters is not None
@@ -192,20 +194,23 @@ def _native(call: OpCall, shape: dict[str, int], filters: Slot) -> NativeCall:
     tile = tile_shape()
     stride = shape["sw"] if shape["sw"] in (1, 2) else 0
     width = shape["kw"] if shape["kw"] <= UNROLLED else 0
-    point = _is_point(call)
+    point = is_point(call)
     pack = compiled(
         f"conv2d pack {tile} {stride} {width} {point}",
         lambda code: PackWriter(code, tile, stride, width, point).write(),
         SIGNATURE,
     )
+    epilogue, residual = epilogue_of(call)
     slots: dict[str, Argument] = {
-        "out": Out(0), "in": In(0), "filter": filters, "bias": In(2) if bias else In(0),
-        "pack": Scalar(np.int64(pack())),
+        "out": Out(0), "in": In(0), "filter": filters, "residual": residual,
+        "bias": In(2) if bias else In(0), "pack": Scalar(np.int64(pack())),
     }  # fmt: skip
     flops = 2.0 * call.outputs[0].size * shape["kh"] * shape["kw"] * shape["channels"]
     return NativeCall(
         name="conv2d",
-        address=compiled(f"conv2d {tile}", lambda code: PanelWriter(code, tile).write()),
+        address=compiled(
+            f"conv2d {tile} {epilogue}", lambda code: PanelWriter(code, tile, epilogue).write()
+        ),
         args=words(WORDS, slots, {**shape, "biased": int(bias)}),
         extent=shape["items"],
         grain=max(1, int(GRAIN_FLOPS * shape["items"] / max(flops, 1.0))),

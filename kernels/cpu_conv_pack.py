@@ -19,11 +19,11 @@ UNROLLED = 7
 """Windows of at most this width are unrolled."""
 
 WORDS = (
-    "out", "in", "filter", "bias", "pack", "channels", "height", "width", "out_width", "plane_out",
-    "kh", "kw", "sh", "sw", "dh", "dw", "top", "left", "outputs", "groups", "vectors", "panels",
-    "shares", "share", "parts", "part_rows", "block", "blocks", "biased",
+    "out", "in", "filter", "bias", "pack", "residual", "channels", "height", "width", "out_width",
+    "plane_out", "kh", "kw", "sh", "sw", "dh", "dw", "top", "left", "outputs", "groups",
+    "vectors", "panels", "shares", "share", "parts", "part_rows", "block", "blocks", "biased",
 )  # fmt: skip
-POINTERS = 5
+POINTERS = 6
 SIGNATURE = "ptr %args, ptr %image, ptr %panel, i64 %pixel, i64 %vectors, i64 %begin, i64 %end"
 """Words of the kernel; the group's image; the panel; its first output and number of vectors; the
 channels."""

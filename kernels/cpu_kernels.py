@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from crossdock.kernels import (
     cpu_conv,
+    cpu_conv_small,
     cpu_conv_transpose,
     cpu_copy,
     cpu_elementwise,
@@ -14,10 +15,12 @@ from crossdock.kernels import (
     cpu_reduce,
     cpu_resample,
     cpu_window,
+    cpu_winograd,
 )
 
 __all__ = [
     "cpu_conv",
+    "cpu_conv_small",
     "cpu_conv_transpose",
     "cpu_copy",
     "cpu_elementwise",
@@ -28,4 +31,5 @@ __all__ = [
     "cpu_reduce",
     "cpu_resample",
     "cpu_window",
+    "cpu_winograd",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Argument, In, Lowered, NativeCall, Out
+from crossdock.kernels.cpu_epilogue import Epilogue, epilogue_obstacle, epilogue_of
 from crossdock.kernels.cpu_ir import Code, compiled
 from crossdock.kernels.cpu_rows import RowReader, Words, register_lanes, store_first, words
 from crossdock.kernels.cpu_vector import Value, Vector
@@ -19,12 +20,13 @@ from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
 GRAIN_PIXELS = 20_000
+NONE = Epilogue()
 UNROLLED = 7
 """Windows of at most this width are unrolled along a row."""
 
 WORDS = (
-    "out", "in", "filter", "bias", "channels", "copies", "height", "width", "out_height",
-    "out_width", "kh", "kw", "sh", "sw", "dh", "dw", "top", "left", "bottom", "right",
+    "out", "in", "filter", "bias", "residual", "channels", "copies", "height", "width",
+    "out_height", "out_width", "kh", "kw", "sh", "sw", "dh", "dw", "top", "left", "bottom", "right",
 )  # fmt: skip
 
 
@@ -40,9 +42,10 @@ class Form:
     width: int
     bias: bool = False
     padded_count: bool = False
+    epilogue: Epilogue = NONE
 
     def __str__(self) -> str:
-        extra = f"{' bias' * self.bias}{' padded' * self.padded_count}"
+        extra = f"{' bias' * self.bias}{' padded' * self.padded_count} {self.epilogue}"
         return f"{self.mode} {self.stride} {self.width}{extra}"
 
 
@@ -55,10 +58,11 @@ def _depthwise_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: AR
         return f"layouts {attrs['input_layout']} and {attrs['filter_layout']}, not nchw and oihw"
     if filters.dims[1] != 1 or attrs["groups"] == 1:
         return f"{filters.dims[1]} channels a group, not 1"
-    return None
+    return epilogue_obstacle(call)
 
 
 @kernel("cpu.conv2d.depthwise", "conv2d", ("cpu",), when=_depthwise_fits, rank=10)
+@kernel("cpu.conv2d.depthwise", "fused_conv2d", ("cpu",), when=_depthwise_fits, rank=10)
 def lower_depthwise(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
     """Lower a convolution with one channel a group to one native call."""
     filters = call.inputs[1]
@@ -69,8 +73,11 @@ def lower_depthwise(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG00
         "channels": outputs,
         "copies": outputs // call.attrs["groups"],
     }
-    slots: dict[str, Argument] = {"filter": In(1), "bias": In(2) if bias else In(1)}
-    return Lowered((_native(call, "depthwise", numbers, slots, bias=bias),))
+    epilogue, residual = epilogue_of(call)
+    slots: dict[str, Argument] = {
+        "filter": In(1), "bias": In(2) if bias else In(1), "residual": residual,
+    }  # fmt: skip
+    return Lowered((_native(call, "depthwise", numbers, slots, bias=bias, epilogue=epilogue),))
 
 
 def _pool_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a guard
@@ -84,7 +91,7 @@ def _pool_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 
 def _lower_pool(mode: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
     def lower(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
         numbers = _geometry(call, *call.attrs["window_dimensions"]) | {"channels": 1, "copies": 1}
-        slots: dict[str, Argument] = {"filter": In(0), "bias": In(0)}
+        slots: dict[str, Argument] = {"filter": In(0), "bias": In(0), "residual": In(0)}
         padded = bool(call.attrs.get("count_include_pad", False))
         return Lowered((_native(call, mode, numbers, slots, padded_count=padded),))
 
@@ -116,11 +123,12 @@ def _native(
     *,
     bias: bool = False,
     padded_count: bool = False,
+    epilogue: Epilogue = NONE,
 ) -> NativeCall:
     result = call.outputs[0]
     stride = numbers["sw"] if numbers["sw"] in (1, 2) else 0
     width = numbers["kw"] if numbers["kw"] <= UNROLLED else 0
-    form = Form(mode, stride, width, bias, padded_count)
+    form = Form(mode, stride, width, bias, padded_count, epilogue)
     lanes = register_lanes()
     planes = result.dims[0] * result.dims[1]
     cells = numbers["kh"] * numbers["kw"] * result.dims[2] * result.dims[3]
@@ -141,7 +149,7 @@ class _Writer:
         self.form = form
         self.lanes = lanes
         self.vector = Vector(code, lanes)
-        self.w = Words(code, WORDS, 4)
+        self.w = Words(code, WORDS, 5)
         self.start = float("-inf") if form.mode == "max" else 0.0
         self.reader = RowReader(
             code, self.vector, self.w["width"], form.stride, self.w["sw"], self.start
@@ -226,10 +234,19 @@ class _Writer:
         if self.form.mode == "average":
             value = self.vector.arith("/", value, self.count(y, x, span, edge=edge))
         whole = code.equal(left, self.lanes)
+        other = code.at(w["residual"], "i8", self.offset(at))
         with code.when(whole):
-            self.vector.store(value, at, "float32")
+            made = self.form.epilogue.apply(self.vector, value, other, None)
+            self.vector.store(made, at, "float32")
         with code.when(code.negate(whole)):
-            store_first(code, value, at, left, self.lanes)
+            made = self.form.epilogue.apply(self.vector, value, other, left)
+            store_first(code, made, at, left, self.lanes)
+
+    def offset(self, at: str) -> str:
+        """Bytes from the result's beginning to an address in it."""
+        code = self.code
+        begin = code.let(f"ptrtoint ptr {self.w['out']} to i64")
+        return code.sub(code.let(f"ptrtoint ptr {at} to i64"), begin)
 
     def along(self, row: str, taps: str, x: str, total: str, *, edge: bool) -> str:
         """Combine one row of a window that is too wide to unroll."""

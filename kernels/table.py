@@ -44,6 +44,7 @@ FAMILIES = (
     "ops_extension",
     "ops_numeric",
     "fused",
+    "fused_conv",
     "array_kernels",
     "cpu_kernels",
 )

@@ -10,13 +10,15 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from crossdock.devices.base import Device, Span
 from crossdock.runtime import costing
 from crossdock.runtime.metrics import Pair
 from crossdock.runtime.plan import Plan, Step
 from crossdock.runtime.prediction import overhead, pace_factor, recost
-from crossdock.runtime.ready import LOOKS, Ready
+from crossdock.runtime.ready import Ready
+from crossdock.runtime.rehearsal import at_once
 from crossdock.runtime.session import Session
 from crossdock.runtime.target import Target
 from crossdock.runtime.tensor import Array
@@ -69,22 +71,23 @@ def measure_accuracy(session: Session, feeds: Mapping[str, Array], repeat: int) 
     ready = session.ready()
     expected = _Expected(ready)
     devices = {n: d for n, d in session.devices.items() if n in ready.program.devices}
-    paces: dict[str, list[float]] = {name: [] for name in devices}
-    _look(devices, paces)
+    look = partial(_look, devices)
     runs: list[float] = []
+    run_paces = [look()]
+    while len(runs) < repeat:
+        for _ in range(min(repeat - len(runs), at_once(expected.plan.predicted))):
+            began = time.perf_counter()
+            session.run(feeds)
+            runs.append(time.perf_counter() - began)
+        run_paces.append(look())
     found: dict[str, list[float]] = {}
-    for _ in range(repeat):  # one after the other, as users run: the next finds warm caches
-        began = time.perf_counter()
-        session.run(feeds)
-        runs.append(time.perf_counter() - began)
-    _look(devices, paces)
+    op_paces = [look()]
     for _ in range(repeat):
-        for name, seconds in _steps(session.profile(feeds).spans).items():
+        for name, seconds in op_seconds(session.profile(feeds).spans).items():
             found.setdefault(name, []).append(seconds)
-    _look(devices, paces)
+        op_paces.append(look())
     times = {name: statistics.median(seconds) for name, seconds in found.items()}
-    seen = {name: statistics.median(found) for name, found in paces.items()}
-    return expected.compared(seen, statistics.median(runs), times)
+    return expected.compared(_middle(run_paces), statistics.median(runs), _middle(op_paces), times)
 
 
 def _staged(session: Session, feeds: Mapping[str, Array], repeat: int) -> Measurement:
@@ -95,7 +98,7 @@ def _staged(session: Session, feeds: Mapping[str, Array], repeat: int) -> Measur
         began = time.perf_counter()
         session.run(feeds)
         runs.append(time.perf_counter() - began)
-        for name, seconds in _steps(session.profile(feeds).spans).items():
+        for name, seconds in op_seconds(session.profile(feeds).spans).items():
             found.setdefault(name, []).append(seconds)
     plan = session.plan
     whole = Pair(plan.predicted, plan.low, plan.high, statistics.median(runs))
@@ -107,12 +110,17 @@ def _staged(session: Session, feeds: Mapping[str, Array], repeat: int) -> Measur
     return Measurement(whole, whole, None, 1.0, ops)
 
 
-def _look(devices: Mapping[str, Device], paces: dict[str, list[float]]) -> None:
-    for name, device in devices.items():
-        paces[name] += [device.pace() for _ in range(LOOKS)]
+def _look(devices: Mapping[str, Device]) -> dict[str, float]:
+    """The paces of this moment, by device."""
+    return {name: device.pace() for name, device in devices.items()}
 
 
-def _steps(spans: Mapping[str, Sequence[Span]]) -> dict[str, float]:
+def _middle(paces: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median pace, by device."""
+    return {name: statistics.median(seen[name] for seen in paces) for name in paces[0]}
+
+
+def op_seconds(spans: Mapping[str, Sequence[Span]]) -> dict[str, float]:
     """Seconds of every op of a profiled run, by name."""
     once: dict[str, float] = {}
     for queue, timed in spans.items():
@@ -125,7 +133,8 @@ class _Expected:
     """What is predicted before anything is timed: later, the model has learnt from that."""
 
     def __init__(self, ready: Ready) -> None:
-        program, model = ready.program, costing.store().model
+        program = ready.program
+        self.model = model = costing.store().model
         self.plan, graph = program.plan, program.graph
         self.calls = costing.op_calls(graph)
         self.prints = {p.id: p.fingerprint for p in self.plan.devices}
@@ -138,17 +147,23 @@ class _Expected:
         self.beyond = overhead(self.plan, model)
 
     def compared(
-        self, paces: Mapping[str, float], run: float, times: Mapping[str, float]
+        self,
+        run_paces: Mapping[str, float],
+        run: float,
+        op_paces: Mapping[str, float],
+        times: Mapping[str, float],
     ) -> Measurement:
-        """Next to the seconds of a run and of its ops by name, at these paces of the devices."""
-        now = {self.prints[name]: pace for name, pace in paces.items()}
-        slow = pace_factor(self.plan, self.calls, now.__getitem__)
-        slow /= pace_factor(self.plan, self.calls, self.usual.__getitem__)
+        """Next to the seconds of a run and of its ops by name, at the paces of the devices."""
+        during = {self.prints[name]: pace for name, pace in run_paces.items()}
+        now = {self.prints[name]: pace for name, pace in op_paces.items()}
+        slow = pace_factor(self.plan, self.calls, during.__getitem__, self.model)
+        slow /= pace_factor(self.plan, self.calls, self.usual.__getitem__, self.model)
         guess = {s.name: s for s in self.unseen.launches()}
 
         def pair(step: Step) -> Pair:
             name, work = self.prints[step.device], costing.cost_work(self.calls[step.name])
-            factor = float((now[name] / self.usual[name]) ** work.arithmetic)
+            power = self.model.elasticity(name, step.kernel, work)
+            factor = float((now[name] / self.usual[name]) ** power)
             low, middle, high = (x * factor for x in (step.low, step.seconds, step.high))
             return Pair(middle, low, high, times[step.name])
 

@@ -33,7 +33,10 @@ from crossdock.scheduler import Work as CostWork
 UNKNOWN_SECONDS = 1e-3
 """Stands in for an op of unknown cost where no device has a known one."""
 
-OP_CLASSES = {"matmul": "gemm", "gemm": "gemm", "conv2d": "gemm", "conv_transpose2d": "gemm"}
+OP_CLASSES = {
+    "matmul": "gemm", "gemm": "gemm", "conv2d": "gemm", "conv_transpose2d": "gemm",
+    "fused_conv2d": "gemm",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

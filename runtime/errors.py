@@ -5,6 +5,7 @@
     |   |-- MalformedModel     the bytes or the graph they describe are broken
     |   |-- UnsupportedModel   legal, but it needs something crossdock lacks
     |   `-- UnsafeModel        it reaches outside its folder or its budget
+    |       `-- LimitError         a budget of ``Limits``, or the memory that is free
     |-- GraphError         a graph breaks a rule of the operator set
     |   |-- ShapeError         shape, rank or type rule
     |   `-- UnsupportedOp      no such operator, or not for these types
@@ -47,6 +48,10 @@ class UnsupportedModel(LoadError):
 
 class UnsafeModel(LoadError):
     """The model reaches outside its own folder or beyond a budget."""
+
+
+class LimitError(UnsafeModel):
+    """The model asks for more than ``Limits`` allow, or than there is memory."""
 
 
 class GraphError(Error, ValueError):

@@ -140,6 +140,7 @@ class Graph:
         Raises:
             FeedError: a shape contradicts the graph's, or a symbol stays unbound.
         """
+        _check_sizes(dims, shapes)
         if not self.symbols:
             _check_static(self, shapes or {})
             return self
@@ -208,6 +209,24 @@ class Graph:
 
     def __str__(self) -> str:
         return "\n".join(_describe(self))
+
+
+def _check_sizes(dims: object, shapes: object) -> None:
+    """Raise FeedError where what should be sizes by name is none."""
+    for what, given in (("dims", dims), ("shapes", shapes)):
+        if given is not None and not isinstance(given, Mapping):
+            raise FeedError(f"{what} maps names to sizes, it is {given!r:.80}")
+        for name, value in (given or {}).items():
+            if not _is_size(value) if what == "dims" else not _is_shape(value):
+                raise FeedError(f"{what} gives {name!r:.80} {value!r:.80}; give whole numbers")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int | np.integer) and value is not True and int(value) >= 0
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(map(_is_size, value))
 
 
 def _check_static(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> None:

@@ -106,22 +106,12 @@ def _rounds(group: Sequence[Trial], best: dict[tuple[str, int], float], deadline
     for number in range(ROUNDS):
         if number and time.monotonic() > deadline:
             break
-        paces: dict[str, list[float]] = {}
-        timed: list[tuple[Trial, float]] = []
         for trial in group:
-            name = trial.device.info.id
-            paces.setdefault(name, []).append(trial.device.pace())
-            if trial.seconds <= FAR * best[name, id(trial.call)]:
-                timed.append((trial, trial.sample()))
-            elif not number:
-                timed.append((trial, trial.seconds))
-        for trial, seconds in timed:
-            trial.keep(seconds, usual_pace(paces[trial.device.info.id]))
-
-
-def usual_pace(paces: Sequence[float]) -> float:
-    """The pace of a stretch of time: the lower quartile, since what disturbs only slows down."""
-    return float(np.quantile(paces, 0.25))
+            near = trial.seconds <= FAR * best[trial.device.info.id, id(trial.call)]
+            if near or not number:
+                before = trial.device.pace()
+                seconds = trial.sample() if near else trial.seconds
+                trial.keep(seconds, math.sqrt(before * trial.device.pace()))
 
 
 def _keep(group: Sequence[Trial], model: CostModel) -> int:
@@ -129,7 +119,10 @@ def _keep(group: Sequence[Trial], model: CostModel) -> int:
     for trial in group:
         trial.close()
         mark = (trial.device.info.fingerprint, trial.kernel.name, trial.call.key())
-        model.record_many(*mark, trial.samples, trial.work)
+        model.note_elasticity(*mark[:2], trial.work, trial.paces, trial.samples)
+        power = model.elasticity(*mark[:2], trial.work)
+        samples = [s / pace**power for s, pace in zip(trial.samples, trial.paces, strict=True)]
+        model.record_many(*mark, samples, trial.work)
         if trial.build is not None:
             builds.record(model, mark, trial.build)
     return len(group)

@@ -40,17 +40,17 @@ def devices_mark(plan: Plan) -> str:
     return "+".join(sorted(p.fingerprint for p in plan.devices if p.id in used))
 
 
-def pace_factor(plan: Plan, calls: Mapping[str, OpCall], pace: Paces) -> float:
+def pace_factor(plan: Plan, calls: Mapping[str, OpCall], pace: Paces, model: CostModel) -> float:
     """How much longer a run takes at these paces than at pace 1.
 
-    The mean over the ops, by their time: arithmetic goes with the pace, and traffic does not.
+    The mean over the ops, by their time: each goes with the pace as its kernel does.
     """
     prints = {part.id: part.fingerprint for part in plan.devices}
     whole = slowed = 0.0
     for step in plan.launches():
-        share = costing.cost_work(calls[step.name]).arithmetic
+        name, work = prints[step.device], costing.cost_work(calls[step.name])
         whole += step.seconds
-        slowed += step.seconds * pace(prints[step.device]) ** share
+        slowed += step.seconds * pace(name) ** model.elasticity(name, step.kernel, work)
     return slowed / whole if whole > 0.0 else 1.0
 
 
@@ -58,7 +58,7 @@ def predict_run(plan: Plan, graph: Graph, model: CostModel) -> Plan:
     """The plan with what a whole run is predicted to take, at the devices' usual paces."""
     known = model.estimate(*run_mark(plan))
     if known.seconds is not None and known.low is not None and known.high is not None:
-        factor = pace_factor(plan, costing.op_calls(graph), model.pace)
+        factor = pace_factor(plan, costing.op_calls(graph), model.pace, model)
         made = replace(
             plan,
             predicted=known.seconds * factor,

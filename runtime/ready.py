@@ -143,8 +143,8 @@ class Ready:
             for name, device in self.program.devices.items()
         }
         calls = costing.op_calls(self.program.graph)
-        here = pace_factor(plan, calls, now.__getitem__)
-        return here / pace_factor(plan, calls, model.pace)
+        here = pace_factor(plan, calls, now.__getitem__, model)
+        return here / pace_factor(plan, calls, model.pace, model)
 
     def with_plan(self, plan: Plan, notes: Sequence[str] = ()) -> Ready:
         """The same, with other predictions for the same steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
+import numpy as np
+
 from crossdock.runtime import costing, request
 from crossdock.runtime.background import Background
-from crossdock.runtime.errors import Error, PlanError
+from crossdock.runtime.errors import Error, FeedError, PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
@@ -240,7 +243,8 @@ class Session:
                 before it runs; that is not broken off, but counts.
 
         Raises:
-            FeedError: an input is missing, unknown, or of another dtype or shape.
+            FeedError: an input is missing, unknown, or of another dtype or shape; or the timeout
+                is no number.
             Timeout: not done after ``timeout`` seconds. The session stays usable.
             PlanError: the session is closed, or there is no plan for these shapes.
             DeviceError: a device failed.
@@ -254,15 +258,15 @@ class Session:
                 if last.replan is not None and last.watch.note(seconds):
                     self._background.post(partial(self._replan, last))
                 return outputs
-        return self._run(feeds, Deadline(timeout), profile=False).outputs
+        return self._run(feeds, _deadline(timeout), profile=False).outputs
 
     def submit(self, feeds: Mapping[str, Any], *, timeout: float | None = None) -> RunFuture:
         """Run in the background; the future is also awaitable. The inputs must not change.
 
-        Everything that goes wrong, ``run``'s errors included, is raised by the future; the
-        ``timeout`` counts from now.
+        Everything that goes wrong, ``run``'s errors included, is raised by the future, but for a
+        timeout that is no number; the ``timeout`` counts from now.
         """
-        future, deadline = RunFuture(), Deadline(timeout)
+        future, deadline = RunFuture(), _deadline(timeout)
         self._background.post(partial(self._fulfil, future, feeds, deadline))
         return future
 
@@ -389,6 +393,17 @@ class Session:
                 "sizes; bind(shapes=...) or run first"
             )
         return found
+
+
+def _deadline(timeout: object) -> Deadline:
+    """A run's deadline; raises FeedError for what is no number of seconds."""
+    if timeout is None:
+        return Deadline()
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.number):
+        raise FeedError(f"timeout={timeout!r:.80}: give a number of seconds, or None")
+    if math.isnan(timeout) or timeout < 0:
+        raise FeedError(f"timeout={timeout!r}: give a number of seconds from 0 on, or None")
+    return Deadline() if math.isinf(timeout) else Deadline(float(timeout))
 
 
 def _plan(ready: Ready | StagedReady) -> Plan:

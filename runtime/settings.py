@@ -6,15 +6,21 @@
                               ``~/.cache/crossdock``); ``off`` keeps nothing
 ``CROSSDOCK_DEVICES``         device ids to look for, comma separated (default:
                               all)
-``CROSSDOCK_MAX_ITERATIONS``  iterations that a loop of a model may take
-                              (default: 1,000,000)
+``CROSSDOCK_FAST_ERROR``      error over the largest result that a fast algorithm
+                              may have on a layer's weights (default: 1e-4);
+                              0 allows exact algorithms alone
+``CROSSDOCK_MAX_ITERATIONS``  iterations that the loops of a model may take in
+                              one run (default: 50,000)
 ============================  ================================================
 """
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
+
+from crossdock.runtime.errors import PlanError
 
 
 def cache_dir() -> Path | None:
@@ -41,13 +47,34 @@ def wanted_devices() -> frozenset[str] | None:
     return names or None
 
 
-MAX_ITERATIONS = 1_000_000
+MAX_ITERATIONS = 50_000
 
 
 def max_iterations() -> int:
-    """Return how many iterations one loop of a model may take; unreadable settings count as none.
+    """Return how many iterations the loops of a run may take; what is unreadable is not set.
 
     A model can ask for 2^62 of them, and so never end.
     """
     given = os.environ.get("CROSSDOCK_MAX_ITERATIONS", "").replace("_", "").replace(",", "")
-    return int(given) if given.isdecimal() else MAX_ITERATIONS
+    return max(1, int(given)) if given.isdecimal() and len(given) < 19 else MAX_ITERATIONS
+
+
+FAST_ERROR = 1e-4
+
+
+def fast_error() -> float:
+    """Return what error a fast algorithm may have, relative to a layer's largest result.
+
+    Raises:
+        PlanError: the setting is not a number of at least 0.
+    """
+    given = os.environ.get("CROSSDOCK_FAST_ERROR", "")
+    try:
+        allowed = float(given) if given else FAST_ERROR
+    except ValueError:
+        allowed = math.nan
+    if not allowed >= 0.0:
+        raise PlanError(
+            f"CROSSDOCK_FAST_ERROR is {given!r}; give a number of at least 0, such as 1e-4"
+        )
+    return allowed

@@ -39,8 +39,9 @@ MOST_COPIES = 8
 class Trial:
     """A kernel with a command buffer of ``runs`` runs; ``close`` gives the memory back.
 
-    ``samples`` are seconds of a run at pace 1 (see ``Device.pace``); ``build`` what the first run
-    took beyond them, compiling included, where it was the first of its kernel in this process.
+    ``samples`` are seconds of a run, each at one of ``paces`` (see ``Device.pace``); ``build`` is
+    what the first run took beyond them, compiling included, where it was the first of its kernel in
+    this process.
     """
 
     device: Device
@@ -53,6 +54,7 @@ class Trial:
     buffers: list[Buffer]
     seconds: float = math.inf
     samples: list[float] = field(default_factory=list)
+    paces: list[float] = field(default_factory=list)
     build: float | None = None
 
     def sample(self) -> float:
@@ -71,7 +73,8 @@ class Trial:
 
     def keep(self, seconds: float, pace: float) -> None:
         """Note a sample that was taken at this pace."""
-        self.samples.append(seconds / pace**self.work.arithmetic)
+        self.samples.append(seconds)
+        self.paces.append(pace)
 
     @property
     def nbytes(self) -> int:

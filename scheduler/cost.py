@@ -16,8 +16,11 @@ from crossdock.scheduler.linkmodel import LinkModel
 from crossdock.scheduler.samples import (
     FEW,
     MISSES,
+    MOST_ELASTIC,
+    MOST_SEEN,
     PACES,
     RECENT,
+    STIFF,
     Content,
     Samples,
     alone,
@@ -25,6 +28,7 @@ from crossdock.scheduler.samples import (
     half_widths,
     honest,
     middle,
+    moved,
     ratios,
     scaled_by_shapes,
     summarise,
@@ -113,7 +117,7 @@ class CostModel:
         """Note how far the prediction was off that these runs would have had."""
         kind, before = self._predicted(fingerprint, variant, key, work)
         if before.seconds and kind in KINDS:
-            taken = middle(runs) * self._factor(fingerprint, work)
+            taken = middle(runs) * self._factor(fingerprint, variant, work)
             down, up = half_widths(before)
             miss = math.log(taken / before.seconds)
             half = max(down if miss < 0.0 else up, 1e-3)
@@ -148,6 +152,27 @@ class CostModel:
         """The usual pace of a device: 1 where none was noted."""
         seen = self.content.paces.get(fingerprint)
         return middle(tuple(seen)) if seen else 1.0
+
+    def note_elasticity(
+        self,
+        fingerprint: str,
+        variant: str,
+        work: Work,
+        paces: Sequence[float],
+        seconds: Sequence[float],
+    ) -> None:
+        """Learn how a kernel goes with the pace, from runs of one shape, each at a pace."""
+        added = moved(work.arithmetic, paces, seconds)
+        before = self.content.elasticity.get((fingerprint, variant), (0.0, 0.0))
+        square, cross = (a + b for a, b in zip(before, added, strict=True))
+        fade = min(1.0, MOST_SEEN / max(square, 1e-9))
+        self.content.elasticity[fingerprint, variant] = (square * fade, cross * fade)
+        self._version = None
+
+    def elasticity(self, fingerprint: str, variant: str, work: Work) -> float:
+        """The power of the pace that a kernel's time goes with: as assumed, and as seen."""
+        square, cross = self.content.elasticity.get((fingerprint, variant), (0.0, 0.0))
+        return min(MOST_ELASTIC, max(0.0, work.arithmetic + cross / (square + STIFF)))
 
     def set_rates(self, fingerprint: str, rates: DeviceRates) -> None:
         """Set the roofline of a device."""
@@ -194,7 +219,7 @@ class CostModel:
         if entry is None or not (entry.seconds or entry.running):
             return FITTED, self.modelled(fingerprint, variant, work)
         work = work or entry.work
-        factor = self._factor(fingerprint, work)
+        factor = self._factor(fingerprint, variant, work)
         if len(entry.running) >= FEW or not entry.seconds:
             newest = tuple(entry.running)[-RECENT:]
             return RUNNING, summarise(newest, entry.count).scaled(factor)
@@ -207,9 +232,11 @@ class CostModel:
                 return FITTED, model
         return ALONE, measured
 
-    def _factor(self, fingerprint: str, work: Work | None) -> float:
+    def _factor(self, fingerprint: str, variant: str, work: Work | None) -> float:
         """From pace 1 to the usual pace."""
-        return 1.0 if work is None else float(self.pace(fingerprint) ** work.arithmetic)
+        if work is None:
+            return 1.0
+        return float(self.pace(fingerprint) ** self.elasticity(fingerprint, variant, work))
 
     def context(self, fingerprint: str, variant: str) -> tuple[float, float]:
         """Time within graphs over time alone, and the spread of its logarithm, for a variant.
@@ -245,7 +272,7 @@ class CostModel:
             if s.work is not None and s.work.family == work.family and k != leave_out
         }
         ratio, spread = self.context(fingerprint, variant)
-        factor = self._factor(fingerprint, work)
+        factor = self._factor(fingerprint, variant, work)
         if len(shapes) >= FEW:
             made = self._fit(fingerprint, variant, work.family, shapes, leave_out)
             if made is not None:

@@ -13,7 +13,7 @@ from crossdock.scheduler.linkmodel import LinkModel
 from crossdock.scheduler.samples import MISSES, PACES, Content, Samples
 from crossdock.scheduler.work import DeviceRates, Work
 
-SCHEMA = "crossdock-costs/2"
+SCHEMA = "crossdock-costs/3"
 
 
 def to_json(content: Content) -> dict[str, Any]:
@@ -47,6 +47,10 @@ def to_json(content: Content) -> dict[str, Any]:
                 "noise": shape.noise,
             }
             for (f, v, family), (count, shape) in sorted(content.learnt.items())
+        ],
+        "elasticity": [
+            {"device": f, "variant": v, "square": square, "cross": cross}
+            for (f, v), (square, cross) in sorted(content.elasticity.items())
         ],
         "misses": [
             {"device": f, "kind": kind, "ratios": list(found)}
@@ -86,6 +90,9 @@ def from_json(data: Mapping[str, Any]) -> Content:
             lengths = tuple(_positive(x) for x in row["lengths"])
             shape = Shape(lengths, _positive(row["signal"]), _positive(row["noise"]))
             content.learnt[mark] = (int(row["count"]), shape)
+        for row in data["elasticity"]:
+            sums = (abs(_finite(row["square"])), _finite(row["cross"]))
+            content.elasticity[str(row["device"]), str(row["variant"])] = sums
         for row in data["kernels"]:
             work = None if row["work"] is None else _work(row["work"])
             entry = content.entry(str(row["device"]), str(row["variant"]), str(row["key"]))
@@ -116,6 +123,13 @@ def _samples_json(s: Samples) -> dict[str, Any]:
 def _work(row: Mapping[str, Any]) -> Work:
     parts = {name: tuple(float(x) for x in row[name]) for name in ("features", "units")}
     return Work(**{**row, **parts})
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not a number")
+    return number
 
 
 def _positive(value: Any) -> float:

@@ -18,6 +18,10 @@ PACES = 64  # newest paces of a device that are remembered
 ENOUGH = 20  # misses from which on they scale intervals
 NARROWEST, WIDEST = 0.4, 20.0  # factors that they may scale by
 MISSES = 256  # newest misses of a kind of prediction
+STIFF = 0.5  # squared log paces that what is assumed of a kernel counts as
+MOST_SEEN = 40.0  # squared log paces after which old ones fade
+LEAST_CHANGE = 0.1  # of the log pace, from which on samples say what it does
+MOST_ELASTIC = 1.6
 RECENT = 16  # newest samples that decide whether the kernel's speed has drifted
 
 
@@ -42,6 +46,8 @@ class Content:
         paces: newest paces a device was seen at.
         calibrated: devices whose kernels were timed at shapes of all kinds.
         learnt: what fits learnt by (fingerprint, variant, family), and from how many shapes.
+        elasticity: by (fingerprint, variant), how much its times went with the pace beyond what
+            is assumed: sums of squared log paces, and of them times the logs of what was left.
         misses: how far the newest predictions were off, over half their interval (both in
             logarithms), by fingerprint and kind of prediction.
     """
@@ -53,6 +59,7 @@ class Content:
     paces: dict[str, deque[float]] = field(default_factory=dict)
     calibrated: set[str] = field(default_factory=set)
     learnt: dict[tuple[str, str, str], tuple[int, Shape]] = field(default_factory=dict)
+    elasticity: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     misses: dict[tuple[str, str], deque[float]] = field(default_factory=dict)
 
     def entry(self, fingerprint: str, variant: str, key: str) -> Samples:
@@ -78,7 +85,17 @@ class Content:
         self.rates.update(other.rates)
         self.links.update(other.links)
         self.learnt.update(other.learnt)
+        self.elasticity.update(other.elasticity)
         self.calibrated |= other.calibrated
+
+
+def moved(assumed: float, paces: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """What samples of one shape, each at a pace, add to its kernel's sums of elasticity."""
+    x, y = np.log(paces), np.log(seconds)
+    x, y = x - x.mean(), y - np.median(y)
+    if np.ptp(x) < LEAST_CHANGE:
+        return 0.0, 0.0
+    return float(x @ x), float(x @ (np.clip(y, -1.0, 1.0) - assumed * x))
 
 
 def middle(seconds: Sequence[float]) -> float:

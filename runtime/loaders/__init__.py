@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from crossdock.runtime.errors import MalformedModel, UnsupportedModel
+from crossdock.runtime.errors import LimitError, MalformedModel, UnsupportedModel
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.limits import Limits
 from crossdock.runtime.loaders.content import HEAD, SOUND, describe
 from crossdock.runtime.loaders.source import Source, Sourced, read
 from crossdock.runtime.loaders.tensors import load_tensors
@@ -46,12 +47,14 @@ FORMATS: tuple[Format, ...] = (Format("ONNX", _is_onnx, "crossdock.runtime.loade
 """Formats in the order they are tried."""
 
 
-def load(source: Sourced | Any) -> Graph:
+def load(source: Sourced | Any, *, limits: Limits | None = None) -> Graph:
     """Load a model; the format is told from its content, not from a suffix.
 
     Args:
         source: a path, bytes, a file object in binary mode, or an ``onnx.ModelProto``. External
             data is found beside a path only.
+        limits: what the model may ask for, while it is loaded and when it runs (default: those
+            of ``Limits()``).
 
     Returns:
         The graph. Where the model leaves dimensions open, they are symbols, and ``Graph.bind``
@@ -60,14 +63,15 @@ def load(source: Sourced | Any) -> Graph:
     Raises:
         MalformedModel: the file, or the graph in it, is broken.
         UnsupportedModel: it needs something crossdock lacks; everything missing is named.
-        UnsafeModel: it reaches outside its folder or beyond a budget.
+        UnsafeModel: it reaches outside its folder.
+        LimitError: it asks for more than ``limits`` allow.
         LoadError: it cannot be read, or a package to read it is missing.
     """
     if type(source).__name__ == "ModelProto":
         from crossdock.runtime.loaders import onnx
 
-        return onnx.load_proto(source)
-    return load_source(read(source))
+        return onnx.load_proto(source, limits=limits)
+    return load_source(read(source, limits))
 
 
 def load_source(source: Source) -> Graph:
@@ -82,10 +86,19 @@ def load_source(source: Source) -> Graph:
         raise error(f"{source.label}: this is {what}; {fix}")
     for form in FORMATS:
         if form.matches(head):
-            graph: Graph = importlib.import_module(form.module).load(source)
-            return graph
+            return _loaded(form, source)
     names = ", ".join(form.name for form in FORMATS)
     raise MalformedModel(
         f"{source.label}: this is no model format crossdock knows ({names}); it starts with "
         f"{head[:8].hex(' ')}"
     )
+
+
+def _loaded(form: Format, source: Source) -> Graph:
+    try:
+        graph: Graph = importlib.import_module(form.module).load(source)
+    except MemoryError as error:
+        raise LimitError(f"{source.label}: there is not enough memory to load it") from error
+    except RecursionError as error:
+        raise LimitError(f"{source.label}: its graphs are nested too deep to be read") from error
+    return graph

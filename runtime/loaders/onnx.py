@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.limits import Limits
 from crossdock.runtime.loaders.onnx_check import check_support, sort_model
 from crossdock.runtime.loaders.onnx_gradient import attach
 from crossdock.runtime.loaders.onnx_model import OnnxModel
@@ -28,12 +29,14 @@ def load(source: Source) -> Graph:
     return _graph(parse(source))
 
 
-def load_proto(proto: Any, folder: str | Path | None = None) -> Graph:
+def load_proto(proto: Any, folder: str | Path | None = None, limits: Limits | None = None) -> Graph:
     """Load an ``onnx.ModelProto``; external data is read from ``folder`` only."""
+    limits = limits or Limits()
     if folder is None:
-        return _graph(parse_proto(proto, Source(b"", "<ModelProto>")))
+        return _graph(parse_proto(proto, Source(b"", "<ModelProto>", limits=limits)))
     here = Path(folder).absolute()
-    return _graph(parse_proto(proto, Source(b"", "<ModelProto>", here, (here.resolve(),))))
+    source = Source(b"", "<ModelProto>", here, (here.resolve(),), limits)
+    return _graph(parse_proto(proto, source))
 
 
 def _graph(parsed: OnnxModel) -> Graph:

@@ -10,7 +10,8 @@ import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from crossdock.runtime.errors import MalformedModel, UnsafeModel, UnsupportedModel
+from crossdock.runtime.errors import LimitError, MalformedModel, UnsupportedModel
+from crossdock.runtime.limits import too_many_nodes
 from crossdock.runtime.loaders.onnx_model import (
     FunctionKey,
     OnnxFunction,
@@ -22,9 +23,6 @@ from crossdock.runtime.loaders.onnx_model import (
     shown,
 )
 
-MAX_NODES = 1_000_000
-"""Nodes that a model may have once its functions are written out."""
-
 Supports = Callable[[OnnxNode, int | None], str | None]
 """None where a node's op is supported at an opset (None: not imported), else the reason."""
 
@@ -34,7 +32,7 @@ def sort_model(model: OnnxModel) -> OnnxModel:
 
     Raises:
         MalformedModel: naming the node and value.
-        UnsafeModel: its functions unfold to more than ``MAX_NODES`` nodes.
+        LimitError: its functions unfold to more nodes than it may have.
     """
     if not model.graph.outputs:
         raise MalformedModel(f"{model.label}: the graph has no outputs")
@@ -176,14 +174,17 @@ def _check_unfolding(model: OnnxModel) -> None:
             key = (node.domain, node.op, node.overload)
             if key in model.functions:
                 total += unfold(key)
-            if total > MAX_NODES:
-                raise UnsafeModel(f"{model.label}: unfolds to more than {MAX_NODES:,} nodes")
+            if total > model.limits.nodes:
+                raise too_many_nodes(model.limits, model.label)
         return total
 
     def unfold(key: FunctionKey) -> int:
-        if key in open_calls or len(open_calls) > 64:
-            raise MalformedModel(
-                f"{model.label}: function {shown(key[1])} calls itself, or too deep"
+        if key in open_calls:
+            raise MalformedModel(f"{model.label}: function {shown(key[1])} calls itself")
+        if len(open_calls) >= model.limits.depth:
+            raise LimitError(
+                f"{model.label}: more than {model.limits.depth} functions call one another, at "
+                f"{shown(key[1])}; raise Limits.depth if that is right"
             )
         if key not in counts:
             open_calls.add(key)

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from crossdock.runtime.builder import Operand
-from crossdock.runtime.errors import UnsafeModel
+from crossdock.runtime.limits import MAX_RANK
 from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, dtype_name, shown
 from crossdock.runtime.loaders.onnx_stage import in_ir
 from crossdock.runtime.loaders.onnx_table import Context, Value, onnx_op
-from crossdock.runtime.loaders.onnx_tensor import MAX_DENSE, MAX_RANK
-from crossdock.runtime.tensor import Array, to_numpy
+from crossdock.runtime.tensor import Array, to_numpy, type_name
 
 
 @onnx_op("Constant")
@@ -51,9 +50,7 @@ def checked_size(ctx: Context, shape: Sequence[int], dtype: str) -> tuple[int, .
     """A shape that a constant may be made in; raises where it is none, or is over the budget."""
     if len(shape) > MAX_RANK or any(d < 0 for d in shape):
         raise ctx.malformed(f"{list(shape)[:MAX_RANK]} is no shape of a tensor")
-    nbytes = math.prod(shape) * to_numpy(dtype).itemsize
-    if nbytes > MAX_DENSE:
-        raise UnsafeModel(f"{ctx.node}: would make a constant of {nbytes:,} bytes")
+    ctx.frame.converter.budget.tensor(math.prod(shape) * to_numpy(dtype).itemsize, str(ctx.node))
     return tuple(shape)
 
 
@@ -65,7 +62,7 @@ def constant_of_shape(ctx: Context) -> Value:
         raise ctx.malformed("attribute 'value' is no tensor of one element")
     if not in_ir(fill):
         raise ctx.unsupported(f"a tensor of {fill.dtype}")
-    shape = checked_size(ctx, ctx.ints(0, "a shape"), fill.dtype.name)
+    shape = checked_size(ctx, ctx.ints(0, "a shape"), type_name(fill.dtype))
     return ctx.frame.filled(shape, fill.reshape(()))
 
 
@@ -92,9 +89,11 @@ def arange(ctx: Context) -> Value:
     if delta == 0:
         raise ctx.malformed("a range with a step of zero")
     span = (float(limit) - float(start)) / float(delta)
-    count = max(0, math.ceil(span)) if math.isfinite(span) else MAX_DENSE
-    checked_size(ctx, (count,), ctx.x().dtype)
+    if not math.isfinite(span):
+        raise ctx.malformed(f"a range of {span} elements")
+    count = max(0, math.ceil(span))
     dtype = to_numpy(ctx.x().dtype)
+    ctx.make_room(count * 8)
     wide: Any = np.int64
     if dtype.kind not in "iu":
         wide = np.float64 if dtype == np.float64 else np.float32
@@ -113,6 +112,7 @@ def eye_like(ctx: Context) -> Value:
     if name is None:
         raise ctx.unsupported(f"a matrix of {dtype_name(ctx.node.get_int('dtype'))}")
     rows, columns = checked_size(ctx, x.shape, name)
+    ctx.make_room(rows * columns * to_numpy(name).itemsize)
     return known(ctx, np.eye(rows, columns, ctx.node.get_int("k"), dtype=to_numpy(name)))
 
 
@@ -126,6 +126,7 @@ def one_hot(ctx: Context) -> Operand:
     dims = list(indices.shape)
     dims.insert(axis, 1)
     checked_size(ctx, (depth,), "int64")
+    ctx.make_room(depth * 8)
     places = np.arange(depth, dtype=np.int64).reshape([-1 if i == axis else 1 for i in range(rank)])
     whole = indices if indices.dtype == "int64" else b.cast(indices, "int64")
     spread = b.reshape(whole, dims)
@@ -140,5 +141,7 @@ def one_hot(ctx: Context) -> Operand:
 @onnx_op("NonZero", since=9)
 def non_zero(ctx: Context) -> Value:
     """Indices of non-zero elements of a constant, one column an element."""
-    found = np.array(np.nonzero(ctx.value(0, "an input")), np.int64)
+    held = ctx.value(0, "an input")
+    ctx.make_room(held.size * max(held.ndim, 1) * 8)
+    found = np.array(np.nonzero(held), np.int64)
     return known(ctx, found.reshape(len(ctx.x().shape), -1))

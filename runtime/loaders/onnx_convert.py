@@ -11,13 +11,14 @@ from crossdock.runtime.builder import Operand
 from crossdock.runtime.errors import (
     Error,
     GraphError,
+    LimitError,
     MalformedModel,
     ShapeError,
-    UnsafeModel,
     UnsupportedModel,
     UnsupportedOp,
 )
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.limits import Budget
 from crossdock.runtime.loaders.onnx_body import body_of
 from crossdock.runtime.loaders.onnx_cut import NO_FORM, Cut, ForHost, pruned
 from crossdock.runtime.loaders.onnx_frame import Captures, Frame, Writer
@@ -54,9 +55,6 @@ from crossdock.runtime.loaders.onnx_table import (
 )
 from crossdock.runtime.tensor import TensorSpec
 
-MAX_CONVERTED = 1_000_000
-"""Nodes converted in all, functions and conditionals written out."""
-
 
 def convert(
     model: OnnxModel, specs: Mapping[str, TensorSpec], constants: Mapping[str, Constant]
@@ -90,11 +88,13 @@ class Converter:
     branches that puts off the whole node at the root.
     """
 
-    def __init__(self, model: OnnxModel, specs: Mapping[str, TensorSpec]) -> None:
+    def __init__(
+        self, model: OnnxModel, specs: Mapping[str, TensorSpec], budget: Budget | None = None
+    ) -> None:
         self.model = model
         self.specs = specs
         self.problems: dict[str, None] = {}
-        self.count = 0
+        self.budget = Budget(model.limits) if budget is None else budget
 
     def walk(
         self, scope: Scope, kinds: Mapping[str, Kind], constants: Mapping[str, Constant]
@@ -102,7 +102,8 @@ class Converter:
         """Convert a scope's nodes, or put them off."""
         self.scope, self.given, self.constants = scope, kinds, constants
         self.cut = Cut(kinds)
-        self.root = Frame(self, Writer(), scope.opsets, prefix=scope.prefix, inner=False)
+        self.budget.brought = _brought(kinds, constants)
+        self.root = Frame(self, Writer(self.budget), scope.opsets, prefix=scope.prefix, inner=False)
         for name, kind in kinds.items():
             self.root.declare(name, kind)
         self.root.pending.update(constants)
@@ -156,7 +157,7 @@ class Converter:
 
         Returns the graph, whose inputs are what it captures, and which outputs ONNX calls bool.
         """
-        writer = Writer()
+        writer = Writer(self.budget)
         inner = Frame(
             self, writer, frame.opsets, parent=frame, captures=captures, prefix=frame.prefix
         )
@@ -174,9 +175,7 @@ class Converter:
         """
         plain = node
         node = replace(node, label=frame.prefix + node.label) if frame.prefix else node
-        self.count += 1
-        if self.count > MAX_CONVERTED:
-            raise UnsafeModel(f"{self.model.label}: unfolds to more than {MAX_CONVERTED:,} nodes")
+        self.budget.node(self.model.label)
         if any(name and frame.has_failed(name) for name in node.inputs):
             frame.failed.update(node.outputs)
             return
@@ -194,7 +193,9 @@ class Converter:
             return
         except Error as error:
             raise self.error(node, error) from error.__cause__
-        except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
+        except MemoryError as error:
+            raise self.error(node, LimitError("there is not enough memory for it")) from error
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise self.error(node, error) from error
         self.bind(frame, node, values)
 
@@ -321,7 +322,8 @@ class Converter:
         if fresh or any(node.subgraphs()) or not all(frame.is_known(name) for name in names):
             raise ForHost(why, host)
         inputs = tuple(frame.constant_of(name) if name else None for name in node.inputs)
-        results = run_entry(host, HostCall(node, opset, _readable(inputs), no_body))
+        call = HostCall(node, opset, _readable(inputs), no_body, budget=self.budget)
+        results = run_entry(host, call)
         return [frame.held(value) for value in results]
 
     def call(
@@ -341,6 +343,12 @@ class Converter:
         if any(inner.has_failed(name) for name, used in pairs if used):
             raise UnsupportedModel("its body cannot be converted")
         return [inner.get(name) if used else None for name, used in pairs]
+
+
+def _brought(kinds: Mapping[str, Kind], constants: Mapping[str, Constant]) -> int:
+    """Bytes of the inputs and constants that a conversion starts from."""
+    fed = sum(k.nbytes for k in kinds.values() if isinstance(k, TensorSpec) and k.is_static)
+    return fed + sum(c.nbytes for c in constants.values() if isinstance(c, np.ndarray))
 
 
 def _readable(inputs: Sequence[Constant]) -> tuple[HostValue | None, ...]:

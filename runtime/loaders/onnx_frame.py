@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crossdock.kernels.spec import OpSpec
 from crossdock.runtime.builder import GraphBuilder, Operand
-from crossdock.runtime.errors import MalformedModel, UnsupportedModel
+from crossdock.runtime.errors import LimitError, MalformedModel, UnsupportedModel
 from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.limits import Budget
 from crossdock.runtime.loaders.onnx_host import HostValue
 from crossdock.runtime.loaders.onnx_model import Opaque, shown
 from crossdock.runtime.loaders.onnx_stage import Constant, Kind, in_ir, kind_of
@@ -38,14 +40,20 @@ class Captures:
         return name
 
 
+FOLD_FLOPS = 1e9
+"""Operations that an op may take to be folded; a longer one is left to the devices."""
+
+
 class LabellingBuilder(GraphBuilder):
     """A builder that names every node it makes after the ONNX node being converted.
 
-    All are called "<label>/<op>"; ``settle`` says which of them is the ONNX node itself.
+    All are called "<label>/<op>"; ``settle`` says which of them is the ONNX node itself. What the
+    ops make, and what is folded, must be within a budget.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
         super().__init__(fold=True)
+        self.budget = budget
         self.label = ""
         self.made: list[Operand] = []
         self.mains: dict[str, str] = {}
@@ -62,6 +70,23 @@ class LabellingBuilder(GraphBuilder):
 
         return labelled
 
+    def _check_size(self, op: str, spec: TensorSpec) -> None:
+        super()._check_size(op, spec)
+        if spec.is_static and op != "input":
+            self.budget.size(spec.nbytes, op)
+
+    def _may_fold(
+        self,
+        spec: OpSpec,
+        operands: tuple[Operand | None, ...],
+        attrs: Mapping[str, Any],
+        outs: tuple[TensorSpec, ...],
+    ) -> bool:
+        if not super()._may_fold(spec, operands, attrs, outs):
+            return False
+        work = spec.work([None if o is None else o.spec for o in operands], outs, attrs)
+        return work.flops <= FOLD_FLOPS and self.budget.folds(sum(out.nbytes for out in outs))
+
     def settle(self, results: Iterable[Operand]) -> None:
         """Give the label to the node that made the first of ``results``, or else to the last."""
         chosen = next((r for r in results if any(r is m for m in self.made)), None)
@@ -76,8 +101,8 @@ class LabellingBuilder(GraphBuilder):
 class Writer:
     """One builder, and the constants it has been given, so that none is held twice."""
 
-    def __init__(self) -> None:
-        self.b = LabellingBuilder()
+    def __init__(self, budget: Budget) -> None:
+        self.b = LabellingBuilder(budget)
         self._constants: dict[int, tuple[Array, Value]] = {}
         self._filled: dict[tuple[str, tuple[int, ...], bytes], Array] = {}
         self._captured: dict[str, Operand] = {}
@@ -109,12 +134,23 @@ class Writer:
         key = (fill.dtype.name, shape, fill.tobytes())
         array = self._filled.get(key)
         if array is None:
+            self.make_room(math.prod(shape) * fill.dtype.itemsize)
             array = np.zeros(shape, dtype=fill.dtype)
             if fill.tobytes().strip(b"\0"):
                 array[...] = fill
             array.flags.writeable = False
             self._filled[key] = array
         return self.constant(array)
+
+    def make_room(self, nbytes: int) -> None:
+        """Raise LimitError unless a constant of ``nbytes`` may be made, and count it."""
+        budget = self.b.budget
+        budget.tensor(nbytes, "a constant")
+        if not budget.folds(nbytes):
+            raise LimitError(
+                f"the constants that the model makes take over {budget.folded:,} bytes; raise "
+                "Limits.tensor_bytes if that is right"
+            )
 
     def build(self, outputs: Mapping[str, Value], name: str, *, booleans: bool) -> Graph:
         """Build the graph, its nodes named as the ONNX nodes; ``booleans``: bools leave as such."""

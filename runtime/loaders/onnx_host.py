@@ -15,12 +15,19 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from crossdock.runtime.errors import Error, ExecutionError, MalformedModel, UnsupportedModel
+from crossdock.runtime.errors import (
+    Error,
+    ExecutionError,
+    LimitError,
+    MalformedModel,
+    UnsupportedModel,
+)
+from crossdock.runtime.limits import Budget, Limits
 from crossdock.runtime.loaders.onnx_model import OnnxGraph, OnnxNode
 from crossdock.runtime.tensor import Array
 
@@ -53,6 +60,10 @@ HostValue = Array | list[Any] | Empty
 list of tensors), or an empty optional. An optional with an element is that element."""
 
 
+def _default_budget() -> Budget:
+    return Budget(Limits())
+
+
 def _nothing() -> None:
     """No deadline to look at."""
 
@@ -64,7 +75,8 @@ RunBody = Callable[[OnnxGraph, Sequence[HostValue]], list[HostValue]]
 class HostCall:
     """One node to run on the host: its values, and ``body`` to run one of its subgraphs.
 
-    What may take long calls ``check`` now and then, which raises to end the run.
+    What may take long calls ``check`` now and then, which raises to end the run. What its values
+    ask for is held against ``budget`` before it is made.
     """
 
     node: OnnxNode
@@ -72,6 +84,16 @@ class HostCall:
     inputs: tuple[HostValue | None, ...]
     body: RunBody
     check: Callable[[], None] = _nothing
+    budget: Budget = field(default_factory=_default_budget)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the inputs."""
+        return sum(v.nbytes for v in self.inputs if isinstance(v, np.ndarray))
+
+    def make_room(self, nbytes: int) -> None:
+        """Raise LimitError unless a tensor of ``nbytes`` may be made here."""
+        self.budget.tensor(nbytes, str(self.node), self.nbytes)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -194,6 +216,8 @@ def run_entry(entry: HostEntry, call: HostCall) -> list[HostValue | None]:
         if str(call.node) in str(error):
             raise
         raise type(error)(f"{call.node}: {error}") from error
+    except MemoryError as error:
+        raise LimitError(f"{call.node}: there is not enough memory for its results") from error
     except Exception as error:
         raise ExecutionError(
             f"{call.node} failed on the host: {type(error).__name__}: {error}"

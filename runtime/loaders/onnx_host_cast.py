@@ -24,7 +24,7 @@ from crossdock.runtime.loaders.onnx_model import dtype_name
 from crossdock.runtime.tensor import Array
 
 _NUMBER = re.compile(
-    r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.IGNORECASE | re.ASCII
+    r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?|nan", re.IGNORECASE | re.ASCII
 )
 _INTEGER = re.compile(r"[+-]?\d{1,40}", re.ASCII)
 

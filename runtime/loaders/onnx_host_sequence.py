@@ -14,6 +14,24 @@ from crossdock.runtime.tensor import Array
 _FLOAT = 1
 
 
+class Held(list[Any]):
+    """A sequence that knows how many bytes its tensors have."""
+
+    nbytes: int
+
+
+def held(call: HostCall, items: Sequence[Any], nbytes: int | None = None) -> Held:
+    """A sequence of tensors, which together may take what one tensor may."""
+    made = Held(items)
+    made.nbytes = sum(i.nbytes for i in items if _is_tensor(i)) if nbytes is None else nbytes
+    call.budget.size(made.nbytes, str(call.node), call.nbytes)
+    return made
+
+
+def _is_tensor(item: Any) -> bool:
+    return isinstance(item, np.ndarray)
+
+
 def _place(call: HostCall, index: int, length: int, *, end: bool) -> int:
     """A position in a sequence, counted from the front; ``end``: one past the last is allowed."""
     at = integer(call, index, "a position")
@@ -35,11 +53,12 @@ def construct(call: HostCall) -> HostValue:
     return _alike(call, [call.array(i) for i in range(len(call))])
 
 
-def _alike(call: HostCall, items: Sequence[Any]) -> list[Any]:
+def _alike(call: HostCall, items: Sequence[Any]) -> Held:
+    """The items as a sequence; raises where their types differ."""
     types = {str(item.dtype) for item in items if isinstance(item, np.ndarray)}
     if len(types) > 1:
         raise call.malformed(f"tensors of different types in one sequence: {sorted(types)}")
-    return list(items)
+    return held(call, items)
 
 
 @host_op("SequenceLength", since=11)
@@ -59,12 +78,16 @@ def at(call: HostCall) -> HostValue:
 @host_op("SequenceInsert", since=11)
 def insert(call: HostCall) -> HostValue:
     """The sequence with a tensor put before a position, or at its end."""
-    items = list(call.sequence())
-    place = len(items)
+    before, item = call.sequence(), call.array(1)
+    if before and _is_tensor(before[0]) and before[0].dtype != item.dtype:
+        raise call.malformed(f"a tensor of {item.dtype} in a sequence of {before[0].dtype}")
+    place = len(before)
     if call.opt(2) is not None:
-        place = _place(call, 2, len(items), end=True)
-    items.insert(place, call.array(1))
-    return _alike(call, items)
+        place = _place(call, 2, len(before), end=True)
+    known = before if isinstance(before, Held) else held(call, before)
+    items = held(call, known, known.nbytes + item.nbytes)
+    items.insert(place, item)
+    return items
 
 
 @host_op("SequenceErase", since=11)

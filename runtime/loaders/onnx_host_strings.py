@@ -7,17 +7,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from crossdock.runtime.errors import UnsafeModel
 from crossdock.runtime.loaders.onnx_host import HostCall, HostValue, host_op
 from crossdock.runtime.loaders.onnx_host_tools import broadcast, objects, strings
 from crossdock.runtime.loaders.onnx_model import shown
 from crossdock.runtime.loaders.onnx_regex import PatternError, PatternLimit, Regex
-from crossdock.runtime.loaders.onnx_tensor import MAX_DENSE
+from crossdock.runtime.tensor import Array
 
 _CASES: dict[str, Callable[[str], str]] = {"NONE": str, "LOWER": str.lower, "UPPER": str.upper}
 
 _POINTER = 8
-"""Bytes that an element of a tensor of strings takes at least."""
+_STRING = 64
+"""Bytes of an element of a tensor of strings, and of a short string."""
 
 
 @host_op("StringNormalizer", since=10)
@@ -45,9 +45,18 @@ def concat(call: HostCall) -> HostValue:
     """Strings of two tensors end to end, with broadcasting."""
     a, b = strings(call, 0), strings(call, 1)
     shape = broadcast(call, a, b, a.dtype)
+    count = math.prod(shape)
+    if count:
+        letters = sum(_width(x) * count // x.size for x in (a, b))
+        call.make_room(count * (_POINTER + _STRING) + letters)
     left, right = np.broadcast_to(a, shape), np.broadcast_to(b, shape)
     joined = [p + q for p, q in zip(left.flat, right.flat, strict=True)]
     return objects(joined, shape)
+
+
+def _width(x: Array) -> int:
+    """Bytes of the letters of a tensor of strings."""
+    return sum(len(text) * (1 if text.isascii() else 4) for text in x.flat)
 
 
 @host_op("StringSplit", since=20)
@@ -58,13 +67,19 @@ def split(call: HostCall) -> tuple[HostValue, ...]:
     limit = call.node.get_int("maxsplit") if "maxsplit" in call.node.attrs else -1
     if "maxsplit" in call.node.attrs and limit < 0:
         raise call.malformed(f"a maxsplit of {limit}")
+    call.make_room(sum(_most_parts(text, delimiter, limit) for text in x.flat) * _STRING)
     parts = [_parts(text, delimiter, limit) for text in x.reshape(-1)]
     width = max(map(len, parts), default=0)
-    if math.prod(x.shape) * width * _POINTER > MAX_DENSE:
-        raise UnsafeModel(f"{call.node}: would make a tensor of {x.size} by {width} strings")
+    call.make_room(x.size * width * _POINTER)
     rows = [word for row in parts for word in row + [""] * (width - len(row))]
     counts = np.array([len(row) for row in parts], np.int64).reshape(x.shape)
     return objects(rows, [*x.shape, width]), counts
+
+
+def _most_parts(text: str, delimiter: str | None, limit: int) -> int:
+    """No fewer than the parts that a string falls into."""
+    found = text.count(delimiter) + 1 if delimiter else len(text) // 2 + 1
+    return found if limit < 0 else min(found, limit + 1)
 
 
 def _parts(text: str, delimiter: str | None, limit: int) -> list[str]:

@@ -13,14 +13,19 @@ from dataclasses import replace
 import numpy as np
 
 from crossdock.kernels.reference import evaluate
-from crossdock.runtime.errors import UnsafeModel
 from crossdock.runtime.loaders.onnx_convert import Converter
 from crossdock.runtime.loaders.onnx_frame import Frame, Writer
 from crossdock.runtime.loaders.onnx_host import EMPTY, HostCall, HostValue, host_op
-from crossdock.runtime.loaders.onnx_host_tools import broadcast, is_float, is_string, objects, sized
+from crossdock.runtime.loaders.onnx_host_tools import (
+    axis_of,
+    broadcast,
+    is_float,
+    is_string,
+    objects,
+    sized,
+)
 from crossdock.runtime.loaders.onnx_model import OnnxGraph, OnnxModel, shown
 from crossdock.runtime.loaders.onnx_table import Value, find
-from crossdock.runtime.loaders.onnx_tensor import MAX_DENSE
 from crossdock.runtime.tensor import Array
 
 _ALL = ()
@@ -48,6 +53,8 @@ def move(call: HostCall) -> tuple[HostValue, ...]:
     """
     if call.node.attrs.get("reduction", "none") != "none":
         raise call.unsupported(f"reduction of tensors of {_data(call)[0].dtype}")
+    if call.node.op in _INDEXED:
+        _check_indices(call)
     data = _data(call)
     pool = np.concatenate([_fill(data[0]), *(array.reshape(-1) for array in data)])
     places = iter(np.cumsum([1, *(array.size for array in data)]).tolist())
@@ -58,6 +65,27 @@ def move(call: HostCall) -> tuple[HostValue, ...]:
         numbers[index] = np.arange(start, start + array.size, dtype=np.int64).reshape(array.shape)
     made = run_converted(call, numbers)
     return tuple(pool[picked.reshape(-1)].reshape(picked.shape) for picked in made)
+
+
+_INDEXED = ("Gather", "GatherElements", "GatherND")
+
+
+def _check_indices(call: HostCall) -> None:
+    """Raise where an index is out of range: kernels clamp, and ONNX says that it is an error."""
+    x, indices = call.array(0), call.array(1)
+    if indices.dtype.kind not in "iu":
+        raise call.malformed(f"indices are {indices.dtype}, not integers")
+    if call.node.op == "GatherND":
+        at = call.node.get_int("batch_dims")
+        width = indices.shape[-1] if indices.ndim else 0
+        sizes = np.array(x.shape[at : at + width], np.int64)
+        if at < 0 or not indices.ndim or len(sizes) != width:
+            raise call.malformed(f"indices {list(indices.shape)} for {list(x.shape)}")
+    else:
+        sizes = np.array(x.shape[axis_of(call, call.node.get_int("axis"), x.ndim)], np.int64)
+    wrong = indices[(indices < -sizes) | (indices >= sizes)]
+    if wrong.size:
+        raise call.malformed(f"index {wrong[0]} is out of range for a shape of {list(x.shape)}")
 
 
 def _data_inputs(call: HostCall) -> list[int]:
@@ -92,8 +120,8 @@ def run_converted(call: HostCall, inputs: Sequence[HostValue | None]) -> list[Ar
         raise call.unsupported("this operator on values of types that devices lack")
     opsets = {node.domain: call.opset}
     model = OnnxModel("", OnnxGraph("", (), (), (node,), {}), opsets)
-    converter = Converter(model, {})
-    frame = Frame(converter, Writer(), opsets)
+    converter = Converter(model, {}, call.budget)
+    frame = Frame(converter, Writer(call.budget), opsets)
     frame.pending.update(zip(names, inputs, strict=True))
     try:
         values = converter.apply(frame, entry, node, call.opset)
@@ -101,8 +129,7 @@ def run_converted(call: HostCall, inputs: Sequence[HostValue | None]) -> list[Ar
         raise call.malformed(str(error)) from error
     made = {f"out{i}": v for i, v in enumerate(values) if isinstance(v, Value)}
     graph = frame.writer.build(made, "", booleans=True)
-    if any(spec.nbytes > MAX_DENSE for spec in graph.specs.values()):
-        raise UnsafeModel(f"{call.node}: would make a tensor of more than {MAX_DENSE:,} bytes")
+    call.make_room(max((spec.nbytes for spec in graph.specs.values()), default=0))
     return [np.asarray(value) for value in evaluate(graph, {}).values()]
 
 
@@ -163,7 +190,7 @@ def equal(call: HostCall) -> HostValue:
     if is_string(a) != is_string(b):
         raise call.malformed(f"it compares {a.dtype} with {b.dtype}")
 
-    broadcast(call, a, b, np.dtype(np.bool_))
+    broadcast(call, a, b, a.dtype)
     return np.asarray(a == b, dtype=np.bool_)
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.runtime.errors import LoadError, UnsafeModel
+from crossdock.runtime.errors import LoadError
+from crossdock.runtime.limits import MAX_RANK
 from crossdock.runtime.loaders.onnx_host import HostCall
 from crossdock.runtime.loaders.onnx_model import ONNX_DTYPES, SMALL_DTYPES, dtype_name
-from crossdock.runtime.loaders.onnx_tensor import MAX_DENSE, MAX_RANK
 from crossdock.runtime.tensor import Array, to_numpy
 
 STRING = 8
@@ -121,7 +121,5 @@ def sized(call: HostCall, shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[i
     """A shape that a tensor may be made in; raises where it is none, or is over the budget."""
     if len(shape) > MAX_RANK or any(d < 0 for d in shape):
         raise call.malformed(f"{list(shape)[:MAX_RANK]} is no shape of a tensor")
-    nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes > MAX_DENSE:
-        raise UnsafeModel(f"{call.node}: would make a tensor of {nbytes:,} bytes")
+    call.make_room(math.prod(shape) * dtype.itemsize)
     return tuple(shape)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crossdock.runtime.errors import MalformedModel
+from crossdock.runtime.limits import Limits
 from crossdock.runtime.tensor import Array, Dim
 
 ONNX_DTYPES = {
@@ -241,9 +242,10 @@ FunctionKey = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """A parsed model. ``label`` names its source in messages."""
+    """A parsed model. ``label`` names its source in messages, ``limits`` what it may ask for."""
 
     label: str
     graph: OnnxGraph
     opsets: Mapping[str, int]
     functions: Mapping[FunctionKey, OnnxFunction] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from crossdock.runtime.errors import LoadError, MalformedModel
+from crossdock.runtime.errors import LimitError, LoadError, MalformedModel
+from crossdock.runtime.limits import MAX_RANK, Budget
 from crossdock.runtime.loaders.onnx_model import (
     ONNX_DTYPES,
     FunctionKey,
@@ -22,7 +23,8 @@ from crossdock.runtime.loaders.onnx_model import (
     dtype_name,
     shown,
 )
-from crossdock.runtime.loaders.onnx_tensor import MAX_RANK, decode, decode_sparse
+from crossdock.runtime.loaders.onnx_tensor import decode, decode_sparse
+from crossdock.runtime.loaders.onnx_wire import scan
 from crossdock.runtime.loaders.source import Source
 from crossdock.runtime.tensor import Array, Dim
 
@@ -84,6 +86,7 @@ def parse(source: Source) -> OnnxModel:
     package = onnx_package()
     broken = importlib.import_module("google.protobuf.message").DecodeError
     proto = package.ModelProto()
+    scan(source.data, source.label, source.limits)
     try:
         proto.ParseFromString(source.data)
     except (broken, RecursionError) as error:
@@ -109,6 +112,8 @@ def parse_function(proto: Any, label: str) -> OnnxFunction:
 class _Parser:
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.budget = Budget(source.limits)
+        self.depth = 0
         self.labels: dict[str, int] = {}
         self.taken: Counter[str] = Counter()
 
@@ -130,6 +135,7 @@ class _Parser:
             self.graph(proto.graph),
             self.opsets(proto.opset_import),
             functions,
+            self.source.limits,
         )
 
     def opsets(self, imports: Iterable[Any]) -> dict[str, int]:
@@ -156,13 +162,21 @@ class _Parser:
         )
 
     def graph(self, proto: Any) -> OnnxGraph:
-        return OnnxGraph(
+        self.depth += 1
+        if self.depth > self.source.limits.depth:
+            raise LimitError(
+                f"{self.source.label}: more than {self.source.limits.depth} graphs in one another, "
+                f"at {shown(text(proto.name))}; raise Limits.depth if that is right"
+            )
+        made = OnnxGraph(
             text(proto.name),
             tuple(self.value(v) for v in proto.input),
             tuple(self.value(v) for v in proto.output),
             tuple(self.node(n) for n in proto.node),
             self.constants(proto),
         )
+        self.depth -= 1
+        return made
 
     def constants(self, proto: Any) -> dict[str, Array | Opaque]:
         found: dict[str, Array | Opaque] = {}
@@ -204,6 +218,7 @@ class _Parser:
         op = text(proto.op_type)
         label = self.label(text(proto.name), op)
         where = f"node {shown(label)} ({shown(op, plain=True)})"
+        self.budget.node(self.source.label)
         attrs = dict(self.attributes(proto.attribute, where))
         for attribute in proto.attribute if op not in _CONTROL else ():
             held = attrs.get(text(attribute.name))

@@ -24,8 +24,8 @@ from crossdock.runtime.loaders.onnx_regex_parse import (
 MAX_STATES = 20_000
 """States that a pattern may unfold to."""
 
-_REMEMBERED = 1_000_000
-_CHECKED = 4096
+_REMEMBERED = 100_000
+_CHECKED = 256
 """States in the steps remembered, and characters between two looks at the deadline."""
 
 _WORD = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")

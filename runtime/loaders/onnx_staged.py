@@ -19,6 +19,7 @@ import numpy as np
 
 from crossdock.runtime.errors import MalformedModel, UnsupportedModel
 from crossdock.runtime.graph import Graph, StageRunner
+from crossdock.runtime.limits import Budget
 from crossdock.runtime.loaders.onnx_check import free_names
 from crossdock.runtime.loaders.onnx_convert import convert, convert_stage, only_host
 from crossdock.runtime.loaders.onnx_cut import NO_FORM
@@ -131,7 +132,7 @@ class OnnxStages:
 
     def run(self, feeds: Mapping[str, Any], runner: StageRunner) -> dict[str, Any]:
         """Run all stages; the outputs by name, in order."""
-        run = _Run(self, runner)
+        run = _Run(self, runner, Budget(self.model.limits, _brought(self.model, feeds)))
         values = run.scope(self.scope, dict(feeds), self.model.graph.constants, b"")
         return {n: outward(v) for n, v in zip(self.scope.outputs, values, strict=True)}
 
@@ -170,9 +171,10 @@ class _Body:
 class _Run:
     """One run of a staged graph."""
 
-    def __init__(self, stages: OnnxStages, runner: StageRunner) -> None:
+    def __init__(self, stages: OnnxStages, runner: StageRunner, budget: Budget) -> None:
         self.stages = stages
         self.runner = runner
+        self.budget = budget
         self.spent = 0.0
 
     def scope(
@@ -189,13 +191,26 @@ class _Run:
         kinds: Mapping[str, Kind] = {name: kind_of(value) for name, value in values.items()}
         at = _At(_key(parent, kinds), values, constants)
         while True:
-            make = partial(convert_stage, self.stages.model, scope, kinds, at.constants)
+            make = partial(self.made, scope, kinds, at.constants, inside=bool(parent))
             stage = self.stages.kept.get_or_make(at.key, make)
             self.stage(stage, at)
             if not stage.rest:
                 return [at.get(name) for name in scope.outputs]
             kinds = self.onward(stage, at)
             scope = replace(scope, nodes=stage.rest)
+
+    def made(
+        self,
+        scope: Scope,
+        kinds: Mapping[str, Kind],
+        constants: Mapping[str, Constant],
+        *,
+        inside: bool,
+    ) -> Stage:
+        """A stage that was not met before; inside of a loop they are counted."""
+        if inside:
+            self.budget.stage(f"graph {shown(scope.name)}")
+        return convert_stage(self.stages.model, scope, kinds, constants)
 
     def stage(self, stage: Stage, at: _At) -> None:
         """Run a stage's graph and its host ops, and put their results among the values."""
@@ -234,7 +249,7 @@ class _Run:
         self.runner.may(node.label, node.op, step.why)
         inputs = tuple(at.get(name) if name else None for name in node.inputs)
         body = partial(self.body, step, at, {})
-        call = HostCall(node, step.opset, inputs, body, self.runner.check)
+        call = HostCall(node, step.opset, inputs, body, self.runner.check, self.budget)
         assert step.entry is not None
         before, began = self.spent, time.perf_counter()
         results = run_entry(step.entry, call)
@@ -296,6 +311,12 @@ class _Run:
             else:
                 constants[name] = at.constants[name]
         return values, constants
+
+
+def _brought(model: OnnxModel, feeds: Mapping[str, HostValue]) -> int:
+    """Bytes of the tensors that a model has and is fed."""
+    values = (*model.graph.constants.values(), *feeds.values())
+    return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
 
 
 def _array(value: HostValue) -> Array:

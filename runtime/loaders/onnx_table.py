@@ -272,6 +272,16 @@ class Context:
         with np.errstate(invalid="ignore", over="ignore"):
             return self.b.constant(np.array(number).astype(to_numpy(operand.dtype)))
 
+    def make_room(self, nbytes: int) -> None:
+        """Raise LimitError unless a constant of ``nbytes`` may be made here, and count it."""
+        self.frame.writer.make_room(nbytes)
+
+    def places(self, count: int, dtype: str = "int64") -> Array:
+        """The numbers from 0 to ``count - 1``, where the budget allows them."""
+        kind = to_numpy(dtype)
+        self.make_room(count * kind.itemsize)
+        return np.arange(count, dtype=kind)
+
     def axis(self, value: int, rank: int) -> int:
         """An axis counted from the front; raises where it is out of range."""
         if not -rank <= value < rank:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.runtime.errors import LoadError, MalformedModel, UnsafeModel
+from crossdock.runtime.errors import LimitError, LoadError, MalformedModel, UnsafeModel
+from crossdock.runtime.limits import MAX_RANK, Budget, require_free
 from crossdock.runtime.loaders.onnx_model import (
     ONNX_DTYPES,
     SMALL_DTYPES,
@@ -24,10 +25,6 @@ from crossdock.runtime.loaders.onnx_model import (
 )
 from crossdock.runtime.loaders.source import Source, open_regular
 from crossdock.runtime.tensor import Array, to_numpy
-
-MAX_RANK = 32
-MAX_DENSE = 1 << 31
-"""Bytes that a sparse tensor or a filled constant may take once it is dense."""
 
 _STRING = 8
 _COMPLEX = {14: 64, 15: 128}
@@ -162,8 +159,8 @@ def decode_sparse(proto: Any, source: Source, where: str) -> Array | Opaque:
     if isinstance(values, Opaque) or isinstance(indices, Opaque) or values.dtype == object:
         return Opaque("sparse tensor")
     shape = checked_shape(proto.dims, where)
-    if math.prod(shape) * values.dtype.itemsize > MAX_DENSE:
-        raise UnsafeModel(f"{where}: sparse {list(shape)} is too large to be made dense")
+    budget = Budget(source.limits, values.nbytes + indices.nbytes)
+    budget.tensor(math.prod(shape) * values.dtype.itemsize, f"{where}, made dense")
     dense: Array = np.zeros(shape, dtype=values.dtype)
     try:
         flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
@@ -187,10 +184,34 @@ def _external(proto: Any, source: Source, want: int, where: str) -> Array:
         raise MalformedModel(
             f"{where}: external data of {length} bytes at {offset}, where {want} are due"
         )
-    return _read_span(path, offset, want, where)
+    found = source.spans.get((path, offset, want))
+    if found is None:
+        _check_reads(path, want, source, where)
+        found = _read_span(path, offset, want, source, where)
+        found.flags.writeable = False
+        source.spans[path, offset, want] = found
+        source.taken[path] += want
+    return found
 
 
-def _read_span(path: Path, offset: int, want: int, where: str) -> Array:
+READ_TWICE = 2
+"""How often all of a file may be read as external data, counting different spans alone."""
+
+
+def _check_reads(path: Path, want: int, source: Source, where: str) -> None:
+    """Raise where spans that overlap would make far more of a file than it has."""
+    held = source.limits.tensor_bytes
+    if path.is_file():
+        held += READ_TWICE * path.stat().st_size
+    if source.taken[path] + want > held:
+        raise LimitError(
+            f"{where}: the tensors in {shown(path.name)} overlap and take more than {held:,} "
+            "bytes together; raise Limits.tensor_bytes if that is right"
+        )
+    require_free(want, where)
+
+
+def _read_span(path: Path, offset: int, want: int, source: Source, where: str) -> Array:
     try:
         fd = open_regular(path, f"{where}: external data {shown(path.name)}", follow=False)
     except UnsafeModel:
@@ -198,7 +219,13 @@ def _read_span(path: Path, offset: int, want: int, where: str) -> Array:
     except LoadError as error:
         raise MalformedModel(str(error)) from error
     with os.fdopen(fd, "rb") as file:
-        have = os.fstat(fd).st_size
+        status = os.fstat(fd)
+        have = status.st_size
+        if status.st_nlink > 1 and not source.linked:
+            raise UnsafeModel(
+                f"{where}: external data {shown(path.name)} is a hard link, so that it may belong "
+                "to another folder; put a copy of it beside the model"
+            )
         if offset + want > have:
             raise MalformedModel(
                 f"{where}: external data {shown(path.name)} has {have} bytes, "

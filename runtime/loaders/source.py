@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from crossdock.runtime.errors import LoadError, MalformedModel, UnsafeModel
+from crossdock.runtime.errors import LimitError, LoadError, MalformedModel, UnsafeModel
+from crossdock.runtime.limits import Limits, require_free
+from crossdock.runtime.tensor import Array
 
 MAX_BYTES = (1 << 31) - 1
 """The largest model file read: what one protobuf or flatbuffer message may hold."""
+
+_PIECE = 1 << 24
 
 Sourced = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
@@ -24,46 +29,72 @@ class Source:
     ``label`` names it in messages. ``folder`` is where relative locations start from (None: the
     model came without a place); ``roots`` are the resolved folders that a file it names must lie
     under: the folder itself and, where the model is a link (a hub's cache), the real file's.
+    ``limits`` are what loading it, and running what it becomes, may take. ``linked``: the file
+    has a hard link. ``spans`` is what has been read of external data,
+    ``taken`` how much of each file.
     """
 
     data: bytes
     label: str
     folder: Path | None = None
     roots: tuple[Path, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    linked: bool = False
+    spans: dict[tuple[Path, int, int], Array] = field(default_factory=dict, repr=False)
+    taken: Counter[Path] = field(default_factory=Counter, repr=False)
 
 
-def read(source: Sourced) -> Source:
-    """Read a path, a buffer or a binary file object.
+def read(source: Sourced, limits: Limits | None = None) -> Source:
+    """Read a path, a buffer or a binary file object; ``limits``: default ones if None.
 
     Raises:
         LoadError: the file cannot be read, or the object is none of these.
-        UnsafeModel: the path names something other than a file, or the file is too large.
+        UnsafeModel: the path names something other than a file.
+        LimitError: the file is too large.
     """
+    limits = limits or Limits()
     if isinstance(source, bytes | bytearray | memoryview):
-        return Source(bytes(source), f"<{len(source)} bytes>")
+        label = f"<{len(source)} bytes>"
+        if len(source):
+            _check_model(len(source), label, limits)
+        return Source(bytes(source), label, limits=limits)
     if isinstance(source, str | os.PathLike):
-        return _from_path(Path(os.fspath(source)))
+        return _from_path(Path(os.fspath(source)), limits)
     method = getattr(source, "read", None)
     if callable(method):
-        return _from_file(source, method)
+        return _from_file(source, method, limits)
     raise LoadError(f"cannot load a {type(source).__name__}; give a path, bytes or a binary file")
 
 
-def _from_file(source: BinaryIO, method: Callable[[int], object]) -> Source:
-    data = method(MAX_BYTES + 1)
+def _from_file(source: BinaryIO, method: Callable[[int], object], limits: Limits) -> Source:
+    parts: list[bytes] = []
     name = getattr(source, "name", None)
     label = name if isinstance(name, str) else "<file object>"
-    if not isinstance(data, bytes | bytearray):
-        raise LoadError(f"{label}: the file object gives text; open it in binary mode ('rb')")
-    _check_size(len(data), label)
+    size = 0
+    while part := method(_PIECE):
+        if not isinstance(part, bytes | bytearray):
+            raise LoadError(f"{label}: the file object gives text; open it in binary mode ('rb')")
+        parts.append(bytes(part))
+        size += len(part)
+        _check_model(size, label, limits)
+    data = b"".join(parts)
     if isinstance(name, str) and os.path.isfile(name):
-        return Source(bytes(data), label, *_folders(Path(name)))
-    return Source(bytes(data), label)
+        return Source(data, label, *_folders(Path(name)), limits, _linked(Path(name)))
+    return Source(data, label, limits=limits)
 
 
-def _from_path(path: Path) -> Source:
+def _from_path(path: Path, limits: Limits) -> Source:
     label = str(path)
-    return Source(read_regular(path, label), label, *_folders(path))
+    data = read_regular(path, label, limits)
+    return Source(data, label, *_folders(path), limits, _linked(path))
+
+
+def _linked(path: Path) -> bool:
+    """Whether a file has a second name, as package installers make where they share files."""
+    try:
+        return path.stat().st_nlink > 1
+    except OSError:
+        return False
 
 
 def _folders(path: Path) -> tuple[Path, tuple[Path, ...]]:
@@ -72,12 +103,13 @@ def _folders(path: Path) -> tuple[Path, tuple[Path, ...]]:
     return here, tuple(roots)
 
 
-def read_regular(path: Path, label: str, limit: int = MAX_BYTES) -> bytes:
+def read_regular(path: Path, label: str, limits: Limits) -> bytes:
     """Read a regular file, refusing pipes, devices and folders before anything blocks."""
     fd = open_regular(path, label)
     with os.fdopen(fd, "rb") as file:
-        _check_size(os.fstat(fd).st_size, label, limit)
-        return file.read()
+        size = os.fstat(fd).st_size
+        _check_model(size, label, limits)
+        return file.read(size)
 
 
 def open_regular(path: Path, label: str, *, follow: bool = True) -> int:
@@ -100,11 +132,22 @@ def open_regular(path: Path, label: str, *, follow: bool = True) -> int:
     return fd
 
 
-def _check_size(size: int, label: str, limit: int = MAX_BYTES) -> None:
-    if size > limit:
-        raise UnsafeModel(
-            f"{label}: {size:,} bytes is more than a model file may have ({limit:,}); keep the "
+def _check_model(size: int, label: str, limits: Limits) -> None:
+    if size > MAX_BYTES:
+        raise LimitError(
+            f"{label}: {size:,} bytes is more than a model file may have ({MAX_BYTES:,}); keep the "
             "weights as external data"
+        )
+    check_size(size, label, limits)
+
+
+def check_size(size: int, label: str, limits: Limits) -> None:
+    """Raise where a file is empty, over the limit, or more than the memory that is free."""
+    if size > limits.file_bytes:
+        raise LimitError(
+            f"{label}: {size:,} bytes is more than a file may have ({limits.file_bytes:,}); raise "
+            "Limits.file_bytes if that is right"
         )
     if size == 0:
         raise MalformedModel(f"{label}: the file is empty")
+    require_free(size, label)

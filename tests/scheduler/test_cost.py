@@ -319,7 +319,29 @@ def test_estimates_are_for_the_usual_pace_by_how_much_is_arithmetic() -> None:
     for pace in (2.0, 2.0, 9.0):
         model.note_pace("d", pace)
     assert model.estimate("d", "v", "c", copy).seconds == 1e-3
-    assert model.estimate("d", "v", "p", product).seconds == pytest.approx(2e-3, rel=0.02)
+    slower = model.estimate("d", "v", "p", product).seconds
+    assert slower == pytest.approx(1e-3 * 2.0**product.arithmetic)
+    assert product.arithmetic > 0.8
+
+
+def test_how_a_kernel_goes_with_the_pace_is_learnt() -> None:
+    model, copy = CostModel(), Work(0.0, 1e6, 1e6)
+    assert model.elasticity("d", "v", copy) == 0.0
+    rng = random.Random(3)
+    for _ in range(60):
+        paces = [rng.uniform(0.8, 1.6) for _ in range(4)]
+        taken = [1e-3 * pace**1.2 * math.exp(rng.gauss(0.0, 0.02)) for pace in paces]
+        model.note_elasticity("d", "v", copy, paces, taken)
+    assert model.elasticity("d", "v", copy) == pytest.approx(1.2, abs=0.1)
+    again = CostModel.from_json(json.loads(json.dumps(model.to_json())))
+    assert again.elasticity("d", "v", copy) == model.elasticity("d", "v", copy)
+
+
+def test_a_steady_pace_teaches_nothing_of_what_it_does() -> None:
+    model, product = CostModel(), matmul(512)
+    for spike in (1.0, 5.0):
+        model.note_elasticity("d", "v", product, [1.0, 1.01, 0.99], [1e-3, 1e-3 * spike, 1e-3])
+    assert model.elasticity("d", "v", product) == product.arithmetic
 
 
 def test_intervals_widen_to_what_predictions_missed_by() -> None:

@@ -84,7 +84,7 @@ def test_numbers_of_strings() -> None:
     assert cast(words("0", "2"), T.BOOL).tolist() == [False, True]
 
 
-@pytest.mark.parametrize("text", ["Hello", "1_000", "", "0x10", "infinity", "1e", "\u0661"])
+@pytest.mark.parametrize("text", ["Hello", "1_000", "", "0x10", "infinit", "1e", "\u0661"])
 def test_what_is_no_number_is_named(text: str) -> None:
     with pytest.raises(MalformedModel, match="is no number"):
         cast(words(text), T.FLOAT)

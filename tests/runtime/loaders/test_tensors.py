@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossdock.runtime.errors import Error, LoadError, MalformedModel, UnsafeModel, UnsupportedModel
+from crossdock.runtime.limits import Limits
 from crossdock.runtime.loaders import load_tensors
 
 ARRAYS = {
@@ -172,7 +173,7 @@ def test_broken_safetensors_headers(
         (b"\x1f\x8b\x08\x00aaaaaaaa", "gzip"),
         (b"\x93NUMPY\x09\x00aaaa", "unknown version"),
         (b"\x93NUMPY\x01\x00\xff\xff{", "truncated"),
-        (b"\x93NUMPY\x01\x00\x04\x00{1}\n", "lacks"),
+        (b"\x93NUMPY\x01\x00\x0f\x00{'shape': (),}\n", "lacks"),
         (b"\x93NUMPY\x01\x00\x03\x00(((", "broken"),
         (npy(np.zeros(4))[:-1], "the file has"),
         (npy(np.zeros(4)) + b"\0", "the file has"),
@@ -207,7 +208,7 @@ def test_a_zip_bomb_stops_at_the_budget(read: Any) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, a=np.zeros(1_000_000))
     with pytest.raises(UnsafeModel, match="8,000"):
-        read(buffer.getvalue(), max_bytes=1_000_000)
+        read(buffer.getvalue(), limits=Limits(file_bytes=1_000_000))
 
 
 def test_types_without_a_counterpart(read: Any) -> None:
