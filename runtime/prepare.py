@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -106,6 +107,8 @@ def prepare(
         objective=config.objective,
     )
 
+    made_before: list[weakref.ref[Ready]] = []  # other plans of this graph share what is packed
+
     def make(planned: Planned) -> Ready:
         plan, split = planned.plan, planned.split
         fallback.check(plan, asked, config.fallback, split.graph)
@@ -114,7 +117,11 @@ def prepare(
             plan = explain.attach(plan, split.graph, target, replace(options, homes=homes), batch)
         planned = replace(planned, plan=plan)
         runs = degrade.runs_within(plan, config.constraints.memory, config.runs_at_once)
-        return make_ready(graph, planned, asked, devices, runs, target.capacity, progress, kept)
+        alive = [ready for one in made_before if (ready := one()) is not None]
+        others = [*kept, *alive]
+        made = make_ready(graph, planned, asked, devices, runs, target.capacity, progress, others)
+        made_before[:] = [*map(weakref.ref, alive), weakref.ref(made)]
+        return made
 
     if config.plan is not None:
         ready = make(_given(config.plan, graph, target, options))
