@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import inputs
@@ -27,20 +28,25 @@ def add_chain(nodes: int) -> Any:
     return b.build({"y": x})
 
 
-def onnx_add_chain(nodes: int) -> bytes:
-    """The same as an ONNX model."""
-    from onnx import TensorProto, helper
+def onnx_chain(nodes: int, op: str, constant: Any) -> bytes:
+    """An ONNX model that applies an operator with a constant again and again."""
+    from onnx import TensorProto, helper, numpy_helper
 
-    steps = [helper.make_node("Add", [f"v{i}", "c"], [f"v{i + 1}"]) for i in range(nodes)]
+    steps = [helper.make_node(op, [f"v{i}", "c"], [f"v{i + 1}"]) for i in range(nodes)]
     graph = helper.make_graph(
         steps,
         "chain",
-        [helper.make_tensor_value_info("v0", TensorProto.FLOAT, [16])],
-        [helper.make_tensor_value_info(f"v{nodes}", TensorProto.FLOAT, [16])],
-        [helper.make_tensor("c", TensorProto.FLOAT, [16], [1.0] * 16)],
+        [helper.make_tensor_value_info("v0", TensorProto.FLOAT, constant.shape)],
+        [helper.make_tensor_value_info(f"v{nodes}", TensorProto.FLOAT, constant.shape)],
+        [numpy_helper.from_array(constant, "c")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     return bytes(model.SerializeToString())
+
+
+def onnx_add_chain(nodes: int) -> bytes:
+    """``add_chain`` as an ONNX model."""
+    return onnx_chain(nodes, "Add", np.ones(16, np.float32))
 
 
 @pytest.mark.benchmark(group="overhead")
@@ -56,6 +62,59 @@ def test_node(versus: Any) -> None:
         assert len(session.plan.launches()) == NODES
         np.testing.assert_array_equal(session.run({"x": feed})["y"], np.full(16, NODES))
         versus(lambda: session.run({"x": feed}), others, rounds=50, nodes=NODES)
+
+
+def matmul_chain(nodes: int) -> Any:
+    """X @ c @ c @ ... of 4x4 matrices."""
+    b = xd.GraphBuilder()
+    x = b.input("x", (4, 4))
+    c = b.constant(np.eye(4, dtype=np.float32))
+    for _ in range(nodes):
+        x = b.matmul(x, c)
+    return b.build({"y": x})
+
+
+@pytest.mark.benchmark(group="overhead")
+def test_matmul_node(versus: Any) -> None:
+    """A chain of 1,000 products of 4x4 matrices; onnxruntime with optimisation off."""
+    feed = np.arange(16, dtype=np.float32).reshape(4, 4)
+    others = {}
+    if peers.installed("onnxruntime"):
+        model = onnx_chain(NODES, "MatMul", np.eye(4, dtype=np.float32))
+        others["onnxruntime"] = peers.onnxruntime(model, {"v0": feed}, 1, optimise=False)
+    with xd.compile(matmul_chain(NODES), "cpu:0", threads=1) as session:
+        assert len(session.plan.launches()) == NODES
+        np.testing.assert_array_equal(session.run({"x": feed})["y"], feed)
+        versus(lambda: session.run({"x": feed}), others, rounds=50, nodes=NODES)
+
+
+@pytest.mark.parametrize("callers", [1, 2, 4, 16])
+@pytest.mark.benchmark(group="overhead")
+def test_callers(callers: int, versus: Any) -> None:
+    """1,600 runs of one session, shared by so many threads; onnxruntime's beside it.
+
+    A run is a product of 192x192 matrices. Callers scale where a run's time in machine code, which
+    holds no lock, does.
+    """
+    rng = np.random.default_rng(0)
+    weight, feed = (rng.random((192, 192), dtype=np.float32) for _ in range(2))
+    b = xd.GraphBuilder()
+    graph = b.build({"y": b.matmul(b.input("x", (192, 192)), b.constant(weight))})
+
+    def shared(run: Any) -> None:
+        def some(_: int) -> None:
+            for _ in range(1600 // callers):
+                run()
+
+        list(threads.map(some, range(callers)))
+
+    others = {}
+    if peers.installed("onnxruntime"):
+        model = onnx_chain(1, "MatMul", weight)
+        peer = peers.onnxruntime(model, {"v0": feed}, 1)
+        others["onnxruntime"] = lambda: shared(peer)
+    with ThreadPoolExecutor(callers) as threads, xd.compile(graph, "cpu:0", threads=1) as session:
+        versus(lambda: shared(lambda: session.run({"x": feed})), others, rounds=5, runs=1600)
 
 
 @pytest.mark.benchmark(group="overhead")

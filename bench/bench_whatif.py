@@ -51,7 +51,8 @@ def test_whatif(case: str, predicted: dict[str, Any], benchmark: Any) -> None:
     benchmark.extra_info["note"] = "; ".join(
         f"{name}: predicted {r['predicted'] * 1e3:.2f} ms (simulated "
         f"{r['simulated'] * 1e3:.2f}), measured {r['measured'] * 1e3:.2f} ms "
-        f"({r['error']:+.0%}), {r['same']:.0%} of {r['ops']} ops alike"
+        f"({r['error']:+.0%}; at the same pace {r['steady_error']:+.0%}), {r['same']:.0%} of "
+        f"{r['ops']} ops alike"
         for name, r in rows.items()
     )
 
@@ -64,6 +65,7 @@ def _row(said: dict[str, Any], got: dict[str, Any]) -> dict[str, Any]:
         "measured": got["measured"],
         "planned_again": got["predicted"],
         "error": got["measured"] / said["predicted"] - 1,
+        "steady_error": got["steady"] / said["steady"] - 1,
         "same": sum(here[op] == device for op, device in there.items()) / len(there),
         "ops": len(there),
     }

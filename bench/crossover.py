@@ -87,7 +87,7 @@ def predict(graph: Any, path: str) -> dict[str, Any]:
         found[name] = {"shares": plan.shares(), "run": plan.predicted}
         horizon = plan.horizon
         found[name] |= {"uploads": horizon.uploads, "builds": horizon.builds}
-        found["crossover"] = horizon.crossover
+        found["crossover"] = horizon.crossover or found.get("crossover")
     return found
 
 

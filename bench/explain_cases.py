@@ -28,7 +28,7 @@ from crossdock.runtime import explain, flips, planner
 SIGMAS = 2.0
 EACH = 6
 """Ops of a graph that are tried."""
-LINK = 1e9
+LINK = 4e9
 """Bytes per second of the slow link that flips start from."""
 CLOSE = 1.05
 NAMES = tuple(GRAPHS)

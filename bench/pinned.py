@@ -39,7 +39,7 @@ def _pin() -> None:
         name = ours.get(int(task))
         if name is None:
             os.sched_setaffinity(int(task), {second})
-        elif name.startswith(("crossdock cpu:0", "MainThread")):
+        elif name.startswith(("crossdock cpu:0", "crossdock submit", "MainThread")):
             os.sched_setaffinity(int(task), {first})
         else:  # it may have been made by a thread that was pinned
             os.sched_setaffinity(int(task), {first, second})

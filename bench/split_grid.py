@@ -22,9 +22,9 @@ from timing import feeds_of, interleaved, opencl, same
 import crossdock as xd
 from crossdock.devices import registry
 from crossdock.runtime import costing, prepare
-from crossdock.runtime.executor import Deadline
 from crossdock.runtime.plan import Constraints
 from crossdock.runtime.planner import Options, make_plan
+from crossdock.runtime.pool import Deadline
 from crossdock.runtime.ready import Ready, make_ready
 from crossdock.runtime.split import SplitGraph, grow
 from crossdock.runtime.split_choice import Planned, plan_parts

@@ -9,6 +9,9 @@ machine with each change made. The other cases make the change and run:
     the whole process is confined to one core;
 ``slow-link``
     the OpenCL device is behind a link of ``BANDWIDTH`` bytes a second.
+
+Cases run minutes after they were predicted, and neighbours on the host change the processor's pace
+in between: ``steady`` seconds are those at pace 1.
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ import os
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-os.environ["POCL_MAX_PTHREAD_COUNT"] = "1"
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
+from pinned import pinned  # first: it sets what PoCL and BLAS read
+
+# isort: split
+
 if sys.argv[1:2] == ["one-core"]:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
@@ -35,8 +41,9 @@ from bench_models import light_path
 
 import crossdock as xd
 from crossdock.devices import registry, throttle
-from crossdock.runtime import planner, virtual, whatif
+from crossdock.runtime import costing, planner, virtual, whatif
 from crossdock.runtime.plan import HOST, Constraints, Plan
+from crossdock.runtime.prediction import pace_factor
 from crossdock.runtime.prepare import Config, measure_parts, simplify, target_here
 from crossdock.runtime.split_choice import plan_split
 from crossdock.runtime.whatif import Changes
@@ -90,17 +97,22 @@ def predict(name: str) -> dict[str, Any]:
     """Plans and simulated seconds of a model, by case."""
     graph, _ = model(name)
     opencl = opencl_id()
-    xd.compile(graph, [HOST, opencl], threads=1).close()  # measures what is not known
     devices = {name: registry.open_device(name, threads=1) for name in (HOST, opencl)}
+    devices[opencl].pace()  # so that the driver's threads are there, to be given a core
+    with pinned():
+        xd.compile(graph, [HOST, opencl], threads=1).close()  # measures what is not known
     target = target_here(devices, frozenset(devices))
     found = {}
     for case in ("unchanged", *CASES):
         other = whatif.changed(target, changes(case, opencl))
         timing = measure_parts(Config(threads=1), devices, other.model)
         static = simplify(graph, Constraints())
-        plan = plan_split(static, other, planner.Options(), timing).plan
+        made = plan_split(static, other, planner.Options(), timing)
+        plan, calls = made.plan, costing.op_calls(made.split.graph)
+        steady = pace_factor(plan, calls, other.model.pace, other.model)
         found[case] = {
             "predicted": plan.predicted,
+            "steady": plan.predicted / steady,
             "simulated": virtual.execute(plan, other.capacity).makespan,
             "placement": placement(plan, graph, {}),
         }
@@ -112,20 +124,31 @@ def really(case: str, name: str) -> dict[str, Any]:
     graph, feeds = model(name)
     opencl = opencl_id()
     devices = {"removed": [HOST], "slow-link": [HOST, "sim:slow"]}.get(case, [HOST, opencl])
-    with xd.compile(graph, devices, threads=1) as session:
+    for device in devices:
+        registry.open_device(device, threads=1).pace()
+    cores = nullcontext() if case == "one-core" else pinned()
+    with cores, xd.compile(graph, devices, threads=1) as session:
         session.run(feeds)
-        if case != "one-core":
-            two_branches.pin()
-        times = []
+        times, steady = [], []
         for _ in range(ROUNDS):
             start = time.perf_counter()
             session.run(feeds)
             times.append(time.perf_counter() - start)
+            steady.append(times[-1] / slower(session))
         return {
             "measured": statistics.median(times),
+            "steady": statistics.median(steady),
             "predicted": session.estimate().seconds,
             "placement": placement(session.plan, graph, {"sim:slow": opencl}),
         }
+
+
+def slower(session: Any) -> float:
+    """How much longer than at pace 1 a run takes at the devices' paces of this moment."""
+    program, model = session.ready().program, costing.store().model
+    paces = {d.info.fingerprint: d.pace() for d in program.devices.values()}
+    calls = costing.op_calls(program.graph)
+    return pace_factor(program.plan, calls, paces.__getitem__, model)
 
 
 def main(case: str, names: list[str]) -> dict[str, Any]:

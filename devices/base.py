@@ -17,7 +17,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
+
+import numpy as np
 
 from crossdock.devices.gauge import Gauge
 from crossdock.devices.program import Step
@@ -166,6 +169,10 @@ class Queue(ABC):
     ) -> Event | None:
         """Run a command buffer. With ``spans``, time each step (may synchronise after each)."""
 
+    def prepared(self, commands: CommandBuffer) -> Callable[[], object]:
+        """``execute(commands)``, with what it looks up each time looked up beforehand."""
+        return partial(self.execute, commands)
+
     @abstractmethod
     def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> Event | None:
         """Copy a C-contiguous host array into a buffer; ``source`` must live until the event."""
@@ -194,6 +201,27 @@ class Device(ABC):
     @abstractmethod
     def allocate(self, nbytes: int, label: str = "") -> Buffer:
         """Allocate; raises OutOfMemory naming the bytes wanted and free."""
+
+    def resident(self, array: Array, label: str = "") -> Buffer:
+        """Memory with an array's values that nothing writes to; raises OutOfMemory.
+
+        A device may use a read-only array's own memory where that is as good as its own.
+        """
+        return self.upload(array, label)
+
+    def upload(self, array: Array, label: str = "") -> Buffer:
+        """New memory that has an array's values when it returns; raises OutOfMemory."""
+        source = np.ascontiguousarray(array)
+        buffer = self.allocate(max(1, source.nbytes), label)
+
+        def write(queue: Queue) -> None:
+            event = queue.write(buffer, source)
+            if event is not None:
+                event.wait()
+
+        if source.nbytes:
+            self.call("upload", write)
+        return buffer
 
     @abstractmethod
     def compile(self, step: Step) -> Executable:

@@ -34,13 +34,15 @@ from crossdock.devices.base import (
 )
 from crossdock.devices.cpu_blas import blas
 from crossdock.devices.cpu_native import HelperPool, NativeProgram, NativeRow
-from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes
+from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes, is_aligned
 from crossdock.devices.pace import Pace
 from crossdock.devices.program import ArrayCall, NativeCall, Scalar, Slot, Step
 from crossdock.runtime.errors import CompileError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec
 
 KIND = "cpu"
+_LARGE = 4 << 20
+"""Bytes of weights that come from beyond a core's caches, where alignment saves nothing."""
 
 
 def probe() -> Probe:
@@ -113,15 +115,16 @@ class NativeExecutable(Executable):
     address: int
 
 
-Call = Callable[[], None]
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class CpuStep:
-    """A bound step, ready to run: an array call's closure, or a native row."""
+    """A bound step, ready to run: an array call's closure, or a native row; may call ``blas``."""
 
     label: str
     work: Call | NativeRow
+    blas: bool
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class CpuCommands(CommandBuffer):
         self.parts = tuple(_parts(self._steps, program))
         self.calls = tuple(part.call for part in self.parts)
         self.quiet = any(part.program is None for part in self.parts)
+        self.blas = any(step.blas for step in self._steps)
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -177,7 +181,7 @@ class CpuQueue(Queue):
         assert isinstance(commands, CpuCommands)
         for event in waits:
             event.wait()
-        library = self.device.library
+        library = self.device.library if commands.blas else None
         if library is not None:
             library.enter()
         try:
@@ -189,6 +193,14 @@ class CpuQueue(Queue):
         finally:
             if library is not None:
                 library.leave()
+
+    def prepared(self, commands: CommandBuffer) -> Callable[[], object]:
+        """The one call of a native program, where that is all there is to do."""
+        assert isinstance(commands, CpuCommands)
+        plain = not commands.quiet and (self.device.library is None or not commands.blas)
+        if plain and len(commands.calls) == 1:
+            return commands.calls[0]
+        return super().prepared(commands)
 
     def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> None:
         """Copy a C-contiguous array into a buffer."""
@@ -245,6 +257,13 @@ class CpuDevice(Device):
         """Allocate host memory."""
         return CpuBuffer(self, self._budget.take(nbytes, label))
 
+    def resident(self, array: Array, label: str = "") -> Buffer:
+        """The array's own memory where it is read-only, contiguous and aligned, or large."""
+        fits = array.flags.c_contiguous and not array.flags.writeable and array.nbytes > 0
+        if fits and (is_aligned(array) or array.nbytes >= _LARGE):
+            return CpuBuffer(self, self._budget.adopt(array, label))
+        return self.upload(array, label)
+
     def compile(self, step: Step) -> Executable:
         """Make a step executable; native code is compiled here."""
         if isinstance(step, ArrayCall):
@@ -285,9 +304,9 @@ class CpuDevice(Device):
 def _step(item: Bound) -> CpuStep:
     executable = item.executable
     if isinstance(executable, NativeExecutable):
-        return CpuStep(item.label, _row(executable, item))
+        return CpuStep(item.label, _row(executable, item), executable.step.blas)
     assert isinstance(executable, ArrayExecutable)
-    return CpuStep(item.label, _array_call(executable.step, item))
+    return CpuStep(item.label, _array_call(executable.step, item), blas=True)
 
 
 def _host(item: Bound, slot: Slot) -> CpuBuffer:

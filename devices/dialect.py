@@ -22,7 +22,8 @@ with NVRTC, which gets no include path. What the names mean:
   does; these three evaluate their arguments more than once. Integers have ``X_IABS``, ``X_IDIV``
   (truncates) and ``X_IMOD`` (Python's sign); dividing by zero gives 0 instead of a trap.
 * ``FMA(a, b, c)``: fused where that is fast. ``AS_U32(x) AS_F32(u)`` move bits.
-  ``UNROLL`` before a loop; ``UNROLL_N(4)``. ``INFINITY`` and ``NAN`` are float.
+  ``UNROLL`` before a loop; ``UNROLL_N(4)``; ``LANES(16)`` before one whose rounds may be lanes.
+  ``INFINITY`` and ``NAN`` are float.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ _SHARED = r"""
 #define X_PRAGMA(text) _Pragma(#text)
 #define UNROLL X_PRAGMA(unroll)
 #define UNROLL_N(n) X_PRAGMA(unroll n)
+#ifdef __clang__ // by itself it takes half vectors on AVX-512; where it can take none, so be it
+#pragma clang diagnostic ignored "-Wpass-failed"
+#define LANES(n) X_PRAGMA(clang loop vectorize_width(n))
+#else
+#define LANES(n)
+#endif
 typedef u16 f16;
 typedef u16 bf16;
 typedef u8 b8;
@@ -108,12 +115,32 @@ typedef ulong u64;
 typedef float4 f32x4;
 typedef float8 f32x8;
 typedef float16 f32x16;
+#ifdef __clang__ // the library's functions put a vector together piece by piece on PoCL
+#define X_VECTOR_IN(W, SPACE) \
+    DEVICE OVERLOAD f32x##W x_load##W(SPACE const float *p) { \
+        return *(SPACE const x_any##W *)p; \
+    } \
+    DEVICE OVERLOAD void x_store##W(SPACE float *p, f32x##W v) { *(SPACE x_any##W *)p = v; }
+#define X_VECTOR(W) \
+    typedef f32x##W __attribute__((aligned(4))) x_any##W; \
+    X_VECTOR_IN(W, __global) X_VECTOR_IN(W, __local) X_VECTOR_IN(W, __private)
+X_VECTOR(4)
+X_VECTOR(8)
+X_VECTOR(16)
+#define VLOAD4(p) x_load4(p)
+#define VLOAD8(p) x_load8(p)
+#define VLOAD16(p) x_load16(p)
+#define VSTORE4(p, v) x_store4((p), (v))
+#define VSTORE8(p, v) x_store8((p), (v))
+#define VSTORE16(p, v) x_store16((p), (v))
+#else
 #define VLOAD4(p) vload4(0, (p))
 #define VLOAD8(p) vload8(0, (p))
 #define VLOAD16(p) vload16(0, (p))
 #define VSTORE4(p, v) vstore4((v), 0, (p))
 #define VSTORE8(p, v) vstore8((v), 0, (p))
 #define VSTORE16(p, v) vstore16((v), 0, (p))
+#endif
 #define SPLAT4(x) ((float4)(x))
 #define SPLAT8(x) ((float8)(x))
 #define SPLAT16(x) ((float16)(x))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import mmap
 import threading
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,6 +18,23 @@ from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
 ALIGNMENT = 64
 """Buffers begin on a cache line, and so do views."""
+HUGE_PAGE = 2 << 20
+"""Larger buffers begin on such a page: kernels that walk many lines of memory at once (a matrix'
+rows, a tile's elements) need one address translation for all of them."""
+
+
+def is_aligned(array: Array) -> bool:
+    """Whether an array begins on a cache line."""
+    return int(array.ctypes.data) % ALIGNMENT == 0
+
+
+def aligned_empty(size: int, dtype: str) -> Array:
+    """A new array of ``size`` elements that begins on a cache line."""
+    width = np.dtype(dtype).itemsize
+    raw = np.empty(size * width + ALIGNMENT, np.uint8)
+    start = -int(raw.ctypes.data) % ALIGNMENT
+    made: Array = raw[start : start + size * width].view(dtype)
+    return made
 
 
 class Budget:
@@ -38,14 +59,30 @@ class Budget:
         with self._lock:
             if nbytes > self.free:
                 raise self._refusal(nbytes, label)
+            alignment = HUGE_PAGE if nbytes >= HUGE_PAGE else ALIGNMENT
             try:
-                raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+                raw = np.empty(nbytes + alignment, np.uint8)
             except MemoryError:
                 raise self._refusal(nbytes, label) from None
             self.gauge.add(nbytes)
         weakref.finalize(raw, self._give, nbytes).atexit = False
-        start = -int(raw.ctypes.data) % ALIGNMENT
+        start = -int(raw.ctypes.data) % alignment
+        if alignment == HUGE_PAGE:
+            _advise()(int(raw.ctypes.data) + start, nbytes // HUGE_PAGE * HUGE_PAGE)
         return raw[start : start + nbytes]
+
+    def adopt(self, array: Array, label: str) -> Array:
+        """The bytes of a read-only contiguous array, which count like memory taken.
+
+        They are given back when the array returned is freed. Raises OutOfMemory.
+        """
+        with self._lock:
+            if array.nbytes > self.free:
+                raise self._refusal(array.nbytes, label)
+            self.gauge.add(array.nbytes)
+        found: Array = array.reshape(-1).view(np.uint8)
+        weakref.finalize(found, self._give, found.nbytes).atexit = False
+        return found
 
     def _give(self, nbytes: int) -> None:
         with self._lock:
@@ -57,6 +94,21 @@ class Budget:
             f"{self.device_id}: {nbytes} bytes wanted{what}, {self.free} free of {self.limit}; "
             "use smaller inputs, or let other devices take part"
         )
+
+
+@functools.cache
+def _advise() -> Callable[[int, int], None]:
+    """Ask the system for huge pages from an address on; it may decline, and not all can."""
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is None:
+        return lambda address, nbytes: None  # noqa: ARG005 - the other one's signature
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def advise(address: int, nbytes: int) -> None:
+        madvise(address, nbytes, advice)
+
+    return advise
 
 
 class HostBuffer(Buffer):

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.devices import pace, topology
+from crossdock.devices import topology
 from crossdock.devices.base import (
     Bound,
     Buffer,
@@ -34,6 +34,7 @@ from crossdock.devices.base import (
 from crossdock.devices.dialect import misfit
 from crossdock.devices.gauge import Gauge
 from crossdock.devices.opencl_memory import ClBuffer, ClEvent
+from crossdock.devices.opencl_pace import ClPace
 from crossdock.devices.opencl_platforms import KIND, found_devices, load
 from crossdock.devices.opencl_programs import Programs
 from crossdock.devices.program import GridLaunch, Scalar, Step
@@ -176,6 +177,12 @@ class ClQueue(Queue):
                 begin = end
         return event
 
+    def timed(self, commands: ClCommands) -> float:
+        """Seconds on the device's clock from the first launch's start to the last one's end."""
+        events = self._enqueue(commands, (), every=True)
+        events[-1].wait()
+        return float(events[-1].profile.end - events[0].profile.start) * 1e-9
+
     def _enqueue(self, commands: ClCommands, waits: Sequence[Event], every: bool) -> list[Any]:
         enqueue, queue = self.device.cl.enqueue_nd_range_kernel, self.handle
         wait_for = self._wait_for(waits)
@@ -273,6 +280,8 @@ class OpenCLDevice(Device):
         self._handle = handle
         self._programs = Programs(cl, self.context, handle, info.id)
         self._lock = threading.Lock()
+        self._pacing = threading.Lock()
+        self._pace: ClPace | None = None
         self.gauge = Gauge()
         self.freed: deque[int] = deque()  # sizes; finalizers append, and may run anywhere
         self.queues: Mapping[str, ClQueue] = {
@@ -383,7 +392,12 @@ class OpenCLDevice(Device):
 
     def pace(self) -> float:
         """The pace of the processor, where the device is one."""
-        return pace.core().take() if self.info.resource_group == topology.HOST_CPU else 1.0
+        if self.info.resource_group != topology.HOST_CPU:
+            return 1.0
+        with self._pacing:
+            if self._pace is None:
+                self._pace = ClPace(self)
+            return self._pace.take()
 
     def close(self) -> None:
         """Wait for the queues, end their threads, and forget programs."""
@@ -391,4 +405,5 @@ class OpenCLDevice(Device):
             queue.finish()
             if queue.feeder is not None:
                 queue.feeder.stop()
+        self._pace = None
         self._programs.clear()

@@ -146,6 +146,7 @@ def _describe(cl: Any, device_id: str, handle: Any) -> DeviceInfo:
             "platform": handle.platform.name,
             "version": handle.version,
             "denormals": _denormals(cl, handle),
+            "vector": str(handle.native_vector_width_float),
             "type": "cpu" if on_cpu else "gpu" if handle.type & cl.device_type.GPU else "other",
         },
     )

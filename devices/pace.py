@@ -108,9 +108,3 @@ class Pace:
     def _once(self) -> float:
         begin, end = self._program.timed().tolist()
         return float(max(end - begin, 1e-9))
-
-
-@functools.cache
-def core() -> Pace:
-    """The pace of the core that the caller is on."""
-    return Pace()

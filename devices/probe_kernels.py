@@ -24,8 +24,8 @@ import numpy as np
 
 from crossdock.devices import probe_native
 from crossdock.devices.base import Cap, DeviceInfo
-from crossdock.devices.probe_source import SOURCE, WIDTHS
-from crossdock.devices.program import ArrayCall, GridLaunch, In, Out, Scalar, Step
+from crossdock.devices.probe_source import CHAINS, SOURCE, WIDTHS
+from crossdock.devices.program import Argument, ArrayCall, GridLaunch, In, Out, Scalar, Step
 from crossdock.runtime.tensor import TensorSpec
 
 StepKind = Literal["grid", "native", "array"]
@@ -36,7 +36,6 @@ TILE = 64
 COPY_UNIT = 8192
 FMA_BYTES = 1 << 22
 _GROUP = 64
-_CHAINS = 8
 _ARRAY_CHAIN = 4096
 
 
@@ -58,10 +57,12 @@ def dtypes_of(info: DeviceInfo, kind: StepKind) -> list[str]:
 def copy(kind: StepKind, info: DeviceInfo, nbytes: int, times: int = 1) -> list[Step]:
     """Steps that copy In(0) to Out(0) ``times`` times."""
     if kind == "grid":
-        # Processors load whole vectors; cards want neighbours to load neighbouring words.
-        entry = "copy16" if Cap.MAP in info.caps else "copy4"
-        args = (In(0), Out(0), Scalar(np.int32(times)))
-        return [GridLaunch(SOURCE, entry, args, (nbytes // COPY_UNIT * _GROUP,), (_GROUP,))]
+        pieces, rounds = nbytes // COPY_UNIT, Scalar(np.int32(times))
+        if info.details.get("type") == "cpu":
+            args: tuple[Argument, ...] = (In(0), Out(0), Scalar(np.int32(pieces)), rounds)
+            return [GridLaunch(SOURCE, "sweep", args, (info.compute_units,), (1,))]
+        args = (In(0), Out(0), rounds)
+        return [GridLaunch(SOURCE, "copy", args, (pieces * _GROUP,), (_GROUP,))]
     if kind == "native":
         return [probe_native.copy((In(0), Out(0)), nbytes)] * times
     spec = TensorSpec("uint8", (nbytes,))
@@ -115,7 +116,7 @@ class Chains:
         """The step and how many operations it does."""
         if self.kind == "array":
             return _array_chains(self.dtype, rounds), 2.0 * _ARRAY_CHAIN * rounds
-        lanes = _CHAINS * self.width
+        lanes = CHAINS * self.width
         if self.kind == "native":
             items = 8 * info.compute_units
             args = (Out(0), Scalar(np.int64(rounds)))

@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+from crossdock.devices.probe_source import CHAINS
 from crossdock.devices.program import Argument, NativeCall
 
-CHAINS = 8
 _TYPES = {"float32": ("float", 4), "float64": ("double", 8), "int32": ("i32", 4)}
 DTYPES = frozenset(_TYPES)
 

@@ -83,7 +83,7 @@ def trials(bench: Bench, effort: Effort) -> Iterator[Trial]:
     yield _trial(bench, ("allocation",), _allocation(bench))
     for nbytes in effort.sizes:
         if nbytes <= room(bench, effort):
-            yield _trial(bench, ("bandwidth", nbytes), _bandwidth(bench, effort, nbytes))
+            yield _trial(bench, ("bandwidth", nbytes), copying(bench, effort, nbytes))
     for dtype in effort.dtypes:
         yield from _arithmetic(bench, kinds, dtype, effort.span_s)
 
@@ -98,7 +98,7 @@ def _arithmetic(bench: Bench, kinds: list[StepKind], dtype: str, span_s: float) 
         yield _trial(bench, ("elementwise", dtype), _elementwise(bench, kinds[0], dtype, span_s))
     real = dtype in ("float32", "float64") and dtype in kernels.dtypes_of(info, kinds[0])
     if real:
-        yield _trial(bench, ("fma", dtype), _fma(bench, dtype, span_s))
+        yield _trial(bench, ("fma", dtype), multiply_adds(bench, dtype, span_s))
     # Only cards multiply float16 matrices faster than the interpreter would.
     half = dtype == "float16" and Cap.FLOAT16 in info.caps and Cap.HOST_MEMORY not in info.caps
     if "array" in kinds and (real or half):
@@ -153,7 +153,7 @@ def _allocation(bench: Bench) -> Callable[[], float]:
     return lambda: bench.call("compute", lambda: timed(cycle)) / 8
 
 
-def _bandwidth(bench: Bench, effort: Effort, nbytes: int) -> Callable[[], float]:
+def copying(bench: Bench, effort: Effort, nbytes: int) -> Callable[[], float]:
     """Bytes read and written a second; small copies are repeated within a launch."""
     info = bench.device.info
     times = max(1, 8 * MIB // nbytes)
@@ -191,7 +191,7 @@ def _long_enough(
     return times, bench.record([(step, slots)] * times)
 
 
-def _fma(bench: Bench, dtype: str, span_s: float) -> Callable[[], float]:
+def multiply_adds(bench: Bench, dtype: str, span_s: float) -> Callable[[], float]:
     """Operations a second of multiply-adds in registers, the fastest way there is."""
     ones = np.ones(kernels.FMA_BYTES // to_numpy(dtype).itemsize, to_numpy(dtype))
     best: tuple[float, float, CommandBuffer] | None = None

@@ -1,21 +1,39 @@
 """The probe's kernels as one dialect text, so that a driver builds one program for all of them.
 
 A driver that compiles from source takes most of its time to begin; the entry points are told apart
-by suffix: ``copy4``, ``axpy_float32``, ``fma_float32x8``.
+by suffix: ``axpy_float32``, ``fma_float32x8``.
 """
 
 from __future__ import annotations
 
-# Each round writes the same bytes in another order, so that no compiler takes them for one.
+# Neighbouring items copy neighbouring words. Each round writes the same bytes in another order, so
+# that no compiler takes them for one.
 _COPY = """
 KERNEL BLOCK_SIZE(64, 1, 1)
-void copyWIDTH(CONSTANT f32 *RESTRICT x, GLOBAL f32 *RESTRICT y, i32 rounds)
+void copy(CONSTANT f32 *RESTRICT x, GLOBAL f32 *RESTRICT y, i32 rounds)
 {
-    int base = GROUP_ID(0) * 2048 + LOCAL_ID(0) * WIDTH;
+    int base = GROUP_ID(0) * 2048 + LOCAL_ID(0) * 4;
     for (int r = 0; r < rounds; r++)
-        for (int k = 0; k < 32 / WIDTH; k++) {
-            int i = base + ((k + r) & (32 / WIDTH - 1)) * 64 * WIDTH;
-            VSTOREWIDTH(y + i, VLOADWIDTH(x + i));
+        for (int k = 0; k < 8; k++) {
+            int i = base + ((k + r) & 7) * 256;
+            VSTORE4(y + i, VLOAD4(x + i));
+        }
+}
+"""
+
+# For processors: a core goes along its whole share before it begins again, or it would copy what
+# its first-level cache holds, whatever the size.
+_SWEEP = """
+KERNEL BLOCK_SIZE(1, 1, 1)
+void sweep(CONSTANT f32 *RESTRICT x, GLOBAL f32 *RESTRICT y, i32 pieces, i32 rounds)
+{
+    const i32 share = (pieces + NUM_GROUPS(0) - 1) / NUM_GROUPS(0), begin = GROUP_ID(0) * share;
+    const i32 mine = pieces - begin < share ? pieces - begin : share;
+    for (int r = 0; r < rounds; r++)
+        for (int p = 0; p < mine; p++) {
+            const i32 from = (begin + (p + r) % mine) * 2048;
+            for (int k = 0; k < 2048; k += 16)
+                VSTORE16(y + from + k, VLOAD16(x + from + k));
         }
 }
 """
@@ -86,20 +104,12 @@ _FMA = """
 KERNEL BLOCK_SIZE(64, 1, 1)
 void fma_NAMExWIDTH(GLOBAL TYPE *RESTRICT y, TYPE a, TYPE b, i32 rounds)
 {
-    VECTOR m = SPLAT(a), p = SPLAT(b);
-    VECTOR s0 = SPLAT((TYPE)LOCAL_ID(0)), s1 = s0 + p, s2 = s1 + p, s3 = s2 + p;
-    VECTOR s4 = s3 + p, s5 = s4 + p, s6 = s5 + p, s7 = s6 + p;
+    VECTOR m = SPLAT(a), p = SPLAT(b), s0 = SPLAT((TYPE)LOCAL_ID(0));
+    STARTS
     for (int r = 0; r < rounds; r++) {
-        s0 = CHAIN(s0, m, p);
-        s1 = CHAIN(s1, m, p);
-        s2 = CHAIN(s2, m, p);
-        s3 = CHAIN(s3, m, p);
-        s4 = CHAIN(s4, m, p);
-        s5 = CHAIN(s5, m, p);
-        s6 = CHAIN(s6, m, p);
-        s7 = CHAIN(s7, m, p);
+        ROUND
     }
-    VECTOR all = s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7;
+    VECTOR all = SUM;
     y[GLOBAL_ID(0)] = TOTAL;
 }
 """
@@ -115,15 +125,14 @@ void tiny(GLOBAL f32 *RESTRICT y)
 WIDTHS = {"float32": (8, 16), "float64": (1,)}
 """Vector widths of the multiply-add kernels, by element type."""
 
+CHAINS = 12
+"""Multiply-adds that do not wait for one another: two units of a latency of four to six cycles."""
+
 
 def _fill(text: str, words: dict[str, str]) -> str:
     for word, value in words.items():
         text = text.replace(word, value)
     return text
-
-
-def _copy(width: int) -> str:
-    return _fill(_COPY, {"WIDTH": str(width)})
 
 
 def _axpy(name: str, kind: str) -> str:
@@ -139,7 +148,12 @@ def _axpy_half() -> str:
 def _fma(name: str, kind: str, width: int) -> str:
     lanes = "" if width == 1 else str(width)
     total = " + ".join(f"all.s{i:x}" for i in range(width)) if lanes else "all"
+    chains = [f"s{c}" for c in range(CHAINS)]
+    starts = ", ".join(f"s{c} = s{c - 1} + p" for c in range(1, CHAINS))
     words = {
+        "STARTS": f"VECTOR {starts};",
+        "ROUND": "\n        ".join(f"{s} = CHAIN({s}, m, p);" for s in chains),
+        "SUM": " + ".join(chains),
         "NAME": name,
         "WIDTH": str(width),
         "TYPE": kind,
@@ -157,8 +171,8 @@ SOURCE = "".join(
         "#define PUT(p, i, x) ((p)[i] = (x))\n",
         "#define SPLAT(x) (x)\n",
         _TINY,
-        _copy(4),
-        _copy(16),
+        _COPY,
+        _SWEEP,
         _axpy("int32", "i32"),
         _axpy("float32", "f32"),
         _axpy_half(),

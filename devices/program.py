@@ -125,7 +125,8 @@ class NativeCall:
     ``args`` become 64-bit words: a slot its address, a scalar its integer value, or the bits of a
     float64. ``extent`` independent items can be split over threads by [begin, end), in parts of at
     least ``grain`` items that begin at multiples of ``align``. ``address``
-    makes the function (compiling it if need be) and returns its address; ``keep`` lives as long.
+    makes the function (compiling it if need be) and returns its address. ``blas``: it calls the
+    BLAS library, which is kept to one thread meanwhile.
     """
 
     name: str
@@ -134,6 +135,7 @@ class NativeCall:
     extent: int
     grain: int = 1
     align: int = 1
+    blas: bool = False
 
 
 Step = GridLaunch | ArrayCall | NativeCall

@@ -14,7 +14,7 @@ EXIT_SECONDS = 1.0
 driver's code takes the process down with it."""
 
 
-class _Jobs:
+class Jobs:
     """The jobs that run in this process, counted so that its end can wait for them."""
 
     def __init__(self) -> None:
@@ -23,6 +23,7 @@ class _Jobs:
         self._changed = threading.Condition()
 
     def run(self, job: Callable[[], None]) -> None:
+        """Call a job and count it meanwhile."""
         with self._changed:
             self._running += 1
         try:
@@ -33,24 +34,25 @@ class _Jobs:
                 self._changed.notify_all()
 
     def end(self) -> None:
+        """Tell the jobs to end, and wait for them a while."""
         self.ending = True
         with self._changed:
             self._changed.wait_for(lambda: self._running == 0, EXIT_SECONDS)
 
 
-_JOBS = _Jobs()
-atexit.register(_JOBS.end)
+JOBS = Jobs()
+atexit.register(JOBS.end)
 
 
 def ending() -> bool:
     """Whether the process is ending: jobs should, too."""
-    return _JOBS.ending
+    return JOBS.ending
 
 
 def run_job(job: Callable[[], None]) -> None:
     """Call a job; one that raises is reported, so that its thread goes on with the others."""
     try:
-        _JOBS.run(job)
+        JOBS.run(job)
     except Exception as error:  # noqa: BLE001 - one bad job must not strand the others
         told = (type(error), error, error.__traceback__, threading.current_thread())
         threading.excepthook(threading.ExceptHookArgs(told))

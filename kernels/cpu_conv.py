@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from crossdock.devices.base import DeviceInfo
+from crossdock.devices.host_memory import aligned_empty
 from crossdock.devices.program import (
     Argument,
     ArrayCall,
@@ -40,6 +41,7 @@ from crossdock.kernels.cpu_conv_pack import (
     tile_shape,
 )
 from crossdock.kernels.cpu_conv_panel import SHARE, PanelWriter
+from crossdock.kernels.cpu_epilogue import epilogue_obstacle, epilogue_of
 from crossdock.kernels.cpu_ir import compiled
 from crossdock.kernels.cpu_rows import words
 from crossdock.kernels.refusal import Cause, Refusal
@@ -64,10 +66,11 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a c
         return Refusal(
             f"a window of {filters.dims[2]} x {filters.dims[3]} does not fit a panel", Cause.SIZE
         )
-    return None
+    return epilogue_obstacle(call)
 
 
 @kernel("cpu.conv2d.panel", "conv2d", ("cpu",), when=_fits, rank=20)
+@kernel("cpu.conv2d.panel", "fused_conv2d", ("cpu",), when=_fits, rank=20)
 def lower_conv2d(call: OpCall, device: DeviceInfo) -> Lowered:
     """Lower a convolution to one native call over panels of pixels."""
     shape = geometry(call, device.compute_units)
@@ -105,7 +108,7 @@ def packed_size(shape: Mapping[str, int]) -> int:
 
 def pack_filter(filters: Array, shape: Mapping[str, int]) -> Array:
     """Pack an ``oihw`` filter: by group, block of taps, tile of outputs, tap, output."""
-    packed = np.empty(shape["groups"] * packed_size(shape), np.float32)
+    packed = aligned_empty(shape["groups"] * packed_size(shape), "float32")
     _write_packed(np, filters, packed, shape)
     return packed
 
@@ -139,8 +142,11 @@ def geometry(call: OpCall, threads: int) -> dict[str, int]:
     (sh, sw), (dh, dw) = call.attrs["strides"], call.attrs["dilations"]
     top, _, left, _ = call.attrs["padding"]
     out_width, plane_out = result.dims[3], result.dims[2] * result.dims[3]
-    if _is_point(call):
+    if is_point(call):
         height, width, out_width = 1, height * width, plane_out
+    elif width == kw == out_width == 1 and left == 0:  # a column of pixels lies as a row does
+        height, width, out_width = 1, height, plane_out
+        kh, kw, sh, sw, dh, dw, top, left = 1, kh, sw, sh, dw, dh, 0, top
     tile = tile_shape()
     vectors = -(-plane_out // tile.lanes)
     panels = -(-vectors // tile.vectors)
@@ -163,7 +169,7 @@ def geometry(call: OpCall, threads: int) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _is_point(call: OpCall) -> bool:
+def is_point(call: OpCall) -> bool:
     """The window is one pixel, and every output reads its own."""
     filters = call.inputs[1]
     assert filters is not None
@@ -191,20 +197,23 @@ def _native(call: OpCall, shape: dict[str, int], filters: Slot) -> NativeCall:
     tile = tile_shape()
     stride = shape["sw"] if shape["sw"] in (1, 2) else 0
     width = shape["kw"] if shape["kw"] <= UNROLLED else 0
-    point = _is_point(call)
+    point = is_point(call)
     pack = compiled(
         f"conv2d pack {tile} {stride} {width} {point}",
         lambda code: PackWriter(code, tile, stride, width, point).write(),
         SIGNATURE,
     )
+    epilogue, residual = epilogue_of(call)
     slots: dict[str, Argument] = {
-        "out": Out(0), "in": In(0), "filter": filters, "bias": In(2) if bias else In(0),
-        "pack": Scalar(np.int64(pack())),
+        "out": Out(0), "in": In(0), "filter": filters, "residual": residual,
+        "bias": In(2) if bias else In(0), "pack": Scalar(np.int64(pack())),
     }  # fmt: skip
     flops = 2.0 * call.outputs[0].size * shape["kh"] * shape["kw"] * shape["channels"]
     return NativeCall(
         name="conv2d",
-        address=compiled(f"conv2d {tile}", lambda code: PanelWriter(code, tile).write()),
+        address=compiled(
+            f"conv2d {tile} {epilogue}", lambda code: PanelWriter(code, tile, epilogue).write()
+        ),
         args=words(WORDS, slots, {**shape, "biased": int(bias)}),
         extent=shape["items"],
         grain=max(1, int(GRAIN_FLOPS * shape["items"] / max(flops, 1.0))),

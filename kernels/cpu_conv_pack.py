@@ -7,6 +7,7 @@ row; then, and at the image's edges, its loads are masked, one row after the oth
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from crossdock.devices.cpu_llvm import host_features
@@ -18,11 +19,11 @@ UNROLLED = 7
 """Windows of at most this width are unrolled."""
 
 WORDS = (
-    "out", "in", "filter", "bias", "pack", "channels", "height", "width", "out_width", "plane_out",
-    "kh", "kw", "sh", "sw", "dh", "dw", "top", "left", "outputs", "groups", "vectors", "panels",
-    "shares", "share", "parts", "part_rows", "block", "blocks", "biased",
+    "out", "in", "filter", "bias", "pack", "residual", "channels", "height", "width", "out_width",
+    "plane_out", "kh", "kw", "sh", "sw", "dh", "dw", "top", "left", "outputs", "groups",
+    "vectors", "panels", "shares", "share", "parts", "part_rows", "block", "blocks", "biased",
 )  # fmt: skip
-POINTERS = 5
+POINTERS = 6
 SIGNATURE = "ptr %args, ptr %image, ptr %panel, i64 %pixel, i64 %vectors, i64 %begin, i64 %end"
 """Words of the kernel; the group's image; the panel; its first output and number of vectors; the
 channels."""
@@ -49,6 +50,7 @@ class TileShape:
         return f"{self.rows}x{self.vectors}x{self.lanes} {self.taps}"
 
 
+@functools.cache
 def tile_shape() -> TileShape:
     """The tile for this processor: sums, a column and a broadcast weight fill its registers."""
     lanes = register_lanes()

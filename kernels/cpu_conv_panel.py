@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from crossdock.kernels.cpu_conv_pack import POINTERS, WORDS, TileShape
+from crossdock.kernels.cpu_epilogue import Epilogue
 from crossdock.kernels.cpu_ir import Code
 from crossdock.kernels.cpu_rows import RowReader, Words, store_first
 from crossdock.kernels.cpu_vector import Value, Vector
@@ -20,7 +21,8 @@ UNROLL = 4
 class Tile:
     """A register tile: its first output channel, its panel, its number of vectors.
 
-    ``pixel`` is the panel's first output; ``start`` and ``stop`` are the block's taps.
+    ``pixel`` is the panel's first output; ``start`` and ``stop`` are the block's taps,
+    ``last`` (i1) whether they are the last ones.
     """
 
     row: str
@@ -29,13 +31,15 @@ class Tile:
     pixel: str
     start: str
     stop: str
+    last: str
 
 
 class PanelWriter:
-    """Writes the kernel for one shape of tile."""
+    """Writes the kernel for one shape of tile and one epilogue."""
 
-    def __init__(self, code: Code, shape: TileShape) -> None:
+    def __init__(self, code: Code, shape: TileShape, epilogue: Epilogue) -> None:
         self.code = code
+        self.epilogue = epilogue
         self.rows = shape.rows
         self.vectors = shape.vectors
         self.lanes = lanes = shape.lanes
@@ -71,6 +75,7 @@ class PanelWriter:
             with code.loop(0, w["blocks"]) as blocks:
                 begin = code.mul(blocks.index, w["block"])
                 end = code.least(code.add(begin, w["block"]), w["channels"])
+                last_block = code.equal(end, w["channels"])
                 start, stop = code.mul(begin, window), code.mul(end, window)
                 capacity = code.mul(code.sub(stop, start), self.wide)
                 with code.loop(first, last) as panels:
@@ -90,7 +95,7 @@ class PanelWriter:
                     count = code.sub(high_vector, low_vector)
                     for n in range(1, self.vectors + 1):
                         with code.when(code.equal(count, n)):
-                            tile = Tile(rows.index, panel, n, pixel, start, stop)
+                            tile = Tile(rows.index, panel, n, pixel, start, stop, last_block)
                             self.multiply(filters, bias, result, tile)
 
     def span(self, panel: str) -> tuple[str, str]:
@@ -151,8 +156,14 @@ class PanelWriter:
         end = code.add(tile.pixel, tile.n * self.lanes)
         inside = code.let(f"icmp sle i64 {end}, {w['plane_out']}")
         full = code.both(inside, code.equal(rows, self.rows))
-        quick = code.both(first, full)
-        with code.when(quick):
+        only = code.both(full, code.both(first, tile.last)) if self.epilogue else None
+        if only is not None:  # one block: what follows is done before anything is stored
+            with code.when(only):
+                self.store_full(bias, result, tile, sums, first=True, whole=True)
+            full_first = code.both(code.both(full, first), code.negate(tile.last))
+        else:
+            full_first = code.both(full, first)
+        with code.when(full_first):
             self.store_full(bias, result, tile, sums, first=True)
         more = code.both(full, code.negate(first))
         with code.when(more):
@@ -166,6 +177,28 @@ class PanelWriter:
                 channel = code.add(tile.row, r.index)
                 pixel = code.add(tile.pixel, code.mul(column.index, self.lanes))
                 self.store_part(bias, result, channel, pixel, value, first)
+        if only is not None:
+            with code.when(code.both(tile.last, code.negate(only))):
+                self.follow(result, tile, rows)
+
+    def follow(self, result: str, tile: Tile, rows: str) -> None:
+        """What follows the convolution, on a tile that is stored."""
+        code, w = self.code, self.w
+        with code.loop(0, rows) as r, code.loop(0, tile.n) as column:
+            pixel = code.add(tile.pixel, code.mul(column.index, self.lanes))
+            at = self.line(result, code.add(tile.row, r.index), pixel)
+            left = code.sub(w["plane_out"], pixel)
+            reader = RowReader(code, self.vector, left, 1, "1")
+            value = reader.load_masked(at, 0, reader.mask(0))
+            made = self.epilogue.apply(self.vector, value, self.beside(at), left)
+            store_first(code, made, at, left, self.lanes)
+
+    def beside(self, at: str) -> str:
+        """Where the residual of the result at an address lies."""
+        code = self.code
+        begin = code.let(f"ptrtoint ptr {self.w['out']} to i64")
+        offset = code.sub(code.let(f"ptrtoint ptr {at} to i64"), begin)
+        return code.at(self.w["residual"], "i8", offset)
 
     def bias_of(self, bias: str, row: str) -> Value:
         """The bias of an output channel in every lane."""
@@ -180,9 +213,16 @@ class PanelWriter:
         return self.code.at(result, "float", at)
 
     def store_full(
-        self, bias: str, result: str, tile: Tile, sums: tuple[str, ...], *, first: bool
+        self,
+        bias: str,
+        result: str,
+        tile: Tile,
+        sums: tuple[str, ...],
+        *,
+        first: bool,
+        whole: bool = False,
     ) -> None:
-        """A whole tile of whole vectors."""
+        """A whole tile of whole vectors; ``whole``: of all taps, with what follows."""
         code = self.code
         for r in range(self.rows):
             channel = code.add(tile.row, r)
@@ -192,6 +232,8 @@ class PanelWriter:
                 at = code.at(line, "float", j * self.lanes)
                 held = base or self.vector.load(at, "float32")
                 value = self.vector.arith("+", Value(sums[r * tile.n + j], "float32"), held)
+                if whole:
+                    value = self.epilogue.apply(self.vector, value, self.beside(at), None)
                 self.vector.store(value, at, "float32")
 
     def store_part(

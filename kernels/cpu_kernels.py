@@ -4,28 +4,36 @@ from __future__ import annotations
 
 from crossdock.kernels import (
     cpu_conv,
+    cpu_conv_small,
     cpu_conv_transpose,
     cpu_copy,
     cpu_elementwise,
+    cpu_gemm_dots,
     cpu_lrn,
     cpu_lstm,
     cpu_matmul,
     cpu_norm,
+    cpu_pool,
     cpu_reduce,
     cpu_resample,
     cpu_window,
+    cpu_winograd,
 )
 
 __all__ = [
     "cpu_conv",
+    "cpu_conv_small",
     "cpu_conv_transpose",
     "cpu_copy",
     "cpu_elementwise",
+    "cpu_gemm_dots",
     "cpu_lrn",
     "cpu_lstm",
     "cpu_matmul",
     "cpu_norm",
+    "cpu_pool",
     "cpu_reduce",
     "cpu_resample",
     "cpu_window",
+    "cpu_winograd",
 ]

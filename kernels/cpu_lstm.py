@@ -78,7 +78,7 @@ def lower_lstm(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - t
     writer = compiled(
         key, lambda code: _Writer(code, order, present, sequence, batch == 1, library.wide).write()
     )
-    walk = NativeCall("lstm", writer, words(WORDS, slots, numbers), directions)
+    walk = NativeCall("lstm", writer, words(WORDS, slots, numbers), directions, blas=True)
     scratch = 4 * directions * steps * batch * gates
     return Lowered((gemm_call(drive, Scratch(0), In(0), In(WEIGHT)), walk), (scratch,))
 

@@ -221,6 +221,7 @@ def gemm_call(product: Product, out: Slot, a: Slot, b: Slot) -> NativeCall:
         extent=extent,
         grain=_grain(p.m * p.n * p.k // (1 if form == "batch" else extent)),
         align=1 if form == "batch" else BLOCK,
+        blas=True,
     )
 
 

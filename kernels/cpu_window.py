@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Argument, In, Lowered, NativeCall, Out
+from crossdock.kernels.cpu_epilogue import Epilogue, epilogue_obstacle, epilogue_of
 from crossdock.kernels.cpu_ir import Code, compiled
 from crossdock.kernels.cpu_rows import RowReader, Words, register_lanes, store_first, words
 from crossdock.kernels.cpu_vector import Value, Vector
@@ -19,12 +20,13 @@ from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
 GRAIN_PIXELS = 20_000
+NONE = Epilogue()
 UNROLLED = 7
 """Windows of at most this width are unrolled along a row."""
 
 WORDS = (
-    "out", "in", "filter", "bias", "channels", "copies", "height", "width", "out_height",
-    "out_width", "kh", "kw", "sh", "sw", "dh", "dw", "top", "left", "bottom", "right",
+    "out", "in", "filter", "bias", "residual", "channels", "copies", "height", "width",
+    "out_height", "out_width", "kh", "kw", "sh", "sw", "dh", "dw", "top", "left", "bottom", "right",
 )  # fmt: skip
 
 
@@ -40,9 +42,10 @@ class Form:
     width: int
     bias: bool = False
     padded_count: bool = False
+    epilogue: Epilogue = NONE
 
     def __str__(self) -> str:
-        extra = f"{' bias' * self.bias}{' padded' * self.padded_count}"
+        extra = f"{' bias' * self.bias}{' padded' * self.padded_count} {self.epilogue}"
         return f"{self.mode} {self.stride} {self.width}{extra}"
 
 
@@ -55,25 +58,30 @@ def _depthwise_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: AR
         return f"layouts {attrs['input_layout']} and {attrs['filter_layout']}, not nchw and oihw"
     if filters.dims[1] != 1 or attrs["groups"] == 1:
         return f"{filters.dims[1]} channels a group, not 1"
-    return None
+    return epilogue_obstacle(call)
 
 
 @kernel("cpu.conv2d.depthwise", "conv2d", ("cpu",), when=_depthwise_fits, rank=10)
+@kernel("cpu.conv2d.depthwise", "fused_conv2d", ("cpu",), when=_depthwise_fits, rank=10)
 def lower_depthwise(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
     """Lower a convolution with one channel a group to one native call."""
     filters = call.inputs[1]
     assert filters is not None
     bias = len(call.inputs) > 2 and call.inputs[2] is not None
     outputs, _, kh, kw = filters.dims
-    numbers = _geometry(call, kh, kw) | {
+    numbers = window_geometry(call, kh, kw) | {
         "channels": outputs,
         "copies": outputs // call.attrs["groups"],
     }
-    slots: dict[str, Argument] = {"filter": In(1), "bias": In(2) if bias else In(1)}
-    return Lowered((_native(call, "depthwise", numbers, slots, bias=bias),))
+    epilogue, residual = epilogue_of(call)
+    slots: dict[str, Argument] = {
+        "filter": In(1), "bias": In(2) if bias else In(1), "residual": residual,
+    }  # fmt: skip
+    return Lowered((_native(call, "depthwise", numbers, slots, bias=bias, epilogue=epilogue),))
 
 
-def _pool_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a guard
+def pool_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a guard
+    """Why window kernels do not pool this, or None."""
     if call.outputs[0].dtype != "float32":
         return Refusal(f"{call.outputs[0].dtype}, not float32", Cause.DTYPE)
     if call.attrs["layout"] != "nchw":
@@ -83,8 +91,11 @@ def _pool_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 
 
 def _lower_pool(mode: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
     def lower(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
-        numbers = _geometry(call, *call.attrs["window_dimensions"]) | {"channels": 1, "copies": 1}
-        slots: dict[str, Argument] = {"filter": In(0), "bias": In(0)}
+        numbers = window_geometry(call, *call.attrs["window_dimensions"]) | {
+            "channels": 1,
+            "copies": 1,
+        }
+        slots: dict[str, Argument] = {"filter": In(0), "bias": In(0), "residual": In(0)}
         padded = bool(call.attrs.get("count_include_pad", False))
         return Lowered((_native(call, mode, numbers, slots, padded_count=padded),))
 
@@ -92,10 +103,11 @@ def _lower_pool(mode: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
 
 
 for _mode, _op in (("max", "max_pool2d"), ("average", "average_pool2d"), ("l2", "l2_pool2d")):
-    kernel(f"cpu.{_op}.window", _op, ("cpu",), when=_pool_fits, rank=20)(_lower_pool(_mode))
+    kernel(f"cpu.{_op}.window", _op, ("cpu",), when=pool_fits, rank=20)(_lower_pool(_mode))
 
 
-def _geometry(call: OpCall, kh: int, kw: int) -> dict[str, int]:
+def window_geometry(call: OpCall, kh: int, kw: int) -> dict[str, int]:
+    """The numbers of a call that every window kernel takes."""
     image, attrs = call.inputs[0], call.attrs
     assert image is not None
     (sh, sw), (dh, dw) = attrs["strides"], attrs["dilations"]
@@ -116,24 +128,27 @@ def _native(
     *,
     bias: bool = False,
     padded_count: bool = False,
+    epilogue: Epilogue = NONE,
 ) -> NativeCall:
     result = call.outputs[0]
     stride = numbers["sw"] if numbers["sw"] in (1, 2) else 0
     width = numbers["kw"] if numbers["kw"] <= UNROLLED else 0
-    form = Form(mode, stride, width, bias, padded_count)
+    form = Form(mode, stride, width, bias, padded_count, epilogue)
     lanes = register_lanes()
     planes = result.dims[0] * result.dims[1]
     cells = numbers["kh"] * numbers["kw"] * result.dims[2] * result.dims[3]
     return NativeCall(
         name=mode,
-        address=compiled(f"window {lanes} {form}", lambda code: _Writer(code, form, lanes).write()),
+        address=compiled(
+            f"window {lanes} {form}", lambda code: WindowWriter(code, form, lanes).write()
+        ),
         args=words(WORDS, {"out": Out(0), "in": In(0), **slots}, numbers),
         extent=planes,
         grain=max(1, GRAIN_PIXELS * 9 // cells),
     )
 
 
-class _Writer:
+class WindowWriter:
     """Writes the kernel of one form."""
 
     def __init__(self, code: Code, form: Form, lanes: int) -> None:
@@ -141,7 +156,7 @@ class _Writer:
         self.form = form
         self.lanes = lanes
         self.vector = Vector(code, lanes)
-        self.w = Words(code, WORDS, 4)
+        self.w = Words(code, WORDS, 5)
         self.start = float("-inf") if form.mode == "max" else 0.0
         self.reader = RowReader(
             code, self.vector, self.w["width"], form.stride, self.w["sw"], self.start
@@ -226,10 +241,19 @@ class _Writer:
         if self.form.mode == "average":
             value = self.vector.arith("/", value, self.count(y, x, span, edge=edge))
         whole = code.equal(left, self.lanes)
+        other = code.at(w["residual"], "i8", self.offset(at))
         with code.when(whole):
-            self.vector.store(value, at, "float32")
+            made = self.form.epilogue.apply(self.vector, value, other, None)
+            self.vector.store(made, at, "float32")
         with code.when(code.negate(whole)):
-            store_first(code, value, at, left, self.lanes)
+            made = self.form.epilogue.apply(self.vector, value, other, left)
+            store_first(code, made, at, left, self.lanes)
+
+    def offset(self, at: str) -> str:
+        """Bytes from the result's beginning to an address in it."""
+        code = self.code
+        begin = code.let(f"ptrtoint ptr {self.w['out']} to i64")
+        return code.sub(code.let(f"ptrtoint ptr {at} to i64"), begin)
 
     def along(self, row: str, taps: str, x: str, total: str, *, edge: bool) -> str:
         """Combine one row of a window that is too wide to unroll."""
@@ -292,4 +316,5 @@ class _Writer:
         return Value(loop.values[0], "float32")
 
     def as_float(self, number: str) -> Value:
+        """An i64 as a float."""
         return Value(self.code.let(f"sitofp i64 {number} to float"), "float32")

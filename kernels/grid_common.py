@@ -51,6 +51,28 @@ def on_cpu(device: DeviceInfo) -> bool:
     return device.details.get("type") == "cpu"
 
 
+def vector_width(device: DeviceInfo) -> int:
+    """Floats of a vector of a processor's device: 4, 8 or 16."""
+    return min(16, max(4, int(device.details.get("vector", "8"))))
+
+
+def vectors(width: int) -> Defines:
+    """Defines for texts on vectors of one width: VW, VEC, VSPLAT, VFMA, VLOAD, VSTORE.
+
+    Texts for processors, which OpenCL alone runs, have its vector integers, too: VINT, AS_VINT and
+    AS_VEC.
+    """
+    names = ("SPLAT", "FMA", "LOAD", "STORE")
+    return (
+        ("VW", str(width)),
+        ("VEC", f"f32x{width}"),
+        ("VINT", f"int{width}"),
+        ("AS_VINT", f"as_int{width}"),
+        ("AS_VEC", f"as_float{width}"),
+        *((f"V{n}", f"{n if n in ('SPLAT', 'FMA') else f'V{n}'}{width}") for n in names),
+    )
+
+
 def half_load(dtype: str, pointer: str, index: str) -> str:
     """The C expression that reads an element as its compute type."""
     if dtype == "float16":

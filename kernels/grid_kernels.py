@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from crossdock.kernels import (
+    grid_attention,
     grid_conv,
     grid_conv_transpose,
     grid_depthwise,
+    grid_direct,
     grid_elementwise,
+    grid_fused_conv,
     grid_gather,
     grid_matmul,
     grid_move,
@@ -19,13 +22,18 @@ from crossdock.kernels import (
     grid_resample,
     grid_scan,
     grid_scatter,
+    grid_vectors,
+    grid_weights,
 )
 
 __all__ = [
+    "grid_attention",
     "grid_conv",
     "grid_conv_transpose",
     "grid_depthwise",
+    "grid_direct",
     "grid_elementwise",
+    "grid_fused_conv",
     "grid_gather",
     "grid_matmul",
     "grid_move",
@@ -38,4 +46,6 @@ __all__ = [
     "grid_resample",
     "grid_scan",
     "grid_scatter",
+    "grid_vectors",
+    "grid_weights",
 ]

@@ -12,45 +12,45 @@ from collections.abc import Sequence
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Argument, GridLaunch
-from crossdock.kernels.grid_common import Defines, accessors, define, launch
+from crossdock.kernels.grid_common import Defines, accessors, define, launch, vector_width, vectors
 from crossdock.kernels.grid_tile import Parts, Tile
 
 _KERNEL = r"""
 #define PANELS (TN / RN)
-#define VECS (RN / 8)
+#define VECS (RN / VW)
 #define W RN
 #define STORE_LOOP
 KERNEL BLOCK_SIZE(1, 1, 1)
 void product(@PARAMS@)
 {
-    LOCAL f32x8 a_tile[TM * TK / 8];
-    LOCAL f32x8 b_tile[TN * TK / 8];
+    LOCAL VEC a_tile[TM * TK / VW];
+    LOCAL VEC b_tile[TN * TK / VW];
     LOCAL_PTR float *as = (LOCAL_PTR float *)a_tile;
     LOCAL_PTR float *bs = (LOCAL_PTR float *)b_tile;
-    f32x8 sums[TM * TN / 8];
+    VEC sums[TM * TN / VW];
     const i32 m0 = GROUP_ID(1) * TM, n0 = GROUP_ID(0) * TN, z = GROUP_ID(2);
     const i32 rows = M - m0 < TM ? M - m0 : TM, columns = N - n0 < TN ? N - n0 : TN;
     @SETUP@
-    for (i32 i = 0; i < TM * TN / 8; ++i) sums[i] = SPLAT8(0.0f);
+    for (i32 i = 0; i < TM * TN / VW; ++i) sums[i] = VSPLAT(0.0f);
     for (i32 k0 = 0; k0 < K; k0 += TK) {
         const i32 depth = K - k0 < TK ? K - k0 : TK;
         @FILL_A@
         @FILL_B@
         for (i32 r = 0; r * RM < rows; ++r) {
             for (i32 p = 0; p * RN < columns; ++p) {
-                f32x8 *block = sums + (r * PANELS + p) * RM * VECS;
-                f32x8 acc[RM][VECS];
+                VEC *block = sums + (r * PANELS + p) * RM * VECS;
+                VEC acc[RM][VECS];
                 UNROLL for (i32 i = 0; i < RM; ++i)
                     UNROLL for (i32 j = 0; j < VECS; ++j)
                         acc[i][j] = block[i * VECS + j];
                 for (i32 k = 0; k < depth; ++k) {
-                    f32x8 b[VECS];
+                    VEC b[VECS];
                     UNROLL for (i32 j = 0; j < VECS; ++j)
                         b[j] = b_tile[(p * TK + k) * VECS + j];
                     UNROLL for (i32 i = 0; i < RM; ++i) {
-                        const f32x8 a = SPLAT8(as[(r * RM + i) * TK + k]);
+                        const VEC a = VSPLAT(as[(r * RM + i) * TK + k]);
                         UNROLL for (i32 j = 0; j < VECS; ++j)
-                            acc[i][j] = FMA8(a, b[j], acc[i][j]);
+                            acc[i][j] = VFMA(a, b[j], acc[i][j]);
                     }
                 }
                 UNROLL for (i32 i = 0; i < RM; ++i)
@@ -111,16 +111,17 @@ COLUMNS_OF_B = r"""
 """
 """Reads a tile of a right factor that is stored transposed."""
 
-TILES = (
-    Tile(96, 64, 128, 6, 16, 1.0, cut=True),
-    Tile(48, 32, 64, 6, 16, 0.8, cut=True),
-)
-
 
 def fitting(device: DeviceInfo) -> tuple[Tile, ...]:
-    """The tiles that fit a device."""
+    """The tiles that fit a device: sums of a block fill the registers of its vector width."""
+    width = vector_width(device)
+    tall, wide = (12, 32) if width == 16 else (6, 2 * width)
+    tiles = (
+        Tile(96, 64, 128, tall, wide, 1.0, cut=True),
+        Tile(48, 32, 64, tall, wide, 0.8, cut=True),
+    )
     local = device.local_memory or 32 << 10
-    return tuple(t for t in TILES if 4 * t.tk * (t.tm + t.tn) <= local)
+    return tuple(t for t in tiles if 4 * t.tk * (t.tm + t.tn) <= local)
 
 
 def product(
@@ -134,6 +135,7 @@ def product(
 ) -> GridLaunch:
     """The launch of a product of ``sizes`` (rows, columns, batch)."""
     known = define(TM=tile.tm, TN=tile.tn, TK=tile.tk, RM=tile.rm, RN=tile.rn)
+    known += vectors(tile.rn // 2)
     m, n, batch = sizes
     items = (-(-n // tile.tn), -(-m // tile.tm), batch)
     text = parts.into(_KERNEL)

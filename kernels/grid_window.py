@@ -105,13 +105,14 @@ _FILL_B_PANELS = r"""
             CONSTANT T *from = x + taps[k0 + k];
             for (i32 g = 0; g * 8 < columns; ++g) {
                 f32x8 v;
+                LOCAL_PTR float *to = bs + (g * 8 / RN * TK + k) * RN + g * 8 % RN;
                 if (dense[g]) {
                     CONSTANT T *run = from + place[g * 8];
                     EACH8(run, l)
                 } else {
                     EACH8(from, place[g * 8 + l])
                 }
-                b_tile[(g * 8 / RN * TK + k) * VECS + g * 8 % RN / 8] = v;
+                VSTORE8(to, v);
             }
         }
 """

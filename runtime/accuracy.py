@@ -83,7 +83,7 @@ def measure_accuracy(session: Session, feeds: Mapping[str, Array], repeat: int) 
     found: dict[str, list[float]] = {}
     op_paces = [look()]
     for _ in range(repeat):
-        for name, seconds in _steps(session.profile(feeds).spans).items():
+        for name, seconds in op_seconds(session.profile(feeds).spans).items():
             found.setdefault(name, []).append(seconds)
         op_paces.append(look())
     times = {name: statistics.median(seconds) for name, seconds in found.items()}
@@ -98,7 +98,7 @@ def _staged(session: Session, feeds: Mapping[str, Array], repeat: int) -> Measur
         began = time.perf_counter()
         session.run(feeds)
         runs.append(time.perf_counter() - began)
-        for name, seconds in _steps(session.profile(feeds).spans).items():
+        for name, seconds in op_seconds(session.profile(feeds).spans).items():
             found.setdefault(name, []).append(seconds)
     plan = session.plan
     whole = Pair(plan.predicted, plan.low, plan.high, statistics.median(runs))
@@ -120,7 +120,7 @@ def _middle(paces: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.median(seen[name] for seen in paces) for name in paces[0]}
 
 
-def _steps(spans: Mapping[str, Sequence[Span]]) -> dict[str, float]:
+def op_seconds(spans: Mapping[str, Sequence[Span]]) -> dict[str, float]:
     """Seconds of every op of a profiled run, by name."""
     once: dict[str, float] = {}
     for queue, timed in spans.items():

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from crossdock.devices.base import Bound, Buffer, Device, Executable, Queue
-from crossdock.devices.program import In, Lowered, Out, Packed, Scratch, Slot
+from crossdock.devices.base import Bound, Buffer, Device, Executable
+from crossdock.devices.program import In, Lowered, Out, Pack, Packed, Scratch, Slot
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import builds
 from crossdock.runtime.tensor import Array
@@ -28,23 +26,20 @@ def compile_op(device: Device, kernel: Kernel, call: OpCall) -> CompiledOp:
     builds.note((device.info.fingerprint, kernel.name, call.key()))
     lowered = kernel.lower(call, device.info)
     executables = tuple(device.compile(step) for step in lowered.steps)
-    packed = tuple(resident(device, pack.make(), "packed weights") for pack in lowered.packs)
+    packed = tuple(device.resident(packed_by(pack), "packed weights") for pack in lowered.packs)
     return CompiledOp(lowered, executables, packed)
 
 
 def resident(device: Device, array: Array, label: str) -> Buffer:
-    """Upload an array once and wait for it."""
-    source = np.ascontiguousarray(array)
-    buffer = device.allocate(max(1, source.nbytes), label)
-    if source.nbytes:
-        device.call("upload", lambda queue: _write(queue, buffer, source))
-    return buffer
+    """A copy of an array on a device."""
+    return device.upload(array, label)
 
 
-def _write(queue: Queue, buffer: Buffer, source: Array) -> None:
-    event = queue.write(buffer, source)
-    if event is not None:
-        event.wait()
+def packed_by(pack: Pack) -> Array:
+    """A packed constant, read-only: a device may use its memory as it is."""
+    made = pack.make()
+    made.flags.writeable = False
+    return made
 
 
 def bind_op(

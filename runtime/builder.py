@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossdock.kernels import reference, table
+from crossdock.kernels.fused_conv import INTERNAL
 from crossdock.kernels.ops_rules import MANY, bare
 from crossdock.kernels.spec import REQUIRED, OpSpec
 from crossdock.runtime.arguments import (
@@ -148,7 +149,7 @@ class GraphBuilder(Operators):
         return method
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *(n for n in table.ops() if n != "fused")})
+        return sorted({*super().__dir__(), *(n for n in table.ops() if n not in INTERNAL)})
 
     def _apply(self, spec: OpSpec, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         self._open()

@@ -13,7 +13,7 @@ from crossdock.runtime.errors import PlanError
 from crossdock.runtime.prepare import PREPARING, Progress
 
 CALIBRATION_SECONDS = 60.0
-CALLS = 1500
+CALLS = 2400
 """Op instances drawn; a fast device gets through most of them in a minute."""
 
 

@@ -21,6 +21,8 @@ Draw = np.random.Generator
 MOST_FLOPS = 3e8
 """Larger products take longer to measure than they teach."""
 MOST_BYTES = 16 << 20
+MOST_LINE_BYTES = 80 << 20
+"""Of a product with one row, whose weights are read once: they are the large ones of networks."""
 
 
 def calibration_calls(count: int, seed: int = 0) -> Iterator[OpCall]:
@@ -50,7 +52,8 @@ def _call(make: Callable[[GraphBuilder, Draw], Operand], draw: Draw) -> OpCall |
         return None
     call = calls[0]
     work = table.op(call.op).work(call.inputs, call.outputs, call.attrs)
-    return call if work.flops <= MOST_FLOPS and work.bytes <= MOST_BYTES else None
+    most = MOST_LINE_BYTES if make is _line else MOST_BYTES
+    return call if work.flops <= MOST_FLOPS and work.bytes <= most else None
 
 
 def _channels(draw: Draw, most: int = 1024) -> int:
@@ -89,9 +92,10 @@ def _conv(b: GraphBuilder, draw: Draw) -> Operand:
 
 def _depthwise(b: GraphBuilder, draw: Draw) -> Operand:
     channels, side = _channels(draw), _side(draw)
+    wide = side * int(draw.choice((1, 1, 1, 2, 4)))
     window, stride = int(draw.choice((3, 3, 5))), int(draw.choice((1, 1, 2)))
     return b.conv2d(
-        b.input("x", (1, channels, side, side)),
+        b.input("x", (1, channels, side, wide)),
         _weights(b, channels, 1, window, window),
         bias=_weights(b, channels),
         padding=[window // 2] * 4, strides=[stride, stride], groups=channels,
@@ -115,6 +119,21 @@ def _gemm(b: GraphBuilder, draw: Draw) -> Operand:
     return b.gemm(b.input("x", (rows, deep)), w, c=c, b_transpose=turned)
 
 
+def _line(b: GraphBuilder, draw: Draw) -> Operand:
+    deep, columns = _channels(draw, 16384), _channels(draw, 4096)
+    w = _weights(b, columns, deep)
+    return b.gemm(b.input("x", (1, deep)), w, c=_weights(b, columns), b_transpose=True)
+
+
+def _heads(b: GraphBuilder, draw: Draw) -> Operand:
+    heads, rows = int(draw.choice((2, 4, 8, 12))), int(2.0 ** draw.uniform(3.0, 9.0))
+    deep = int(draw.choice((15, 16, 32, 64, 80)))
+    q, k = (1, heads, rows, deep), (1, heads, deep, rows)
+    if draw.random() < 0.5:
+        return b.matmul(b.input("q", q), b.input("k", k))
+    return b.matmul(b.input("p", (1, heads, rows, rows)), b.input("v", q))
+
+
 def _matmul(b: GraphBuilder, draw: Draw) -> Operand:
     batch = int(draw.choice((1, 1, 4, 12)))
     rows, deep = int(2.0 ** draw.uniform(0.0, 9.0)), _channels(draw, 2048)
@@ -131,6 +150,8 @@ def _elements(draw: Draw) -> tuple[int, ...]:
         return (1, int(2.0 ** draw.uniform(3.0, 10.0)), _channels(draw))
     if kind < 0.4:
         return (1, _channels(draw), 1, 1)
+    if kind < 0.5:
+        return (1, int(2.0 ** draw.uniform(0.0, 6.0)), int(2.0 ** draw.uniform(0.0, 8.0)))
     side = _side(draw)
     return (1, _channels(draw), side, side)
 
@@ -178,7 +199,8 @@ def _batch_norm(b: GraphBuilder, draw: Draw) -> Operand:
 def _reduce(b: GraphBuilder, draw: Draw) -> Operand:
     shape = _elements(draw)
     axes = [2, 3] if len(shape) == 4 else [2]
-    run = b.reduce_mean if draw.random() < 0.6 else b.reduce_max
+    runs = (b.reduce_mean, b.reduce_mean, b.reduce_max, b.reduce_sum, b.reduce_min)
+    run = runs[int(draw.integers(0, len(runs)))]
     return run(b.input("x", shape), axes=axes, keep_dimensions=True)
 
 
@@ -191,16 +213,35 @@ def _transpose(b: GraphBuilder, draw: Draw) -> Operand:
     return b.transpose(b.input("x", shape), permutation=list(order))
 
 
+def _shuffle(b: GraphBuilder, draw: Draw) -> Operand:
+    """Rows of the last axes change places: channels between groups, heads and positions."""
+    if draw.random() < 0.5:
+        groups, side = int(draw.choice((2, 3, 4, 8))), _side(draw)
+        shape = (1, groups, max(1, _channels(draw, 512) // groups), side, side)
+        return b.transpose(b.input("x", shape), permutation=[0, 2, 1, 3, 4])
+    heads, deep = int(draw.choice((4, 8, 12))), int(draw.choice((15, 16, 32, 64)))
+    rows = int(2.0 ** draw.uniform(3.0, 9.0))
+    order = [0, 2, 1, 3] if draw.random() < 0.6 else [0, 2, 3, 1]
+    return b.transpose(b.input("x", (1, rows, heads, deep)), permutation=order)
+
+
 def _concat(b: GraphBuilder, draw: Draw) -> Operand:
-    shape = _elements(draw)
-    count = int(draw.integers(2, 5))
-    return b.concat([b.input(f"x{k}", shape) for k in range(count)], 1)
+    shape = list(_elements(draw))
+    parts = [_channels(draw, 256) for _ in range(int(draw.integers(2, 5)))]
+    return b.concat(
+        [b.input(f"x{k}", (shape[0], part, *shape[2:])) for k, part in enumerate(parts)], 1
+    )
 
 
 def _pad(b: GraphBuilder, draw: Draw) -> Operand:
+    mode = "constant" if draw.random() < 0.6 else "reflection"
+    if draw.random() < 0.3:
+        edge = [0, 0, int(draw.choice((16, 64, 128)))]
+        x = b.input("x", (1, 1, int(2.0 ** draw.uniform(8.0, 15.0))))
+        return b.pad(x, edge, edge, mode=mode)
     shape = (1, _channels(draw), _side(draw), _side(draw))
     edge = [0, 0, int(draw.integers(0, 3)), int(draw.integers(1, 3))]
-    return b.pad(b.input("x", shape), edge, edge)
+    return b.pad(b.input("x", shape), edge, edge, mode=mode)
 
 
 def _slice(b: GraphBuilder, draw: Draw) -> Operand:
@@ -212,9 +253,9 @@ def _slice(b: GraphBuilder, draw: Draw) -> Operand:
 def _resample(b: GraphBuilder, draw: Draw) -> Operand:
     side = _side(draw, 56)
     mode = "linear" if draw.random() < 0.5 else "nearest-neighbor"
-    return b.resample2d(
-        b.input("x", (1, _channels(draw, 256), side, side)), mode=mode, scales=[2.0, 2.0]
-    )
+    x = b.input("x", (1, _channels(draw, 256), side, side * int(draw.choice((1, 1, 2, 4)))))
+    scale = float(draw.choice((2.0, 2.0, 4.0, 8.0)))
+    return b.resample2d(x, mode=mode, scales=[scale, scale])
 
 
 FAMILIES: dict[Callable[[GraphBuilder, Draw], Operand], int] = {
@@ -222,12 +263,15 @@ FAMILIES: dict[Callable[[GraphBuilder, Draw], Operand], int] = {
     _depthwise: 2,
     _pool: 2,
     _gemm: 3,
+    _line: 1,
     _matmul: 2,
-    _elementwise: 4,
+    _heads: 1,
+    _elementwise: 6,
     _norm: 2,
     _batch_norm: 1,
-    _reduce: 1,
+    _reduce: 2,
     _transpose: 1,
+    _shuffle: 1,
     _concat: 1,
     _slice: 1,
     _pad: 1,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from weakref import WeakKeyDictionary
 
 from crossdock.devices.base import Device, Event
@@ -64,12 +65,12 @@ class Conductor:
         slot = _slot(self._device)
         while not slot.acquire(timeout=TURN):
             self._check()
-        try:
-            self._conduct()
-        finally:
-            slot.release()
+        with ExitStack() as held:
+            held.callback(slot.release)
+            self._conduct(held.close)
 
-    def _conduct(self) -> None:
+    def _conduct(self, leave: Callable[[], None]) -> None:
+        """``leave`` gives the device to the next run, while this one still computes on the host."""
         self._check()
         self._hand_over()
         for part in self._host:
@@ -78,6 +79,8 @@ class Conductor:
                 event = self._events[index]
                 if event is not None:
                     event.wait()
+            if not any(self._queues.values()) and all(e.done() for e in self._last.values()):
+                leave()
             self._events[part.index] = self._do(part, ())
             self._hand_over()
         for event in self._last.values():

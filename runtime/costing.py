@@ -34,7 +34,10 @@ from crossdock.scheduler import Work as CostWork
 UNKNOWN_SECONDS = 1e-3
 """Stands in for an op of unknown cost where no device has a known one."""
 
-OP_CLASSES = {"matmul": "gemm", "gemm": "gemm", "conv2d": "gemm", "conv_transpose2d": "gemm"}
+OP_CLASSES = {
+    "matmul": "gemm", "gemm": "gemm", "conv2d": "gemm", "conv_transpose2d": "gemm",
+    "fused_conv2d": "gemm",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,17 @@ Memo = dict[tuple[str, str, str], Estimate]
 
 
 def offers(
-    call: OpCall, devices: Sequence[DeviceInfo], model: CostModel, memo: Memo | None = None
+    call: OpCall,
+    devices: Sequence[DeviceInfo],
+    model: CostModel,
+    memo: Memo | None = None,
+    *,
+    strict: bool = False,
 ) -> Offers:
-    """Find and cost the kernels for an op on each device; ``memo`` serves the ops of one graph."""
+    """Find and cost the kernels for an op on each device; ``memo`` serves the ops of one graph.
+
+    ``strict`` leaves out kernels that are not exact; every op has others.
+    """
     best: dict[str, Offer] = {}
     reasons: dict[str, str] = {}
     known = {} if memo is None else memo
@@ -97,6 +108,8 @@ def offers(
             continue
         made = []
         for kernel in found.fitting:
+            if strict and not kernel.exact:
+                continue
             mark = (info.fingerprint, kernel.name, key)
             if mark not in known:
                 known[mark] = model.estimate(*mark, cost_work(call))

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from crossdock.kernels import table
+from crossdock.kernels.fused_conv import conv_of
 from crossdock.kernels.ops_conv import FILTER_AXES, TRANSPOSED_FILTER_AXES
 from crossdock.kernels.spec import Attrs, OpCall
 from crossdock.runtime.tensor import TensorSpec
@@ -98,6 +99,13 @@ def _conv(call: OpCall, axis: int, filters: Mapping[str, tuple[int, ...]], out: 
         return _grouped(call, axis, filters)
     bias = tuple(None if spec is None else 0 for spec in call.inputs[2:])
     return Cut((None, filters[call.attrs["filter_layout"]][out], *bias), (axis,))
+
+
+def _fused_conv(call: OpCall, axis: int) -> Cut | None:
+    """The convolution's cut, with the residual cut as the result is."""
+    found = _conv(conv_of(call), axis, FILTER_AXES, 0)
+    residual = tuple(None if spec is None else axis for spec in call.inputs[3:])
+    return found if found is None else replace(found, operands=found.operands + residual)
 
 
 def _grouped(call: OpCall, axis: int, filters: Mapping[str, tuple[int, ...]]) -> Cut | None:
@@ -223,6 +231,7 @@ _RULES: dict[str, Callable[[OpCall, int], Cut | None]] = {
     "matmul": _matmul,
     "gemm": _gemm,
     "conv2d": lambda call, axis: _conv(call, axis, FILTER_AXES, 0),
+    "fused_conv2d": _fused_conv,
     "conv_transpose2d": lambda call, axis: _conv(call, axis, TRANSPOSED_FILTER_AXES, 1),
     "average_pool2d": _pool,
     "max_pool2d": _pool,

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +17,9 @@ import numpy as np
 from crossdock.devices.base import Event, Point, Queue, Span, Timeline
 from crossdock.devices.worker import ending
 from crossdock.runtime.conduct import Conductor
-from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory, Timeout
+from crossdock.runtime.errors import Cancelled, Error, ExecutionError, Timeout
 from crossdock.runtime.lower import Instance, Program, Segment
+from crossdock.runtime.pool import Deadline
 from crossdock.runtime.tensor import Array, to_numpy
 
 _POST = threading.Lock()
@@ -37,35 +36,6 @@ class Outcome:
     seconds: float
     spans: dict[str, list[Span]] = field(default_factory=dict)
     began: float = 0.0
-
-
-TURN = 0.1
-"""Seconds that a caller waits before it looks at signals again."""
-
-
-class Deadline:
-    """When the caller's patience ends; ``seconds`` None is never."""
-
-    def __init__(self, seconds: float | None = None) -> None:
-        self.seconds = seconds
-        self._end = None if seconds is None else time.monotonic() + seconds
-
-    def left(self) -> float | None:
-        """Seconds left, never below 0."""
-        return None if self._end is None else max(0.0, self._end - time.monotonic())
-
-    def wait(self, done: Callable[[float], bool]) -> bool:
-        """Call ``done(seconds)``, which waits that long, until it is true or the deadline is over.
-
-        It waits in short turns: compilers inside drivers (NVRTC's is one) set a handler for Ctrl-C
-        that restarts a wait, and Python then sees the signal only where the wait returns.
-        """
-        while True:
-            left = self.left()
-            if done(TURN if left is None else min(TURN, left)):
-                return True
-            if left is not None and left <= TURN:
-                return done(0.0)
 
 
 class Run:
@@ -100,7 +70,7 @@ class Run:
         except Error:
             raise
         except Exception as error:
-            raise _failed(self.program, error) from error
+            raise failed(self.program, error) from error
         finally:
             self._release()
 
@@ -116,7 +86,7 @@ class Run:
                 self._settle(part)
             if isinstance(error, Error) or not isinstance(error, Exception):
                 raise
-            raise _failed(self.program, error) from error
+            raise failed(self.program, error) from error
         finally:
             self._release()
 
@@ -148,7 +118,7 @@ class Run:
             if isinstance(self.error, Error):
                 raise self.error
             if self.error is not None:
-                raise _failed(self.program, self.error) from self.error
+                raise failed(self.program, self.error) from self.error
             return self._collect(began)
         finally:
             self._release()
@@ -305,69 +275,6 @@ class _Job:
         self.run.drive(self.parts)
 
 
-def _failed(program: Program, error: BaseException) -> ExecutionError:
+def failed(program: Program, error: BaseException) -> ExecutionError:
     """The error a caller gets for an exception that is not ours."""
     return ExecutionError(f"run of {program.graph.name!r} failed: {type(error).__name__}: {error}")
-
-
-class Pool:
-    """Instances of a program: made at need up to ``limit``, then runs wait for a free one."""
-
-    def __init__(self, make: Callable[[], Instance], limit: int) -> None:
-        self._make, self._limit = make, limit
-        self._free: deque[Instance] = deque()
-        self._made = 0
-        self._change = threading.Condition()
-
-    def take(self, deadline: Deadline) -> Instance:
-        """A free instance.
-
-        Raises:
-            Timeout: none was free before the deadline.
-            OutOfMemory: there is no room for the first one; with others about, their end is
-                waited for instead.
-        """
-        full = False
-        while True:
-            instance = self._reuse(deadline, full)
-            if instance is not None:
-                return instance
-            try:
-                return self._make()
-            except OutOfMemory:
-                if not self._unmake():
-                    raise
-                full = True
-            except BaseException:
-                self._unmake()
-                raise
-
-    def _reuse(self, deadline: Deadline, full: bool) -> Instance | None:
-        """A free instance, or None where the caller is to make one (it is counted already)."""
-
-        def may_make() -> bool:
-            return self._made == 0 or (self._made < self._limit and not full)
-
-        with self._change:
-            ready = partial(self._change.wait_for, lambda: bool(self._free) or may_make())
-            if not deadline.wait(ready):
-                raise Timeout(
-                    f"no free slot for a run after {deadline.seconds} s; {self._made} are in use"
-                )
-            if self._free:
-                return self._free.pop()
-            self._made += 1
-            return None
-
-    def _unmake(self) -> int:
-        """Uncount an instance that could not be made; returns how many there are."""
-        with self._change:
-            self._made -= 1
-            self._change.notify_all()
-            return self._made
-
-    def give(self, instance: Instance) -> None:
-        """Put an instance back."""
-        with self._change:
-            self._free.append(instance)
-            self._change.notify_all()

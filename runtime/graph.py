@@ -204,7 +204,7 @@ class Graph:
             h.update(b"\n")
         for name, array in self.constants.items():
             h.update(name.encode())
-            h.update(np.ascontiguousarray(array).tobytes())
+            h.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return h.hexdigest()
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -45,7 +46,7 @@ from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel
 from crossdock.scheduler.objectives import Objective
 
-RUNS_AT_ONCE = 8
+RUNS_AT_ONCE = 16
 MEASURE_SECONDS = 20.0
 
 PREPARING = threading.RLock()
@@ -71,6 +72,7 @@ class Config:
     fallback: Fallback = ALLOW
     plan: Plan | None = None
     split: bool = True
+    strict: bool = False
 
 
 def prepare(
@@ -97,7 +99,7 @@ def prepare(
     asked = frozenset(devices if config.devices is None else config.devices)
     if config.plan is None:
         measure_missing(graph, config, devices, progress, again=again)
-    target = replace(target_here(devices, asked), watts=config.watts)
+    target = replace(target_here(devices, asked), watts=config.watts, strict=config.strict)
     model = target.model
     options = planner.Options(
         config.policy,
@@ -106,6 +108,8 @@ def prepare(
         search=config.search,
         objective=config.objective,
     )
+
+    made_before: list[weakref.ref[Ready]] = []  # other plans of this graph share what is packed
 
     def make(planned: Planned) -> Ready:
         plan, split = planned.plan, planned.split
@@ -116,7 +120,11 @@ def prepare(
         planned = replace(planned, plan=plan)
         check_free(plan, target)
         runs = degrade.runs_within(plan, config.constraints.memory, config.runs_at_once)
-        return make_ready(graph, planned, asked, devices, runs, target.capacity, progress, kept)
+        alive = [ready for one in made_before if (ready := one()) is not None]
+        others = [*kept, *alive]
+        made = make_ready(graph, planned, asked, devices, runs, target.capacity, progress, others)
+        made_before[:] = [*map(weakref.ref, alive), weakref.ref(made)]
+        return made
 
     if config.plan is not None:
         ready = make(_given(config.plan, graph, target, options))

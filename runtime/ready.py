@@ -11,10 +11,12 @@ from functools import cached_property, partial
 from crossdock.devices.base import Device, Span
 from crossdock.runtime import costing
 from crossdock.runtime.conduct import conducts
-from crossdock.runtime.executor import TURN, Deadline, Outcome, Pool, Run
+from crossdock.runtime.direct import Direct
+from crossdock.runtime.executor import Outcome, Run
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Program, Windows, instantiate, lower
 from crossdock.runtime.plan import HOST, Plan
+from crossdock.runtime.pool import TURN, Deadline, Pool
 from crossdock.runtime.prediction import pace_factor
 from crossdock.runtime.receipt import Receipt, make_receipt
 from crossdock.runtime.split_choice import Planned
@@ -119,6 +121,13 @@ class Ready:
         if self._conducts and deadline.seconds is None and not profile:
             return run.conducted(arrays)
         return run.across(arrays, deadline)
+
+    @cached_property
+    def direct(self) -> Direct | None:
+        """The short way for runs that are neither profiled nor timed out; None where none is."""
+        if not Direct.suits(self.graph, self.program):
+            return None
+        return Direct(self.program, self.pool)
 
     @cached_property
     def _conducts(self) -> bool:

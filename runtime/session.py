@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
@@ -11,18 +9,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
-
 from crossdock.runtime import costing, request
 from crossdock.runtime.background import Background
-from crossdock.runtime.errors import Error, FeedError, OutOfMemory, PlanError
-from crossdock.runtime.executor import Deadline, Outcome
+from crossdock.runtime.errors import Error, OutOfMemory, PlanError
+from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
 from crossdock.runtime.fixed import fixed
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import Constraints, Plan
+from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, prepare
 from crossdock.runtime.prepare import Progress as Progress
 from crossdock.runtime.ready import Ready
@@ -50,6 +47,8 @@ class RunFuture(Future[dict[str, Any]]):
     """A ``concurrent.futures.Future`` that can also be awaited in a running event loop."""
 
     def __await__(self) -> Generator[Any, None, dict[str, Any]]:
+        import asyncio  # takes long to load, and few sessions need it
+
         return asyncio.wrap_future(self).__await__()
 
 
@@ -72,6 +71,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     fallback: str | Fallback = "allow",
     plan: Plan | None = None,
     split: bool = True,
+    strict: bool = False,
     resident: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Session:
@@ -103,6 +103,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         split: cut an op, or ops that share a dimension, into parts for several devices where that
             is predicted to pay; only for latency, where devices compute at once, and for the first
             shapes that a session is prepared for.
+        strict: only kernels that keep the bits of the ops' plain arithmetic: no Winograd
+            convolution (see ``CROSSDOCK_FAST_ERROR`` for the bound on its error).
         plan: a plan to run, made before for the same graph, constraints and devices; nothing is
             planned or measured then, and shapes that it is not for are refused. It may come from a
             file that nobody vouches for.
@@ -130,6 +132,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         contract_of(fallback),
         plan,
         split,
+        strict,
     )
     request.check(graph, config)
     graph = fixed(graph, resident) if resident else graph
@@ -159,7 +162,9 @@ class Session:
         self._lock = threading.Lock()
         self._ready: LruCache[_Shapes, Ready | StagedReady] = LruCache(SHAPES_KEPT)
         self._last: Ready | StagedReady | None = None
-        self._receipt: Callable[[], Receipt] | None = None
+        self._receipt: tuple[Callable[..., Receipt], *tuple[Any, ...]] | None = (
+            None  # and arguments
+        )
         self._closed = False
         self._planned = False
         self._background = Background(config.runs_at_once, f"crossdock submit {graph.name}")
@@ -180,7 +185,8 @@ class Session:
         """What the last run did; raises PlanError before the first."""
         if self._receipt is None:
             raise PlanError("nothing has run yet, so there is no receipt; call run first")
-        return self._receipt()
+        write, *facts = self._receipt
+        return write(*facts)
 
     def ready(self) -> Ready:
         """What the last shape bound or run is run with; for tools that look inside.
@@ -244,7 +250,16 @@ class Session:
             PlanError: the session is closed, or there is no plan for these shapes.
             DeviceError: a device failed.
         """
-        return self._run(feeds, _deadline(timeout), profile=False).outputs
+        last = self._last
+        if timeout is None and isinstance(last, Ready) and last.direct is not None:
+            done = last.direct.run(feeds)
+            if done is not None:
+                outputs, seconds = done
+                self._receipt = (last.recorder.receipt, seconds, {})
+                if last.replan is not None and last.watch.note(seconds):
+                    self._background.post(partial(self._replan, last))
+                return outputs
+        return self._run(feeds, request.deadline(timeout), profile=False).outputs
 
     def submit(self, feeds: Mapping[str, Any], *, timeout: float | None = None) -> RunFuture:
         """Run in the background; the future is also awaitable. The inputs must not change.
@@ -252,7 +267,7 @@ class Session:
         Everything that goes wrong, ``run``'s errors included, is raised by the future, but for a
         timeout that is no number; the ``timeout`` counts from now.
         """
-        future, deadline = RunFuture(), _deadline(timeout)
+        future, deadline = RunFuture(), request.deadline(timeout)
         self._background.post(partial(self._fulfil, future, feeds, deadline))
         return future
 
@@ -280,7 +295,10 @@ class Session:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            future.set_result(self._run(feeds, deadline, profile=False).outputs)
+            if deadline.seconds is None:
+                future.set_result(self.run(feeds))
+            else:
+                future.set_result(self._run(feeds, deadline, profile=False).outputs)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
             future.set_exception(error)
         finally:
@@ -303,10 +321,11 @@ class Session:
         arrays = feeds if staged else arrays_of(self.graph, feeds)
         ready = self._for_graph() if staged else self._for_shapes(arrays)
         if isinstance(ready, StagedReady):
-            outcome, self._receipt = ready.run(arrays, deadline, profile=profile)
+            outcome, receipt = ready.run(arrays, deadline, profile=profile)
+            self._receipt = (receipt,)
         else:
             outcome = ready.run(arrays, deadline, profile=profile)
-            self._receipt = partial(ready.recorder.receipt, outcome.seconds, outcome.spans)
+            self._receipt = (ready.recorder.receipt, outcome.seconds, outcome.spans)
             self._learn(ready, outcome, profile=profile)
         return outcome
 
@@ -390,17 +409,6 @@ class Session:
                 "sizes; bind(shapes=...) or run first"
             )
         return found
-
-
-def _deadline(timeout: object) -> Deadline:
-    """A run's deadline; raises FeedError for what is no number of seconds."""
-    if timeout is None:
-        return Deadline()
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.number):
-        raise FeedError(f"timeout={timeout!r:.80}: give a number of seconds, or None")
-    if math.isnan(timeout) or timeout < 0:
-        raise FeedError(f"timeout={timeout!r}: give a number of seconds from 0 on, or None")
-    return Deadline() if math.isinf(timeout) else Deadline(float(timeout))
 
 
 def _plan(ready: Ready | StagedReady) -> Plan:

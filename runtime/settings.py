@@ -6,6 +6,9 @@
                               ``~/.cache/crossdock``); ``off`` keeps nothing
 ``CROSSDOCK_DEVICES``         device ids to look for, comma separated (default:
                               all)
+``CROSSDOCK_FAST_ERROR``      error over the largest result that a fast algorithm
+                              may have on a layer's weights (default: 1e-4);
+                              0 allows exact algorithms alone
 ``CROSSDOCK_MAX_ITERATIONS``  iterations that the loops of a model may take in
                               one run (default: 50,000)
 ============================  ================================================
@@ -13,8 +16,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
+
+from crossdock.runtime.errors import PlanError
 
 
 def cache_dir() -> Path | None:
@@ -51,3 +57,24 @@ def max_iterations() -> int:
     """
     given = os.environ.get("CROSSDOCK_MAX_ITERATIONS", "").replace("_", "").replace(",", "")
     return max(1, int(given)) if given.isdecimal() and len(given) < 19 else MAX_ITERATIONS
+
+
+FAST_ERROR = 1e-4
+
+
+def fast_error() -> float:
+    """Return what error a fast algorithm may have, relative to a layer's largest result.
+
+    Raises:
+        PlanError: the setting is not a number of at least 0.
+    """
+    given = os.environ.get("CROSSDOCK_FAST_ERROR", "")
+    try:
+        allowed = float(given) if given else FAST_ERROR
+    except ValueError:
+        allowed = math.nan
+    if not allowed >= 0.0:
+        raise PlanError(
+            f"CROSSDOCK_FAST_ERROR is {given!r}; give a number of at least 0, such as 1e-4"
+        )
+    return allowed

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from crossdock.runtime.errors import Error
-from crossdock.runtime.executor import Deadline
 from crossdock.runtime.plan import Plan
+from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prediction import note_overhead, predict_run, recost, run_mark
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.rehearsal import Contender, compare_runs, rehearse

@@ -212,6 +212,15 @@ def _rows(call: OpCall) -> Shape:
     return Shape("rows", features, (lines[1] * _vectors(ends[1]), *lines))
 
 
+def _moded(call: OpCall) -> Shape:
+    """As of rows, and the mode, whose code is its own. Units: vectors, lines by kind of mode."""
+    plain = _rows(call)
+    cheap = str(call.attrs.get("mode", "")) in ("constant", "nearest-neighbor")
+    flag = float(cheap)
+    units = (*plain.units, *(u * flag for u in plain.units))
+    return Shape("moded", (*plain.features, flag), units)
+
+
 def _along(call: OpCall) -> Shape:
     """Lines, their length, and what lies behind the axes. Units: vectors, lines, elements."""
     spec = _spec(call, 0)
@@ -264,11 +273,13 @@ _SHAPES: dict[str, Callable[[OpCall], Shape]] = {
     "join": _join,
     "recurrent": _recurrent,
     "along": _along,
+    "moded": _moded,
 }
 _FAMILY = {
-    **dict.fromkeys(("conv2d", "conv_transpose2d", "conv_integer"), "conv"),
+    **dict.fromkeys(("conv2d", "fused_conv2d", "conv_transpose2d", "conv_integer"), "conv"),
     **dict.fromkeys(("max_pool2d", "average_pool2d", "l2_pool2d"), "pool"),
     **dict.fromkeys(("matmul", "gemm", "linear"), "product"),
+    **dict.fromkeys(("pad", "resample2d", "resize"), "moded"),
     "transpose": "turn",
     **dict.fromkeys(("concat", "split"), "join"),
     **dict.fromkeys(("lstm", "gru"), "recurrent"),

@@ -14,11 +14,12 @@ from typing import Any
 
 from crossdock.devices.base import Device, Span
 from crossdock.runtime.errors import PlanError, Timeout
-from crossdock.runtime.executor import Deadline, Outcome
+from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import check_host_op
 from crossdock.runtime.graph import Graph, Staged
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import HOST, Plan
+from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prepare import (
     MEASURE_SECONDS,
     PREPARING,

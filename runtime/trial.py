@@ -18,7 +18,7 @@ import numpy as np
 from crossdock.devices.base import Bound, Buffer, Cap, CommandBuffer, Device, Queue, Span
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import builds, costing
-from crossdock.runtime.binding import CompiledOp, bind_op, compile_op, resident
+from crossdock.runtime.binding import CompiledOp, bind_op, compile_op
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
 from crossdock.scheduler import Work
 
@@ -120,7 +120,7 @@ def _prepare(device: Device, kernel: Kernel, call: OpCall, whole: int, held: lis
     inputs: dict[int, Buffer] = {}
     for i, spec in read:
         array = call.constants[i] if i in call.constants else _sample(spec, whole)
-        inputs[i] = resident(device, array, "measuring")
+        inputs[i] = device.upload(array, "measuring")
         held.append(inputs[i])
     outputs = [_room(device, s.nbytes, held) for s in call.outputs]
     scratch = [_room(device, n, held) for n in op.lowered.scratch]
@@ -171,8 +171,8 @@ def _more_constants(
     wanted = min(MOST_COPIES, -(-COLD_BYTES // first.nbytes))
     made = []
     for _ in range(wanted - 1):
-        inputs = {i: resident(device, call.constants[i], "measuring") for i in first.inputs}
-        packed = tuple(resident(device, pack.make(), "measuring") for pack in op.lowered.packs)
+        inputs = {i: device.upload(call.constants[i], "measuring") for i in first.inputs}
+        packed = tuple(device.upload(pack.make(), "measuring") for pack in op.lowered.packs)
         held += [*inputs.values(), *packed]
         made.append(_Constants(inputs, packed))
     return made

@@ -20,10 +20,11 @@ from crossdock.devices.virtual import (
     VirtualDevice,
     VirtualTime,
 )
-from crossdock.runtime.executor import Deadline, Run
+from crossdock.runtime.executor import Run
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Instance, Program, Windows, segment
 from crossdock.runtime.plan import DevicePlan, Plan
+from crossdock.runtime.pool import Deadline
 from crossdock.runtime.simulate import Simulation, check, step_seconds
 from crossdock.runtime.tensor import Array
 

@@ -35,9 +35,20 @@ class EdgeTable(NamedTuple):
     tensor: Ints  # unique over the problem
 
 
+class TaskTable(NamedTuple):
+    """Tasks as arrays."""
+
+    names: Sequence[str]
+    cost: Floats  # (n, m)
+    out_bytes: Floats  # (n,) NaN: that of the largest outgoing edge
+    param_bytes: Floats  # (n,)
+    scratch_bytes: Floats  # (n,)
+    reasons: dict[tuple[int, int], str]  # why a task cannot run, by (task, device)
+
+
 def assemble(
     cls: type[Problem],
-    tasks: Sequence[TaskSpec],
+    tasks: Sequence[TaskSpec] | TaskTable,
     edges: Sequence[EdgeSpec | tuple[TaskRef, TaskRef, float]] | EdgeTable,
     devices: Sequence[DeviceSpec],
     links: Sequence[LinkSpec],
@@ -50,16 +61,12 @@ def assemble(
     device_keys: Sequence[Any] | None = None,
 ) -> Problem:
     """Build the arrays of a Problem; arguments as in :meth:`Problem.build`."""
-    task_at = _index([t.name for t in tasks], "task")
     device_at = _index([d.id for d in devices], "device")
     require(len(devices) > 0, "a placement problem needs at least one device")
-    cost = _cost_table(tasks, device_at)
-    reasons = {
-        (i, device_at[d]): why
-        for i, t in enumerate(tasks)
-        for d, why in t.reasons.items()
-        if d in device_at
-    }
+    rows = tasks if isinstance(tasks, TaskTable) else _task_table(tasks, device_at)
+    names, cost, reasons = rows.names, rows.cost, rows.reasons
+    task_at = _index(names, "task")
+    _check_costs(names, cost)
     _apply_pins(cost, reasons, pins, task_at, device_at)
     for (task, device), why in forbids.items():
         cell = (_find(task, task_at, "task"), _find(device, device_at, "device"))
@@ -70,19 +77,17 @@ def assemble(
     latency, inv_bw = _link_tables(links, device_at)
     if host is not None:
         stage_through(_find(host, device_at, "device"), latency, inv_bw)
-    out = np.zeros(len(tasks))
-    np.maximum.at(out, src, nbytes)
-    for i, t in enumerate(tasks):
-        if t.out_bytes is not None:
-            out[i] = t.out_bytes
+    largest = np.zeros(len(names))
+    np.maximum.at(largest, src, nbytes)
+    out = np.where(np.isnan(rows.out_bytes), largest, rows.out_bytes)
     groups = tuple(d.resource_group or d.id for d in devices)
     problem = cls(
-        task_names=tuple(t.name for t in tasks),
+        task_names=tuple(names),
         device_ids=tuple(d.id for d in devices),
         cost=_frozen(cost),
         out_bytes=_frozen(_sizes(out, "out_bytes")),
-        param_bytes=_frozen(_sizes([t.param_bytes for t in tasks], "param_bytes")),
-        scratch_bytes=_frozen(_sizes([t.scratch_bytes for t in tasks], "scratch_bytes")),
+        param_bytes=_frozen(_sizes(rows.param_bytes, "param_bytes")),
+        scratch_bytes=_frozen(_sizes(rows.scratch_bytes, "scratch_bytes")),
         edge_src=_frozen(src),
         edge_dst=_frozen(dst),
         edge_bytes=_frozen(nbytes),
@@ -94,7 +99,7 @@ def assemble(
         latency=_frozen(latency),
         inv_bw=_frozen(inv_bw),
         reasons=reasons,
-        task_ids=tuple(task_ids if task_ids is not None else range(len(tasks))),
+        task_ids=tuple(task_ids if task_ids is not None else range(len(names))),
         device_keys=tuple(device_keys if device_keys is not None else (d.id for d in devices)),
         device_kinds=tuple(d.kind for d in devices),
     )
@@ -157,23 +162,42 @@ def _find(ref: int | str, at: Mapping[str, int], what: str) -> int:
     return int(ref)
 
 
-def _cost_table(tasks: Sequence[TaskSpec], device_at: Mapping[str, int]) -> Floats:
+def _task_table(tasks: Sequence[TaskSpec], device_at: Mapping[str, int]) -> TaskTable:
     cost = np.full((len(tasks), len(device_at)), math.inf)
     for i, task in enumerate(tasks):
         if isinstance(task.cost, Mapping):
             for device, seconds in task.cost.items():
                 cost[i, _find(device, device_at, "device")] = seconds
             continue
-        if len(task.cost) != len(device_at):
-            raise GraphError(
-                f"task {task.name!r} has {len(task.cost)} costs for {len(device_at)} devices"
-            )
+        check_width(task.name, task.cost, len(device_at))
         cost[i] = task.cost
+    reasons = {
+        (i, device_at[d]): why
+        for i, t in enumerate(tasks)
+        for d, why in t.reasons.items()
+        if d in device_at
+    }
+    return TaskTable(
+        [t.name for t in tasks],
+        cost,
+        np.array([math.nan if t.out_bytes is None else t.out_bytes for t in tasks]),
+        np.array([t.param_bytes for t in tasks]),
+        np.array([t.scratch_bytes for t in tasks]),
+        reasons,
+    )
+
+
+def check_width(name: str, cost: Sequence[Any], devices: int) -> None:
+    """Raise GraphError unless a task has a cost for every device."""
+    if len(cost) != devices:
+        raise GraphError(f"task {name!r} has {len(cost)} costs for {devices} devices")
+
+
+def _check_costs(names: Sequence[str], cost: Floats) -> None:
     bad = np.flatnonzero(~(cost >= 0.0).all(axis=1))
     if bad.size:
-        name = tasks[int(bad[0])].name
+        name = names[int(bad[0])]
         raise GraphError(f"task {name!r} has a negative or NaN cost; use inf where it cannot run")
-    return cost
 
 
 def _apply_pins(
@@ -207,7 +231,10 @@ def _edge_table(
 
 
 def edge_table(
-    src: Sequence[int], dst: Sequence[int], nbytes: Sequence[float], names: Sequence[str | None]
+    src: Sequence[int],
+    dst: Sequence[int],
+    nbytes: Sequence[float] | Floats,
+    names: Sequence[str | None],
 ) -> EdgeTable:
     """Edges from task indices, sizes and names of tensors, which are those of the producer."""
     numbers: dict[tuple[int, str | None], int] = {}
@@ -226,10 +253,9 @@ def _link_tables(links: Sequence[LinkSpec], device_at: Mapping[str, int]) -> tup
     inv_bw = np.zeros((m, m))
     for link in links:
         a, b = _find(link.src, device_at, "device"), _find(link.dst, device_at, "device")
-        require(
-            link.latency_s >= 0.0 and link.bytes_per_s > 0.0,
-            f"link {link.src!r} to {link.dst!r}: latency must be >= 0 and bandwidth > 0",
-        )
+        if not (link.latency_s >= 0.0 and link.bytes_per_s > 0.0):
+            name = f"link {link.src!r} to {link.dst!r}"
+            raise GraphError(f"{name}: latency must be >= 0 and bandwidth > 0")
         for x, y in ((a, b), (b, a)) if link.both else ((a, b),):
             latency[x, y] = link.latency_s
             inv_bw[x, y] = 1.0 / link.bytes_per_s

@@ -16,6 +16,7 @@ COMMANDS = {
     "plan": "plan a model, for this machine or one that is not here",
     "plan diff": "say what differs between two saved plans",
     "probe": "prove and measure every device and link",
+    "profile": "time each op of a model beside the limits of its device",
     "run": "run a model",
     "sweep": "predict latency over batches and device sets, and where a set breaks even",
     "verify": "check every kernel on every device against a float64 reference",

@@ -9,7 +9,9 @@ from collections.abc import Callable, Collection
 
 from crossdock.runtime.errors import GraphError
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.passes.batch_norm import expand_batch_norm
 from crossdock.runtime.passes.constants import fold_constants
+from crossdock.runtime.passes.epilogue import fuse_epilogue
 from crossdock.runtime.passes.fuse import fuse_elementwise
 from crossdock.runtime.passes.normalization import fold_affine
 from crossdock.runtime.passes.prune import prune
@@ -19,7 +21,9 @@ Pass = Callable[[Graph, frozenset[str]], Graph]
 PASSES: dict[str, Pass] = {
     "fold-constants": fold_constants,
     "fold-affine": fold_affine,
+    "expand-batch-norm": expand_batch_norm,
     "fuse-elementwise": fuse_elementwise,
+    "fuse-epilogue": fuse_epilogue,
     "prune": prune,
 }
 """Passes by name, in order. The second argument names nodes that must stay as they are."""

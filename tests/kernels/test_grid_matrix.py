@@ -61,6 +61,24 @@ def test_gemm(
     check(call_of("gemm", arrays, attrs), arrays, device)
 
 
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 100, 64), (9, 33, 7), (40, 64, 129), (130, 31, 3)])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("c_shape", [None, (-1,), (-2, 1)])
+def test_known_weights_are_packed(
+    device: Device, m: int, n: int, k: int, turned: bool, c_shape: tuple[int, ...] | None
+) -> None:
+    sizes = {-1: n, -2: m}
+    c = None if c_shape is None else normal(*(sizes.get(s, s) for s in c_shape))
+    arrays = [normal(m, k), normal(n, k) if turned else normal(k, n), c]
+    attrs = {"alpha": 0.5, "beta": 2.0, "b_transpose": turned}
+    call = call_of("gemm", arrays, attrs, constants=(1,))
+    assert "grid.gemm.weights" in {found.name for found in grid_kernels(call, device.info)}
+    check(call, arrays, device)
+    if not turned and c is None:
+        check(call_of("matmul", [normal(2, m, k), arrays[1]], constants=(1,)),
+              [normal(2, m, k), arrays[1]], device)  # fmt: skip
+
+
 def test_few_rows_have_a_kernel_of_their_own(device: Device) -> None:
     names = {
         m: [
@@ -83,6 +101,9 @@ CONVOLUTIONS: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
     ((1, 3, 9, 70), (4, 3, 1, 7), {"strides": [1, 3]}),
     ((3, 8, 7, 7), (16, 4, 1, 1), {"groups": 2}),
     ((2, 8, 9, 13), (16, 1, 3, 3), {"groups": 8, "padding": [1, 0, 1, 0], "strides": [2, 2]}),
+    ((2, 3, 31, 31), (30, 3, 7, 7), {"padding": [3, 3, 3, 3], "strides": [2, 2]}),
+    ((1, 9, 7, 7), (25, 9, 1, 1), {}),
+    ((1, 9, 4, 4), (25, 9, 1, 1), {"strides": [3, 2]}),
     ((1, 4, 30, 66), (4, 1, 5, 5), {"groups": 4, "padding": [2, 2, 2, 2], "dilations": [1, 2]}),
 ]
 
@@ -160,7 +181,8 @@ def test_tiles_fit_the_device(device: Device) -> None:
     info = as_gpu(device.info)
     small = replace(info, local_memory=12 << 10, max_work_group=256)
     assert grid_product.TILES[0] not in grid_product.fitting(small)
-    assert grid_panels.fitting(replace(info, local_memory=32 << 10)) == grid_panels.TILES[1:]
+    panels = grid_panels.fitting(replace(info, local_memory=32 << 10))
+    assert [(t.tm, t.tn) for t in panels] == [(48, 32)]
     none = replace(device.info, local_memory=1 << 10)
     arrays = [normal(20, 20), normal(20, 20)]
     assert "too little local memory" in table.candidates(call_of("matmul", arrays), none).reason()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.kernels import table
+from crossdock.kernels.fused_conv import INTERNAL
 from crossdock.kernels.ops_rules import MANY, bare
 from crossdock.kernels.spec import REQUIRED, OpSpec
 
@@ -78,7 +79,7 @@ TYPES = {
 
 def render() -> str:
     """The whole file."""
-    ops = [spec for name, spec in sorted(table.ops().items()) if name != "fused"]
+    ops = [spec for name, spec in sorted(table.ops().items()) if name not in INTERNAL]
     return HEADER + "".join(method(spec) for spec in ops)
 
 

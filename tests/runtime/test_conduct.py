@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,16 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import crossdock as xd
-from crossdock.devices.base import Device, DeviceInfo
+from crossdock.devices.base import Device, DeviceInfo, Event
 from crossdock.devices.sim import Fault
 from crossdock.kernels.reference import evaluate
-from crossdock.runtime import costing
-from crossdock.runtime.conduct import conducts
+from crossdock.runtime import conduct, costing
+from crossdock.runtime.conduct import Conductor, conducts
 from crossdock.runtime.errors import DeviceError
-from crossdock.runtime.executor import Deadline
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.lower import Segment
 from crossdock.runtime.plan import Constraints
 from crossdock.runtime.planner import Options, make_plan
+from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prepare import group_capacity
 from crossdock.runtime.ready import Ready, make_ready
 from crossdock.runtime.split import SplitGraph
@@ -95,6 +98,28 @@ def test_a_failure_is_told_and_the_next_run_works(machine: Machine) -> None:
     else:
         pytest.fail("no run failed")
     assert ready.run(feeds, Deadline(), profile=False).outputs["y"].shape == (4, 8)
+
+
+@pytest.mark.parametrize(("again", "left"), [("cpu:0", True), ("sim:quick", False)])
+def test_a_run_that_only_computes_on_the_host_leaves_the_device(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, again: str, left: bool
+) -> None:
+    quick(machine)
+    ready = ready_of(machine, back_and_forth(), {"there": BOTH[1], "here": BOTH[0], "again": again})
+    slot = threading.Semaphore(1)
+    monkeypatch.setattr(conduct, "_slot", lambda device: slot)
+    free = []
+
+    def do(part: Segment, waits: Sequence[Event]) -> None:
+        if part.device == "cpu:0":
+            free.append(slot.acquire(blocking=False))
+            if free[-1]:
+                slot.release()
+
+    Conductor(ready.program, do, lambda: None).run()
+    assert free == [left]
+    assert slot.acquire(blocking=False)
+    assert not slot.acquire(blocking=False)
 
 
 def test_only_with_one_device_that_takes_commands_at_once(machine: Machine) -> None:

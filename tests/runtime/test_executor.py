@@ -12,8 +12,8 @@ from crossdock.devices.host_memory import HostBuffer
 from crossdock.kernels import table
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime import costing
-from crossdock.runtime.executor import Deadline
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.pool import Deadline
 from crossdock.runtime.session import Session
 from tests.runtime.conftest import Machine
 from tests.runtime.lazy_device import World

@@ -23,8 +23,8 @@ from crossdock.devices.host_memory import Budget
 from crossdock.devices.sim import SimQueue
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.errors import FeedError, OutOfMemory, PlanError, Timeout
-from crossdock.runtime.executor import Pool
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.pool import Pool
 from crossdock.runtime.session import Session
 from tests.runtime.conftest import Gate, Machine
 from tests.runtime.lazy_device import World
@@ -58,10 +58,9 @@ def pool_of(session: Session) -> Pool:
 
 def all_free(pool: Pool, made: int) -> bool:
     """Whether every instance comes back, once each, within ten seconds."""
-    with pool._change:
-        back = pool._change.wait_for(lambda: len(pool._free) >= made, 10)
-        once = len({id(i) for i in pool._free}) == len(pool._free) == pool._made == made
-        return back and once
+    back = wait_until(lambda: len(pool.free) >= made)
+    once = len({id(i) for i in pool.free}) == len(pool.free) == pool._made == made
+    return back and once
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 10) -> bool:
@@ -77,7 +76,7 @@ def test_a_run_out_of_time_leaves_its_memory_to_the_worker(machine: Machine, gat
         with pytest.raises(Timeout, match=r"not done after 0\.02 s; the session stays usable"):
             session.run(whole_feeds(session.graph, 0), timeout=0.02)
         pool = pool_of(session)
-        assert not pool._free, "the worker still uses the instance"
+        assert not pool.free, "the worker still uses the instance"
         with pytest.raises(Timeout, match="no free slot"):
             session.run(whole_feeds(session.graph, 0), timeout=0.02)
         with pytest.raises(Timeout):
@@ -175,7 +174,7 @@ def test_control_c_frees_the_caller_and_the_session_goes_on(
         with pytest.raises(KeyboardInterrupt):
             session.run(whole_feeds(session.graph, 0))
         pool = pool_of(session)
-        assert not pool._free  # the interrupt came while the run was held up, not after it
+        assert not pool.free  # the interrupt came while the run was held up, not after it
         gate.open.set()
         assert all_free(pool, 1)
         check(session)

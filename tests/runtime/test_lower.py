@@ -16,12 +16,13 @@ from crossdock.devices.base import Device
 from crossdock.devices.host_memory import HostBuffer
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.errors import OutOfMemory, StalePlan
-from crossdock.runtime.executor import Deadline, Run
+from crossdock.runtime.executor import Run
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Program, instantiate, lower, segment
 from crossdock.runtime.order import with_waits
 from crossdock.runtime.plan import HOST, Constraints, Step
 from crossdock.runtime.planner import Options, make_plan
+from crossdock.runtime.pool import Deadline
 from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel
 from tests.runtime.closure import done_before

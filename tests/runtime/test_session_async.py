@@ -79,7 +79,7 @@ async def test_a_cancelled_task_leaves_the_session_usable(machine: Machine, gate
         gate.open.set()
         assert (await asyncio.wait_for(session.submit(feed(3)), 30))["y"][0] == 6
         pool = session._bound().pool
-        assert len(pool._free) == pool._made == 1
+        assert len(pool.free) == pool._made == 1
 
 
 async def test_wait_for_gives_up_and_the_next_run_is_right(machine: Machine, gate: Gate) -> None:
