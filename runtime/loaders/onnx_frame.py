@@ -54,6 +54,7 @@ class LabellingBuilder(GraphBuilder):
     def __init__(self, budget: Budget) -> None:
         super().__init__(fold=True)
         self.budget = budget
+        self._fitting: set[TensorSpec] = set()
         self.label = ""
         self.made: list[Operand] = []
         self.mains: dict[str, str] = {}
@@ -73,9 +74,12 @@ class LabellingBuilder(GraphBuilder):
         return labelled
 
     def _check_size(self, op: str, spec: TensorSpec) -> None:
+        if spec in self._fitting:
+            return
         super()._check_size(op, spec)
         if spec.is_static and op != "input":
             self.budget.size(spec.nbytes, op)
+            self._fitting.add(spec)
 
     def _may_fold(
         self,

@@ -28,9 +28,8 @@ from typing import Any
 
 from tests.runtime.hostile.kit import ERROR, RIGHT, Case, corpus
 
-SECONDS = 10
 PATIENCE = 40
-"""Seconds of a processor that a case may take, and by the clock: other processes may be busy.
+"""Seconds by the clock that a case may take beyond its own: other processes may be busy.
 
 The clock is looked at in turns of a second, so that time in which everything stood still does not
 count.
@@ -82,7 +81,7 @@ def _one(case: Case, opened: Open) -> Ended:
         shutil.rmtree(folder, ignore_errors=True)
     seconds = usage.ru_utime + usage.ru_stime
     ended = Ended(case.id, case.kind, end, text, round(seconds, 2), usage.ru_maxrss >> 10)
-    if not ended.clean or seconds > SECONDS / 2:
+    if not ended.clean or seconds > case.seconds / 2:
         print(  # noqa: T201 - which case it is, while the others run
             ended.end, ended.id, f"{seconds:.1f} s", text[:200], file=sys.stderr, flush=True
         )
@@ -97,15 +96,15 @@ def _forked(case: Case, path: Path, opened: Open) -> tuple[str, str, resource.st
         _child(case, path, opened, writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        ready = any(select.select([pipe], [], [], 1.0)[0] for _ in range(PATIENCE))
+        ready = any(select.select([pipe], [], [], 1.0)[0] for _ in range(case.seconds + PATIENCE))
         if not ready:
             os.kill(child, signal.SIGKILL)
         said = pipe.read() if ready else b""
     _, status, usage = os.wait4(child, 0)
     if not ready:
-        return HUNG, f"not done after {PATIENCE} s", usage
+        return HUNG, f"not done after {case.seconds + PATIENCE} s", usage
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
-        return HUNG, f"not done after {SECONDS} s of a processor", usage
+        return HUNG, f"not done after {case.seconds} s of a processor", usage
     if not said:
         return KILLED, f"ended by {_reason(status)}", usage
     end, text = json.loads(said)
@@ -119,7 +118,7 @@ def _reason(status: int) -> str:
 
 def _child(case: Case, path: Path, opened: Open, writer: int) -> None:
     """Open a case under the cap, say how it ended, and be gone without cleaning up."""
-    cap()
+    cap(case.seconds)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -128,12 +127,12 @@ def _child(case: Case, path: Path, opened: Open, writer: int) -> None:
     os._exit(0)
 
 
-def cap() -> None:
+def cap(seconds: int) -> None:
     """Limit the address space to what is mapped now and ``MEMORY`` more, and the time."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
 
 
 def _attempt(case: Case, path: Path, opened: Open) -> tuple[str, str]:

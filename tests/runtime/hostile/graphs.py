@@ -164,8 +164,9 @@ def names(_rng: random.Random) -> Iterator[Case]:
 @register
 def large(rng: random.Random) -> Iterator[Case]:
     """Legal models of many nodes."""
-    for count, slow in ((2_000, False), (20_000, True), (100_000, True)):
-        yield Case("large", f"chain-{count}", later(partial(_chain, count)), RIGHT, slow=slow)
+    for count, slow, seconds in ((2_000, False, 10), (20_000, True, 10), (100_000, True, 60)):
+        yield Case("large", f"chain-{count}", later(partial(_chain, count)), RIGHT, slow=slow,
+                   seconds=seconds)  # fmt: skip
     count = 2_000
     wide = [node("Neg", "x", f"a{i}") for i in range(count)]
     joined = node("Sum", " ".join(f"a{i}" for i in range(count)), "y")

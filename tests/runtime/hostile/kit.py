@@ -28,7 +28,8 @@ class Case:
     """One hostile, broken or odd file.
 
     ``reader`` is what opens it: "model" loads, compiles and runs on zeros (or ``feeds``);
-    "tensors", "plan", "machine" and "costs" read one of those files.
+    "tensors", "plan", "machine" and "costs" read one of those files. ``seconds`` of a processor
+    are what it may take.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Case:
     feeds: dict[str, Any] | None = None
     check: Check | None = None
     slow: bool = False
+    seconds: int = 10
 
     @property
     def id(self) -> str:
