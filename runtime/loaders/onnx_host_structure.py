@@ -25,6 +25,7 @@ from crossdock.runtime.loaders.onnx_host_tools import (
     sized,
 )
 from crossdock.runtime.loaders.onnx_model import OnnxGraph, OnnxModel, shown
+from crossdock.runtime.loaders.onnx_stage import array_type
 from crossdock.runtime.loaders.onnx_table import Value, find
 from crossdock.runtime.tensor import Array
 
@@ -199,7 +200,7 @@ def _floats(call: HostCall) -> Array:
     """Input 0, which must be floats of any width, as float32."""
     x = call.array()
     if not is_float(x.dtype):
-        raise call.malformed(f"input 0 is {x.dtype}, not floats")
+        raise call.malformed(f"input 0 is a tensor of {array_type(x)}, not of floats")
     return x.astype(np.float32)
 
 
