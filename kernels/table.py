@@ -88,7 +88,14 @@ def ops() -> dict[str, OpSpec]:
 
 
 def kernel(
-    name: str, op: str, kinds: Iterable[str], *, when: When, rank: int = 50, native: bool = True
+    name: str,
+    op: str,
+    kinds: Iterable[str],
+    *,
+    when: When,
+    rank: int = 50,
+    native: bool = True,
+    exact: bool = True,
 ) -> Callable[[Callable[[OpCall, DeviceInfo], Lowered]], Callable[[OpCall, DeviceInfo], Lowered]]:
     """Decorator: register the function as the ``lower`` of a kernel candidate for ``op``.
 
@@ -99,7 +106,7 @@ def kernel(
         lower: Callable[[OpCall, DeviceInfo], Lowered],
     ) -> Callable[[OpCall, DeviceInfo], Lowered]:
         _KERNELS.setdefault(op, []).append(
-            Kernel(name, op, frozenset(kinds), when, lower, rank, native)
+            Kernel(name, op, frozenset(kinds), when, lower, rank, native, exact)
         )
         return lower
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -106,29 +107,43 @@ def path_bound(cost: Floats, head: Floats, tail: Floats, ready: Floats, after: F
 
 
 class Bound(NamedTuple):
-    """A lower bound, and what a branch and bound starts from."""
+    """A lower bound, and what branch and bound and windowed bounds start from."""
 
     makespan: float
     head: Floats  # (n, m) least starts
     weight: Floats  # (lanes,) of the load bound of all tasks
+    ready: Floats  # (n,) least start on any device
+    after: Floats  # (n,) least way after the finish, from any device
 
 
 def graph_bound(g: Graph) -> Bound:
-    """The best of the path and windowed load bounds."""
+    """The better of the path bound and the load bound of all tasks."""
     n, m = g.cost.shape
     head = np.zeros((n, m))
     fill_heads(g.net, g.wires, g.cost, g.topo, head)
     ready, after = np.empty(n), np.empty(n)
-    best = path_bound(g.cost, head, g.tail, ready, after)
-    duals = Duals(np.zeros(g.lanes), np.zeros(g.lanes), np.zeros(g.lanes))
-    best = max(best, load(g.cost, g.lane, np.ones(n, np.bool_), duals, 0.0))
-    weight = duals.weight / duals.weight.sum()
-    leads, trails = np.sort(ready), np.sort(after)
-    for i in range(LEVELS):
-        for j in range(LEVELS):
-            lead = leads[i * n // (3 * LEVELS)] if i else 0.0
-            trail = trails[j * n // (3 * LEVELS)] if j else 0.0
-            inside = (ready >= lead) & (after >= trail)
-            least = lead + trail
-            best = max(best, least + load(g.cost, g.lane, inside, duals, best - least))
-    return Bound(float(best), head, weight)
+    path = path_bound(g.cost, head, g.tail, ready, after)
+    duals = new_duals(g.lanes)
+    best = max(path, load(g.cost, g.lane, np.ones(n, np.bool_), duals, 0.0))
+    return Bound(float(best), head, duals.weight / duals.weight.sum(), ready, after)
+
+
+def new_duals(lanes: int) -> Duals:
+    """Empty scratch."""
+    return Duals(np.zeros(lanes), np.zeros(lanes), np.zeros(lanes))
+
+
+def window_bounds(g: Graph, root: Bound) -> Iterator[float]:
+    """Load bounds of the tasks that start late and end early, one by one, each at least the last.
+
+    Each is the least lead-in, the load in between and the least lead-out.
+    """
+    n, best, duals = len(g.cost), root.makespan, new_duals(g.lanes)
+    leads, trails = np.sort(root.ready), np.sort(root.after)
+    for i, j in sorted(np.ndindex(LEVELS, LEVELS), key=sum)[1:]:
+        lead = leads[i * n // (3 * LEVELS)] if i else 0.0
+        trail = trails[j * n // (3 * LEVELS)] if j else 0.0
+        inside = (root.ready >= lead) & (root.after >= trail)
+        least = float(lead + trail)
+        best = max(best, least + load(g.cost, g.lane, inside, duals, best - least))
+        yield best

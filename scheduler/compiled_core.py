@@ -27,6 +27,7 @@ BIG = 1e300  # stands for an impossible time; stays finite so that comparisons s
 NOWHERE = cast(
     "int", np.int64(-1)
 )  # no device or task; typed, or numba compiles callees for the literal too
+NONE = cast("int", np.int64(0))  # a count of nothing, typed likewise
 
 
 def _sources_stamp() -> str:

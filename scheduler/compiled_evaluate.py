@@ -23,6 +23,8 @@ from crossdock.scheduler.compiled_core import (
 from crossdock.scheduler.compiled_state import (
     BEST,
     CURRENT,
+    FIRST,
+    LAST,
     LOGGED,
     NEW_TOTAL,
     NUMBER,
@@ -63,7 +65,7 @@ def empty_state(g: Graph) -> State:
         zeros(len(g.net.pred)),
     )
     front = Front(np.zeros(g.lanes), np.zeros((n + 1, g.lanes)), np.zeros(n + 1), np.zeros(n + 1))
-    back = Back(np.zeros(n), np.zeros((n + 1, g.lanes)), zeros(1))
+    back = Back(np.zeros(n), np.zeros((n + 1, g.lanes)), zeros(n), zeros(2))
     return State(plan, trial, copies, front, back, np.zeros(m), np.zeros(4), zeros(n), zeros(n))
 
 
@@ -85,7 +87,7 @@ def load(g: Graph, s: State, order: Ints, device: Ints) -> float:
         for d in range(len(s.room)):
             s.copies.sent_at[x, d] = n
     s.value[TOTAL] = 0.0
-    s.back.stale[0] = n - 1
+    s.back.stale[LAST], s.back.stale[FIRST] = n - 1, 0
     begin_trial(trial)
     stop, _ = evaluate(g, s, 0, n, n, n, BIG * 1e6)
     commit(g, s, 0, stop, 0, -1)

@@ -6,12 +6,13 @@ devices; shift a task in the order, alone or with its relatives; reinsert it at 
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 
 from crossdock.scheduler.compiled_core import (
     BIG,
+    NONE,
     Graph,
     Net,
     Wires,
@@ -27,13 +28,12 @@ from crossdock.scheduler.compiled_state import Plan, State, Trial
 from crossdock.scheduler.problem import Floats, Ints
 
 ON_PATH = 0.9  # share of moves that start at a task of the critical path
-REINSERT = 0.4  # share of moves that are reinsertions; of the rest:
+REINSERT = 0.5  # share of moves that are reinsertions; of the rest:
 SINGLE, CLUSTER, EXCHANGE, SHIFT = 0.45, 0.65, 0.7, 0.85  # cumulative shares; then pulls
 NEIGHBOUR = 0.5  # share of reassignments to a neighbour's device
 ALSO_SHIFT = 0.6  # share of single reassignments that also shift
 GROUP = 0.5  # share of cluster moves that take a group instead of a walk
 GROUP_LOW, GROUP_RANGE = -2.0, 6.0  # log of the cut price that holds a group together
-NONE = cast("int", np.int64(0))  # changes so far
 FAR = 0.3  # share of shifts to any position
 
 
@@ -232,18 +232,21 @@ def change_devices(g: Graph, s: State, v: Changes, t: int, kind: float, rng: Wor
 
 
 @leaf
-def propose(g: Graph, s: State, v: Moves, heat: float) -> tuple[int, int, int, bool]:
-    """Draw a move: (device changes, task to shift, its target position, with its relatives)."""
+def propose(g: Graph, s: State, v: Moves, heat: float) -> tuple[int, int, int, bool, float]:
+    """Draw a move: (device changes, task to shift, its target position, with its relatives, way).
+
+    The makespan is at least ``way`` after the move.
+    """
     path, rng, n = v.changes, v.rng, len(s.plan.order)
     on_path = path.length[0] > 0 and uniform(rng) < ON_PATH
     t = path.path[below(rng, path.length[0])] if on_path else below(rng, n)
     target = s.plan.position[t]
     if uniform(rng) < REINSERT:
-        d, position = reinsertion(g, s, v.gaps, t, heat, rng)
+        d, position, way = reinsertion(g, s, v.gaps, t, heat, rng)
         if d < 0:
-            return 0, t, target, False
+            return 0, t, target, False, 0.0
         able = Able(g.cost, g.held, s.room)
-        return reassign(able, s.trial.device, path, NONE, t, d), t, position, False
+        return reassign(able, s.trial.device, path, NONE, t, d), t, position, False, way
     kind = uniform(rng)
     if len(g.lane) == 1:
         kind = EXCHANGE + (1.0 - EXCHANGE) * kind
@@ -251,10 +254,10 @@ def propose(g: Graph, s: State, v: Moves, heat: float) -> tuple[int, int, int, b
     if kind >= SHIFT:
         reach = 1 + int((n - 1) * uniform(rng) ** 2)
         target += reach if uniform(rng) < 0.5 else -reach
-        return count, t, min(n - 1, max(0, target)), True
+        return count, t, min(n - 1, max(0, target)), True, 0.0
     if kind >= EXCHANGE or (kind < SINGLE and uniform(rng) < ALSO_SHIFT):
         target = shift_target(g.net, s.plan, s.trial.device, g.lane, t, rng)
-    return count, t, target, False
+    return count, t, target, False, 0.0
 
 
 @leaf

@@ -1,7 +1,7 @@
 """Compiled priorities of list schedulers, and the orders they give.
 
-Ranks: mean and middle cost (HEFT variants, Topcuoglu et al. 2002) and the mean optimistic tail
-(PEFT: H. Arabnejad, J. Barbosa, IEEE TPDS 25(3), 2014).
+Ranks: mean, middle and least cost (HEFT variants, Topcuoglu et al. 2002) and the mean optimistic
+tail (PEFT: H. Arabnejad, J. Barbosa, IEEE TPDS 25(3), 2014).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from crossdock.scheduler.compiled_core import BIG, Graph, Net, Wires, kernel, leaf, zeros
 from crossdock.scheduler.problem import Floats, Ints
 
-MEAN, MIDDLE, OPTIMISTIC = range(3)
+MEAN, MIDDLE, OPTIMISTIC, LEAST = range(4)
 
 
 @kernel
@@ -44,6 +44,8 @@ def fill_weights(cost: Floats, tail: Floats, mode: int, rank: Floats) -> None:
         rank[t] = total / max(1, count)
         if mode == MIDDLE:
             rank[t] = 0.5 * (rank[t] + least)
+        elif mode == LEAST:
+            rank[t] = least
 
 
 @kernel

@@ -16,6 +16,7 @@ import numpy as np
 
 from crossdock.scheduler.compiled_core import (
     BIG,
+    NONE,
     NOWHERE,
     Graph,
     Net,
@@ -26,7 +27,7 @@ from crossdock.scheduler.compiled_core import (
     leaf,
     uniform,
 )
-from crossdock.scheduler.compiled_state import CURRENT, Back, Copies, Plan, State
+from crossdock.scheduler.compiled_state import CURRENT, FIRST, LAST, Back, Copies, Plan, State
 from crossdock.scheduler.problem import Floats, Ints
 
 
@@ -64,16 +65,27 @@ def way_after(net: Net, wires: Wires, device: Ints, rest: Floats, u: int, d: int
 
 @leaf
 def refresh(net: Net, wires: Wires, cost: Floats, lane: Ints, plan: Plan, back: Back) -> None:
-    """Bring ``back`` up to date."""
-    rows = back.lane_rest
-    for q in range(back.stale[0], -1, -1):
+    """Bring ``back`` up to date, as far ahead as changes reach."""
+    rows, q, first = back.lane_rest, back.stale[LAST], back.stale[FIRST]
+    pending, moved = len(plan.order), True
+    while q >= 0 and (moved or q >= first or q >= pending):
         u = plan.order[q]
         d = plan.device[u]
         r = lane[d]
         after = way_after(net, wires, plan.device, back.rest, u, d)
-        copy_into(rows[q], rows[q + 1])
-        rows[q, r] = back.rest[u] = cost[u, d] + max(rows[q + 1, r], after)
-    back.stale[0] = -1
+        rest = cost[u, d] + max(rows[q + 1, r], after)
+        if rest != back.rest[u] or d != back.device[u]:
+            back.rest[u], back.device[u] = rest, d
+            for k in range(net.pred_ptr[u], net.pred_ptr[u + 1]):
+                pending = min(pending, plan.position[net.pred[k]])
+        moved = False
+        for x in range(rows.shape[1]):
+            now = rest if x == r else rows[q + 1, x]
+            if rows[q, x] != now:
+                rows[q, x] = now
+                moved = True
+        q -= 1
+    back.stale[LAST], back.stale[FIRST] = -1, len(plan.order)
 
 
 @leaf
@@ -164,9 +176,12 @@ def window(net: Net, position: Ints, t: int) -> tuple[int, int]:
 
 
 @leaf
-def reinsertion(g: Graph, s: State, w: Gaps, t: int, heat: float, rng: Words) -> tuple[int, int]:
-    """(device, position) of a good gap for ``t``; noise grows with ``heat``.
+def reinsertion(
+    g: Graph, s: State, w: Gaps, t: int, heat: float, rng: Words
+) -> tuple[int, int, float]:
+    """(device, position, longest way through) of a good gap for ``t``; noise grows with ``heat``.
 
+    The gap that the task is in is left out: whether to stay is decided by who accepts the move.
     The position is that of ``t`` in the order after the move; the device -1: there is none.
     ``s.back`` has to be up to date.
     """
@@ -178,25 +193,33 @@ def reinsertion(g: Graph, s: State, w: Gaps, t: int, heat: float, rng: Words) ->
     fill_ends(g.net, g.wires, plan, s.copies, s.back.rest, w, t)
     copy_into(w.lane, s.front.lane_free[low])
     noise = heat * s.value[CURRENT]
-    best, device, position = BIG, NOWHERE, 0
+    best, device, position, through, m = BIG, NOWHERE, 0, 0.0, len(lane)
+    own, passed = plan.device[t], False
     for q in range(low, high + 2):
         u = plan.order[q] if q <= high else NOWHERE
         if u == t:
             continue
-        for d in range(len(lane)):
+        # ahead of a task are only the gaps of its lane
+        only = u >= 0 and g.lanes == m
+        low_d = plan.device[u] if only else NONE
+        for d in range(low_d, low_d + 1 if only else m):
             r = lane[d]
+            if d == own and q > here and not passed:
+                continue  # the gap that the task is in
             open_gap = u < 0 or lane[plan.device[u]] == r
-            fits = cost[t, d] < BIG and (d == plan.device[t] or held[t] <= room[d])
+            fits = cost[t, d] < BIG and (d == own or held[t] <= room[d])
             if not (open_gap and fits):
                 continue
             rest = s.back.lane_rest[high + 1, r]
             if u >= 0:
                 rest = w.rest[u] if q < here else s.back.rest[u]
             way = max(w.lane[r], w.arrive[d]) + cost[t, d] + max(rest, w.depart[d])
-            if way < best:
-                way -= noise * np.log(1.0 - uniform(rng))
-            if way < best:
-                best, device, position = way, d, q - 1 if q > here else q
+            if way >= best:
+                continue
+            noisy = way - noise * np.log(1.0 - uniform(rng))
+            if noisy < best:
+                best, through, device, position = noisy, way, d, q - 1 if q > here else q
         if u >= 0:
+            passed = passed or (q > here and lane[plan.device[u]] == lane[own])
             w.lane[lane[plan.device[u]]] = w.finish[u] if q > here else plan.finish[u]
-    return device, position
+    return device, position, 0.0 if g.serial else through

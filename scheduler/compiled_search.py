@@ -37,6 +37,8 @@ from crossdock.scheduler.compiled_reinsert import refresh, way_through
 from crossdock.scheduler.compiled_state import (
     BEST,
     CURRENT,
+    FIRST,
+    LAST,
     NEW_TOTAL,
     NUMBER,
     TOTAL,
@@ -131,9 +133,9 @@ def change_window(
 def try_move(g: Graph, s: State, v: Moves, heat: float) -> bool:
     """Propose, evaluate and accept or reject one move at relative temperature ``heat``."""
     plan, trial, value, changes = s.plan, s.trial, s.value, v.changes
-    if s.back.stale[0] >= 0:
+    if s.back.stale[LAST] >= 0:
         refresh(g.net, g.wires, g.cost, g.lane, plan, s.back)
-    count, t, target, family = propose(g, s, v, heat)
+    count, t, target, family, way = propose(g, s, v, heat)
     here, n = plan.position[t], len(plan.order)
     if count == 0 and target == here:
         return False
@@ -142,9 +144,10 @@ def try_move(g: Graph, s: State, v: Moves, heat: float) -> bool:
     floor = limit - BLUR_KEPT * blur * value[TOTAL]
     if count == 1 and not family:
         d = trial.device[t]
-        if way_through(g.net, g.wires, g.cost, plan, s.back.rest, t, d) > floor:
-            undo_devices(g.held, s.room, trial.device, changes, count)
-            return False
+        way = max(way, way_through(g.net, g.wires, g.cost, plan, s.back.rest, t, d))
+    if way > floor:
+        undo_devices(g.held, s.room, trial.device, changes, count)
+        return False
     begin_trial(trial)
     first, last, lo = here, -1, n
     if target != here:
@@ -161,7 +164,8 @@ def try_move(g: Graph, s: State, v: Moves, heat: float) -> bool:
         undo_devices(g.held, s.room, trial.device, changes, count)
         return False
     commit(g, s, lo, stop, first, last)
-    s.back.stale[0] = max(s.back.stale[0], settled)
+    s.back.stale[LAST] = max(s.back.stale[LAST], settled)
+    s.back.stale[FIRST] = min(s.back.stale[FIRST], lo)
     if makespan < value[BEST] * (1.0 - 1e-12):
         value[BEST] = makespan
         copy_into(s.best_order, plan.order)

@@ -12,6 +12,7 @@ from crossdock.scheduler.problem import Floats, Ints
 STRIDE = 8  # positions between snapshots of the link directions
 CURRENT, BEST, TOTAL, NEW_TOTAL = range(4)  # entries of State.value
 NUMBER, TOUCHED, LOGGED = range(3)  # entries of Trial.counts
+LAST, FIRST = range(2)  # entries of Back.stale
 
 
 class Plan(NamedTuple):
@@ -65,7 +66,8 @@ class Back(NamedTuple):
 
     rest: Floats  # (n,) longest way from a task's start to the end
     lane_rest: Floats  # (n + 1, lanes) rest of the first task on a lane from a position on
-    stale: Ints  # (1,) last position from which on backwards these are out of date, or -1
+    device: Ints  # (n,) that these hold for
+    stale: Ints  # (2,) last and first position that changed since, or -1 and n
 
 
 class State(NamedTuple):

@@ -55,6 +55,7 @@ def schedule(
     iterations: int | None = None,
     memory: bool = False,
     compiled: bool | None = None,
+    polish_s: float = 0.0,
 ) -> Schedule:
     """Schedule ``problem`` by a named policy; the other arguments are those of Options.
 
@@ -67,7 +68,7 @@ def schedule(
         raise PlanError(f"no placement policy {policy!r}; there are {', '.join(policy_names())}")
     if links not in ("free", "serial"):
         raise PlanError(f"no link model {links!r}; there are free, serial")
-    options = Options(links, budget_s, seed, iterations, memory, compiled)
+    options = Options(links, budget_s, seed, iterations, memory, compiled, polish_s)
     return _POLICIES[policy](problem, options)
 
 

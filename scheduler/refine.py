@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crossdock.runtime.errors import MemoryBudget
-from crossdock.scheduler.compiled_bounds import Bound, graph_bound
+from crossdock.scheduler.compiled_bounds import Bound, graph_bound, window_bounds
 from crossdock.scheduler.compiled_core import BIG, Graph, compile_graph, random_state
 from crossdock.scheduler.compiled_evaluate import empty_state, load
 from crossdock.scheduler.compiled_exact import DONE, FOUND, branch, new_tree
@@ -21,6 +21,7 @@ from crossdock.scheduler.compiled_greedy import iterated_greedy, new_base
 from crossdock.scheduler.compiled_lists import Partial, empty_partial, look_ahead
 from crossdock.scheduler.compiled_moves import Moves, new_moves
 from crossdock.scheduler.compiled_ranks import (
+    LEAST,
     MEAN,
     MIDDLE,
     OPTIMISTIC,
@@ -37,21 +38,28 @@ from crossdock.scheduler.drafts import Draft, best_of, freeze
 from crossdock.scheduler.labels import cheapest_labels
 from crossdock.scheduler.limits import Limits
 from crossdock.scheduler.lists import priority_order, upward_ranks
+from crossdock.scheduler.mincut import cheapest_pair_labels
+from crossdock.scheduler.polish import polish, solver_module
 from crossdock.scheduler.problem import DeviceSpec, Ints, LinkSpec, Problem, TaskSpec
 from crossdock.scheduler.result import Links, Options, Schedule
 from crossdock.scheduler.segments import solve_blocks
 from crossdock.scheduler.single import single_drafts, single_placement
 
 LINKS: tuple[Links, ...] = ("free", "serial")
-RANK_OF = {MEAN: "heft", MIDDLE: "middle", OPTIMISTIC: "peft"}
+RANK_OF = {MEAN: "heft", LEAST: "least", OPTIMISTIC: "peft"}
 KEPT = 4  # single devices that are seeds, and seeds tried where memory is short
 NEAR = 1.3  # a seed this much worse than the best is no start
 OPTIMAL = 1.0 + 1e-10  # makespan over bound that ends a search: rounding
+AHEAD_SHARE = 0.06  # of what is left, up to which look-ahead is tried
+BOUND_SHARE = 0.04  # of the budget for windowed bounds
 GREEDY = 0.08  # share of the budget for iterated greedy
 ROUND_MOVES = 40  # moves that one round of it counts for
 SMALL = 64  # tasks below which the search starts hotter and from more seeds
-PLAN_SMALL = ((0, 0.4, 1.0), (1, 0.3, 1.0), (-1, 0.3, 0.3))  # (seed, share, heat); -1: the best
-PLAN = ((0, 0.6, 0.5), (1, 0.2, 0.5), (-1, 0.2, 0.2))
+# (seed, share, heat) of annealing runs; -1: the best. Up to EXACT_TASKS, branch and bound
+# follows the first.
+PLAN_TINY = ((0, 0.4, 1.0), (1, 0.3, 1.0), (-1, 0.3, 0.3))
+PLAN_SMALL = ((0, 0.7, 1.0), (-1, 0.3, 0.3))
+PLAN = ((0, 0.8, 0.6), (-1, 0.2, 0.2))
 COOLING = 15.0  # first over last temperature of an annealing run
 COMM = 0.3  # weight of the mean transfer in the temperature scale
 EXACT_TASKS = 24  # tasks up to which branch and bound is tried
@@ -136,6 +144,7 @@ class Search:
         if not self.seeds:
             raise MemoryBudget("no list schedule keeps within the devices' memory")
         self.seeds.sort(key=lambda x: x.makespan)
+        self._window_bounds()
         best = self._blocks(self.seeds[0])
         return self._anneal(self._greedy(best))
 
@@ -157,7 +166,7 @@ class Search:
 
     def _list_seeds(self) -> None:
         g = self.graph
-        for mode, name in ((MEAN, "heft"), (MIDDLE, "middle"), (OPTIMISTIC, "peft")):
+        for mode, name in RANK_OF.items():
             began = time.perf_counter()
             rank = ranks(g, mode)
             order = order_by(g.net, rank)
@@ -168,7 +177,7 @@ class Search:
             took = time.perf_counter() - began
             fan_out = len(g.net.succ) / max(1, self.problem.n)
             ahead = took / 3.0 * (1.0 + self.problem.m * fan_out)
-            if self.clock.iterations is not None or ahead < 0.2 * self.clock.left():
+            if self.clock.iterations is not None or ahead < AHEAD_SHARE * self.clock.left():
                 self._keep_list(look_ahead(g, self.partial, order, rank), f"{name}+lookahead")
             if self.clock.iterations is None and self.clock.left() < 0.5 * self.budget:
                 break
@@ -194,9 +203,12 @@ class Search:
         p = self.problem
         if len(p.edge_src) * p.m * p.m > LABEL_WORK * self.clock.left() or not self.seeds:
             return
-        starts = [x.device.tolist() for x in sorted(self.seeds, key=lambda x: x.makespan)[:1]]
-        starts += [single_placement(p, d).tolist() for d in range(min(p.m, 3))]
-        device = np.array(cheapest_labels(p, starts), np.int64)
+        if p.m == 2:
+            device = cheapest_pair_labels(p)
+        else:
+            starts = [x.device.tolist() for x in sorted(self.seeds, key=lambda x: x.makespan)[:1]]
+            starts += [single_placement(p, d).tolist() for d in range(min(p.m, 3))]
+            device = np.array(cheapest_labels(p, starts), np.int64)
         held = np.bincount(device, self.graph.held, minlength=p.m)
         if (held <= self.graph.room).all():
             self._add(device, self._rank_order(), "labels")
@@ -231,15 +243,24 @@ class Search:
         starts = [best] + [
             x for x in self.seeds if x is not best and x.makespan < NEAR * best.makespan
         ]
-        plan = PLAN_SMALL if self.problem.n < SMALL else PLAN
+        n = self.problem.n
+        plan = PLAN_TINY if n <= EXACT_TASKS else PLAN_SMALL if n < SMALL else PLAN
         for i, (which, share, heat) in enumerate(plan):
             start = starts[which] if 0 <= which < len(starts) else best
             open_share = sum(x for _, x, _ in plan[i:])
             stop = self.clock.left() * (1.0 - share / open_share)
             best = self._cool(best, start, heat, stop)
-            if i == 0 and self.problem.n <= EXACT_TASKS:
+            if i == 0 and n <= EXACT_TASKS:
                 best = self._exact(best)
         return best
+
+    def _window_bounds(self) -> None:
+        """Raise the bound while that is cheap beside the budget."""
+        stop = self.clock.left() - BOUND_SHARE * self.budget
+        for bound in window_bounds(self.graph, self.root):
+            self.bound = bound
+            if self.clock.left() < stop or self.done(self.seeds[0]):
+                return
 
     def _blocks(self, best: Solution) -> Solution:
         """Dynamic programming where the graph falls apart into small blocks; raises the bound."""
@@ -327,6 +348,8 @@ class Search:
 
 def refine(problem: Problem, options: Options, started: float) -> Schedule:
     """Search ``problem`` within the options' budget, counted from ``started``."""
+    if options.polish_s > 0.0:
+        solver_module()  # what is missing is said before the search
     each = RESERVE_EACH_S[options.links]
     reserve = RESERVE_S + each * (problem.n + len(problem.edge_src))
     until = started + max(0.0, options.budget_s - reserve)
@@ -351,9 +374,11 @@ def refine(problem: Problem, options: Options, started: float) -> Schedule:
         single = {name: x.makespan for name, x in drafts.items()}
         if not options.memory:
             draft = min([draft, *drafts.values()], key=lambda x: x.makespan)
+    bound = max(bounds, default=None)  # none where only a packing fits
+    if options.polish_s > 0.0 and bound is not None and draft.makespan > bound * OPTIMAL:
+        draft, bound = polish(problem, options, draft, bound)
     stats = {"moves": float(sum(moves)), "seconds": time.perf_counter() - started}
     named = replace(draft, name=f"auto:{draft.name}")
-    bound = max(bounds, default=None)  # none where only a packing fits
     return freeze(problem, options.links, named, bound=bound, single=single, stats=stats)
 
 

@@ -201,6 +201,7 @@ class Options:
         iterations: search steps instead of wall time.
         memory: never exceed the devices' memory.
         compiled: use the compiled search; ``None``: only where ``warm_up`` has loaded it.
+        polish_s: wall seconds of constraint programming after the compiled search; needs OR-tools.
     """
 
     links: Links = "serial"
@@ -209,3 +210,4 @@ class Options:
     iterations: int | None = None
     memory: bool = False
     compiled: bool | None = None
+    polish_s: float = 0.0

@@ -17,6 +17,7 @@ def solve(
     links: Links = "free",
     budget_s: float = 0.1,
     memory: bool = False,
+    polish_s: float = 0.0,
 ) -> dict[str, Any]:
     """Schedule an instance in the JSON form of Problem.
 
@@ -26,6 +27,8 @@ def solve(
         budget_s: wall seconds, reading the instance included; loading the compiled search, in the
             first call of a process, is not.
         memory: never exceed the devices' ``mem_bytes``.
+        polish_s: further wall seconds of constraint programming; needs OR-tools
+            (``pip install crossdock[polish]``).
 
     Returns:
         ``makespan``, ``lower_bound``, ``tasks`` (id, device, start, finish) and, under serial
@@ -35,5 +38,13 @@ def solve(
     began = time.perf_counter()
     problem = Problem.from_json(instance)
     left = max(0.0, budget_s - (time.perf_counter() - began))
-    plan = schedule(problem, "auto", links=links, budget_s=left, memory=memory, compiled=True)
+    plan = schedule(
+        problem,
+        "auto",
+        links=links,
+        budget_s=left,
+        memory=memory,
+        compiled=True,
+        polish_s=polish_s,
+    )
     return plan.to_json()
