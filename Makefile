@@ -49,6 +49,11 @@ test: $(EXTRA)-test $(MODELS) ## run the tests, without the slow ones
 test-slow: $(EXTRA)-test $(MODELS) ## run the slow tests
 	$(PYTEST) -m slow
 
+.PHONY: hostile
+hostile: $(EXTRA)-test ## open every hostile file in a child of its own, here and in onnxruntime
+	-$(PY) -m tests.runtime.hostile.children --onnxruntime --all
+	$(PY) -m tests.runtime.hostile.children --all
+
 .PHONY: lint
 lint: $(EXTRA)-dev ## check format and lint
 	$(PY) -m ruff format --check .

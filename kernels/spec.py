@@ -107,7 +107,8 @@ class Kernel:
     """A candidate: runs ``op`` on device kinds ``kinds``.
 
     ``name`` is stable (``opencl.matmul.tiled``) and keys measurements. ``rank`` orders candidates
-    where costs do not decide (smaller is more specific). ``native`` is False for emulation.
+    where costs do not decide (smaller is more specific). ``native`` is False for emulation,
+    ``exact`` for algorithms that lose bits which the op's plain arithmetic keeps.
     """
 
     name: str
@@ -117,3 +118,4 @@ class Kernel:
     lower: Callable[[OpCall, DeviceInfo], Lowered]
     rank: int = 50
     native: bool = True
+    exact: bool = True

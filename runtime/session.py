@@ -74,6 +74,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     fallback: str | Fallback = "allow",
     plan: Plan | None = None,
     split: bool = True,
+    strict: bool = False,
     resident: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Session:
@@ -105,6 +106,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         split: cut an op, or ops that share a dimension, into parts for several devices where that
             is predicted to pay; only for latency, where devices compute at once, and for the first
             shapes that a session is prepared for.
+        strict: only kernels that keep the bits of the ops' plain arithmetic: no Winograd
+            convolution (see ``CROSSDOCK_FAST_ERROR`` for the bound on its error).
         plan: a plan to run, made before for the same graph, constraints and devices; nothing is
             planned or measured then, and shapes that it is not for are refused. It may come from a
             file that nobody vouches for.
@@ -132,6 +135,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         contract_of(fallback),
         plan,
         split,
+        strict,
     )
     request.check(graph, config)
     graph = fixed(graph, resident) if resident else graph

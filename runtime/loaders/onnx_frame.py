@@ -40,6 +40,9 @@ class Captures:
         return name
 
 
+OPS_A_NODE = 64
+"""Ops that a node of the model may become; each further one counts as a node of its own."""
+
 FOLD_FLOPS = 1e9
 """Operations that an op may take to be folded; a longer one is left to the devices."""
 
@@ -66,6 +69,8 @@ class LabellingBuilder(GraphBuilder):
                 options.setdefault("label", f"{self.label}/{name}")
             results = method(*args, **options)
             self.made.extend(results if isinstance(results, tuple) else (results,))
+            if len(self.made) > OPS_A_NODE:
+                self.budget.node(name)
             return results
 
         return labelled

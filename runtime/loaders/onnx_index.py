@@ -131,6 +131,7 @@ def _wrapped(ctx: Context, x: Operand, low: Sequence[int], high: Sequence[int]) 
     """Pad as if the tensor repeated."""
     for axis, (lo, hi) in enumerate(zip(low, high, strict=True)):
         if lo or hi:
+            ctx.make_room((lo + x.shape[axis] + hi) * 8)
             places = np.arange(-lo, x.shape[axis] + hi, dtype=np.int64) % x.shape[axis]
             x = ctx.b.gather(x, ctx.b.constant(places), axis=axis)
     return x
