@@ -49,12 +49,12 @@ def read_record(path: str | Path, what: str) -> bytes:
     """
     fd = open_regular(path, label_of(path))
     with os.fdopen(fd, "rb") as file:
-        data = file.read(MAX_RECORD + 1)
-    if len(data) > MAX_RECORD:
-        raise LimitError(
-            f"{label_of(path)}: is over {MAX_RECORD:,} bytes, and so is no {what}; make it anew"
-        )
-    return data
+        size = os.fstat(fd).st_size
+        if size > MAX_RECORD:
+            raise LimitError(
+                f"{label_of(path)}: is over {MAX_RECORD:,} bytes, and so is no {what}; make it anew"
+            )
+        return file.read(size)
 
 
 def read_json(path: str | Path, what: str) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 
 from crossdock.runtime import costing, request
 from crossdock.runtime.background import Background
-from crossdock.runtime.errors import Error, FeedError, PlanError
+from crossdock.runtime.errors import Error, FeedError, OutOfMemory, PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
@@ -308,6 +308,18 @@ class Session:
             del future  # an error's traceback holds this frame: no cycle with the future
 
     def _run(self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool) -> Outcome:
+        try:
+            return self._done(feeds, deadline, profile=profile)
+        except MemoryError as error:
+            raise self._no_memory("run") from error
+
+    def _no_memory(self, what: str) -> OutOfMemory:
+        return OutOfMemory(
+            f"graph {self.graph.name!r:.80}: the host has too little memory to {what} it; use "
+            "smaller inputs or constraints.memory"
+        )
+
+    def _done(self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool) -> Outcome:
         staged = self.graph.staged is not None
         arrays = feeds if staged else arrays_of(self.graph, feeds)
         ready = self._for_graph() if staged else self._for_shapes(arrays)
@@ -370,7 +382,10 @@ class Session:
             found = self._found(key)
             if found is not None:
                 return found
-            made = self._made(graph)
+            try:
+                made = self._made(graph)
+            except MemoryError as error:
+                raise self._no_memory("prepare") from error
             with self._lock:
                 if not self._closed:
                     self._last = made

@@ -13,7 +13,7 @@ from crossdock.kernels.spec import OpSpec
 from crossdock.runtime.builder import GraphBuilder, Operand
 from crossdock.runtime.errors import LimitError, MalformedModel, UnsupportedModel
 from crossdock.runtime.graph import Graph, Node
-from crossdock.runtime.limits import Budget
+from crossdock.runtime.limits import FOLD_FLOPS, Budget
 from crossdock.runtime.loaders.onnx_host import HostValue
 from crossdock.runtime.loaders.onnx_model import Opaque, shown
 from crossdock.runtime.loaders.onnx_stage import Constant, Kind, in_ir, kind_of
@@ -42,9 +42,6 @@ class Captures:
 
 OPS_A_NODE = 64
 """Ops that a node of the model may become; each further one counts as a node of its own."""
-
-FOLD_FLOPS = 1e9
-"""Operations that an op may take to be folded; a longer one is left to the devices."""
 
 
 class LabellingBuilder(GraphBuilder):

@@ -83,9 +83,10 @@ def _check_indices(call: HostCall) -> None:
             raise call.malformed(f"indices {list(indices.shape)} for {list(x.shape)}")
     else:
         sizes = np.array(x.shape[axis_of(call, call.node.get_int("axis"), x.ndim)], np.int64)
-    wrong = indices[(indices < -sizes) | (indices >= sizes)]
-    if wrong.size:
-        raise call.malformed(f"index {wrong[0]} is out of range for a shape of {list(x.shape)}")
+    wrong = np.asarray((indices < -sizes) | (indices >= sizes))
+    if wrong.any():
+        index = np.broadcast_to(indices, wrong.shape)[wrong][0]
+        raise call.malformed(f"index {index} is out of range for a shape of {list(x.shape)}")
 
 
 def _data_inputs(call: HostCall) -> list[int]:

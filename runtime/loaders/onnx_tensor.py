@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import math
 import os
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -176,12 +177,10 @@ def decode_sparse(proto: Any, source: Source, where: str) -> Array | Opaque:
 def _external(proto: Any, source: Source, want: int, where: str) -> Array:
     entries = {entry.key: entry.value for entry in proto.external_data}
     path = resolve(str(entries.get("location", "")), source, where)
-    try:
-        offset, length = int(entries.get("offset") or 0), int(entries.get("length") or want)
-    except ValueError as error:
-        raise MalformedModel(f"{where}: offset or length of its external data is no number") from (
-            error
-        )
+    offset, length = (
+        _count(str(entries.get(key) or default), where)
+        for key, default in (("offset", 0), ("length", want))
+    )
     if length != want or offset < 0:
         raise MalformedModel(
             f"{where}: external data of {length} bytes at {offset}, where {want} are due"
@@ -195,6 +194,17 @@ def _external(proto: Any, source: Source, want: int, where: str) -> Array:
         source.taken[path] += want
     return found
 
+
+def _count(text: str, where: str) -> int:
+    """A number of bytes, as a file may have them."""
+    if not _COUNT.fullmatch(text):
+        raise MalformedModel(
+            f"{where}: offset or length of its external data is no number of bytes: {shown(text)}"
+        )
+    return int(text)
+
+
+_COUNT = re.compile(r"\s*[+-]?[0-9]{1,19}\s*", re.ASCII)
 
 READ_TWICE = 2
 """How often all of a file may be read as external data, counting different spans alone."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from crossdock.runtime.errors import LimitError, MalformedModel
 from crossdock.runtime.limits import Limits, too_many_nodes
 
-MESSAGES_A_NODE = 16
+MESSAGES_A_NODE = 8
 """Messages that a file may have for each node that ``Limits`` allow."""
 
 MAX_NESTED = 100
@@ -118,10 +118,10 @@ class _Walk:
                     start, f"a field claims {size} bytes where {end - at} are left; truncated?"
                 )
             inner = _FIELDS[kind].get(number)
-            if inner is None:
-                return at + size
-            self.enter(inner, at + size, number, start)
-            return at
+            if inner is not None:
+                self.enter(inner, at + size, number, start)
+                return at
+            return at + size
         if wire == 0:
             return self.varint(at, end)[1]
         if wire == 3:

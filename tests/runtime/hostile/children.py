@@ -188,7 +188,7 @@ def _zeros(graph: Any) -> dict[str, Any]:
     fed = {}
     for name, spec in graph.inputs.items():
         shape = tuple(2 if isinstance(d, str) else d for d in spec.shape)
-        fed[name] = np.zeros(shape, to_numpy(spec.dtype))
+        fed[name] = np.broadcast_to(np.zeros((), to_numpy(spec.dtype)), shape)
     return fed
 
 
