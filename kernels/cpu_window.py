@@ -49,7 +49,8 @@ class Form:
         return f"{self.mode} {self.stride} {self.width}{extra}"
 
 
-def _depthwise_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a guard
+def depthwise_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a guard
+    """Why window kernels do not take this for one channel a group, or None."""
     attrs, filters = call.attrs, call.inputs[1]
     assert filters is not None
     if call.outputs[0].dtype != "float32":
@@ -61,8 +62,8 @@ def _depthwise_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: AR
     return epilogue_obstacle(call)
 
 
-@kernel("cpu.conv2d.depthwise", "conv2d", ("cpu",), when=_depthwise_fits, rank=10)
-@kernel("cpu.conv2d.depthwise", "fused_conv2d", ("cpu",), when=_depthwise_fits, rank=10)
+@kernel("cpu.conv2d.depthwise", "conv2d", ("cpu",), when=depthwise_fits, rank=10)
+@kernel("cpu.conv2d.depthwise", "fused_conv2d", ("cpu",), when=depthwise_fits, rank=10)
 def lower_depthwise(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
     """Lower a convolution with one channel a group to one native call."""
     filters = call.inputs[1]

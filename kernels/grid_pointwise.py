@@ -225,7 +225,7 @@ def _loops(text: _Text, space: Space, rows: int, device: DeviceInfo) -> GridLaun
         "const i32 end = begin + chunk < columns ? begin + chunk : columns;",
         "for (i32 r = first; r < last; ++r) {",
         *decode("r", len(space.dims) - 1),
-        f"LANES({vector_width(device)})",
+        f"VECTORIZE({vector_width(device)})",
         f"for (i32 c = begin; c < end; ++c) {{ {text.apply(places)} }}",
         "}",
     ]
