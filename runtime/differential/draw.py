@@ -108,7 +108,7 @@ def _resized(rng: np.random.Generator, case: Case) -> Case | None:
                 return None
             grown = max(grown, math.prod(new.shape) / max(1, math.prod(old.shape)))
         resized[name] = fresh[0] if isinstance(given, Feed) else (fresh or None)
-    attrs = {k: _renamed(v, sizes) if k in SIZED else v for k, v in case.attrs.items()}
+    attrs = {k: renamed(v, sizes) if k in SIZED else v for k, v in case.attrs.items()}
     terms = max(1, round(case.terms * grown))
     ulps = case.ulps * grown if case.op in ("reduce_product", "cumulative_product") else case.ulps
     return replace(case, feeds=resized, attrs=attrs, terms=terms, ulps=ulps)
@@ -126,9 +126,10 @@ def _resize(feed: Feed, sizes: Mapping[int, int], *, indexed: bool) -> Feed:
     return replace(feed, shape=shape)
 
 
-def _renamed(value: Any, sizes: Mapping[int, int]) -> Any:
+def renamed(value: Any, sizes: Mapping[int, int]) -> Any:
+    """An attribute with the sizes that it holds replaced."""
     if isinstance(value, list | tuple):
-        return [_renamed(v, sizes) for v in value]
+        return [renamed(v, sizes) for v in value]
     return sizes.get(value, value) if isinstance(value, int) else value
 
 

@@ -11,6 +11,7 @@ from crossdock.devices import registry
 from crossdock.kernels import table
 from crossdock.runtime import passes
 from crossdock.runtime.calls import is_alias, op_call
+from crossdock.runtime.differential import to_onnx
 from crossdock.runtime.differential.recipe import Recipe
 from crossdock.runtime.emulation import candidates
 from crossdock.runtime.graph import Graph, Node
@@ -31,20 +32,26 @@ RUNS = 2
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a recipe: ``run`` gives the outputs y0, y1 ... of each of its runs."""
+    """One way to run a recipe: ``run`` gives the outputs y0, y1 ... of each of its runs.
+
+    ``takes`` says whether it can run a recipe at all.
+    """
 
     name: str
     run: Callable[[Recipe], Sequence[Outputs]]
+    takes: Callable[[Recipe], bool] = lambda recipe: True  # noqa: ARG005
 
 
-def ways(seed: int, devices: Sequence[str]) -> list[Way]:
-    """What a graph is run by: each device by itself, and what several devices do together.
+def ways(seed: int, devices: Sequence[str], *, onnx: bool = True) -> list[Way]:
+    """What a graph is run by: each device by itself, several of them together, onnxruntime.
 
     ``seed`` decides which device the mixed placements pin an op to.
     """
     made = [Way(f"{HOST} threads={n}", lambda r, n=n: _alone(r, HOST, n)) for n in (1, 2)]
     others = [name for name in devices if name != HOST]
     made += [Way(name, lambda r, name=name: _alone(r, name, None)) for name in others]
+    if onnx and to_onnx.available():
+        made.append(Way("onnxruntime", to_onnx.run, to_onnx.can_write))
     if others:
         together = [HOST, *others]
         made.append(Way("pinned", lambda r: _pinned(r, together, seed)))
