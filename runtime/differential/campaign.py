@@ -86,13 +86,17 @@ def _kept(
     if difference.explained or keep is None:
         return Found(seed, difference, ops)
     way = next(w for w in chosen if w.name == difference.way)
-    small = shrunk(recipe, lambda r: fails(r, way))
+    small = shrunk(recipe, lambda r: fails(r, way, ran=difference.over is not None))
     keep.mkdir(parents=True, exist_ok=True)
     path = keep / f"{recipe.name}-{way.name.replace(':', '').replace(' ', '-')}.json"
     small.save(path, seed=seed, way=way.name, said=difference.said)
     return Found(seed, difference, tuple(op.op for op in small.ops), str(path))
 
 
-def fails(recipe: Recipe, way: Way) -> bool:
-    """Whether a way runs a recipe otherwise than the reference has it, without an explanation."""
-    return any(not difference.explained for difference in judge(recipe, [way]))
+def fails(recipe: Recipe, way: Way, *, ran: bool) -> bool:
+    """Whether a way runs a recipe otherwise than the reference has it, without an explanation.
+
+    ``ran`` says whether it is to run to its end, with wrong results, or to fail.
+    """
+    found = judge(recipe, [way]) if way.takes(recipe) else []
+    return any(not d.explained and (d.over is not None) == ran for d in found)

@@ -21,6 +21,7 @@ from crossdock.runtime.builder import GraphBuilder
 from crossdock.runtime.cases.kit import Case, Feed, Given
 from crossdock.runtime.cases.table import CASES
 from crossdock.runtime.cases.types import type_cases
+from crossdock.runtime.differential import to_onnx
 from crossdock.runtime.differential.recipe import Leaf, Op, Recipe, call
 from crossdock.runtime.differential.shapes import FREE, MOST, SIZES, pick
 from crossdock.runtime.errors import Error
@@ -35,6 +36,9 @@ SIZED = frozenset({"new_shape", "sizes", "output_sizes", "splits", "steps", "hid
 INDEXED = frozenset({"indices"})
 SPECIAL_SHARE = 0.05
 FREE_SHARE = 0.5
+PORTABLE = 0.5
+"""Share of the graphs that are of ops and types that ONNX has as well."""
+COMMON = {"int8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int64", "uint64": "int64"}
 REUSED = 0.65
 """How often an operand is a value that there is, rather than a new one."""
 
@@ -43,9 +47,31 @@ def draw(seed: int, most: int = 10) -> Recipe:
     """The random graph of a seed, of up to ``most`` ops and what they need to fit each other."""
     rng = np.random.default_rng(seed)
     made = _Drawing(rng)
+    portable = rng.random() < PORTABLE
     for _ in range(rng.integers(1, most + 1)):
-        made.add(_case(rng))
+        made.add(_portable(rng) if portable else _case(rng))
     return made.recipe(f"graph-{seed}")
+
+
+def _portable(rng: np.random.Generator) -> Case:
+    """A case of an op and types that other runtimes have as well."""
+    while True:
+        case = _case(rng)
+        if case.op not in to_onnx.OPS:
+            continue
+        feeds: dict[str, Given] = {}
+        for name, given in case.feeds.items():
+            fresh = [replace(feed, dtype=_common(feed.dtype)) for feed in _listed(given)]
+            feeds[name] = fresh[0] if isinstance(given, Feed) else (fresh or None)
+        attrs = {k: _common(v) if k == "data_type" else v for k, v in case.attrs.items()}
+        case = replace(case, feeds=feeds, attrs=attrs)
+        if fits(case):
+            return case
+
+
+def _common(dtype: str) -> str:
+    """The nearest of the types that other runtimes compute in."""
+    return "float32" if dtype in FLOATS else COMMON.get(dtype, dtype)
 
 
 _POOL: dict[str, list[Case]] = {}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from crossdock.runtime.differential.recipe import Recipe
+from crossdock.runtime.errors import ExecutionError
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.tensor import TensorSpec
 
@@ -73,17 +74,24 @@ def written(recipe: Recipe) -> bytes:
 
 def run(recipe: Recipe) -> Sequence[Mapping[str, Any]]:
     """Outputs of onnxruntime, its own passes off: what is compared is what the ops mean."""
+    session = _session(recipe)
+    names = [output.name for output in session.get_outputs()]
+    fed = {i.name for i in session.get_inputs()}
+    feeds = {name: array for name, array in recipe.feeds().items() if name in fed}
+    try:
+        return [dict(zip(names, session.run(names, feeds), strict=True))]
+    except Exception as error:  # its exceptions have no common base but this
+        raise ExecutionError(f"onnxruntime: {error}") from error
+
+
+def _session(recipe: Recipe) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
-    session = ort.InferenceSession(written(recipe), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    fed = {i.name for i in session.get_inputs()}
-    feeds = {name: array for name, array in recipe.feeds().items() if name in fed}
-    return [dict(zip(names, session.run(names, feeds), strict=True))]
+    return ort.InferenceSession(written(recipe), options, providers=["CPUExecutionProvider"])
 
 
 class _Writer:
@@ -195,10 +203,10 @@ class _Writer:
         self._cast(str(node.inputs[0]), node.outputs[0])
 
     def clamp(self, node: Node) -> None:
-        """Clip; an absent limit is an absent operand."""
+        """Clip; an infinite limit is an absent operand."""
         dtype = self.graph.specs[node.outputs[0]].dtype
         limits = [
-            "" if node.attrs[key] is None
+            "" if not np.isfinite(node.attrs[key])
             else self._tensor(f"{node.name}/{key}", np.array(node.attrs[key], dtype))
             for key in ("min_value", "max_value")
         ]  # fmt: skip
@@ -220,6 +228,20 @@ class _Writer:
             exclusive=int(node.attrs["exclusive"]), reverse=int(node.attrs["reversed"]),
         )  # fmt: skip
 
+    def gather(self, node: Node) -> None:
+        """Both take negative indices; those out of range, which are clamped here, are errors."""
+        self._add("Gather", [str(v) for v in node.inputs], node.outputs[0], axis=node.attrs["axis"])
+
+    def arg(self, node: Node) -> None:
+        """The first of equal elements; the type is always int64 in ONNX."""
+        out = node.outputs[0]
+        op = {"arg_max": "ArgMax", "arg_min": "ArgMin"}[node.op]
+        self._add(
+            op, [str(node.inputs[0])], f"{out}/long", axis=node.attrs["axis"],
+            keepdims=int(node.attrs["keep_dimensions"]),
+        )  # fmt: skip
+        self._cast(f"{out}/long", out)
+
     def conv2d(self, node: Node) -> None:
         """Padding is begin and end of each dimension in turn here, begins then ends in ONNX."""
         attrs = node.attrs
@@ -236,8 +258,13 @@ class _Writer:
 WRITERS: dict[str, Callable[[_Writer, Node], None]] = {
     "reshape": _Writer.reshape, "expand": _Writer.reshape, "tile": _Writer.reshape,
     "slice": _Writer.slice, "split": _Writer.split, "cast": _Writer.cast, "clamp": _Writer.clamp,
-    "where": _Writer.where, "cumulative_sum": _Writer.along, "conv2d": _Writer.conv2d,
+    "where": _Writer.where, "cumulative_sum": _Writer.along, "gather": _Writer.gather,
+    "arg_max": _Writer.arg, "arg_min": _Writer.arg, "conv2d": _Writer.conv2d,
 }  # fmt: skip
+
+
+OPS = frozenset({*SAME, *TYPED, *REDUCED, *COMPARED, *WRITERS})
+"""The ops that can be written, with the attributes that most cases have."""
 
 
 def _info(name: str, spec: TensorSpec) -> Any:
@@ -255,9 +282,11 @@ def _plain(value: Any) -> Any:
 
 
 def can_write(recipe: Recipe) -> bool:
-    """Whether there is an ONNX model of a recipe."""
+    """Whether there is an ONNX model of a recipe, of types that onnxruntime has kernels for."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
     try:
-        written(recipe)
-    except NotWritten:
+        _session(recipe)
+    except (NotWritten, state.InvalidGraph, state.NotImplemented):
         return False
     return True
