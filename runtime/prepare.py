@@ -69,6 +69,7 @@ class Config:
     fallback: Fallback = ALLOW
     plan: Plan | None = None
     split: bool = True
+    check_finite: bool = False
 
 
 def prepare(
@@ -113,7 +114,10 @@ def prepare(
             plan = explain.attach(plan, split.graph, target, replace(options, homes=homes), batch)
         planned = replace(planned, plan=plan)
         runs = degrade.runs_within(plan, config.constraints.memory, config.runs_at_once)
-        return make_ready(graph, planned, asked, devices, runs, target.capacity, progress, kept)
+        return make_ready(
+            graph, planned, asked, devices, runs, target.capacity, progress, kept,
+            watched=config.check_finite,
+        )  # fmt: skip
 
     if config.plan is not None:
         ready = make(_given(config.plan, graph, target, options))
@@ -123,6 +127,7 @@ def prepare(
     planned = _planned(graph, splitting, target, options, devices, fits=again)
     ready = make(planned)
     settled = not options.plain or bool(planned.plan.rungs)  # runs are timed one by one
+    settled |= config.check_finite  # and these times are not those of an ordinary run
     if not config.measure or settled or _simulated(devices):
         return ready
     settling = Settling(

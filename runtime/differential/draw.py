@@ -38,7 +38,13 @@ SPECIAL_SHARE = 0.05
 FREE_SHARE = 0.5
 PORTABLE = 0.5
 """Share of the graphs that are of ops and types that ONNX has as well."""
-COMMON = {"int8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int64", "uint64": "int64"}
+COMMON = {
+    "int8": "int32",
+    "int16": "int32",
+    "uint16": "int32",
+    "uint32": "int64",
+    "uint64": "int64",
+}
 REUSED = 0.65
 """How often an operand is a value that there is, rather than a new one."""
 

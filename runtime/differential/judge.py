@@ -48,7 +48,9 @@ def judge(recipe: Recipe, ways: Sequence[Way]) -> list[Difference]:
             wider = wider or bounded(recipe, MORE_SAMPLES, seed=1)
             if _run(recipe, way, wider) is None:
                 why = "within what more samples of the rounding errors spread to"
-                difference = Difference(way.name, difference.output, difference.over, difference.said, why)
+                difference = Difference(
+                    way.name, difference.output, difference.over, difference.said, why
+                )
         if difference is not None:
             found.append(difference)
     return found

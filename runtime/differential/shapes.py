@@ -118,7 +118,10 @@ def product(rng: Rng) -> Case:
         fixed = frozenset({"b"}) if rng.random() < 0.5 else frozenset()
         return Case("gemm", "drawn", feeds, attrs, fixed, terms=k + 1, magnitude=3)
     batch = tuple(int(rng.choice((1, 2, 3))) for _ in range(rng.integers(0, 4)))
-    feeds = {"a": F((*batch, m, k), dtype, -1, 1), "b": F((*_broadcast(rng, batch), k, n), dtype, -1, 1)}
+    feeds = {
+        "a": F((*batch, m, k), dtype, -1, 1),
+        "b": F((*_broadcast(rng, batch), k, n), dtype, -1, 1),
+    }
     fixed = frozenset({"b"}) if rng.random() < 0.4 else frozenset()
     return Case("matmul", "drawn", feeds, {}, fixed, terms=k)
 
@@ -187,23 +190,35 @@ def along(rng: Rng) -> Case:
     """An op along one axis."""
     dims = shape(rng, 1, empty=0.0)
     axis = int(rng.integers(len(dims)))
-    op = pick(rng, ("softmax", "cumulative_sum", "arg_max", "arg_min", "top_k", "layer_normalization"))
+    op = pick(
+        rng, ("softmax", "cumulative_sum", "arg_max", "arg_min", "top_k", "layer_normalization")
+    )
     dtype = pick(rng, FLOAT)
     feed = F(dims, dtype, -2, 2)
     if op == "softmax":
         return Case(op, "drawn", {"input": feed}, {"axis": axis}, ulps=16)
     if op == "cumulative_sum":
-        attrs = {"axis": axis, "exclusive": bool(rng.random() < 0.5), "reversed": bool(rng.random() < 0.5)}
+        attrs = {
+            "axis": axis,
+            "exclusive": bool(rng.random() < 0.5),
+            "reversed": bool(rng.random() < 0.5),
+        }
         return Case(op, "drawn", {"input": feed}, attrs, terms=dims[axis], magnitude=2)
     if op == "top_k":
-        attrs = {"k": int(rng.integers(1, dims[axis] + 1)), "axis": axis, "largest": bool(rng.random() < 0.5)}
+        attrs = {
+            "k": int(rng.integers(1, dims[axis] + 1)),
+            "axis": axis,
+            "largest": bool(rng.random() < 0.5),
+        }
         return Case(op, "drawn", {"input": feed}, attrs)
     if op == "layer_normalization":
         axes = list(range(axis, len(dims)))
         # Rows whose variance is near epsilon amplify what the subtraction rounds.
         return Case(op, "drawn", {"input": feed}, {"axes": axes, "epsilon": 0.1},
                     terms=math.prod(dims[axis:]), magnitude=4)  # fmt: skip
-    return Case(op, "drawn", {"input": feed}, {"axis": axis, "keep_dimensions": bool(rng.random() < 0.5)})
+    return Case(
+        op, "drawn", {"input": feed}, {"axis": axis, "keep_dimensions": bool(rng.random() < 0.5)}
+    )
 
 
 def convolution(rng: Rng) -> Case:
@@ -250,7 +265,9 @@ def pooling(rng: Rng) -> Case:
 def conversion(rng: Rng) -> Case:
     """A cast."""
     source, target = pick(rng, (*FLOAT, *INTS)), pick(rng, (*FLOAT, *INTS))
-    return Case("cast", "drawn", {"input": F(shape(rng), source, 0, 100)}, {"data_type": target}, ulps=1)
+    return Case(
+        "cast", "drawn", {"input": F(shape(rng), source, 0, 100)}, {"data_type": target}, ulps=1
+    )
 
 
 FREE = (

@@ -122,10 +122,12 @@ class _Writer:
     def _tensor(self, name: str, array: Any) -> str:
         from onnx import numpy_helper
 
-        self.tensors.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.tensors.append(numpy_helper.from_array(np.array(array, order="C"), name))
         return name
 
-    def _add(self, op: str, inputs: Sequence[str], output: str | Sequence[str], **attrs: Any) -> None:
+    def _add(
+        self, op: str, inputs: Sequence[str], output: str | Sequence[str], **attrs: Any
+    ) -> None:
         from onnx import helper
 
         outputs = [output] if isinstance(output, str) else list(output)
