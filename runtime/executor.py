@@ -306,7 +306,8 @@ class _Job:
 
 def late(program: Program, deadline: Deadline) -> str:
     """What a Timeout says."""
-    return f"run of {program.graph.name!r} not done after {deadline.seconds} s; the session stays usable"
+    name, seconds = program.graph.name, deadline.seconds
+    return f"run of {name!r} not done after {seconds} s; the session stays usable"
 
 
 def failed(program: Program, error: BaseException) -> ExecutionError:

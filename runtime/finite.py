@@ -50,8 +50,8 @@ class Watcher:
             return
         step, said = self._found[min(self._found)]
         raise NotFinite(
-            f"op {step.name!r} ({step.op}) on {step.device} with kernel {step.kernel} made of finite "
-            f"operands {said}; look at its operands' range, or compute in a wider type",
+            f"op {step.name!r} ({step.op}) on {step.device} with kernel {step.kernel} made of "
+            f"finite operands {said}; look at its operands' range, or compute in a wider type",
             op=step.name,
             device=step.device,
             kernel=step.kernel,

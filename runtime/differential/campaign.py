@@ -50,7 +50,7 @@ def campaign(
     every: int = 1,
     keep: Path | None = None,
     onnx: bool = True,
-    tick: Tick = lambda what, done, total: None,
+    tick: Tick | None = None,
 ) -> Tally:
     """Judge the graphs of the seeds.
 
@@ -65,7 +65,8 @@ def campaign(
     tally = Tally()
     began = time.monotonic()
     for done, seed in enumerate(seeds):
-        tick(f"graph {seed}", done, len(seeds))
+        if tick is not None:
+            tick(f"graph {seed}", done, len(seeds))
         recipe = draw(seed)
         tally.graphs += 1
         tally.ops.update(op.op for op in recipe.ops)

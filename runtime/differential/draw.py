@@ -26,7 +26,7 @@ from crossdock.runtime.differential.recipe import Leaf, Op, Recipe, call
 from crossdock.runtime.differential.shapes import FREE, MOST, SIZES, pick
 from crossdock.runtime.errors import Error
 from crossdock.runtime.operand import Operand
-from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
+from crossdock.runtime.tensor import FLOATS, Array, TensorSpec
 
 LARGEST = 8 * MOST
 """Elements of a value that later ops may read."""

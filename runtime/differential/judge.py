@@ -62,18 +62,17 @@ def _run(recipe: Recipe, way: Way, wanted: Mapping[str, Bounded]) -> Difference 
         runs = way.run(recipe)
     except FAILURES as failure:
         said = f"{type(failure).__name__}: {failure}"
-        return Difference(way.name, "", None, said)
+        why = "another runtime refuses the graph" if way.peer else ""
+        return Difference(way.name, "", None, said, why)
     for outputs in runs:
         for i, value in enumerate(recipe.outputs):
-            difference = _compared(way.name, value, np.asarray(outputs[f"y{i}"]), recipe, wanted)
+            difference = _compared(way.name, value, np.asarray(outputs[f"y{i}"]), wanted)
             if difference is not None:
                 return difference
     return None
 
 
-def _compared(
-    way: str, value: str, got: Array, recipe: Recipe, wanted: Mapping[str, Bounded]
-) -> Difference | None:
+def _compared(way: str, value: str, got: Array, wanted: Mapping[str, Bounded]) -> Difference | None:
     bound = wanted[value]
     dtype, shape = to_numpy(bound.dtype), bound.want.shape
     if got.shape != shape or got.dtype != dtype:
@@ -85,7 +84,7 @@ def _compared(
     at = np.unravel_index(int(np.argmax(over)), shape)
     count = int((over > 1.0).sum())
     said = (
-        f"{got[at]} for {bound.want[at]} at {[int(i) for i in at]}, {bound.allowed[at]:.3g} allowed; "
-        f"{count} of {over.size} elements"
+        f"{got[at]} for {bound.want[at]} at {[int(i) for i in at]}, {bound.allowed[at]:.3g} "
+        f"allowed; {count} of {over.size} elements"
     )
     return Difference(way, value, float(over.max()), said)

@@ -144,12 +144,11 @@ def movement(rng: Rng) -> Case:
         "reshape": lambda: ({}, {"new_shape": _refolded(rng, math.prod(dims))}),
         "split": lambda: ({}, {"splits": _parts(rng, dims[axis]), "axis": axis}),
         "concat": lambda: (
-            {"inputs": [F((*dims[:axis], int(rng.integers(1, 6)), *dims[axis + 1:]), feed.dtype, 0, 9)
-                        for _ in range(rng.integers(1, 5))]},
+            {"inputs": _joined(rng, feed, axis)},
             {"axis": axis},
         ),
         "gather": lambda: (
-            {"input": feed, "indices": F(shape(rng, 0, 2), "int32", -max(dims[axis], 1), max(dims[axis], 1))},
+            {"input": feed, "indices": F(shape(rng, 0, 2), "int32", *_reach(dims[axis]))},
             {"axis": axis},
         ),
         "pad": lambda: ({}, {
@@ -160,6 +159,18 @@ def movement(rng: Rng) -> Case:
     op = pick(rng, made)
     feeds, attrs = made[op]()
     return Case(op, "drawn", feeds or {"input": feed}, attrs)
+
+
+def _joined(rng: Rng, feed: Feed, axis: int) -> list[Feed]:
+    """Operands of a concat."""
+    before, after = feed.shape[:axis], feed.shape[axis + 1 :]
+    sizes = [int(rng.integers(1, 6)) for _ in range(rng.integers(1, 5))]
+    return [F((*before, size, *after), feed.dtype, 0, 9) for size in sizes]
+
+
+def _reach(size: int) -> tuple[int, int]:
+    """The indices that a dimension has, negative ones included."""
+    return -max(size, 1), max(size, 1)
 
 
 def _slice(rng: Rng, dims: tuple[int, ...]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ other roundings, or not at all."""
 INTEGERS = frozenset({"int32", "int64", "uint8", "bool"})
 
 
-class NotWritten(Exception):  # noqa: N818 - says that there is no ONNX model, not that one failed
+class NotWritten(Exception):
     """ONNX has no op that means the same."""
 
 

@@ -34,12 +34,14 @@ RUNS = 2
 class Way:
     """One way to run a recipe: ``run`` gives the outputs y0, y1 ... of each of its runs.
 
-    ``takes`` says whether it can run a recipe at all.
+    ``takes`` says whether it can run a recipe at all; a ``peer`` is another runtime, which may
+    refuse what is defined here (a division of integers by zero).
     """
 
     name: str
     run: Callable[[Recipe], Sequence[Outputs]]
     takes: Callable[[Recipe], bool] = lambda recipe: True  # noqa: ARG005
+    peer: bool = False
 
 
 def ways(seed: int, devices: Sequence[str], *, onnx: bool = True) -> list[Way]:
@@ -51,7 +53,7 @@ def ways(seed: int, devices: Sequence[str], *, onnx: bool = True) -> list[Way]:
     others = [name for name in devices if name != HOST]
     made += [Way(name, lambda r, name=name: _alone(r, name, None)) for name in others]
     if onnx and to_onnx.available():
-        made.append(Way("onnxruntime", to_onnx.run, to_onnx.can_write))
+        made.append(Way("onnxruntime", to_onnx.run, to_onnx.can_write, peer=True))
     if others:
         together = [HOST, *others]
         made.append(Way("pinned", lambda r: _pinned(r, together, seed)))

@@ -1,4 +1,4 @@
-"""``check_finite``: the first op that makes a NaN or an infinity is named, and no other run ends."""
+"""``check_finite``: the first op that makes a NaN or an infinity is named."""
 
 from __future__ import annotations
 
