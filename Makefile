@@ -45,6 +45,10 @@ demo: $(EXTRA)-test $(MODELS) ## probe this machine, run two real models, explai
 test: $(EXTRA)-test $(MODELS) ## run the tests, without the slow ones
 	$(PYTEST) -m "not slow"
 
+.PHONY: chaos
+chaos: $(EXTRA)-test ## run 5,000 random graphs every way and hold them against the reference
+	$(PY) -m crossdock verify --graphs 5000 --every 10 --keep chaos --json chaos.json
+
 .PHONY: test-slow
 test-slow: $(EXTRA)-test $(MODELS) ## run the slow tests
 	$(PYTEST) -m slow

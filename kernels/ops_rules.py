@@ -28,7 +28,7 @@ from crossdock.kernels.spec import (
 )
 from crossdock.kernels.table import define
 from crossdock.runtime.errors import ShapeError
-from crossdock.runtime.tensor import DTYPES, Dim, TensorSpec
+from crossdock.runtime.tensor import DTYPES, Dim, TensorSpec, to_numpy
 
 FLOAT = frozenset({"float32", "float16", "float64", "bfloat16"})
 ANY = frozenset(DTYPES)
@@ -363,10 +363,8 @@ def cast_number(value: Any, dtype: str) -> int | float:
     int64 and uint64 are exact for Python integers.
     """
     if dtype in FLOAT:
-        if dtype in ("float64", "bfloat16"):
-            return float(value)
         with np.errstate(over="ignore"):
-            return float(np.dtype(dtype).type(value))
+            return float(to_numpy(dtype).type(value))
     if dtype == "bool":
         return int(bool(value))
     limits = np.iinfo(dtype)

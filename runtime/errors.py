@@ -21,6 +21,7 @@
     `-- ExecutionError     a run did not end well
         |-- FeedError          the inputs do not fit the graph
         |-- IterationLimit     a loop of the model went on for too long
+        |-- NotFinite          an op made a NaN or an infinity, and that was looked for
         |-- Timeout            the deadline passed
         `-- Cancelled          the caller gave up
 
@@ -120,6 +121,19 @@ class FeedError(ExecutionError, ValueError):
 
 class IterationLimit(ExecutionError):
     """A loop of the model passed the number of iterations it may take."""
+
+
+class NotFinite(ExecutionError):
+    """An op made a NaN or an infinity out of finite operands, in a run with ``check_finite``.
+
+    ``op``, ``device`` and ``kernel`` name the first one in the graph's order.
+    """
+
+    def __init__(self, message: str, *, op: str = "", device: str = "", kernel: str = "") -> None:
+        super().__init__(message)
+        self.op = op
+        self.device = device
+        self.kernel = kernel
 
 
 class Timeout(ExecutionError, TimeoutError):

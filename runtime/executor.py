@@ -18,6 +18,7 @@ from crossdock.devices.base import Event, Point, Queue, Span, Timeline
 from crossdock.devices.worker import ending
 from crossdock.runtime.conduct import Conductor
 from crossdock.runtime.errors import Cancelled, Error, ExecutionError, Timeout
+from crossdock.runtime.finite import Watcher
 from crossdock.runtime.lower import Instance, Program, Segment
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.tensor import Array, to_numpy
@@ -90,6 +91,37 @@ class Run:
         finally:
             self._release()
 
+    def watched(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
+        """Run segment by segment in the calling thread, looking at what each launch made.
+
+        Raises:
+            NotFinite: an op made what is not finite; all steps have run then.
+        """
+        began = time.perf_counter()
+        watcher = Watcher(self.program, self.instance)
+        try:
+            self._feed(feeds)
+            watcher.fed()
+            for part in self.program.segments:
+                self._check()
+                if deadline.left() == 0.0:
+                    raise Timeout(late(self.program, deadline))
+                event = self._do(part, ())
+                self._queue(part).flush()
+                if event is not None:
+                    event.wait()
+                watcher.look(self.program.plan.steps[part.steps[0]])
+            watcher.check()
+            return self._collect(began)
+        except BaseException as error:
+            for part in {id(self._queue(p)): p for p in self.program.segments}.values():
+                self._settle(part)
+            if isinstance(error, Error) or not isinstance(error, Exception):
+                raise
+            raise failed(self.program, error) from error
+        finally:
+            self._release()
+
     def across(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
         """Run over the devices' workers and wait for the outputs.
 
@@ -110,10 +142,7 @@ class Run:
                 self._release()
             raise
         if not ended and self._abandon():
-            raise Timeout(
-                f"run of {self.program.graph.name!r} not done after {deadline.seconds} s; the "
-                "session stays usable"
-            )
+            raise Timeout(late(self.program, deadline))
         try:
             if isinstance(self.error, Error):
                 raise self.error
@@ -273,6 +302,12 @@ class _Job:
 
     def __call__(self) -> None:
         self.run.drive(self.parts)
+
+
+def late(program: Program, deadline: Deadline) -> str:
+    """What a Timeout says."""
+    name, seconds = program.graph.name, deadline.seconds
+    return f"run of {name!r} not done after {seconds} s; the session stays usable"
 
 
 def failed(program: Program, error: BaseException) -> ExecutionError:

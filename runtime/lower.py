@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Program:
-    """A plan made ready on opened devices; shared by all runs."""
+    """A plan made ready on opened devices; shared by all runs.
+
+    ``watched``: a launch is a segment of its own, and its results are looked at (``finite``).
+    """
 
     graph: Graph
     plan: Plan
@@ -61,6 +65,12 @@ class Program:
     residents: Mapping[tuple[str, str], Buffer]
     segments: tuple[Segment, ...]
     windows: Windows
+    watched: bool = False
+
+    @cached_property
+    def offsets(self) -> Mapping[str, Mapping[str, int]]:
+        """Where values lie in the arena, by device and root."""
+        return {d.id: d.offsets for d in self.plan.devices}
 
     @property
     def host_only(self) -> bool:
@@ -93,6 +103,8 @@ def lower(
     progress: Progress | None = None,
     kept: Sequence[Program] = (),
     windows: Windows | None = None,
+    *,
+    watched: bool = False,
 ) -> Program:
     """Compile the ops of a plan and upload its weights.
 
@@ -137,7 +149,10 @@ def lower(
                 copied = shared.get((id(array), step.device))
                 residents[root, step.device] = copied or device.resident(array, root)
     windows = windows or Windows(graph.output_specs)
-    return Program(graph, plan, dict(devices), roots, ops, residents, segment(plan.steps), windows)
+    segments = segment(plan.steps, singly=watched)
+    return Program(
+        graph, plan, dict(devices), roots, ops, residents, segments, windows, watched=watched
+    )
 
 
 def _compiled(step: Step, device: Device, call: OpCall) -> CompiledOp:
@@ -151,14 +166,17 @@ def _compiled(step: Step, device: Device, call: OpCall) -> CompiledOp:
     return compile_op(device, kernel, call)
 
 
-def segment(steps: Sequence[Step]) -> tuple[Segment, ...]:
-    """Cut each queue's steps where a wait or a signal to another queue stands."""
+def segment(steps: Sequence[Step], *, singly: bool = False) -> tuple[Segment, ...]:
+    """Cut each queue's steps where a wait or a signal to another queue stands.
+
+    ``singly`` makes every step a segment.
+    """
     awaited = {w for step in steps for w in step.waits}
     runs: list[list[Step]] = []
     open_run: dict[str, list[Step]] = {}
     for step in steps:
         run = open_run.get(step.queue)
-        if run is None or step.waits or step.kind == "copy":
+        if run is None or step.waits or step.kind == "copy" or singly:
             run = open_run[step.queue] = []
             runs.append(run)
         run.append(step)
@@ -186,10 +204,18 @@ def instantiate(program: Program) -> Instance:
     return _Binder(program).instance
 
 
+def buffer_of(program: Program, instance: Instance, value: str, device: str) -> Buffer:
+    """Where a value lies on a device, while it is needed there."""
+    root = program.roots[value]
+    if root in program.graph.constants:
+        return program.residents[root, device]
+    nbytes = max(1, program.graph.specs[root].nbytes)
+    return instance.arenas[device].view(program.offsets[device][root], nbytes)
+
+
 class _Binder:
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.parts = {d.id: d for d in program.plan.devices}
         arenas = {
             d.id: program.devices[d.id].allocate(d.arena_bytes, "arena")
             for d in program.plan.devices
@@ -231,12 +257,7 @@ class _Binder:
         return made
 
     def _at(self, value: str, device: str) -> Buffer:
-        program = self.program
-        root = program.roots[value]
-        if root in program.graph.constants:
-            return program.residents[root, device]
-        nbytes = max(1, program.graph.specs[root].nbytes)
-        return self.instance.arenas[device].view(self.parts[device].offsets[root], nbytes)
+        return buffer_of(self.program, self.instance, value, device)
 
     def _output(self, value: str) -> Array:
         graph = self.program.graph

@@ -73,6 +73,7 @@ class Config:
     plan: Plan | None = None
     split: bool = True
     strict: bool = False
+    check_finite: bool = False
 
 
 def prepare(
@@ -122,7 +123,10 @@ def prepare(
         runs = degrade.runs_within(plan, config.constraints.memory, config.runs_at_once)
         alive = [ready for one in made_before if (ready := one()) is not None]
         others = [*kept, *alive]
-        made = make_ready(graph, planned, asked, devices, runs, target.capacity, progress, others)
+        made = make_ready(
+            graph, planned, asked, devices, runs, target.capacity, progress, others,
+            watched=config.check_finite,
+        )  # fmt: skip
         made_before[:] = [*map(weakref.ref, alive), weakref.ref(made)]
         return made
 
@@ -134,6 +138,7 @@ def prepare(
     planned = _planned(graph, splitting, target, options, devices, fits=again)
     ready = make(planned)
     settled = not options.plain or bool(planned.plan.rungs)  # runs are timed one by one
+    settled |= config.check_finite  # and these times are not those of an ordinary run
     if not config.measure or settled or _simulated(devices):
         return ready
     settling = Settling(

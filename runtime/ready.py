@@ -116,6 +116,8 @@ class Ready:
         """Run once, with arrays of the inputs' types and shapes."""
         instance = self.pool.take(deadline)
         run = Run(self.program, instance, partial(self.pool.give, instance), profile=profile)
+        if self.program.watched:
+            return run.watched(arrays, deadline)
         if self.program.host_only and deadline.seconds is None:
             return run.inline(arrays)
         if self._conducts and deadline.seconds is None and not profile:
@@ -125,7 +127,7 @@ class Ready:
     @cached_property
     def direct(self) -> Direct | None:
         """The short way for runs that are neither profiled nor timed out; None where none is."""
-        if not Direct.suits(self.graph, self.program):
+        if self.program.watched or not Direct.suits(self.graph, self.program):
             return None
         return Direct(self.program, self.pool)
 
@@ -162,8 +164,12 @@ def make_ready(
     capacity: Mapping[str, int],
     progress: Progress | None = None,
     kept: Sequence[Ready] = (),
+    *,
+    watched: bool = False,
 ) -> Ready:
     """Lower a plan of ``graph`` for opened devices, sharing weights with what is ready already.
+
+    ``watched``: its runs look for what is not finite.
 
     Raises:
         CompileError: a kernel does not build.
@@ -172,6 +178,7 @@ def make_ready(
     used = {HOST, *(s.device for s in plan.steps)}
     opened = {d: devices[d] for d in devices if d in used}
     windows = Windows(graph.output_specs, split.inputs, split.outputs)
-    program = lower(split.graph, plan, opened, progress, [r.program for r in kept], windows)
+    shared = [r.program for r in kept]
+    program = lower(split.graph, plan, opened, progress, shared, windows, watched=watched)
     pool = Pool(partial(instantiate, program), runs_at_once)
     return Ready(graph, program, pool, Recorder(plan, asked), capacity, Watch(plan.high))

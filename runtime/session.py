@@ -73,6 +73,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     split: bool = True,
     strict: bool = False,
     resident: Mapping[str, Any] | None = None,
+    check_finite: bool = False,
     progress: Progress | None = None,
 ) -> Session:
     """Compile a graph for this machine.
@@ -110,6 +111,9 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             file that nobody vouches for.
         resident: inputs that keep a value from run to run, by name: copied once to the devices
             that read them, as weights are, and not fed any more.
+        check_finite: end a run with NotFinite that names the first op, in the graph's order, that
+            made a NaN or an infinity out of finite operands. Steps then run one by one and their
+            results are read, so runs take several times as long; kernels are the same ones.
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:
@@ -133,6 +137,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         plan,
         split,
         strict,
+        check_finite,
     )
     request.check(graph, config)
     graph = fixed(graph, resident) if resident else graph
@@ -249,6 +254,7 @@ class Session:
             Timeout: not done after ``timeout`` seconds. The session stays usable.
             PlanError: the session is closed, or there is no plan for these shapes.
             DeviceError: a device failed.
+            NotFinite: an op made a NaN or an infinity, in a session with ``check_finite``.
         """
         last = self._last
         if timeout is None and isinstance(last, Ready) and last.direct is not None:

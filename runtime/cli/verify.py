@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import click
 from rich.table import Table
@@ -18,6 +19,7 @@ from crossdock.runtime.cli import options
 from crossdock.runtime.cli.output import Output, add_row, make_table, styled
 from crossdock.runtime.cli.text import short
 from crossdock.runtime.cli.verify_check import Finding, Missing, check
+from crossdock.runtime.cli.verify_graphs import verify_graphs
 from crossdock.runtime.errors import UnsupportedOp
 
 SHOWN = 20
@@ -32,6 +34,21 @@ NOTE = (
 @click.option("--device", "only_devices", metavar="ID", multiple=True, help="A device to verify.")
 @click.option("--op", "only_ops", metavar="NAME", multiple=True, help="An op to verify.")
 @click.option("--quick", is_flag=True, help="Each op's first case, and the special values.")
+@click.option("--graphs", metavar="N", type=click.IntRange(1), help="Run N random graphs instead.")
+@click.option("--seed", metavar="S", type=click.IntRange(0), default=0, help="The first's seed.")
+@click.option(
+    "--every",
+    metavar="K",
+    type=click.IntRange(1),
+    default=1,
+    help="Run one graph of K on other devices than the processor, too.",
+)
+@click.option(
+    "--keep",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Shrink the graphs that fail and write them here.",
+)
 @options.json_option
 @click.pass_context
 def verify(
@@ -39,14 +56,25 @@ def verify(
     only_devices: tuple[str, ...],
     only_ops: tuple[str, ...],
     quick: bool,
+    graphs: int | None,
+    seed: int,
+    every: int,
+    keep: Path | None,
     json_to: str | None,
-) -> None:
+) -> None:  # fmt: skip
     """Check every kernel on every device against a float64 reference; exit status 1 if one fails.
 
     Each op has cases of several shapes, layouts, types, options and special values (NaN,
     infinities, denormal numbers, the limits of integers); each kernel that fits a case runs it.
+
+    With --graphs, random graphs over all ops are run on every device, over several at once, in
+    parts, and where ONNX has the ops by onnxruntime; each is held against the reference.
     """
     output = Output(json_to)
+    if graphs is not None:
+        found = list(only_devices) or [info.id for info in registry.devices()]
+        seeds = range(seed, seed + graphs)
+        ctx.exit(verify_graphs(output, seeds, found, every=every, keep=keep))
     cases = _chosen(only_ops, quick=quick)
     ids = list(only_devices) or [info.id for info in registry.devices()]
     devices = [registry.open_device(name) for name in ids]
