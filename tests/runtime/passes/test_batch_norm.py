@@ -1,4 +1,4 @@
-"""Batch normalisation by constants as a product and a sum."""
+"""Batch normalisation by constants as elementwise ops."""
 
 from __future__ import annotations
 
@@ -33,10 +33,20 @@ def normalised(axis: int, *, gain: bool = True, fixed: bool = True) -> Graph:
 def test_the_answer_is_the_same(axis: int, gain: bool) -> None:
     graph = normalised(axis, gain=gain)
     made = expand_batch_norm(graph).check()
-    assert [n.op for n in made.nodes] == ["mul", "add", "relu"]
+    assert [n.op for n in made.nodes] == ["sub", "mul", *(["add"] if gain else []), "relu"]
     feeds = {"x": drawn(2, 5, 4, 6, seed=9)}
     want, got = evaluate(graph, feeds)["y"], evaluate(made, feeds)["y"]
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_large_mean_loses_nothing() -> None:
+    b = GraphBuilder("norm")
+    mean = b.constant(np.full(3, 1000.0, np.float32))
+    y = b.batch_normalization(b.input("x", (1, 3)), mean, b.constant(np.full(3, 1e-4, np.float32)))
+    feeds = {"x": np.float32([[1000.0, 1000.125, 999.5]])}
+    made = expand_batch_norm(b.build({"y": y}))
+    want = (feeds["x"].astype(np.float64) - 1000.0) / np.sqrt(1e-4 + 1e-5)
+    np.testing.assert_allclose(evaluate(made, feeds)["y"], want, rtol=1e-6)
 
 
 def test_it_becomes_one_op_with_what_follows() -> None:
