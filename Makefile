@@ -53,6 +53,11 @@ chaos: $(EXTRA)-test ## run 5,000 random graphs every way and hold them against 
 test-slow: $(EXTRA)-test $(MODELS) ## run the slow tests
 	$(PYTEST) -m slow
 
+.PHONY: hostile
+hostile: $(EXTRA)-test ## open every hostile file in a child of its own, here and in onnxruntime
+	-$(PY) -m tests.runtime.hostile.children --onnxruntime --all
+	$(PY) -m tests.runtime.hostile.children --all
+
 .PHONY: lint
 lint: $(EXTRA)-dev ## check format and lint
 	$(PY) -m ruff format --check .

@@ -1,9 +1,12 @@
 """Machine code kept on disk between processes.
 
 What is read here is executed, so the folder is a trust boundary: it must be this user's own and
-writable by nobody else, and so must each file, whose content is checked against its own digest.
-Anything else is ignored, and the code is compiled anew; a folder that cannot be written is done
-without. A key covers the code, the processor, the compiler's version and how it was run.
+writable by nobody else, and so must each file, whose content and name are checked against its own
+digest. Anything else is ignored, and the code is compiled anew; a folder that cannot be written is
+done without. A key covers the code, the processor, the compiler's version and how it was run.
+
+This guards against other users, against damage, and against files that were mixed up; not against
+who may write as this user: they could as well change the program.
 """
 
 from __future__ import annotations
@@ -41,9 +44,12 @@ def load(name: str) -> bytes | None:
             return None
         content = file.read(LIMIT + 1)
     digest, code = content[:DIGEST], content[DIGEST:]
-    if len(content) > LIMIT or hashlib.sha256(code).digest() != digest:
-        return None
-    return code
+    return code if len(content) <= LIMIT and digest == _digest(name, code) else None
+
+
+def _digest(name: str, code: bytes) -> bytes:
+    """Of the code and its key: code kept for something else is no better than damaged code."""
+    return hashlib.sha256(name.encode() + b"\0" + code).digest()
 
 
 def save(name: str, code: bytes) -> None:
@@ -55,7 +61,7 @@ def save(name: str, code: bytes) -> None:
         descriptor, path = tempfile.mkstemp(dir=folder, prefix="new-")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(hashlib.sha256(code).digest() + code)
+                file.write(_digest(name, code) + code)
             os.replace(path, folder / name)
         except OSError:
             os.unlink(path)

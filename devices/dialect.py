@@ -22,7 +22,8 @@ with NVRTC, which gets no include path. What the names mean:
   does; these three evaluate their arguments more than once. Integers have ``X_IABS``, ``X_IDIV``
   (truncates) and ``X_IMOD`` (Python's sign); dividing by zero gives 0 instead of a trap.
 * ``FMA(a, b, c)``: fused where that is fast. ``AS_U32(x) AS_F32(u)`` move bits.
-  ``UNROLL`` before a loop; ``UNROLL_N(4)``. ``INFINITY`` and ``NAN`` are float.
+  ``UNROLL`` before a loop; ``UNROLL_N(4)``; ``VECTORIZE(16)`` before one whose rounds may be lanes.
+  ``INFINITY`` and ``NAN`` are float.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ _SHARED = r"""
 #define X_PRAGMA(text) _Pragma(#text)
 #define UNROLL X_PRAGMA(unroll)
 #define UNROLL_N(n) X_PRAGMA(unroll n)
+#ifdef __clang__ // by itself it takes half vectors on AVX-512; where it can take none, so be it
+#pragma clang diagnostic ignored "-Wpass-failed"
+#define VECTORIZE(n) X_PRAGMA(clang loop vectorize_width(n))
+#else
+#define VECTORIZE(n)
+#endif
 typedef u16 f16;
 typedef u16 bf16;
 typedef u8 b8;

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import settings
+from crossdock.runtime import files, settings
 from crossdock.runtime.errors import LoadError
 
 
@@ -56,6 +56,6 @@ def _path(fingerprint: str) -> Path | None:
 
 def _read(path: Path) -> Machine | None:
     try:
-        return Machine.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError, LoadError):
+        return Machine.from_json(files.read_json(path, "machine profile"))
+    except LoadError:
         return None

@@ -144,6 +144,9 @@ def geometry(call: OpCall, threads: int) -> dict[str, int]:
     out_width, plane_out = result.dims[3], result.dims[2] * result.dims[3]
     if is_point(call):
         height, width, out_width = 1, height * width, plane_out
+    elif width == kw == out_width == 1 and left == 0:  # a column of pixels lies as a row does
+        height, width, out_width = 1, height, plane_out
+        kh, kw, sh, sw, dh, dw, top, left = 1, kh, sw, sh, dw, dh, 0, top
     tile = tile_shape()
     vectors = -(-plane_out // tile.lanes)
     panels = -(-vectors // tile.vectors)

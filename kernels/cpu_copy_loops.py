@@ -31,7 +31,9 @@ def write_copy(code: Code, form: str, item: int, unit: int, outer: int) -> None:
     strides = [[code.word(4 + (1 + k) * outer + d) for d in range(outer)] for k in range(2)]
     own = [code.word(4 + 3 * outer + i) for i in range(6 if form == "tile" else 3)]
     if form == "row" and not outer:
-        _row(code, unit, source, target, "%begin", "%end")
+        apart = code.let(f"icmp ne ptr {source}, {target}")  # what is in its place already stays
+        with code.when(apart):
+            _row(code, unit, source, target, "%begin", "%end")
         return
     blocks = code.div(code.add(own[0], TILE - 1), TILE) if form == "tile" else "1"
     with code.loop("%begin", "%end") as items:

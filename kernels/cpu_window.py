@@ -49,7 +49,8 @@ class Form:
         return f"{self.mode} {self.stride} {self.width}{extra}"
 
 
-def _depthwise_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a guard
+def depthwise_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a guard
+    """Why window kernels do not take this for one channel a group, or None."""
     attrs, filters = call.attrs, call.inputs[1]
     assert filters is not None
     if call.outputs[0].dtype != "float32":
@@ -61,15 +62,15 @@ def _depthwise_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: AR
     return epilogue_obstacle(call)
 
 
-@kernel("cpu.conv2d.depthwise", "conv2d", ("cpu",), when=_depthwise_fits, rank=10)
-@kernel("cpu.conv2d.depthwise", "fused_conv2d", ("cpu",), when=_depthwise_fits, rank=10)
+@kernel("cpu.conv2d.depthwise", "conv2d", ("cpu",), when=depthwise_fits, rank=10)
+@kernel("cpu.conv2d.depthwise", "fused_conv2d", ("cpu",), when=depthwise_fits, rank=10)
 def lower_depthwise(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
     """Lower a convolution with one channel a group to one native call."""
     filters = call.inputs[1]
     assert filters is not None
     bias = len(call.inputs) > 2 and call.inputs[2] is not None
     outputs, _, kh, kw = filters.dims
-    numbers = _geometry(call, kh, kw) | {
+    numbers = window_geometry(call, kh, kw) | {
         "channels": outputs,
         "copies": outputs // call.attrs["groups"],
     }
@@ -80,7 +81,8 @@ def lower_depthwise(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG00
     return Lowered((_native(call, "depthwise", numbers, slots, bias=bias, epilogue=epilogue),))
 
 
-def _pool_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a guard
+def pool_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a guard
+    """Why window kernels do not pool this, or None."""
     if call.outputs[0].dtype != "float32":
         return Refusal(f"{call.outputs[0].dtype}, not float32", Cause.DTYPE)
     if call.attrs["layout"] != "nchw":
@@ -90,7 +92,10 @@ def _pool_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 
 
 def _lower_pool(mode: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
     def lower(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
-        numbers = _geometry(call, *call.attrs["window_dimensions"]) | {"channels": 1, "copies": 1}
+        numbers = window_geometry(call, *call.attrs["window_dimensions"]) | {
+            "channels": 1,
+            "copies": 1,
+        }
         slots: dict[str, Argument] = {"filter": In(0), "bias": In(0), "residual": In(0)}
         padded = bool(call.attrs.get("count_include_pad", False))
         return Lowered((_native(call, mode, numbers, slots, padded_count=padded),))
@@ -99,10 +104,11 @@ def _lower_pool(mode: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
 
 
 for _mode, _op in (("max", "max_pool2d"), ("average", "average_pool2d"), ("l2", "l2_pool2d")):
-    kernel(f"cpu.{_op}.window", _op, ("cpu",), when=_pool_fits, rank=20)(_lower_pool(_mode))
+    kernel(f"cpu.{_op}.window", _op, ("cpu",), when=pool_fits, rank=20)(_lower_pool(_mode))
 
 
-def _geometry(call: OpCall, kh: int, kw: int) -> dict[str, int]:
+def window_geometry(call: OpCall, kh: int, kw: int) -> dict[str, int]:
+    """The numbers of a call that every window kernel takes."""
     image, attrs = call.inputs[0], call.attrs
     assert image is not None
     (sh, sw), (dh, dw) = attrs["strides"], attrs["dilations"]
@@ -134,14 +140,16 @@ def _native(
     cells = numbers["kh"] * numbers["kw"] * result.dims[2] * result.dims[3]
     return NativeCall(
         name=mode,
-        address=compiled(f"window {lanes} {form}", lambda code: _Writer(code, form, lanes).write()),
+        address=compiled(
+            f"window {lanes} {form}", lambda code: WindowWriter(code, form, lanes).write()
+        ),
         args=words(WORDS, {"out": Out(0), "in": In(0), **slots}, numbers),
         extent=planes,
         grain=max(1, GRAIN_PIXELS * 9 // cells),
     )
 
 
-class _Writer:
+class WindowWriter:
     """Writes the kernel of one form."""
 
     def __init__(self, code: Code, form: Form, lanes: int) -> None:
@@ -309,4 +317,5 @@ class _Writer:
         return Value(loop.values[0], "float32")
 
     def as_float(self, number: str) -> Value:
+        """An i64 as a float."""
         return Value(self.code.let(f"sitofp i64 {number} to float"), "float32")

@@ -208,9 +208,10 @@ def _lower(m: int, r: int) -> Callable[[OpCall, DeviceInfo], Lowered]:
 
 for _m, _r, _rank in ((4, 3, 25), (2, 3, 26), (2, 5, 25)):
     for _op in ("conv2d", "fused_conv2d"):
-        kernel(f"cpu.conv2d.winograd-{_m}x{_r}", _op, ("cpu",), when=_fits(_m, _r), rank=_rank)(
-            _lower(_m, _r)
-        )
+        kernel(
+            f"cpu.conv2d.winograd-{_m}x{_r}", _op, ("cpu",),
+            when=_fits(_m, _r), rank=_rank, exact=False,
+        )(_lower(_m, _r))  # fmt: skip
 
 
 def _native(call: OpCall, layer: Layer, plan: Plan, form: Form) -> NativeCall:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,12 @@ class FusedBody:
         """Element type of the result."""
         return self.steps[-1].dtype
 
-    def __str__(self) -> str:
+    @cached_property
+    def _text(self) -> str:
         return "+".join(str(step) for step in self.steps)
+
+    def __str__(self) -> str:
+        return self._text
 
 
 def body_of(call: OpCall) -> FusedBody | None:

@@ -1,8 +1,8 @@
 """A convolution and what follows it, as one op: ``fused_conv2d``.
 
 The attribute ``body`` holds elementwise steps as those of ``fused``: operand 0 is the convolution's
-result, operand 1 the op's fourth operand, ``residual``, which has the result's shape. The op is
-made by a graph pass alone.
+result, operand 1 the op's fourth operand, ``residual``, which has the result's shape. A step
+``scalar`` is a number. Both ops are made by a graph pass alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from crossdock.kernels.spec import REQUIRED, Attrs, OpCall, OpSpec, Specs
 from crossdock.runtime.tensor import TensorSpec
 
 NAME = "fused_conv2d"
-INTERNAL = frozenset({"fused", NAME})
+SCALAR = "scalar"
+INTERNAL = frozenset({"fused", NAME, SCALAR})
 """Ops that graph passes make and no builder offers."""
 
 
@@ -71,6 +72,32 @@ table.define(
         run=_run,
         work=_work,
         attrs=COMMON | {"filter_layout": "oihw", "body": REQUIRED},
+        extension=True,
+    )
+)
+
+
+def _scalar_spec(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:  # noqa: ARG001 - Infer
+    return (TensorSpec("float32", ()),)
+
+
+def _no_work(specs: Specs, outs: Sequence[TensorSpec], attrs: Attrs) -> Work:  # noqa: ARG001
+    return Work()
+
+
+def _scalar(xp: Any, *, value: float) -> Any:
+    return xp.asarray(value, dtype="float32")
+
+
+table.define(
+    OpSpec(
+        name=SCALAR,
+        operands=(),
+        infer=_scalar_spec,
+        run=_scalar,
+        work=_no_work,
+        attrs={"value": REQUIRED},
+        expr="{value}",
         extension=True,
     )
 )

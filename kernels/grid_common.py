@@ -57,11 +57,18 @@ def vector_width(device: DeviceInfo) -> int:
 
 
 def vectors(width: int) -> Defines:
-    """Defines for texts on vectors of one width: VW, VEC, VSPLAT, VFMA, VLOAD, VSTORE."""
+    """Defines for texts on vectors of one width: VW, VEC, VSPLAT, VFMA, VLOAD, VSTORE.
+
+    Texts for processors, which OpenCL alone runs, have its vector integers, too: VINT, AS_VINT and
+    AS_VEC.
+    """
     names = ("SPLAT", "FMA", "LOAD", "STORE")
     return (
         ("VW", str(width)),
         ("VEC", f"f32x{width}"),
+        ("VINT", f"int{width}"),
+        ("AS_VINT", f"as_int{width}"),
+        ("AS_VEC", f"as_float{width}"),
         *((f"V{n}", f"{n if n in ('SPLAT', 'FMA') else f'V{n}'}{width}") for n in names),
     )
 

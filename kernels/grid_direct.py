@@ -41,9 +41,9 @@ void split(CONSTANT float *RESTRICT x, GLOBAL float *RESTRICT y, i32 planes, i32
     const i32 first = GROUP_ID(0) * per, last = first + per < planes ? first + per : planes;
     for (i32 i = first; i < last; ++i) {
         CONSTANT float *from = x + i * height * width;
-        for (i32 p = 0; p < STEP_H; ++p) {
-            for (i32 q = 0; q < STEP_W; ++q) {
-                GLOBAL float *to = y + ((i * STEP_H + p) * STEP_W + q) * tall * wide;
+        for (i32 p = 0; p < PHASES_H; ++p) {
+            for (i32 q = 0; q < PHASES_W; ++q) {
+                GLOBAL float *to = y + ((i * PHASES_H + p) * PHASES_W + q) * tall * wide;
                 i32 begin = (left - q + STEP_W - 1) / STEP_W;
                 i32 end = (width + left - q + STEP_W - 1) / STEP_W;
                 begin = begin < 0 ? 0 : begin > wide ? wide : begin;
@@ -119,12 +119,14 @@ void direct(CONSTANT float *RESTRICT x, CONSTANT float *RESTRICT a, CONSTANT i32
 class Lines:
     """The image as the kernel reads it: planes of [phases, tall, wide], windows from their start.
 
-    ``planes`` is of an image's group; ``step`` the strides; ``copied`` whether it is made first.
+    ``phases`` are those of the strides ``step`` that the window reaches; ``copied`` says whether
+    the lines are made first.
     """
 
     tall: int
     wide: int
     step: tuple[int, int]
+    phases: tuple[int, int]
     copied: bool
 
     @classmethod
@@ -133,21 +135,22 @@ class Lines:
         _, _, h, w = conv.image
         (sh, sw), (top, bottom, left, right) = conv.steps, conv.padding
         in_place = conv.is_product and h * w >= run
-        return cls(
-            -(-(h + top + bottom) // sh), -(-(w + left + right) // sw), (sh, sw), not in_place
-        )
+        tall, wide = -(-(h + top + bottom) // sh), -(-(w + left + right) // sw)
+        (kh, kw), (dh, dw) = conv.window, conv.dilations
+        phases = 1 + max(k * dh % sh for k in range(kh)), 1 + max(k * dw % sw for k in range(kw))
+        return cls(tall, wide, (sh, sw), phases, not in_place)
 
     @property
     def plane(self) -> int:
         """Elements of a channel."""
-        return self.step[0] * self.step[1] * self.tall * self.wide
+        return self.phases[0] * self.phases[1] * self.tall * self.wide
 
     def taps(self, conv: Convolution) -> Array:
         """Where the line of each tap (channel, row, column) begins."""
         kh, kw = conv.window
         c, ky, kx = np.meshgrid(*map(np.arange, (conv.per_group[0], kh, kw)), indexing="ij")
         down, right = ky * conv.dilations[0], kx * conv.dilations[1]
-        phase = down % self.step[0] * self.step[1] + right % self.step[1]
+        phase = down % self.step[0] * self.phases[1] + right % self.step[1]
         at = (down // self.step[0]) * self.wide + right // self.step[1]
         found = c * self.plane + phase * self.tall * self.wide + at
         return np.asarray(found.reshape(-1), np.int32)
@@ -207,8 +210,11 @@ def _split(conv: Convolution, lines: Lines, target: Slot, device: DeviceInfo) ->
     top, _, left, _ = conv.padding
     per = max(1, min(n * c // (4 * max(1, device.compute_units)), 16384 // lines.plane))
     args = (In(0), target, *i32(n * c, per, h, w, lines.tall, lines.wide, top, left))
-    steps = define(STEP_H=lines.step[0], STEP_W=lines.step[1])
-    return launch(_SPLIT, "split", args, (-(-n * c // per),), (1,), steps)
+    known = define(
+        STEP_H=lines.step[0], STEP_W=lines.step[1],
+        PHASES_H=lines.phases[0], PHASES_W=lines.phases[1],
+    )  # fmt: skip
+    return launch(_SPLIT, "split", args, (-(-n * c // per),), (1,), known)
 
 
 def _direct(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crossdock.kernels import (
+    grid_attention,
     grid_conv,
     grid_conv_transpose,
     grid_depthwise,
@@ -21,9 +22,12 @@ from crossdock.kernels import (
     grid_resample,
     grid_scan,
     grid_scatter,
+    grid_vectors,
+    grid_weights,
 )
 
 __all__ = [
+    "grid_attention",
     "grid_conv",
     "grid_conv_transpose",
     "grid_depthwise",
@@ -42,4 +46,6 @@ __all__ = [
     "grid_resample",
     "grid_scan",
     "grid_scatter",
+    "grid_vectors",
+    "grid_weights",
 ]

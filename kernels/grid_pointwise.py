@@ -26,6 +26,7 @@ from crossdock.kernels.grid_common import (
     launch,
     on_cpu,
     row_major,
+    vector_width,
 )
 from crossdock.kernels.grid_emit import Body, Step, Value, emit
 from crossdock.runtime.tensor import TensorSpec
@@ -224,6 +225,7 @@ def _loops(text: _Text, space: Space, rows: int, device: DeviceInfo) -> GridLaun
         "const i32 end = begin + chunk < columns ? begin + chunk : columns;",
         "for (i32 r = first; r < last; ++r) {",
         *decode("r", len(space.dims) - 1),
+        f"VECTORIZE({vector_width(device)})",
         f"for (i32 c = begin; c < end; ++c) {{ {text.apply(places)} }}",
         "}",
     ]

@@ -25,6 +25,6 @@ def _sources() -> str:
 
 
 def kernel_set() -> str:
-    """12 hexadecimal digits over the kernels' sources and the names of those registered."""
-    text = "\0".join([_sources(), *table.kernel_names()])
+    """12 hexadecimal digits over the kernels' sources and the names of third parties' kernels."""
+    text = "\0".join([_sources(), *table.foreign_names()])
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -107,7 +107,8 @@ class Kernel:
     """A candidate: runs ``op`` on device kinds ``kinds``.
 
     ``name`` is stable (``opencl.matmul.tiled``) and keys measurements. ``rank`` orders candidates
-    where costs do not decide (smaller is more specific). ``native`` is False for emulation.
+    where costs do not decide (smaller is more specific). ``native`` is False for emulation,
+    ``exact`` for algorithms that lose bits which the op's plain arithmetic keeps.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Kernel:
     lower: Callable[[OpCall, DeviceInfo], Lowered]
     rank: int = 50
     native: bool = True
+    exact: bool = True
 
     def lowered(self, call: OpCall, device: DeviceInfo) -> Lowered:
         """The op by this kernel; without a step where the result has no element.

@@ -1,7 +1,7 @@
 """The op table and the kernel candidates.
 
 Op entries register with ``define`` when their family's module is imported; kernels with
-``kernel``. ``load`` imports all of them once.
+``kernel``. ``load`` imports them once; those of grids come with the first device that has one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from crossdock.runtime.errors import UnsupportedOp
 _OPS: dict[str, OpSpec] = {}
 _KERNELS: dict[str, list[Kernel]] = {}
 _LOCK = threading.RLock()
-_STATE = {"loaded": False}
+_STATE = {"loaded": False, "grids": False}
 
 FAMILIES = (
     "ops_elementwise",
@@ -47,9 +47,11 @@ FAMILIES = (
     "fused_conv",
     "array_kernels",
     "cpu_kernels",
-    "grid_kernels",
 )
 """Modules of this package that register entries, in order."""
+GRID = "grid_kernels"
+"""The module that registers what only devices with grids run; it is not loaded for the host."""
+HOME = "crossdock.kernels."
 
 
 def load() -> None:
@@ -59,7 +61,7 @@ def load() -> None:
     with _LOCK:
         if not _STATE["loaded"]:
             for name in FAMILIES:
-                importlib.import_module(f"crossdock.kernels.{name}")
+                importlib.import_module(HOME + name)
             _STATE["loaded"] = True
 
 
@@ -86,7 +88,14 @@ def ops() -> dict[str, OpSpec]:
 
 
 def kernel(
-    name: str, op: str, kinds: Iterable[str], *, when: When, rank: int = 50, native: bool = True
+    name: str,
+    op: str,
+    kinds: Iterable[str],
+    *,
+    when: When,
+    rank: int = 50,
+    native: bool = True,
+    exact: bool = True,
 ) -> Callable[[Callable[[OpCall, DeviceInfo], Lowered]], Callable[[OpCall, DeviceInfo], Lowered]]:
     """Decorator: register the function as the ``lower`` of a kernel candidate for ``op``.
 
@@ -97,17 +106,27 @@ def kernel(
         lower: Callable[[OpCall, DeviceInfo], Lowered],
     ) -> Callable[[OpCall, DeviceInfo], Lowered]:
         _KERNELS.setdefault(op, []).append(
-            Kernel(name, op, frozenset(kinds), when, lower, rank, native)
+            Kernel(name, op, frozenset(kinds), when, lower, rank, native, exact)
         )
         return lower
 
     return register
 
 
-def kernel_names() -> list[str]:
-    """Every registered kernel as "op name", sorted; third parties' too."""
+def _load_for(kind: str) -> None:
+    """Import what registers kernels for a kind of device."""
     load()
-    return sorted(f"{k.op} {k.name}" for entries in _KERNELS.values() for k in entries)
+    if kind != "cpu" and not _STATE["grids"]:
+        with _LOCK:
+            importlib.import_module(HOME + GRID)
+            _STATE["grids"] = True
+
+
+def foreign_names() -> list[str]:
+    """Every kernel registered from outside of this package as "op name", sorted."""
+    load()
+    found = (k for kernels in _KERNELS.values() for k in kernels)
+    return sorted(f"{k.op} {k.name}" for k in found if not k.lower.__module__.startswith(HOME))
 
 
 @dataclass(frozen=True)
@@ -124,7 +143,7 @@ class Candidates:
 
 def candidates(call: OpCall, device: DeviceInfo) -> Candidates:
     """Find the kernels for an op instance on a device."""
-    load()
+    _load_for(device.kind)
     fitting: list[Kernel] = []
     rejected: list[tuple[str, str]] = []
     for entry in (*_KERNELS.get(call.op, ()), *_KERNELS.get("*", ())):

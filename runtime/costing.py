@@ -24,7 +24,8 @@ from crossdock.runtime import emulation
 from crossdock.runtime.calls import alias_roots as alias_roots
 from crossdock.runtime.calls import is_alias as is_alias
 from crossdock.runtime.calls import op_calls as op_calls
-from crossdock.runtime.errors import PlanError
+from crossdock.runtime.errors import Error, PlanError
+from crossdock.runtime.files import read_json
 from crossdock.runtime.settings import cache_dir
 from crossdock.runtime.shape_features import shape_of
 from crossdock.scheduler import CostModel, Estimate
@@ -85,9 +86,17 @@ Memo = dict[tuple[str, str, str], Estimate]
 
 
 def offers(
-    call: OpCall, devices: Sequence[DeviceInfo], model: CostModel, memo: Memo | None = None
+    call: OpCall,
+    devices: Sequence[DeviceInfo],
+    model: CostModel,
+    memo: Memo | None = None,
+    *,
+    strict: bool = False,
 ) -> Offers:
-    """Find and cost the kernels for an op on each device; ``memo`` serves the ops of one graph."""
+    """Find and cost the kernels for an op on each device; ``memo`` serves the ops of one graph.
+
+    ``strict`` leaves out kernels that are not exact; every op has others.
+    """
     best: dict[str, Offer] = {}
     reasons: dict[str, str] = {}
     known = {} if memo is None else memo
@@ -99,6 +108,8 @@ def offers(
             continue
         made = []
         for kernel in found.fitting:
+            if strict and not kernel.exact:
+                continue
             mark = (info.fingerprint, kernel.name, key)
             if mark not in known:
                 known[mark] = model.estimate(*mark, cost_work(call))
@@ -110,6 +121,21 @@ def offers(
 def _seconds(offer: Offer) -> float:
     """Predicted seconds; an unknown cost is taken only where all are unknown, best rank first."""
     return math.inf if offer.estimate.seconds is None else offer.estimate.seconds
+
+
+def read_costs(path: Path) -> dict[str, Any]:
+    """What a file of costs holds.
+
+    Raises:
+        LoadError: it cannot be read, or is no JSON.
+        PlanError: what it holds is no costs.
+    """
+    data: dict[str, Any] = read_json(path, "file of costs")
+    try:
+        CostModel.from_json(data)
+    except ArithmeticError as error:
+        raise PlanError(f"{path}: cost data is damaged ({error}); delete it") from error
+    return data
 
 
 class CostStore:
@@ -133,11 +159,9 @@ class CostStore:
         if self.path is None or not self.path.is_file():
             return None
         try:
-            data: dict[str, Any] = json.loads(self.path.read_bytes())
-            CostModel.from_json(data)
-        except (OSError, ArithmeticError, ValueError, PlanError):
+            return read_costs(self.path)
+        except Error:
             return None
-        return data
 
     def save(self) -> None:
         """Write the costs atomically, with what other processes measured meanwhile added."""

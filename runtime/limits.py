@@ -22,6 +22,9 @@ FREE_STAGES = 64
 """What is in a loop is converted and planned anew for shapes not met before: as often as this, and
 once for so many of the iterations that there may be."""
 
+FOLD_FLOPS = 1e9
+"""Operations that an op may take to be folded; a longer one is left to the devices."""
+
 SMALL = 1 << 24
 """Bytes that are allocated without a look at what is free."""
 

@@ -6,7 +6,7 @@ An *instance* is one set of arenas with everything bound to it; a run takes one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device
+from crossdock.kernels.spec import OpCall
 from crossdock.runtime import costing, emulation
 from crossdock.runtime.binding import CompiledOp, bind_op, compile_op
 from crossdock.runtime.errors import StalePlan
@@ -100,14 +101,15 @@ def lower(
     plan: Plan,
     devices: Mapping[str, Device],
     progress: Progress | None = None,
-    kept: Iterable[Program] = (),
+    kept: Sequence[Program] = (),
     windows: Windows | None = None,
     *,
     watched: bool = False,
 ) -> Program:
     """Compile the ops of a plan and upload its weights.
 
-    Weights that a program in ``kept`` (of the same devices) has there already are shared with it.
+    Weights that a program in ``kept`` (of the same devices) has there already are shared with it,
+    and so are ops where it is of the very same graph.
     ``windows`` is for a graph whose inputs and outputs are parts of the caller's.
 
     Raises:
@@ -124,33 +126,44 @@ def lower(
         for (name, device), buffer in program.residents.items()
         if program.devices[device] is devices.get(device)
     }
+    compiled = {
+        (step.name, step.device, step.kernel): program.ops[step.index]
+        for program in kept
+        if program.graph is graph
+        for step in program.plan.launches()
+        if program.devices[step.device] is devices.get(step.device)
+    }
     launches = plan.launches()
     for i, step in enumerate(launches):
         if progress is not None:
             progress(f"preparing {step.op} on {step.device}", i, len(launches))
         device = devices[step.device]
-        call = calls[step.name]
-        fitting = emulation.candidates(call, device.info).fitting
-        kernel = next((k for k in fitting if k.name == step.kernel), None)
-        if kernel is None:
-            raise StalePlan(
-                f"op {step.name!r} was planned with kernel {step.kernel!r}, which is not here "
-                f"for {step.device}; plan again"
-            )
-        op = ops[step.index] = compile_op(device, kernel, call)
+        there = compiled.get((step.name, step.device, step.kernel))
+        op = ops[step.index] = there or _compiled(step, device, calls[step.name])
         for at, value in enumerate(step.inputs):
             root = None if value is None else roots[value]
             if root is None or root not in graph.constants or at in op.lowered.unused:
                 continue
             if (root, step.device) not in residents:
                 array = graph.constants[root]
-                there = shared.get((id(array), step.device))
-                residents[root, step.device] = there or device.resident(array, root)
+                copied = shared.get((id(array), step.device))
+                residents[root, step.device] = copied or device.resident(array, root)
     windows = windows or Windows(graph.output_specs)
     segments = segment(plan.steps, singly=watched)
     return Program(
         graph, plan, dict(devices), roots, ops, residents, segments, windows, watched=watched
     )
+
+
+def _compiled(step: Step, device: Device, call: OpCall) -> CompiledOp:
+    fitting = emulation.candidates(call, device.info).fitting
+    kernel = next((k for k in fitting if k.name == step.kernel), None)
+    if kernel is None:
+        raise StalePlan(
+            f"op {step.name!r} was planned with kernel {step.kernel!r}, which is not here "
+            f"for {step.device}; plan again"
+        )
+    return compile_op(device, kernel, call)
 
 
 def segment(steps: Sequence[Step], *, singly: bool = False) -> tuple[Segment, ...]:

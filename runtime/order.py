@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.joins import places
 from crossdock.runtime.memory import Arena, Tenant, plan_arena
 from crossdock.runtime.plan import HOST, Step
 
@@ -113,14 +114,32 @@ class _Lives:
 def plan_arenas(
     graph: Graph, steps: Sequence[Step], devices: Sequence[DeviceInfo], roots: Mapping[str, str]
 ) -> dict[str, Arena]:
-    """One arena a device over the values that live there (aliases through ``roots``)."""
+    """One arena a device over the values that live there (aliases through ``roots``).
+
+    On the host the parts of a concatenation are made in their place in it where that can be.
+    """
     lives = _Lives(graph, steps, roots)
     result = {}
     for info in devices:
-        tenants = [
-            Tenant(value, graph.specs[value].nbytes, born, tuple(lives.last[value, device]))
-            for (value, device), born in lives.born.items()
-            if device == info.id
-        ]
-        result[info.id] = plan_arena(tenants, max(64, info.alignment))
+        alignment = max(64, info.alignment)
+        inner = places(graph, steps, HOST, roots, alignment) if info.id == HOST else {}
+        tenants: dict[str, Tenant] = {}
+        for (value, device), born in lives.born.items():
+            if device != info.id:
+                continue
+            last = tuple(lives.last[value, device])
+            name = inner[value].within if value in inner else value
+            size = graph.specs[name].nbytes
+            tenants[name] = _together(tenants.get(name), Tenant(name, size, born, last))
+        arena = plan_arena(list(tenants.values()), alignment)
+        offsets = {v: arena.offsets[p.within] + p.offset for v, p in inner.items()}
+        result[info.id] = replace(arena, offsets={**arena.offsets, **offsets})
     return result
+
+
+def _together(a: Tenant | None, b: Tenant) -> Tenant:
+    """A tenant that is alive while either of two is."""
+    if a is None:
+        return b
+    born, last = zip(a.born, b.born, strict=True), zip(a.last, b.last, strict=True)
+    return replace(a, born=tuple(map(min, born)), last=tuple(map(max, last)))

@@ -11,6 +11,7 @@ import functools
 import json
 import math
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -77,8 +78,7 @@ def parse(text: str | bytes, what: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"key {shown(twice)} is given twice")
     return made
 

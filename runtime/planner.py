@@ -72,7 +72,9 @@ class Known:
             found = self.offers.get(id(node))
             if found is None:
                 call = op_call(graph, node)
-                offers = costing.offers(call, target.devices, target.model, self.estimates)
+                offers = costing.offers(
+                    call, target.devices, target.model, self.estimates, strict=target.strict
+                )
                 found = self.offers[id(node)] = node, offers  # the node is kept, and so its id
             made[node.name] = found[1]
         return made

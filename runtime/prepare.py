@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,15 +22,17 @@ from crossdock.runtime import (
     explain,
     fallback,
     given,
+    limits,
     measure,
     passes,
     planner,
     profiles,
     rules,
 )
-from crossdock.runtime.errors import PlanError, StalePlan
+from crossdock.runtime.errors import OutOfMemory, PlanError, StalePlan
 from crossdock.runtime.fallback import ALLOW, Fallback
 from crossdock.runtime.flips import batch_of
+from crossdock.runtime.free_memory import free_bytes
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.ready import Progress as Progress
@@ -69,6 +72,7 @@ class Config:
     fallback: Fallback = ALLOW
     plan: Plan | None = None
     split: bool = True
+    strict: bool = False
     check_finite: bool = False
 
 
@@ -96,7 +100,7 @@ def prepare(
     asked = frozenset(devices if config.devices is None else config.devices)
     if config.plan is None:
         measure_missing(graph, config, devices, progress, again=again)
-    target = replace(target_here(devices, asked), watts=config.watts)
+    target = replace(target_here(devices, asked), watts=config.watts, strict=config.strict)
     model = target.model
     options = planner.Options(
         config.policy,
@@ -106,6 +110,8 @@ def prepare(
         objective=config.objective,
     )
 
+    made_before: list[weakref.ref[Ready]] = []  # other plans of this graph share what is packed
+
     def make(planned: Planned) -> Ready:
         plan, split = planned.plan, planned.split
         fallback.check(plan, asked, config.fallback, split.graph)
@@ -113,11 +119,16 @@ def prepare(
             homes = {s.name: s.device for s in plan.launches() if s.name in split.parts}
             plan = explain.attach(plan, split.graph, target, replace(options, homes=homes), batch)
         planned = replace(planned, plan=plan)
+        check_free(plan, target)
         runs = degrade.runs_within(plan, config.constraints.memory, config.runs_at_once)
-        return make_ready(
-            graph, planned, asked, devices, runs, target.capacity, progress, kept,
+        alive = [ready for one in made_before if (ready := one()) is not None]
+        others = [*kept, *alive]
+        made = make_ready(
+            graph, planned, asked, devices, runs, target.capacity, progress, others,
             watched=config.check_finite,
         )  # fmt: skip
+        made_before[:] = [*map(weakref.ref, alive), weakref.ref(made)]
+        return made
 
     if config.plan is not None:
         ready = make(_given(config.plan, graph, target, options))
@@ -161,6 +172,27 @@ def target_here(devices: Mapping[str, Device], asked: frozenset[str]) -> Target:
     broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
     model = costing.store().model
     return Target(infos, asked, model, group_capacity(infos), broken, built=builds.done())
+
+
+def check_free(plan: Plan, target: Target) -> None:
+    """Refuse a plan whose runs need more of the machine's memory than is free now.
+
+    Weights are left out: those of the host are there already.
+
+    Raises:
+        OutOfMemory: says how much it needs, and how much there is.
+    """
+    host = target.info(HOST).physical_id
+    parts = [p for p in plan.devices if target.info(p.id).physical_id == host]
+    need = sum(part.run_bytes for part in parts)
+    if need <= limits.SMALL:
+        return
+    free = free_bytes()
+    if need > free:
+        raise OutOfMemory(
+            f"a run of {plan.graph_name!r} takes {need:,} bytes of the machine's memory, and "
+            f"{free:,} are free; use smaller inputs, constraints.memory, or other devices"
+        )
 
 
 def _simulated(devices: Mapping[str, Device]) -> bool:

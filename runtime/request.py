@@ -1,7 +1,8 @@
-"""What ``compile`` is asked for: arguments checked, devices opened."""
+"""What ``compile`` and ``run`` are asked for: arguments checked, devices opened."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device
-from crossdock.runtime.errors import PlanError
+from crossdock.runtime.errors import FeedError, PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Constraints, Plan
+from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prepare import Config
 from crossdock.scheduler import policy_names
 from crossdock.scheduler.objectives import Objective
@@ -81,3 +83,14 @@ def open_devices(config: Config) -> dict[str, Device]:
         ids = config.devices  # other kinds need not be looked for, nor their drivers loaded
     wanted = dict.fromkeys([HOST, *ids])
     return {name: registry.open_device(name, threads=config.threads) for name in wanted}
+
+
+def deadline(timeout: object) -> Deadline:
+    """A run's deadline; raises FeedError for what is no number of seconds."""
+    if timeout is None:
+        return Deadline()
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.number):
+        raise FeedError(f"timeout={timeout!r:.80}: give a number of seconds, or None")
+    if math.isnan(timeout) or timeout < 0:
+        raise FeedError(f"timeout={timeout!r}: give a number of seconds from 0 on, or None")
+    return Deadline() if math.isinf(timeout) else Deadline(float(timeout))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
@@ -10,11 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
-
 from crossdock.runtime import costing, request
 from crossdock.runtime.background import Background
-from crossdock.runtime.errors import Error, FeedError, PlanError
+from crossdock.runtime.errors import Error, OutOfMemory, PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
@@ -74,6 +71,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     fallback: str | Fallback = "allow",
     plan: Plan | None = None,
     split: bool = True,
+    strict: bool = False,
     resident: Mapping[str, Any] | None = None,
     check_finite: bool = False,
     progress: Progress | None = None,
@@ -106,6 +104,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         split: cut an op, or ops that share a dimension, into parts for several devices where that
             is predicted to pay; only for latency, where devices compute at once, and for the first
             shapes that a session is prepared for.
+        strict: only kernels that keep the bits of the ops' plain arithmetic: no Winograd
+            convolution (see ``CROSSDOCK_FAST_ERROR`` for the bound on its error).
         plan: a plan to run, made before for the same graph, constraints and devices; nothing is
             planned or measured then, and shapes that it is not for are refused. It may come from a
             file that nobody vouches for.
@@ -136,6 +136,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         contract_of(fallback),
         plan,
         split,
+        strict,
         check_finite,
     )
     request.check(graph, config)
@@ -264,7 +265,7 @@ class Session:
                 if last.replan is not None and last.watch.note(seconds):
                     self._background.post(partial(self._replan, last))
                 return outputs
-        return self._run(feeds, _deadline(timeout), profile=False).outputs
+        return self._run(feeds, request.deadline(timeout), profile=False).outputs
 
     def submit(self, feeds: Mapping[str, Any], *, timeout: float | None = None) -> RunFuture:
         """Run in the background; the future is also awaitable. The inputs must not change.
@@ -272,7 +273,7 @@ class Session:
         Everything that goes wrong, ``run``'s errors included, is raised by the future, but for a
         timeout that is no number; the ``timeout`` counts from now.
         """
-        future, deadline = RunFuture(), _deadline(timeout)
+        future, deadline = RunFuture(), request.deadline(timeout)
         self._background.post(partial(self._fulfil, future, feeds, deadline))
         return future
 
@@ -310,6 +311,18 @@ class Session:
             del future  # an error's traceback holds this frame: no cycle with the future
 
     def _run(self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool) -> Outcome:
+        try:
+            return self._done(feeds, deadline, profile=profile)
+        except MemoryError as error:
+            raise self._no_memory("run") from error
+
+    def _no_memory(self, what: str) -> OutOfMemory:
+        return OutOfMemory(
+            f"graph {self.graph.name!r:.80}: the host has too little memory to {what} it; use "
+            "smaller inputs or constraints.memory"
+        )
+
+    def _done(self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool) -> Outcome:
         staged = self.graph.staged is not None
         arrays = feeds if staged else arrays_of(self.graph, feeds)
         ready = self._for_graph() if staged else self._for_shapes(arrays)
@@ -372,7 +385,10 @@ class Session:
             found = self._found(key)
             if found is not None:
                 return found
-            made = self._made(graph)
+            try:
+                made = self._made(graph)
+            except MemoryError as error:
+                raise self._no_memory("prepare") from error
             with self._lock:
                 if not self._closed:
                     self._last = made
@@ -399,17 +415,6 @@ class Session:
                 "sizes; bind(shapes=...) or run first"
             )
         return found
-
-
-def _deadline(timeout: object) -> Deadline:
-    """A run's deadline; raises FeedError for what is no number of seconds."""
-    if timeout is None:
-        return Deadline()
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.number):
-        raise FeedError(f"timeout={timeout!r:.80}: give a number of seconds, or None")
-    if math.isnan(timeout) or timeout < 0:
-        raise FeedError(f"timeout={timeout!r}: give a number of seconds from 0 on, or None")
-    return Deadline() if math.isinf(timeout) else Deadline(float(timeout))
 
 
 def _plan(ready: Ready | StagedReady) -> Plan:

@@ -233,7 +233,9 @@ class RegionCost:
         info, total = self.target.info(device), _Total()
         memo: costing.Memo = {}
         for call in calls.values():
-            offer = costing.offers(call, [info], self.target.model, memo).best.get(device)
+            offer = costing.offers(
+                call, [info], self.target.model, memo, strict=self.target.strict
+            ).best.get(device)
             total.add(Estimate.unknown() if offer is None else offer.estimate)
         return total
 
@@ -282,7 +284,8 @@ def heaviest(graph: Graph, target: Target, devices: Sequence[DeviceInfo], most: 
     for node in graph.nodes:
         if is_alias(node):
             continue
-        best = costing.offers(op_call(graph, node), devices, target.model, memo).best.values()
+        call, strict = op_call(graph, node), target.strict
+        best = costing.offers(call, devices, target.model, memo, strict=strict).best.values()
         if best:
             seconds[node.name] = min(costing.interval(o.estimate)[0] for o in best)
     return sorted(seconds, key=lambda n: -seconds[n])[:most]

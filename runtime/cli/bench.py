@@ -21,9 +21,10 @@ import crossdock
 from crossdock.devices import registry, topology
 from crossdock.devices.codec import encode
 from crossdock.runtime.cli import options
-from crossdock.runtime.cli.output import Output, add_row, make_table, read_json
+from crossdock.runtime.cli.output import Output, add_row, make_table
 from crossdock.runtime.cli.text import seconds, short
 from crossdock.runtime.errors import ExecutionError, LoadError
+from crossdock.runtime.files import read_json
 
 PEERS = ("onnxruntime", "openvino", "numpy", "numba", "pyopencl", "cupy")
 PREFIXES = ("bench_", "test_")

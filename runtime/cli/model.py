@@ -8,10 +8,11 @@ from crossdock.devices import machines
 from crossdock.devices.machine import Machine
 from crossdock.runtime.cli.inputs import about, load_model, prepare
 from crossdock.runtime.cli.options import Feeding, Placing
-from crossdock.runtime.cli.output import Output, read_json
+from crossdock.runtime.cli.output import Output
 from crossdock.runtime.cli.planning import Asked, Planned, plan_model
 from crossdock.runtime.cli.stages import plan_stages
 from crossdock.runtime.errors import LoadError
+from crossdock.runtime.files import read_json
 
 
 def plan_file(

@@ -155,13 +155,3 @@ def write_text(path: str | Path, text: str) -> None:
         raise LoadError(
             f"{path}: cannot be written: {error.strerror or error}; name another file"
         ) from error
-
-
-def read_json(path: str | Path, what: str) -> Any:
-    """Read a JSON file; raises LoadError naming the file and what it should hold."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LoadError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise LoadError(f"{path}: is no {what}: {error}") from error

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from crossdock.runtime import plan_diff as diffs
 from crossdock.runtime.cli import options
 from crossdock.runtime.cli.output import Output, add_row, make_table
 from crossdock.runtime.cli.text import millis, seconds, short, size
-from crossdock.runtime.errors import LoadError, PlanError
+from crossdock.runtime.errors import PlanError
+from crossdock.runtime.files import read_record
 from crossdock.runtime.plan import Plan
 from crossdock.runtime.plan_diff import PlanDiff
 
@@ -33,9 +32,7 @@ def plan_diff(before: str, after: str, json_to: str | None) -> None:
 def read_plan(path: str) -> Plan:
     """A plan from a file; raises PlanError or LoadError naming the file."""
     try:
-        return Plan.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise LoadError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return Plan.loads(read_record(path, "plan"))
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from error
 

@@ -277,6 +277,9 @@ class Converter:
         if missing is not None or opset is None:
             raise UnsupportedModel(f"not supported: {missing}")
         entry, host = find(node, opset), find_host(node, opset)
+        known = schema(node, opset)
+        if known is not None and len(node.inputs) > known.max_input:
+            raise MalformedModel(f"{len(node.inputs)} inputs, and it takes {known.max_input}")
         try:
             if entry is None:
                 if host is not None:

@@ -118,4 +118,6 @@ def _fit(
 
 def outward(value: HostValue | None) -> Any:
     """A value as a caller gets it: an empty optional is None."""
-    return None if value is EMPTY else value
+    if value is EMPTY:
+        return None
+    return list(value) if isinstance(value, list) else value

@@ -13,7 +13,7 @@ from crossdock.kernels.spec import OpSpec
 from crossdock.runtime.builder import GraphBuilder, Operand
 from crossdock.runtime.errors import LimitError, MalformedModel, UnsupportedModel
 from crossdock.runtime.graph import Graph, Node
-from crossdock.runtime.limits import Budget
+from crossdock.runtime.limits import FOLD_FLOPS, Budget
 from crossdock.runtime.loaders.onnx_host import HostValue
 from crossdock.runtime.loaders.onnx_model import Opaque, shown
 from crossdock.runtime.loaders.onnx_stage import Constant, Kind, in_ir, kind_of
@@ -40,8 +40,8 @@ class Captures:
         return name
 
 
-FOLD_FLOPS = 1e9
-"""Operations that an op may take to be folded; a longer one is left to the devices."""
+OPS_A_NODE = 64
+"""Ops that a node of the model may become; each further one counts as a node of its own."""
 
 
 class LabellingBuilder(GraphBuilder):
@@ -54,6 +54,7 @@ class LabellingBuilder(GraphBuilder):
     def __init__(self, budget: Budget) -> None:
         super().__init__(fold=True)
         self.budget = budget
+        self._fitting: set[TensorSpec] = set()
         self.label = ""
         self.made: list[Operand] = []
         self.mains: dict[str, str] = {}
@@ -66,14 +67,19 @@ class LabellingBuilder(GraphBuilder):
                 options.setdefault("label", f"{self.label}/{name}")
             results = method(*args, **options)
             self.made.extend(results if isinstance(results, tuple) else (results,))
+            if len(self.made) > OPS_A_NODE:
+                self.budget.node(name)
             return results
 
         return labelled
 
     def _check_size(self, op: str, spec: TensorSpec) -> None:
+        if spec in self._fitting:
+            return
         super()._check_size(op, spec)
         if spec.is_static and op != "input":
             self.budget.size(spec.nbytes, op)
+            self._fitting.add(spec)
 
     def _may_fold(
         self,

@@ -25,6 +25,7 @@ from crossdock.runtime.loaders.onnx_host_tools import (
     sized,
 )
 from crossdock.runtime.loaders.onnx_model import OnnxGraph, OnnxModel, shown
+from crossdock.runtime.loaders.onnx_stage import array_type
 from crossdock.runtime.loaders.onnx_table import Value, find
 from crossdock.runtime.tensor import Array
 
@@ -83,9 +84,10 @@ def _check_indices(call: HostCall) -> None:
             raise call.malformed(f"indices {list(indices.shape)} for {list(x.shape)}")
     else:
         sizes = np.array(x.shape[axis_of(call, call.node.get_int("axis"), x.ndim)], np.int64)
-    wrong = indices[(indices < -sizes) | (indices >= sizes)]
-    if wrong.size:
-        raise call.malformed(f"index {wrong[0]} is out of range for a shape of {list(x.shape)}")
+    wrong = np.asarray((indices < -sizes) | (indices >= sizes))
+    if wrong.any():
+        index = np.broadcast_to(indices, wrong.shape)[wrong][0]
+        raise call.malformed(f"index {index} is out of range for a shape of {list(x.shape)}")
 
 
 def _data_inputs(call: HostCall) -> list[int]:
@@ -198,7 +200,7 @@ def _floats(call: HostCall) -> Array:
     """Input 0, which must be floats of any width, as float32."""
     x = call.array()
     if not is_float(x.dtype):
-        raise call.malformed(f"input 0 is {x.dtype}, not floats")
+        raise call.malformed(f"input 0 is a tensor of {array_type(x)}, not of floats")
     return x.astype(np.float32)
 
 

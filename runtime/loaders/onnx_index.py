@@ -93,6 +93,8 @@ def pad_by(
     before, after = [0] * rank, [0] * rank
     for i, axis in enumerate(places):
         before[axis], after[axis] = pads[i], pads[len(places) + i]
+    if any(d + lo + hi < 0 for d, lo, hi in zip(x.shape, before, after, strict=True)):
+        raise ctx.malformed(f"pads {list(pads)} crop more than there is of {list(x.shape)}")
     mode = ctx.node.get_str("mode", "constant")
     if mode != "constant" and mode != "wrap" and mode not in PAD_MODES:
         raise ctx.malformed(f"padding mode {shown(mode)}")
@@ -131,9 +133,25 @@ def _wrapped(ctx: Context, x: Operand, low: Sequence[int], high: Sequence[int]) 
     """Pad as if the tensor repeated."""
     for axis, (lo, hi) in enumerate(zip(low, high, strict=True)):
         if lo or hi:
+            ctx.make_room((lo + x.shape[axis] + hi) * 8)
             places = np.arange(-lo, x.shape[axis] + hi, dtype=np.int64) % x.shape[axis]
             x = ctx.b.gather(x, ctx.b.constant(places), axis=axis)
     return x
+
+
+def check_range(ctx: Context, sizes: Sequence[int]) -> None:
+    """Raise where a constant index is out of range; ``sizes`` are one, or one for each column.
+
+    Kernels clamp indices that are computed; of a constant one the model is known to be broken.
+    """
+    indices = ctx.known(1)
+    if indices is None or not indices.size or len(sizes) not in (1, *indices.shape[-1:]):
+        return
+    most = np.array(sizes, np.int64)
+    wrong = (indices < -most) | (indices >= most)
+    if wrong.any():
+        index = np.broadcast_to(indices, wrong.shape)[wrong][0]
+        raise ctx.malformed(f"index {index} is out of range for {list(sizes)}")
 
 
 @onnx_op("Gather")
@@ -141,6 +159,7 @@ def gather(ctx: Context) -> Operand:
     """Whole slices along an axis by index."""
     x, indices = ctx.x(0), ctx.x(1)
     axis = ctx.axis(ctx.node.get_int("axis"), len(x.shape))
+    check_range(ctx, x.shape[axis : axis + 1])
     if 0 in indices.shape:
         return ctx.frame.empty(x.dtype, [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
     return ctx.b.gather(x, indices, axis=axis)
@@ -152,6 +171,7 @@ def gather_elements(ctx: Context) -> Operand:
     x, indices = ctx.x(0), ctx.x(1)
     axis = ctx.axis(ctx.node.get_int("axis"), len(x.shape))
     _check_corner(ctx, x, indices, axis)
+    check_range(ctx, x.shape[axis : axis + 1])
     spans = [range(d) for d in indices.shape]
     spans[axis] = range(x.shape[axis])
     return ctx.b.gather_elements(window(ctx, x, spans), indices, axis=axis)
@@ -169,6 +189,8 @@ def gather_nd(ctx: Context) -> Operand:
     """Slices by index tuples; batch dimensions are added to the tuples."""
     b, x, indices = ctx.b, ctx.x(0), ctx.x(1)
     batch = ctx.node.get_int("batch_dims")
+    if len(indices.shape) and batch >= 0:
+        check_range(ctx, x.shape[batch : batch + indices.shape[-1]])
     if not batch:
         return b.gather_nd(x, indices)
     dims = list(indices.shape[:-1])
@@ -190,6 +212,7 @@ def scatter_elements(ctx: Context) -> Operand:
     reduction = _reduction(ctx)
     axis = ctx.axis(ctx.node.get_int("axis"), len(x.shape))
     _check_corner(ctx, x, indices, axis)
+    check_range(ctx, x.shape[axis : axis + 1])
     if 0 in indices.shape:
         return x
     full = [
@@ -206,8 +229,10 @@ def scatter_elements(ctx: Context) -> Operand:
 @onnx_op("ScatterND", since=11)
 def scatter_nd(ctx: Context) -> Operand:
     """Slices, placed by index tuples."""
-    if 0 in ctx.x(1).shape:
+    indices = ctx.x(1)
+    if 0 in indices.shape:
         return ctx.x(0)
+    check_range(ctx, ctx.x(0).shape[: indices.shape[-1]])
     return ctx.b.scatter_nd(ctx.x(0), ctx.x(1), ctx.x(2), reduction=_reduction(ctx))
 
 

@@ -88,7 +88,7 @@ def lp_pool(ctx: Context) -> Operand:
     if p == 2:
         return pooled(ctx, x, over, sizes, b.l2_pool2d)
     powers = b.pow(b.abs(x), ctx.like(p, x))
-    cells = window_cells(ctx, powers, cell_table(x.shape[2:], over, sizes), 0)
+    cells = window_cells(ctx, powers, cell_table(ctx, x.shape[2:], over, sizes), 0)
     total = b.reduce_sum(cells, axes=[2])
     return b.reshape(b.pow(total, ctx.like(1 / p, x)), [*x.shape[:2], *sizes])
 

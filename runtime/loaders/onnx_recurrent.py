@@ -29,6 +29,10 @@ class _Cell:
             if len(operand.shape) != 3:
                 raise ctx.malformed("input, W and R must have rank 3")
         self.hidden = self.recurrent.shape[2]
+        if node.get_int("hidden_size", self.hidden) != self.hidden:
+            raise ctx.malformed(
+                f"hidden_size is {node.get_int('hidden_size')}, R has {self.hidden}"
+            )
         self.options: dict[str, Any] = {"direction": DIRECTIONS[direction]}
         self.bias()
 

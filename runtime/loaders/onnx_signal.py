@@ -78,6 +78,7 @@ def _inverse_of_half(ctx: Context, x: Operand, length: int | None) -> Operand:
     half = _fitted(ctx, x, size // 2 + 1)
     if half.shape[-1] == 1:
         half = padded(ctx, half, [0] * len(half.shape), [0] * (len(half.shape) - 1) + [1])
+    ctx.make_room(size * 24)
     places = np.arange(size)
     behind = places > size // 2
     places = np.where(behind, size - places, places)
@@ -106,6 +107,7 @@ def short_time_dft(ctx: Context) -> Operand:
     if step < 1 or not 0 < length <= x.shape[1]:
         raise ctx.malformed(f"windows of {length} by {step} in a signal of {x.shape[1]}")
     count = (x.shape[1] - length) // step + 1
+    ctx.make_room(count * length * 8)
     places = np.arange(count)[:, None] * step + np.arange(length)
     frames = b.gather(x, b.constant(places.astype(np.int64)), axis=1)
     if window is not None:
@@ -129,6 +131,7 @@ def mel_weights(ctx: Context) -> Value:
         raise ctx.malformed(f"{bins} filters from {low} to {high} of {size} points at {rate}")
     count = size // 2 + 1
     checked_size(ctx, (count, bins), dtype)
+    ctx.make_room(max(count, 8) * (bins + 2) * 8)
     mels = [2595 * math.log10(1 + f / 700) for f in (low, high)]
     edges = np.arange(bins + 2) * ((mels[1] - mels[0]) / (bins + 2)) + mels[0]
     points = ((size + 1) * (700 * (np.power(10, edges / 2595) - 1)) // rate).astype(np.int64)

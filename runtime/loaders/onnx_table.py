@@ -118,6 +118,9 @@ class Entry:
 
 _TABLE: dict[tuple[str, str], list[Entry]] = {}
 
+_KNOWN = 4096
+"""Operators whose support is remembered; a model can name any number of them."""
+
 
 def onnx_op(
     *names: str, since: int = 1, domain: str = "", boolean: bool | None = None, like: int = 0
@@ -161,7 +164,7 @@ def operators() -> dict[tuple[str, str], tuple[int, ...]]:
     return {key: tuple(sorted(e.since for e in entries)) for key, entries in _TABLE.items()}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=_KNOWN)
 def _schema(op: str, domain: str, opset: int) -> Any:
     """The package's schema of an operator at an opset, or None."""
     defs = onnx_package().defs
@@ -178,6 +181,12 @@ def schema(node: OnnxNode, opset: int) -> Any:
 
 def support(node: OnnxNode, opset: int | None) -> str | None:
     """None where a node's operator can be converted at an opset, else what is missing."""
+    return _support(node.op, node.domain, opset)
+
+
+@functools.lru_cache(maxsize=_KNOWN)
+def _support(op_type: str, domain: str, opset: int | None) -> str | None:
+    node = OnnxNode(op_type, domain, (), ())
     name = node.kind
     if opset is None:
         return f"{name} of an operator set that the model does not import"

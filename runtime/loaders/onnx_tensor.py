@@ -6,15 +6,18 @@ a link into a hub's cache, under the folder of the real file): ONNX IR.md, Exter
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import os
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
 from crossdock.runtime.errors import LimitError, LoadError, MalformedModel, UnsafeModel
+from crossdock.runtime.files import open_regular
 from crossdock.runtime.limits import MAX_RANK, Budget, require_free
 from crossdock.runtime.loaders.onnx_model import (
     ONNX_DTYPES,
@@ -23,7 +26,7 @@ from crossdock.runtime.loaders.onnx_model import (
     dtype_name,
     shown,
 )
-from crossdock.runtime.loaders.source import Source, open_regular
+from crossdock.runtime.loaders.source import Source
 from crossdock.runtime.tensor import Array, to_numpy
 
 _STRING = 8
@@ -174,12 +177,10 @@ def decode_sparse(proto: Any, source: Source, where: str) -> Array | Opaque:
 def _external(proto: Any, source: Source, want: int, where: str) -> Array:
     entries = {entry.key: entry.value for entry in proto.external_data}
     path = resolve(str(entries.get("location", "")), source, where)
-    try:
-        offset, length = int(entries.get("offset") or 0), int(entries.get("length") or want)
-    except ValueError as error:
-        raise MalformedModel(f"{where}: offset or length of its external data is no number") from (
-            error
-        )
+    offset, length = (
+        _count(str(entries.get(key) or default), where)
+        for key, default in (("offset", 0), ("length", want))
+    )
     if length != want or offset < 0:
         raise MalformedModel(
             f"{where}: external data of {length} bytes at {offset}, where {want} are due"
@@ -194,6 +195,17 @@ def _external(proto: Any, source: Source, want: int, where: str) -> Array:
     return found
 
 
+def _count(text: str, where: str) -> int:
+    """A number of bytes, as a file may have them."""
+    if not _COUNT.fullmatch(text):
+        raise MalformedModel(
+            f"{where}: offset or length of its external data is no number of bytes: {shown(text)}"
+        )
+    return int(text)
+
+
+_COUNT = re.compile(r"\s*[+-]?[0-9]{1,19}\s*", re.ASCII)
+
 READ_TWICE = 2
 """How often all of a file may be read as external data, counting different spans alone."""
 
@@ -201,7 +213,7 @@ READ_TWICE = 2
 def _check_reads(path: Path, want: int, source: Source, where: str) -> None:
     """Raise where spans that overlap would make far more of a file than it has."""
     held = source.limits.tensor_bytes
-    if path.is_file():
+    with contextlib.suppress(OSError):
         held += READ_TWICE * path.stat().st_size
     if source.taken[path] + want > held:
         raise LimitError(

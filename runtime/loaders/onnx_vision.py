@@ -197,6 +197,7 @@ def _bin_points(
         assert extents is not None
         number = np.maximum(np.ceil(extents.reshape(-1)), 0).astype(np.int64)
         most = int(number.max(initial=1)) or 1
+    ctx.make_room(regions * bins * most * 16)
     place = np.arange(bins)[:, None] + (np.arange(most)[None, :] + 0.5) / np.maximum(
         number, 1
     ).reshape(-1, 1, 1)

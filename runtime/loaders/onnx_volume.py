@@ -92,6 +92,7 @@ def convolved(
         size = (x.shape[at] - over.reach(axis)) // over.strides[axis] + 1
         if size < 1:
             raise ctx.malformed(f"a window of {over.reach(axis)} in {x.shape[at]} cells")
+        ctx.make_room(size * over.kernel[axis] * 8)
         places = np.arange(size)[:, None] * over.strides[axis]
         places = places + np.arange(over.kernel[axis]) * over.dilations[axis]
         x = b.gather(x, b.constant(places.astype(np.int64)), axis=at)
@@ -156,8 +157,9 @@ def _spread(ctx: Context, x: Operand, axis: int, stride: int) -> Operand:
     return b.slice(flat, [0] * len(dims), dims)
 
 
-def cell_table(sizes: Sequence[int], over: Window, outs: Sequence[int]) -> Array:
+def cell_table(ctx: Context, sizes: Sequence[int], over: Window, outs: Sequence[int]) -> Array:
     """The flat places [windows, cells] in an input of ``sizes``; -1 stands for a padded cell."""
+    ctx.make_room(math.prod(outs) * math.prod(over.kernel) * 16)
     at = np.zeros((1, 1), np.int64)
     inside = np.ones((1, 1), bool)
     for axis, size in enumerate(sizes):
@@ -188,7 +190,7 @@ def max_with_indices(
 ) -> tuple[Operand, Operand]:
     """The largest cell of each window, and its place in the flat input (the first, if several)."""
     b, sizes = ctx.b, x.shape[2:]
-    table = cell_table(sizes, over, outs)
+    table = cell_table(ctx, sizes, over, outs)
     dtype = to_numpy(x.dtype)
     lowest = np.iinfo(dtype).min if dtype.kind in "iu" else -np.inf
     cells = window_cells(ctx, x, table, lowest)
@@ -213,7 +215,7 @@ def columns_to_image(
 
     Written from the result's side: a constant table lists what each cell of the image gets.
     """
-    b, table = ctx.b, cell_table(image, over, outs)
+    b, table = ctx.b, cell_table(ctx, image, over, outs)
     windows, cells = table.shape
     n = x.shape[0]
     c = x.shape[1] // cells

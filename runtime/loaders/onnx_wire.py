@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from crossdock.runtime.errors import LimitError, MalformedModel
 from crossdock.runtime.limits import Limits, too_many_nodes
 
-MESSAGES_A_NODE = 16
+MESSAGES_A_NODE = 8
 """Messages that a file may have for each node that ``Limits`` allow."""
 
 MAX_NESTED = 100
@@ -76,12 +76,10 @@ class _Walk:
 
     def run(self) -> None:
         """Walk to the end."""
-        at, data = 0, self.data
+        at = 0
         while self.stack:
             kind, end, _ = self.stack[-1]
-            run = _SCALARS.match(data, at, end)
-            if run is not None:
-                at = run.end()
+            at = self.skipped(at, end, _FIELDS[kind])
             if at < end:
                 at = self.field(at, kind, end)
             elif kind == _GROUP:
@@ -89,6 +87,22 @@ class _Walk:
             else:
                 self.stack.pop()
                 self.graphs -= kind == _GRAPH
+
+    def skipped(self, at: int, end: int, inside: Mapping[int, int]) -> int:
+        """Go over numbers and short strings, which are most of the fields there are."""
+        data = self.data
+        while at < end:
+            key = data[at]
+            if key & 0x87 == 2 and key >> 3 not in inside and at + 1 < end and data[at + 1] < 0x80:
+                after = at + 2 + data[at + 1]
+                if after > end:
+                    return at
+                at = after
+            elif (run := _SCALARS.match(data, at, end)) is not None:
+                at = run.end()
+            else:
+                return at
+        return at
 
     def field(self, at: int, kind: int, end: int) -> int:
         """Go over a field, or into it; the offset of what comes next."""
@@ -104,10 +118,10 @@ class _Walk:
                     start, f"a field claims {size} bytes where {end - at} are left; truncated?"
                 )
             inner = _FIELDS[kind].get(number)
-            if inner is None:
-                return at + size
-            self.enter(inner, at + size, number, start)
-            return at
+            if inner is not None:
+                self.enter(inner, at + size, number, start)
+                return at
+            return at + size
         if wire == 0:
             return self.varint(at, end)[1]
         if wire == 3:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from crossdock.runtime.errors import LimitError, LoadError, MalformedModel, UnsafeModel
+from crossdock.runtime.errors import LimitError, LoadError, MalformedModel
+from crossdock.runtime.files import label_of, open_regular
 from crossdock.runtime.limits import Limits, require_free
 from crossdock.runtime.tensor import Array
 
@@ -69,7 +69,7 @@ def read(source: Sourced, limits: Limits | None = None) -> Source:
 def _from_file(source: BinaryIO, method: Callable[[int], object], limits: Limits) -> Source:
     parts: list[bytes] = []
     name = getattr(source, "name", None)
-    label = name if isinstance(name, str) else "<file object>"
+    label = label_of(name) if isinstance(name, str) else "<file object>"
     size = 0
     while part := method(_PIECE):
         if not isinstance(part, bytes | bytearray):
@@ -84,7 +84,7 @@ def _from_file(source: BinaryIO, method: Callable[[int], object], limits: Limits
 
 
 def _from_path(path: Path, limits: Limits) -> Source:
-    label = str(path)
+    label = label_of(path)
     data = read_regular(path, label, limits)
     return Source(data, label, *_folders(path), limits, _linked(path))
 
@@ -110,26 +110,6 @@ def read_regular(path: Path, label: str, limits: Limits) -> bytes:
         size = os.fstat(fd).st_size
         _check_model(size, label, limits)
         return file.read(size)
-
-
-def open_regular(path: Path, label: str, *, follow: bool = True) -> int:
-    """Open a file for reading and return its descriptor; raises unless it is a regular file.
-
-    Without ``follow`` a link put in the file's place since it was resolved is an error.
-    """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-    flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
-    try:
-        fd = os.open(path, flags | getattr(os, "O_BINARY", 0))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise LoadError(f"{label}: cannot be read: {reason}") from error
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(fd)
-        what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-        raise UnsafeModel(f"{label}: is {what}; give the model file itself")
-    return fd
 
 
 def _check_model(size: int, label: str, limits: Limits) -> None:

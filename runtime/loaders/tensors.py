@@ -27,10 +27,11 @@ from crossdock.runtime.errors import (
     UnsafeModel,
     UnsupportedModel,
 )
+from crossdock.runtime.files import label_of, open_regular
 from crossdock.runtime.limits import MAX_RANK, Limits, require_free
 from crossdock.runtime.loaders import content
 from crossdock.runtime.loaders.onnx_model import shown
-from crossdock.runtime.loaders.source import check_size, open_regular
+from crossdock.runtime.loaders.source import check_size
 from crossdock.runtime.tensor import DTYPES, Array, to_numpy
 
 MAX_HEADER = 100_000_000
@@ -72,7 +73,7 @@ def load_tensors(path: str | os.PathLike[str], *, limits: Limits | None = None) 
         LoadError: it cannot be read.
     """
     file = Path(os.fspath(path))
-    label = str(file)
+    label = label_of(file)
     limits = limits or Limits()
     fd = open_regular(file, label)
     with os.fdopen(fd, "rb") as stream:
@@ -87,7 +88,7 @@ def load_tensors(path: str | os.PathLike[str], *, limits: Limits | None = None) 
 
 
 def _read(stream: IO[bytes], size: int, file: Path, limits: Limits) -> dict[str, Array]:
-    label = str(file)
+    label = label_of(file)
     head = stream.read(content.HEAD)
     stream.seek(0)
     if content.is_npy(head):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 
 from crossdock.runtime.errors import GraphError
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.passes.batch_norm import expand_batch_norm
 from crossdock.runtime.passes.constants import fold_constants
 from crossdock.runtime.passes.epilogue import fuse_epilogue
 from crossdock.runtime.passes.fuse import fuse_elementwise
@@ -20,6 +21,7 @@ Pass = Callable[[Graph, frozenset[str]], Graph]
 PASSES: dict[str, Pass] = {
     "fold-constants": fold_constants,
     "fold-affine": fold_affine,
+    "expand-batch-norm": expand_batch_norm,
     "fuse-elementwise": fuse_elementwise,
     "fuse-epilogue": fuse_epilogue,
     "prune": prune,

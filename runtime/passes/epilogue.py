@@ -1,11 +1,13 @@
 """Fuse elementwise ops into the convolution before them, so that its result is written once.
 
 ``relu(conv2d(x, w, b))`` and ``relu(conv2d(x, w, b) + r)`` with ``r`` of the result's shape become
-one ``fused_conv2d``. The joined node takes the elementwise op's name and place.
+one ``fused_conv2d``; constants of one element become numbers in its body. The joined node takes the
+elementwise op's name and place.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from crossdock.kernels import fused_conv
@@ -52,16 +54,33 @@ def _joined(graph: Graph, node: Node, conv: Node) -> Node | None:
     if body is None or graph.specs[node.outputs[0]] != graph.specs[value]:
         return None
     others = list(dict.fromkeys(v for v in node.operands if v != value))
-    if len(others) > 1 or any(graph.specs[v] != graph.specs[value] for v in others):
+    numbers = {v: n for v in others if (n := _number(graph, v)) is not None}
+    beside = [v for v in others if v not in numbers]
+    if len(beside) > 1 or any(graph.specs[v] != graph.specs[value] for v in beside):
         return None
-    place = [0 if v == value else 1 for v in node.operands]
-    steps = tuple(
-        replace(step, args=tuple(place[a] if a >= 0 else a for a in step.args))
+    place = {value: 0, **dict.fromkeys(beside, 1)}
+    place |= {v: -1 - i for i, v in enumerate(numbers)}
+    at = [place[v] for v in node.operands]
+    first = tuple(
+        FusedStep(fused_conv.SCALAR, {"value": n}, (), "float32", ()) for n in numbers.values()
+    )
+    steps = first + tuple(
+        replace(step, args=tuple(at[a] if a >= 0 else a - len(first) for a in step.args))
         for step in body.steps
     )
+    others = beside
     inputs = (*conv.inputs, *(None for _ in range(3 - len(conv.inputs))), *others)
     attrs = {**conv.attrs, "body": FusedBody(steps)}
     return Node(node.name, fused_conv.NAME, inputs, node.outputs, attrs)
+
+
+def _number(graph: Graph, value: str) -> float | None:
+    """The number that a constant of one element is; it broadcasts to any shape."""
+    array = graph.constants.get(value)
+    if array is None or array.size != 1 or array.ndim > 4:
+        return None
+    number = float(array.reshape(-1)[0])
+    return number if math.isfinite(number) else None
 
 
 def _body(graph: Graph, node: Node) -> FusedBody | None:

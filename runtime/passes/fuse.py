@@ -6,7 +6,7 @@ the body stays small. The joined node takes the consumer's name and place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from crossdock.kernels import table
 from crossdock.kernels.fused import FusedBody, FusedStep
@@ -18,14 +18,15 @@ MAX_INPUTS = 8
 
 @dataclass
 class _Group:
-    """Nodes fused so far, in order; the last one gives the result."""
+    """Nodes fused so far, in order, the last of which gives the result; and what they read."""
 
-    nodes: list[Node] = field(default_factory=list)
+    nodes: list[Node]
+    inputs: list[str]
 
-    def inputs(self) -> list[str]:
-        made = {n.outputs[0] for n in self.nodes}
-        reads = [v for n in self.nodes for v in n.operands if v not in made]
-        return list(dict.fromkeys(reads))
+    def behind(self, producer: _Group, value: str) -> _Group:
+        """The group with the one in front of it that makes ``value``, which it alone reads."""
+        reads = [*producer.inputs, *(v for v in self.inputs if v != value)]
+        return _Group(producer.nodes + self.nodes, list(dict.fromkeys(reads)))
 
 
 def fuse_elementwise(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
@@ -37,15 +38,18 @@ def fuse_elementwise(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
     for node in graph.nodes:
         if node.name in keep or not _fusible(graph, node):
             continue
-        group = _Group([node])
-        for value in dict.fromkeys(node.operands):
+        operands = list(dict.fromkeys(node.operands))
+        group = _Group([node], operands)
+        for value in operands:
             producer = groups.get(value)
             if producer is None or value in outputs or len(readers[value]) > 1:
                 continue
             if graph.specs[value].shape != graph.specs[node.outputs[0]].shape:
                 continue
-            joined = _Group(producer.nodes + group.nodes)
-            if len(joined.nodes) <= MAX_STEPS and len(joined.inputs()) <= MAX_INPUTS:
+            if len(producer.nodes) + len(group.nodes) > MAX_STEPS:
+                continue
+            joined = group.behind(producer, value)
+            if len(joined.inputs) <= MAX_INPUTS:
                 group = joined
                 absorbed.add(value)
         groups[node.outputs[0]] = group
@@ -72,7 +76,7 @@ def _fusible(graph: Graph, node: Node) -> bool:
 
 
 def _fused(graph: Graph, group: _Group) -> Node:
-    inputs = group.inputs()
+    inputs = group.inputs
     index = {value: i for i, value in enumerate(inputs)}
     steps = []
     for k, node in enumerate(group.nodes):

@@ -7,6 +7,7 @@ Products are taken in float64 and rounded once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,7 +75,15 @@ def _affine(
 def _batch_norm(
     node: Node, value: str, constants: dict[str, Array], channels: int
 ) -> _Affine | None:
-    if node.inputs[0] != value or any(v not in constants for v in node.operands[1:]):
+    found = scale_and_shift(node, constants, channels) if node.inputs[0] == value else None
+    return None if found is None else _Affine(*found)
+
+
+def scale_and_shift(
+    node: Node, constants: Mapping[str, Array], channels: int
+) -> tuple[Array, Array] | None:
+    """What a batch normalisation multiplies by and adds, float64 [channels]; None: no constants."""
+    if any(v not in constants for v in node.operands[1:]):
         return None
     arrays = [None if v is None else constants[v].astype(np.float64) for v in node.inputs[1:]]
     arrays += [None] * (4 - len(arrays))
@@ -84,7 +93,7 @@ def _batch_norm(
     scale = 1.0 / np.sqrt(variance + float(node.attrs["epsilon"]))
     scale = scale if gain is None else gain * scale
     shift = (np.zeros(channels) if bias is None else bias) - mean * scale
-    return _Affine(scale, shift)
+    return scale, shift
 
 
 def _per_channel(array: Array | None, axis: int, channels: int) -> Array | None:
@@ -111,7 +120,7 @@ def _folded(
     shape = [1, 1, 1, 1]
     shape[_OUT_AXIS[conv.attrs["filter_layout"]]] = -1
     bias = affine.shift + (0.0 if b is None else constants[b].astype(np.float64) * affine.scale)
-    names = [_unused(f"{node.outputs[0]}.{part}", specs) for part in ("weights", "bias")]
+    names = [unused(f"{node.outputs[0]}.{part}", specs) for part in ("weights", "bias")]
     scaled = np.empty(weights.shape, weights.dtype)  # rounded a few values at a time: no copy
     np.multiply(weights, affine.scale.reshape(shape), scaled, dtype="f8", casting="unsafe")
     for name, made in zip(names, (scaled, bias.astype(weights.dtype)), strict=True):
@@ -121,7 +130,7 @@ def _folded(
     return Node(conv.name, "conv2d", (x, *names), node.outputs, conv.attrs)
 
 
-def _unused(name: str, specs: dict[str, TensorSpec]) -> str:
+def unused(name: str, specs: Mapping[str, object]) -> str:
     """The name, or one like it that no value of the graph has."""
     while name in specs:
         name += "_"

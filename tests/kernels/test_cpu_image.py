@@ -149,7 +149,11 @@ def test_pooling(op: str, attrs: dict[str, Any], kh: int, kw: int, height: int, 
         # Less than the window: none lies outside of the image.
         "padding": [min(top, kh - 1), min(bottom, kh - 1), min(left, kw - 1), min(right, kw - 1)],
     }
-    check(op, [drawn(2, 3, height, width)], attrs, name=f"cpu.{op}.window", tolerance=SUM)
+    image = drawn(2, 3, height, width)
+    names = {k.name for k in candidates(call_of(op, [image], attrs))}
+    assert f"cpu.{op}.window" in names
+    for name in names & {f"cpu.{op}.window", f"cpu.{op}.lines"}:
+        check(op, [image], attrs, name=name, tolerance=SUM)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -161,8 +165,9 @@ def test_average_counts(padded: bool) -> None:
         "output_shape_rounding": "ceil",
         "count_include_pad": padded,
     }
-    name = "cpu.average_pool2d.window"
-    check("average_pool2d", [drawn(1, 2, 14, 20)], attrs, name=name, tolerance=SUM)
+    for name in ("window", "lines"):
+        kernel = f"cpu.average_pool2d.{name}"
+        check("average_pool2d", [drawn(1, 2, 14, 20)], attrs, name=kernel, tolerance=SUM)
 
 
 def test_a_wide_window_is_a_loop() -> None:
@@ -175,8 +180,9 @@ def test_max_pooling_propagates_nan() -> None:
     image = drawn(1, 1, 9, 9)
     image[0, 0, 4, 4] = np.nan
     call = call_of("max_pool2d", [image], {"window_dimensions": [3, 3]})
-    (got,) = execute(candidate(call, "cpu.max_pool2d.window"), call, [image])
-    assert np.isnan(got).sum() == 9
+    for name in ("window", "lines"):
+        (got,) = execute(candidate(call, f"cpu.max_pool2d.{name}"), call, [image])
+        assert np.isnan(got).sum() == 9
 
 
 @pytest.mark.parametrize("op", ["max_pool2d", "average_pool2d", "l2_pool2d"])
@@ -235,4 +241,27 @@ def test_what_follows_a_convolution(
             check(
                 "fused_conv2d", arrays, attrs, (1,), name=name, tolerance=TRANSFORMED,
                 threads=threads,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (3, 1)])
+def test_a_column_of_pixels(stride: int, dilation: int) -> None:
+    arrays = [drawn(2, 20, 45, 1), drawn(18, 20, 5, 1), drawn(18)]
+    attrs = {"padding": [2, 1, 0, 0], "strides": [stride, 1], "dilations": [dilation, 1]}
+    for name in ("cpu.conv2d.panel", "cpu.conv2d.small"):
+        check("conv2d", arrays, attrs, (1,), name=name, tolerance=SUM)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("window", [(3, 3), (5, 5), (1, 5), (4, 2)])
+@pytest.mark.parametrize("size", [(7, 7), (1, 1), (13, 33), (40, 16)])
+def test_depthwise_by_rows(window: tuple[int, int], size: tuple[int, int], threads: int) -> None:
+    image, kernel = drawn(2, 6, *size), drawn(12, 1, *window, seed=1)
+    top, left = window[0] // 2, window[1] // 2
+    for padding in ([top, top, left, left], [window[0] - 1, 0, 0, window[1] - 1]):
+        attrs = {"padding": padding, "groups": 6}
+        for bias in (None, drawn(12, seed=2)):
+            check(
+                "conv2d", [image, kernel, bias], attrs, name="cpu.conv2d.depthwise-rows",
+                tolerance=SUM, threads=threads,
             )  # fmt: skip

@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+import crossdock as xd
 from crossdock.kernels import cpu_winograd, table
 from crossdock.kernels.cpu_conv_pack import TileShape
 from crossdock.kernels.cpu_winograd import Layer, plan_of
@@ -118,3 +119,15 @@ def test_the_error_is_that_of_the_kernel() -> None:
     check("conv2d", [image, kernel, None], {}, (1,), name=name, tolerance=8 * guess)
     with pytest.raises(AssertionError):
         check("conv2d", [image, kernel, None], {}, (1,), name=name, tolerance=guess / 30)
+
+
+def test_a_strict_session_uses_exact_kernels() -> None:
+    b = xd.GraphBuilder("strict")
+    x = b.input("x", (1, 64, 40, 40))
+    graph = b.build({"y": b.conv2d(x, b.constant(drawn(64, 64, 3, 3)), padding=[1] * 4)})
+    names = []
+    for strict in (False, True):
+        with xd.compile(graph, "cpu:0", threads=1, strict=strict) as session:
+            names += [step.kernel for step in session.plan.launches()]
+    assert "winograd" in names[0]
+    assert "winograd" not in names[1]

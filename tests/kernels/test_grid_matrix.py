@@ -61,6 +61,24 @@ def test_gemm(
     check(call_of("gemm", arrays, attrs), arrays, device)
 
 
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 100, 64), (9, 33, 7), (40, 64, 129), (130, 31, 3)])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("c_shape", [None, (-1,), (-2, 1)])
+def test_known_weights_are_packed(
+    device: Device, m: int, n: int, k: int, turned: bool, c_shape: tuple[int, ...] | None
+) -> None:
+    sizes = {-1: n, -2: m}
+    c = None if c_shape is None else normal(*(sizes.get(s, s) for s in c_shape))
+    arrays = [normal(m, k), normal(n, k) if turned else normal(k, n), c]
+    attrs = {"alpha": 0.5, "beta": 2.0, "b_transpose": turned}
+    call = call_of("gemm", arrays, attrs, constants=(1,))
+    assert "grid.gemm.weights" in {found.name for found in grid_kernels(call, device.info)}
+    check(call, arrays, device)
+    if not turned and c is None:
+        check(call_of("matmul", [normal(2, m, k), arrays[1]], constants=(1,)),
+              [normal(2, m, k), arrays[1]], device)  # fmt: skip
+
+
 def test_few_rows_have_a_kernel_of_their_own(device: Device) -> None:
     names = {
         m: [

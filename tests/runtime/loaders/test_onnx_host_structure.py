@@ -157,5 +157,5 @@ def test_comparing_beyond_the_budget_is_refused() -> None:
 
 @pytest.mark.parametrize("op", ["IsNaN", "IsInf"])
 def test_strings_are_no_floats(op: str) -> None:
-    with pytest.raises(MalformedModel, match="input 0 is object, not floats"):
+    with pytest.raises(MalformedModel, match="input 0 is a tensor of string, not of floats"):
         run_host(op, words("a"))
