@@ -22,14 +22,9 @@ class CompiledOp:
 
 
 def compile_op(device: Device, kernel: Kernel, call: OpCall) -> CompiledOp:
-    """Lower, compile and make packed constants; raises CompileError.
-
-    An op without a result element needs no step: kernels may divide by their result's sizes.
-    """
-    if not any(spec.size for spec in call.outputs):
-        return CompiledOp(Lowered((), unused=frozenset(range(len(call.inputs)))), (), ())
+    """Lower, compile and make packed constants; raises CompileError."""
     builds.note((device.info.fingerprint, kernel.name, call.key()))
-    lowered = kernel.lower(call, device.info)
+    lowered = kernel.lowered(call, device.info)
     executables = tuple(device.compile(step) for step in lowered.steps)
     packed = tuple(device.resident(packed_by(pack), "packed weights") for pack in lowered.packs)
     return CompiledOp(lowered, executables, packed)

@@ -162,7 +162,7 @@ class _Assembly:
             last.update((self.roots[v], index) for v in node.operands)
         for index, node in enumerate(self.graph.nodes):
             if node.name in parts.kernels:
-                self._add(node, parts.kernels[node.name].lower(parts.calls[node.name], device))
+                self._add(node, parts.kernels[node.name].lowered(parts.calls[node.name], device))
             self._release(index, last)
 
     def _add(self, node: Node, lowered: Lowered) -> None:

@@ -36,7 +36,7 @@ def counted(
         kernel, call = kernel_of(step)
         mark = (info.fingerprint, kernel.name, call.key())
         if mark not in known:
-            known[mark] = kernel.lower(call, info)
+            known[mark] = kernel.lowered(call, info)
         values = [None if v is None else roots[v] for v in step.inputs]
         counts[step.device].add(known[mark], values)
     return replace(

@@ -117,7 +117,7 @@ def _distance(value: Array, want: Array) -> Array:
             return np.zeros(want.shape)
         # Differences of 64-bit integers do not fit their own type.
         wide = object if want.dtype.itemsize == 8 else np.int64
-        return np.abs(value.astype(wide) - want.astype(wide)).astype(np.float64)
+        return np.asarray(np.abs(value.astype(wide) - want.astype(wide)), np.float64)
     with np.errstate(all="ignore"):
         off = np.abs(value - want)
     same = (value == want) | (np.isnan(value) & np.isnan(want))

@@ -15,7 +15,7 @@ import numpy as np
 from crossdock.runtime.differential.recipe import Recipe
 from crossdock.runtime.errors import ExecutionError
 from crossdock.runtime.graph import Graph, Node
-from crossdock.runtime.tensor import TensorSpec
+from crossdock.runtime.tensor import FLOATS, TensorSpec
 
 OPSET = 21
 SAME = {
@@ -205,10 +205,10 @@ class _Writer:
         self._cast(str(node.inputs[0]), node.outputs[0])
 
     def clamp(self, node: Node) -> None:
-        """Clip; an infinite limit is an absent operand."""
+        """Clip; an absent limit would be the type's largest number, not an infinite one."""
         dtype = self.graph.specs[node.outputs[0]].dtype
         limits = [
-            "" if not np.isfinite(node.attrs[key])
+            "" if np.isinf(node.attrs[key]) and dtype not in FLOATS
             else self._tensor(f"{node.name}/{key}", np.array(node.attrs[key], dtype))
             for key in ("min_value", "max_value")
         ]  # fmt: skip

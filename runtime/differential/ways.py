@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -49,9 +50,9 @@ def ways(seed: int, devices: Sequence[str], *, onnx: bool = True) -> list[Way]:
 
     ``seed`` decides which device the mixed placements pin an op to.
     """
-    made = [Way(f"{HOST} threads={n}", lambda r, n=n: _alone(r, HOST, n)) for n in (1, 2)]
+    made = [Way(f"{HOST} threads={n}", partial(_alone, device=HOST, threads=n)) for n in (1, 2)]
     others = [name for name in devices if name != HOST]
-    made += [Way(name, lambda r, name=name: _alone(r, name, None)) for name in others]
+    made += [Way(name, partial(_alone, device=name)) for name in others]
     if onnx and to_onnx.available():
         made.append(Way("onnxruntime", to_onnx.run, to_onnx.can_write, peer=True))
     if others:
@@ -62,7 +63,7 @@ def ways(seed: int, devices: Sequence[str], *, onnx: bool = True) -> list[Way]:
     return made
 
 
-def _alone(recipe: Recipe, device: str, threads: int | None) -> Sequence[Outputs]:
+def _alone(recipe: Recipe, device: str, threads: int | None = None) -> Sequence[Outputs]:
     graph, _ = recipe.build()
     given = compile_graph(graph, [device], threads=threads, measure=False)
     with given as session:
@@ -76,7 +77,7 @@ def _pinned(recipe: Recipe, devices: Sequence[str], seed: int) -> Sequence[Outpu
     pins = {
         node.name: device
         for node in graph.nodes
-        if (device := devices[rng.integers(len(devices))]) and rng.random() < 0.5
+        if (device := devices[int(rng.integers(len(devices)))]) and rng.random() < 0.5
         and not is_alias(node) and _runs(graph, node, device)
     }  # fmt: skip
     given = compile_graph(graph, list(devices), constraints=Constraints(pin=pins), measure=False)
@@ -119,7 +120,7 @@ def _split(recipe: Recipe, devices: Sequence[str], seed: int) -> Sequence[Output
 
 def _homes(graph: Graph, devices: Sequence[str], seed: int) -> dict[str, str]:
     rng = np.random.default_rng(seed)
-    drawn = [(node, devices[rng.integers(len(devices))]) for node in graph.nodes]
+    drawn = [(node, devices[int(rng.integers(len(devices)))]) for node in graph.nodes]
     return {n.name: d for n, d in drawn if not is_alias(n) and _runs(graph, n, d)}
 
 
