@@ -18,10 +18,14 @@ for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
     os.environ.pop(name, None)  # they slow a current BLAS down
 
 Timed = Callable[[], Any]
+PAUSE = 0.05
 
 
 class Versus:
     """Times ``ours`` beside peers in one run: before each round of ours, one of every peer.
+
+    Each run comes after a pause, in which the threads of the one before stop spinning, and after a
+    run of its own that does not count: nobody runs on cores that another still holds.
 
     The ratio is that of the medians, peer over ours: above 1 we are faster.
     """
@@ -38,9 +42,13 @@ class Versus:
 
         def before() -> None:
             for name, peer in peers.items():
+                time.sleep(PAUSE)
+                peer()
                 start = time.perf_counter()
                 peer()
                 times[name].append(time.perf_counter() - start)
+            time.sleep(PAUSE if peers else 0.0)
+            ours()
 
         self._benchmark.pedantic(ours, setup=before, rounds=rounds, warmup_rounds=1)
         mine = self._benchmark.stats.stats.median
