@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crossdock.devices.base import Bound
+from crossdock.devices.opencl_memory import ClBuffer
 from crossdock.devices.pace import FLOATS, LANES, PASS_SECONDS, PASSES, TAKES
 from crossdock.devices.program import GridLaunch, In, Out, Scalar
+from crossdock.runtime.tensor import Array
 
 if TYPE_CHECKING:
     from crossdock.devices.opencl import OpenCLDevice
@@ -40,10 +42,9 @@ class ClPace:
         groups = GROUPS * device.info.compute_units
         args = (In(0), Out(0), Scalar(np.int32(PASSES // GROUPS)))
         step = GridLaunch(_SOURCE, "xd_pace", args, (groups,), (1,))
-        source = device.allocate(4 * FLOATS, "the pace")
-        target = device.allocate(4 * LANES * groups, "the pace")
+        source = _own(device, np.full(FLOATS, 0.5, np.float32))
+        target = _own(device, np.zeros(LANES * groups, np.float32))
         self._queue = device.queues["compute"]
-        self._queue.write(source, np.full(FLOATS, 0.5, np.float32)).wait()
         bound = Bound(device.compile(step), {In(0): source, Out(0): target})
         self._commands = device.record([bound])
         self.take()
@@ -52,3 +53,10 @@ class ClPace:
         """Time a fixed piece of work now: 1 at the reference pace, 2 at half of it."""
         seconds = min(self._queue.timed(self._commands) for _ in range(TAKES))
         return max(seconds, 1e-9) / (PASSES * PASS_SECONDS)
+
+
+def _own(device: OpenCLDevice, array: Array) -> ClBuffer:
+    """Memory of the measurement's own: none of what sessions are counted and limited by."""
+    flags = device.cl.mem_flags
+    memory = device.cl.Buffer(device.context, flags.READ_WRITE | flags.COPY_HOST_PTR, hostbuf=array)
+    return ClBuffer(device, memory, 0)

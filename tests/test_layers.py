@@ -25,7 +25,7 @@ OWNERS = {
     "cupy": ("devices/cuda", "kernels/cuda"),
     "llvmlite": ("devices/cpu", "kernels/cpu"),
     "numba": ("devices/cpu", "kernels/cpu", "scheduler/"),  # the solver's search is compiled
-    "onnx": ("runtime/loaders/onnx", "runtime/onnx_backend"),
+    "onnx": ("runtime/loaders/onnx", "runtime/onnx_backend", "runtime/differential/to_onnx"),
     "pyopencl": ("devices/opencl", "kernels/opencl"),
     "rich": ("runtime/cli/",),
 }
