@@ -56,8 +56,8 @@ def test_real(name: str, devices: str, versus: Any) -> None:
     shapes = {key: value.shape for key, value in feeds.items()}
     with xd.compile(xd.load(path), device_sets()[devices], shapes=shapes) as session:
         outputs = list(session.run(feeds).values())
+        predicted = session.estimate().seconds  # before a peer's threads spin
         errors = _errors(outputs, peers.onnxruntime(path, feeds, 2)())
-        predicted = session.estimate().seconds
         versus(
             lambda: session.run(feeds),
             others,
