@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from crossdock.devices.base import Bound, Buffer, Device, Executable
 from crossdock.devices.program import In, Lowered, Out, Pack, Packed, Scratch, Slot
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import builds
-from crossdock.runtime.tensor import Array
+from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,18 @@ def compile_op(device: Device, kernel: Kernel, call: OpCall) -> CompiledOp:
 def resident(device: Device, array: Array, label: str) -> Buffer:
     """A copy of an array on a device."""
     return device.upload(array, label)
+
+
+def read(device: Device, buffer: Buffer, spec: TensorSpec) -> Array:
+    """A copy of what a buffer holds, of ``spec``'s shape and type."""
+    array = np.empty(spec.dims, to_numpy(spec.dtype))
+    if array.nbytes:
+        queue = device.queues["download"]
+        event = queue.read(buffer, array.reshape(-1).view(np.uint8))
+        queue.flush()
+        if event is not None:
+            event.wait()
+    return array
 
 
 def packed_by(pack: Pack) -> Array:

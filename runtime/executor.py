@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,34 +63,20 @@ class Run:
     def inline(self, feeds: Mapping[str, Array]) -> Outcome:
         """Run a host-only program in the calling thread."""
         began = time.perf_counter()
-        try:
+        with self._here():
             self._feed(feeds)
             for part in self.program.segments:
                 self._check()
                 self._do(part, ())
             return self._collect(began)
-        except Error:
-            raise
-        except Exception as error:
-            raise failed(self.program, error) from error
-        finally:
-            self._release()
 
     def conducted(self, feeds: Mapping[str, Array]) -> Outcome:
         """Run a program that ``conducts`` in the calling thread."""
         began = time.perf_counter()
-        try:
+        with self._here():
             self._feed(feeds)
             Conductor(self.program, self._do, self._check).run()
             return self._collect(began)
-        except BaseException as error:
-            for part in {id(self._queue(p)): p for p in self.program.segments}.values():
-                self._settle(part)
-            if isinstance(error, Error) or not isinstance(error, Exception):
-                raise
-            raise failed(self.program, error) from error
-        finally:
-            self._release()
 
     def watched(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
         """Run segment by segment in the calling thread, looking at what each launch made.
@@ -99,7 +86,7 @@ class Run:
         """
         began = time.perf_counter()
         watcher = Watcher(self.program, self.instance)
-        try:
+        with self._here():
             self._feed(feeds)
             watcher.fed()
             for part in self.program.segments:
@@ -113,6 +100,12 @@ class Run:
                 watcher.look(self.program.plan.steps[part.steps[0]])
             watcher.check()
             return self._collect(began)
+
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        """A run in the calling thread: whatever ends it, no queue uses the instance any more."""
+        try:
+            yield
         except BaseException as error:
             for part in {id(self._queue(p)): p for p in self.program.segments}.values():
                 self._settle(part)

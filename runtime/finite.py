@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossdock.devices.base import Buffer, Device
+from crossdock.runtime.binding import read
 from crossdock.runtime.errors import NotFinite
 from crossdock.runtime.lower import Instance, Program, buffer_of
 from crossdock.runtime.plan import HOST, Step
-from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
+from crossdock.runtime.tensor import FLOATS, Array, TensorSpec
 
 
 class Watcher:
@@ -62,18 +62,7 @@ class Watcher:
         if spec.dtype not in FLOATS or not spec.size:
             return ""
         at = buffer_of(self._program, self._instance, value, device)
-        return _said(_read(self._program.devices[device], at, spec))
-
-
-def _read(device: Device, buffer: Buffer, spec: TensorSpec) -> Array:
-    """A copy of what a buffer holds."""
-    array = np.empty(spec.dims, to_numpy(spec.dtype))
-    queue = device.queues["download"]
-    event = queue.read(buffer, array.reshape(-1).view(np.uint8))
-    queue.flush()
-    if event is not None:
-        event.wait()
-    return array
+        return _said(read(self._program.devices[device], at, spec))
 
 
 def _said(array: Array) -> str:

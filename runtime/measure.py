@@ -106,12 +106,14 @@ def _rounds(group: Sequence[Trial], best: dict[tuple[str, int], float], deadline
     for number in range(ROUNDS):
         if number and time.monotonic() > deadline:
             break
+        before = {d.info.id: d.pace() for d in {trial.device for trial in group}}
         for trial in group:
             near = trial.seconds <= FAR * best[trial.device.info.id, id(trial.call)]
             if near or not number:
-                before = trial.device.pace()
-                seconds = trial.sample() if near else trial.seconds
-                trial.keep(seconds, math.sqrt(before * trial.device.pace()))
+                name, seconds = trial.device.info.id, trial.sample() if near else trial.seconds
+                after = trial.device.pace()
+                trial.keep(seconds, math.sqrt(before[name] * after))
+                before[name] = after
 
 
 def _keep(group: Sequence[Trial], model: CostModel) -> int:

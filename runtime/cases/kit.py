@@ -223,8 +223,14 @@ class Case:
             assert got.shape == spec.dims, f"{self} {name}: shape {got.shape}, want {spec}"
             assert got.dtype == to_numpy(spec.dtype), f"{self} {name}: {got.dtype}, want {spec}"
             rtol, atol = self.tolerance(spec.dtype)
-            atol += inexact * float(np.abs(want).max(initial=0.0)) if inexact else 0.0
+            atol += inexact * largest(want)
             _compare(f"{self} {name}", got, want, rtol, atol)
+
+
+def largest(array: Array) -> float:
+    """The largest finite magnitude; 0 where there is none."""
+    finite = np.abs(array[np.isfinite(array)]) if TensorSpec.of(array).dtype in FLOATS else array
+    return float(finite.max(initial=0.0))
 
 
 def flushed(array: Array) -> Array:

@@ -14,6 +14,7 @@ from crossdock.runtime import session as sessions
 from crossdock.runtime.accuracy import Measurement, measure_accuracy
 from crossdock.runtime.cli import options
 from crossdock.runtime.cli.calibrate import calibrate_missing
+from crossdock.runtime.cli.compiling import compiled
 from crossdock.runtime.cli.inputs import about, load_model, only_for, prepare
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, add_row, make_table
@@ -136,17 +137,7 @@ def measure(
     progress: sessions.Progress | None = None,
 ) -> Measurement:
     """Run a model on a set of devices, whole and with every step timed."""
-    session = sessions.compile(
-        graph,
-        devices=devices,
-        policy=placing.policy,
-        constraints=placing.constraints(),
-        expected_runs=placing.expected_runs,
-        threads=placing.threads,
-        measure=placing.budget,
-        progress=progress,
-    )
-    with session:
+    with compiled(graph, placing, progress, devices=devices) as session:
         return measure_accuracy(session, feeds, repeat)
 
 

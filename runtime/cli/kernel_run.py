@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossdock.devices.base import Buffer, Device
+from crossdock.devices.base import Device
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import emulation
-from crossdock.runtime.binding import bind_op, compile_op, resident
-from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
+from crossdock.runtime.binding import bind_op, compile_op, read, resident
+from crossdock.runtime.tensor import Array
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,11 @@ def run_kernel(
         queue.flush()
         if event is not None:
             event.wait()
-        return [_read(device, b, s) for b, s in zip(outputs, call.outputs, strict=True)]
+        return [read(device, b, s) for b, s in zip(outputs, call.outputs, strict=True)]
     finally:
         for buffer in (*inputs, *outputs, *scratch, *op.packed):
             if buffer is not None:
                 buffer.release()
-
-
-def _read(device: Device, buffer: Buffer, spec: TensorSpec) -> Array:
-    array = np.empty(spec.dims, to_numpy(spec.dtype))
-    if not array.nbytes:
-        return array
-    queue = device.queues["download"]
-    event = queue.read(buffer, array.reshape(-1).view(np.uint8))
-    queue.flush()
-    if event is not None:
-        event.wait()
-    return array
 
 
 def worst(have: Array, want: Array, rtol: float, atol: float) -> tuple[float, float]:

@@ -11,8 +11,8 @@ import click
 from crossdock.devices.machine import Rates
 from crossdock.devices.probe import probe
 from crossdock.runtime import roofline
-from crossdock.runtime import session as sessions
 from crossdock.runtime.cli import options
+from crossdock.runtime.cli.compiling import compiled
 from crossdock.runtime.cli.inputs import about, load_model, prepare
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, add_row, make_table
@@ -54,19 +54,7 @@ def profile(
     output = Output(json_to)
     graph, feeds = prepare(model, load_model(model), feeding, output.note)
     with output.progress("compiling") as tick, about(model):
-        session = sessions.compile(
-            graph,
-            devices=placing.devices or "auto",
-            policy=placing.policy,
-            objective=options.objective(placing.objective).weights,
-            watts=placing.watts,
-            constraints=placing.constraints(),
-            expected_runs=placing.expected_runs,
-            threads=placing.threads,
-            measure=placing.budget,
-            fallback=placing.fallback,
-            progress=tick,
-        )
+        session = compiled(graph, placing, tick)
     with session, about(model):
         rates = _rates(sorted({s.device for s in session.plan.launches()}), placing, output)
         rows = roofline.profile(session, feeds, repeat, rates)

@@ -14,8 +14,8 @@ from typing import Any
 import click
 import numpy as np
 
-from crossdock.runtime import session as sessions
 from crossdock.runtime.cli import options
+from crossdock.runtime.cli.compiling import compiled
 from crossdock.runtime.cli.inputs import about, load_model, prepare
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import (
@@ -92,20 +92,7 @@ def run(
     plan = None if given is None else read_plan(given)
     graph, feeds = prepare(model, load_model(model), feeding, output.note)
     with output.progress("compiling") as tick, about(model):
-        session = sessions.compile(
-            graph,
-            devices=placing.devices or "auto",
-            policy=placing.policy,
-            objective=options.objective(placing.objective).weights,
-            watts=placing.watts,
-            constraints=placing.constraints(),
-            expected_runs=placing.expected_runs,
-            threads=placing.threads,
-            measure=placing.budget,
-            fallback=placing.fallback,
-            plan=plan,
-            progress=tick,
-        )
+        session = compiled(graph, placing, tick, plan=plan)
     with session:
         result = _runs(session, feeds, repeat)
         _report(session, result, output)

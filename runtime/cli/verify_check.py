@@ -11,7 +11,7 @@ import numpy as np
 from crossdock.devices.base import Device
 from crossdock.runtime import costing
 from crossdock.runtime.cases import Case
-from crossdock.runtime.cases.kit import smallest_normal
+from crossdock.runtime.cases.kit import largest, smallest_normal
 from crossdock.runtime.cli.kernel_run import Fits, errors, fits, run_kernel
 from crossdock.runtime.cli.output import Tick
 from crossdock.runtime.errors import Error
@@ -116,7 +116,7 @@ def judge(
     worst_over, worst_off, flushes = 0.0, 0.0, False
     for i, (have, want, dtype) in enumerate(zip(got, wanted, dtypes, strict=True)):
         rtol, atol = case.tolerance(dtype)
-        atol += inexact * float(np.abs(want).max(initial=0.0)) if inexact else 0.0
+        atol += inexact * largest(want)
         over, off = errors(have, want, rtol, atol)
         if case.special and over.size and over.max() > 1.0:
             zeroed = list(case.flushed_reference().values())[i]

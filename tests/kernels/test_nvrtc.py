@@ -10,36 +10,17 @@ from itertools import repeat
 
 import pytest
 
-from crossdock.devices.base import Cap, DeviceInfo
 from crossdock.devices.dialect import CUDA_HEADER, assemble
 from crossdock.devices.program import GridLaunch
 from crossdock.kernels import table
 from tests import nvrtc
+from tests.cards import CARD
 from tests.cases import CASES
 from tests.kernels.test_cpu import instance
 
 pytestmark = pytest.mark.skipif(nvrtc.library() is None, reason=nvrtc.ABSENT)
 
 BATCH = 32
-
-CARD = DeviceInfo(
-    id="cuda:0",
-    kind="cuda",
-    name="a card that is not here",
-    vendor="NVIDIA",
-    driver="",
-    physical_id="pci-0000:01:00.0",
-    resource_group="pci-0000:01:00.0",
-    compute_units=108,
-    memory_bytes=40 << 30,
-    caps=frozenset({Cap.GRID, Cap.ARRAY, Cap.FLOAT16, Cap.FLOAT64}),
-    fingerprint="sm_80",
-    max_allocation=40 << 30,
-    local_memory=48 << 10,
-    max_work_group=1024,
-    alignment=256,
-    details={"compute_capability": "8.0"},
-)
 
 Text = tuple[str, tuple[tuple[str, str], ...], str]
 

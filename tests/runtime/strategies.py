@@ -18,6 +18,7 @@ from crossdock.runtime.graph import Graph
 from crossdock.runtime.operand import Operand
 from crossdock.runtime.plan import Step
 from crossdock.runtime.tensor import to_numpy
+from tests.runtime import handmade
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SHAPE = (3, 4)
@@ -36,23 +37,10 @@ def step(
     seconds: float = 1.0,
 ) -> Step:
     """A step with what order and segments look at; ``src`` makes it a copy."""
-    return Step(
-        index=index,
-        kind="copy" if src else "launch",
-        device=queue.rpartition("/")[0],
-        queue=queue,
-        name=inputs[0] or "" if src else f"s{index}",
-        inputs=inputs,
-        outputs=outputs,
-        waits=waits,
-        start=0.0,
-        seconds=seconds,
-        low=seconds,
-        high=seconds,
-        source="measured",
-        src=src,
-        dst=dst,
-    )
+    made = handmade.step(index, queue, seconds, waits)
+    if src:
+        made = replace(made, kind="copy", name=inputs[0] or "", src=src, dst=dst)
+    return replace(made, inputs=inputs, outputs=outputs)
 
 
 @st.composite

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from crossdock.devices import registry
-from crossdock.devices.base import Cap, DeviceInfo
+from crossdock.devices.base import DeviceInfo
 from crossdock.devices.cpu_llvm import compile_ir
 from crossdock.devices.program import NativeCall
 from crossdock.kernels import cpu_ir
@@ -21,6 +21,7 @@ from crossdock.runtime.emulation import candidates
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.loaders import load
 from crossdock.runtime.passes import run as run_passes
+from tests.cards import CARD
 from tests.runtime.hostile.graphs import HOSTILE_NAMES
 from tests.runtime.hostile.kit import info, model
 
@@ -76,26 +77,6 @@ def _sources(value: Any, depth: int = 0) -> list[str]:
         return []
     fields = getattr(value, "__dataclass_fields__", ())
     return [s for name in fields for s in _sources(getattr(value, name), depth + 1)]
-
-
-CARD = DeviceInfo(
-    id="cuda:0",
-    kind="cuda",
-    name="a card that is not here",
-    vendor="",
-    driver="",
-    physical_id="pci",
-    resource_group="pci",
-    compute_units=8,
-    memory_bytes=40 << 30,
-    caps=frozenset({Cap.GRID, Cap.ARRAY, Cap.FLOAT16, Cap.FLOAT64}),
-    fingerprint="card",
-    max_allocation=40 << 30,
-    local_memory=48 << 10,
-    max_work_group=1024,
-    alignment=256,
-    details={"compute_capability": "8.0"},
-)
 
 
 def _info(kind: str) -> DeviceInfo:

@@ -1,0 +1,36 @@
+"""Compiling a model as the options of the command line ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crossdock.runtime import session as sessions
+from crossdock.runtime.cli import options
+from crossdock.runtime.cli.options import Placing
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.plan import Plan
+
+
+def compiled(
+    graph: Graph,
+    placing: Placing,
+    progress: sessions.Progress | None,
+    *,
+    devices: Sequence[str] | None = None,
+    plan: Plan | None = None,
+) -> sessions.Session:
+    """A session with everything that ``placing`` says; ``devices`` take the place of its own."""
+    return sessions.compile(
+        graph,
+        devices=devices or placing.devices or "auto",
+        policy=placing.policy,
+        objective=options.objective(placing.objective).weights,
+        watts=placing.watts,
+        constraints=placing.constraints(),
+        expected_runs=placing.expected_runs,
+        threads=placing.threads,
+        measure=placing.budget,
+        fallback=placing.fallback,
+        plan=plan,
+        progress=progress,
+    )
