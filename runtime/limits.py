@@ -73,6 +73,15 @@ class Limits:
         return max(self.tensor_bytes, self.growth * brought)
 
 
+def limits_of(given: object) -> Limits:
+    """What was given as ``limits=``; the default where that is None."""
+    if given is None:
+        return Limits()
+    if not isinstance(given, Limits):
+        raise LoadError(f"limits is a crossdock.Limits, not {type(given).__name__}")
+    return given
+
+
 class Budget:
     """What one load or one run has used of its limits.
 

@@ -63,10 +63,19 @@ def check(graph: object, config: Config) -> None:
         raise PlanError(
             f"there is no policy {config.policy!r}; use one of {', '.join(policy_names())}"
         )
+    _check_values(config)
+
+
+def _check_values(config: Config) -> None:
+    """Refuse numbers and flags that are none."""
     for name in ("expected_runs", "runs_at_once", "threads"):
         value = getattr(config, name)
         if value is not None and not (isinstance(value, int | float | np.number) and value >= 1):
             raise PlanError(f"{name}={value!r}: give 1 or more")
+    for name in ("search", "split", "strict", "check_finite"):
+        value = getattr(config, name)
+        if not isinstance(value, bool | np.bool_):
+            raise PlanError(f"{name}={value!r:.80}: give True or False")
     measure: Any = config.measure
     if not (isinstance(measure, int | float | np.number) and measure >= 0):
         raise PlanError(f"measure={measure!r}: give True, False or a budget in seconds")

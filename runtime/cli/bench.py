@@ -44,6 +44,8 @@ def bench(suite: str | None, only: str | None, json_to: str | None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         report = Path(temporary) / "benchmarks.json"
         status = _pytest(folder, chosen, report, only)
+        if only and status == 5:  # pytest has left every benchmark out
+            raise LoadError(f"no benchmark of {suite or 'the suites'} matches -k {only!r}")
         results = read_json(report, "benchmark report") if report.exists() else None
     data = {
         "schema": "crossdock-bench/1",

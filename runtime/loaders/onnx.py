@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.limits import Limits
+from crossdock.runtime.limits import Limits, limits_of
 from crossdock.runtime.loaders.onnx_check import check_support, sort_model
 from crossdock.runtime.loaders.onnx_gradient import attach
 from crossdock.runtime.loaders.onnx_model import OnnxModel
@@ -31,7 +31,7 @@ def load(source: Source) -> Graph:
 
 def load_proto(proto: Any, folder: str | Path | None = None, limits: Limits | None = None) -> Graph:
     """Load an ``onnx.ModelProto``; external data is read from ``folder`` only."""
-    limits = limits or Limits()
+    limits = limits_of(limits)
     if folder is None:
         return _graph(parse_proto(proto, Source(b"", "<ModelProto>", limits=limits)))
     here = Path(folder).absolute()

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from crossdock.runtime.errors import LimitError, LoadError, MalformedModel
 from crossdock.runtime.files import label_of, open_regular
-from crossdock.runtime.limits import Limits, require_free
+from crossdock.runtime.limits import Limits, limits_of, require_free
 from crossdock.runtime.tensor import Array
 
 MAX_BYTES = (1 << 31) - 1
@@ -52,7 +52,7 @@ def read(source: Sourced, limits: Limits | None = None) -> Source:
         UnsafeModel: the path names something other than a file.
         LimitError: the file is too large.
     """
-    limits = limits or Limits()
+    limits = limits_of(limits)
     if isinstance(source, bytes | bytearray | memoryview):
         label = f"<{len(source)} bytes>"
         if len(source):

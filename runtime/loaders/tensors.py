@@ -28,7 +28,7 @@ from crossdock.runtime.errors import (
     UnsupportedModel,
 )
 from crossdock.runtime.files import label_of, open_regular
-from crossdock.runtime.limits import MAX_RANK, Limits, require_free
+from crossdock.runtime.limits import MAX_RANK, Limits, limits_of, require_free
 from crossdock.runtime.loaders import content
 from crossdock.runtime.loaders.onnx_model import shown
 from crossdock.runtime.loaders.source import check_size
@@ -72,9 +72,11 @@ def load_tensors(path: str | os.PathLike[str], *, limits: Limits | None = None) 
         LimitError: it is larger than ``limits`` allow, or than the memory that is free.
         LoadError: it cannot be read.
     """
-    file = Path(os.fspath(path))
+    if not isinstance(path, str | os.PathLike):
+        raise LoadError(f"cannot read tensors from a {type(path).__name__}; give a path")
+    file = Path(path)
     label = label_of(file)
-    limits = limits or Limits()
+    limits = limits_of(limits)
     fd = open_regular(file, label)
     with os.fdopen(fd, "rb") as stream:
         size = os.fstat(fd).st_size

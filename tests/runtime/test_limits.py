@@ -49,6 +49,18 @@ def test_a_limit_is_a_number_above_zero(name: str, value: Any) -> None:
         Limits(**{name: value})
 
 
+def test_limits_are_limits() -> None:
+    for read in (xd.load, xd.load_tensors):
+        with pytest.raises(LoadError, match=r"limits is a crossdock\.Limits, not int"):
+            read("any.npz", limits=5)
+
+
+@pytest.mark.parametrize("what", [b"tensors.npz", 5, None])
+def test_tensors_come_from_a_path(what: Any) -> None:
+    with pytest.raises(LoadError, match="give a path"):
+        xd.load_tensors(what)
+
+
 def test_nodes() -> None:
     assert len(load(chain(9), nodes=9).nodes) == 9
     with pytest.raises(LimitError, match=r"more than 8 nodes; raise Limits\.nodes"):

@@ -223,6 +223,8 @@ GRAPH = odd_graph("one")
         ({"devices": [1]}, "names nothing to run on"),
         ({"devices": None}, "names nothing to run on"),
         ({"expected_runs": 0}, "expected_runs=0: give 1 or more"),
+        ({"check_finite": "yes"}, "check_finite='yes': give True or False"),
+        ({"strict": 1}, "strict=1: give True or False"),
         ({"runs_at_once": 0}, "runs_at_once=0"),
         ({"threads": 0}, "threads=0"),
         ({"threads": "two"}, "threads='two': give 1 or more"),

@@ -61,6 +61,13 @@ def test_a_suite_that_fails_fails_the_command(call: Any) -> None:
 
 
 @pytest.mark.usefixtures("checkout")
+def test_an_expression_that_matches_nothing_is_bad_input(call: Any) -> None:
+    done = call("bench", "tiny", "-k", "nothing")
+    assert done.status == 2
+    assert "no benchmark of tiny matches -k 'nothing'" in done.err
+
+
+@pytest.mark.usefixtures("checkout")
 def test_an_unknown_suite_is_bad_input(call: Any) -> None:
     got = call("bench", "none")
     assert (got.status, got.err) == (
