@@ -7,7 +7,9 @@ the lanes of vectors: lines of pixels are transformed along columns as they are,
 their place in a tile, and transformed along rows. A part of the tile rows goes through all stages
 at a time, so that what passes between the stages stays in the second-level cache.
 
-The transforms cost accuracy. It is measured on each layer's own filter, see ``error_of``.
+The transforms cost accuracy. It is measured on each layer's own filter, see ``error_of``. They also
+add what lies in a tile, so that an infinity or NaN (or numbers near the largest) makes NaN of all
+its results, where the convolution has them in the window around it alone.
 """
 
 from __future__ import annotations

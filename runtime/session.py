@@ -104,8 +104,9 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         split: cut an op, or ops that share a dimension, into parts for several devices where that
             is predicted to pay; only for latency, where devices compute at once, and for the first
             shapes that a session is prepared for.
-        strict: only kernels that keep the bits of the ops' plain arithmetic: no Winograd
-            convolution (see ``CROSSDOCK_FAST_ERROR`` for the bound on its error).
+        strict: only kernels of the ops' plain arithmetic: no Winograd convolution, which has a
+            larger error (bounded by ``CROSSDOCK_FAST_ERROR``) and spreads an infinity or NaN over
+            a tile of results.
         plan: a plan to run, made before for the same graph, constraints and devices; nothing is
             planned or measured then, and shapes that it is not for are refused. It may come from a
             file that nobody vouches for.

@@ -125,9 +125,18 @@ def test_a_strict_session_uses_exact_kernels() -> None:
     b = xd.GraphBuilder("strict")
     x = b.input("x", (1, 64, 40, 40))
     graph = b.build({"y": b.conv2d(x, b.constant(drawn(64, 64, 3, 3)), padding=[1] * 4)})
-    names = []
+    image = drawn(1, 64, 40, 40)
+    image[0, 0, 20, 20] = np.inf
+    names, results = [], []
     for strict in (False, True):
         with xd.compile(graph, "cpu:0", threads=1, strict=strict) as session:
             names += [step.kernel for step in session.plan.launches()]
+            results.append(session.run({"x": image})["y"])
     assert "winograd" in names[0]
     assert "winograd" not in names[1]
+    touched = ~np.isfinite(results[1])
+    assert touched[0, :, 19:22, 19:22].all()
+    assert touched.sum() == 9 * 64
+    tile = np.zeros_like(touched)
+    tile[0, :, 14:27, 14:27] = True  # a tile of F(4, 3) is 6 x 6
+    assert np.isfinite(results[0][~tile]).all()
