@@ -18,7 +18,7 @@ import numpy as np
 from crossdock.devices.base import Event, Point, Queue, Span, Timeline
 from crossdock.devices.worker import ending
 from crossdock.runtime.conduct import Conductor
-from crossdock.runtime.errors import Cancelled, Error, ExecutionError, Timeout
+from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory, Timeout
 from crossdock.runtime.finite import Watcher
 from crossdock.runtime.lower import Instance, Program, Segment
 from crossdock.runtime.pool import Deadline
@@ -303,6 +303,11 @@ def late(program: Program, deadline: Deadline) -> str:
     return f"run of {name!r} not done after {seconds} s; the session stays usable"
 
 
-def failed(program: Program, error: BaseException) -> ExecutionError:
+def failed(program: Program, error: BaseException) -> Error:
     """The error a caller gets for an exception that is not ours."""
+    if isinstance(error, MemoryError):
+        return OutOfMemory(
+            f"run of {program.graph.name!r:.80}: the host has too little memory for it ({error}); "
+            "use smaller inputs or constraints.memory"
+        )
     return ExecutionError(f"run of {program.graph.name!r} failed: {type(error).__name__}: {error}")

@@ -11,7 +11,7 @@ import pytest
 
 import crossdock as xd
 from crossdock.runtime.direct import Direct
-from crossdock.runtime.errors import ExecutionError, FeedError, PlanError
+from crossdock.runtime.errors import ExecutionError, FeedError, OutOfMemory, PlanError
 from crossdock.runtime.session import Session
 
 pytestmark = pytest.mark.usefixtures("no_hang")
@@ -101,17 +101,26 @@ def test_a_closed_session_and_a_deadline_are_minded() -> None:
         session.run(feeds)
 
 
-def test_a_step_that_fails_is_told_of_and_gives_its_instance_back() -> None:
+@pytest.mark.parametrize(
+    ("raised", "expected", "said"),
+    [
+        (ValueError("broken step"), ExecutionError, "broken step"),
+        (MemoryError(), OutOfMemory, "too little memory"),
+    ],
+)
+def test_a_step_that_fails_is_told_of_and_gives_its_instance_back(
+    raised: Exception, expected: type[Exception], said: str
+) -> None:
     with compiled(doubled()) as session:
         feeds = {"x": np.zeros(4, np.float32)}
         session.run(feeds)
         (instance,) = session.ready().pool.free
 
         def fail() -> None:
-            raise ValueError("broken step")
+            raise raised
 
         instance.calls = (fail,)
-        with pytest.raises(ExecutionError, match="broken step"):
+        with pytest.raises(expected, match=said):
             session.run(feeds)
         assert list(session.ready().pool.free) == [instance]
 
