@@ -8,14 +8,16 @@ entry names are kind names.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import threading
 from collections.abc import Iterable
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from crossdock.devices.base import Device, DeviceInfo, Probe
 from crossdock.runtime import settings
 from crossdock.runtime.errors import Error, Unavailable
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "crossdock.devices"
 """Entry-point group of third-party device kinds."""
@@ -139,5 +141,7 @@ def _kind(name: str) -> DeviceKind:
     return cast(DeviceKind, entry.load())
 
 
-def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+def _entry_points() -> dict[str, EntryPoint]:
+    import importlib.metadata  # takes long to load, and built-in kinds need it not
+
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}

@@ -16,8 +16,8 @@ from crossdock.devices.worker import JOBS
 from crossdock.runtime.errors import Cancelled, Error
 from crossdock.runtime.executor import failed
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.lower import Program
 from crossdock.runtime.pool import Pool
+from crossdock.runtime.program import Program
 
 
 class Direct:
