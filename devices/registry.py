@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import threading
 from collections.abc import Iterable
 from typing import Any, Protocol, cast
 
 from crossdock.devices.base import Device, DeviceInfo, Probe
+from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime import settings
 from crossdock.runtime.errors import Error, Unavailable
 
@@ -69,15 +71,28 @@ def open_device(device_id: str, threads: int | None = None, limit: int | None = 
     """Open a device, or return the one already open with these options.
 
     ``threads`` confines a processor to so many cores; ``limit`` is a budget in bytes. Raises
-    Unavailable with the reason and the fix that the kind's probe gave.
+    Unavailable with the reason and the fix that the kind's probe gave, and ExecutionError in a
+    process that was forked when devices were open.
     """
     key = (device_id, threads, limit)
+    if JOBS.forked:
+        raise no_more(f"opening {device_id}")
     with _LOCK:
         found = _OPEN.get(key)
         if found is None:
             found = _open(device_id, {"threads": threads, "limit": limit})
             _OPEN[key] = found
         return found
+
+
+def _forked() -> None:
+    """In a child: what was open before is unusable, and so are locks that a thread held."""
+    if _OPEN:
+        JOBS.fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def close_all() -> None:

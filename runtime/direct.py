@@ -12,8 +12,8 @@ from typing import Any
 
 from numpy import ndarray
 
-from crossdock.devices.worker import JOBS
-from crossdock.runtime.errors import Cancelled, Error
+from crossdock.devices.worker import JOBS, no_more
+from crossdock.runtime.errors import Error
 from crossdock.runtime.executor import failed
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Program
@@ -55,7 +55,7 @@ class Direct:
                     return None
                 target[...] = array
             if JOBS.ending:
-                raise Cancelled(f"run of {self._program.graph.name!r} was cancelled")
+                raise no_more(f"run of {self._program.graph.name!r}")
             for call in instance.calls:
                 call()
             outputs = {name: made.copy() for name, made in instance.outputs.items()}

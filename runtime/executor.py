@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from crossdock.devices.base import Event, Point, Queue, Span, Timeline
-from crossdock.devices.worker import ending
+from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.conduct import Conductor
 from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory
 from crossdock.runtime.finite import Watcher
@@ -230,8 +230,11 @@ class Run:
             self._end()
 
     def _check(self) -> None:
-        if self.cancelled or ending():
-            raise Cancelled(f"run of {self.program.graph.name!r} was cancelled")
+        what = f"run of {self.program.graph.name!r}"
+        if self.cancelled:
+            raise Cancelled(f"{what} was cancelled")
+        if JOBS.ending:
+            raise no_more(what)
 
     def _end(self) -> None:
         """One queue has done its part; the last one ends the run."""

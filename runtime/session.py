@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
+from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime import costing, request
 from crossdock.runtime.background import Background
 from crossdock.runtime.errors import Cancelled, Error, OutOfMemory, PlanError
@@ -312,6 +313,11 @@ class Session:
         """
         deadline = request.deadline(timeout)
         future = RunFuture(deadline)
+        try:
+            self._unforked()
+        except Error as error:
+            future.set_exception(error)
+            return future
         self._background.post(partial(self._fulfil, future, feeds, deadline))
         return future
 
@@ -410,6 +416,7 @@ class Session:
         return self._prepare(self.graph.bind(shapes={n: a.shape for n, a in arrays.items()}))
 
     def _found(self, key: _Shapes) -> Ready | StagedReady | None:
+        self._unforked()
         with self._lock:
             if self._closed:
                 raise PlanError(f"the session of {self.graph.name!r} is closed; compile again")
@@ -418,9 +425,15 @@ class Session:
                 self._last = found
             return found
 
+    def _unforked(self) -> None:
+        """Raise in a child of the process that made this session, before any lock is taken."""
+        if JOBS.forked:
+            raise no_more(f"session of {self.graph.name!r}")
+
     def _prepare(self, graph: Graph) -> Ready | StagedReady:
         """Plan for new shapes; runs for shapes already planned go on meanwhile."""
         key = _shapes(graph)
+        self._unforked()
         with PREPARING:
             found = self._found(key)
             if found is not None:
