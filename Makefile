@@ -49,6 +49,10 @@ test: $(EXTRA)-test $(MODELS) ## run the tests, without the slow ones
 chaos: $(EXTRA)-test ## run 5,000 random graphs every way and hold them against the reference
 	$(PY) -m crossdock verify --graphs 5000 --every 10 --keep chaos --json chaos.json
 
+.PHONY: soak
+soak: $(EXTRA)-test ## run, load, cancel and end by the thousand: nothing lost, wrong or leaked
+	$(PY) -m tests.soak --json soak.json
+
 .PHONY: test-slow
 test-slow: $(EXTRA)-test $(MODELS) ## run the slow tests
 	$(PYTEST) -m slow

@@ -69,7 +69,7 @@ def sharing(seconds: float) -> list[Figure]:
         Figure(
             "sharing",
             "runs of the luckiest over the unluckiest",
-            round(max(done) / min(done), 2),
+            round(max(done) / max(1, min(done)), 2),
             3.0,
         ),
     ]
