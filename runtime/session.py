@@ -121,7 +121,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         shapes, dims: bind a graph's symbols now, by input or by symbol; else the first run does.
         measure: time kernels not measured before; a number is the budget in seconds. Shapes after
             the first are planned with costs fitted to what was measured.
-        skip_passes: graph passes to leave out, by name.
+        skip_passes: graph passes to leave out, by name (``crossdock.runtime.passes``).
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
         search: search on from the policy's plan with compiled code: better plans where devices
             share a graph; the first use on a machine compiles that code, for a minute or two.
