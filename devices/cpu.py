@@ -36,7 +36,15 @@ from crossdock.devices.cpu_blas import blas
 from crossdock.devices.cpu_native import HelperPool, NativeProgram, NativeRow
 from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes, is_aligned
 from crossdock.devices.pace import Pace
-from crossdock.devices.program import ArrayCall, NativeCall, Scalar, Slot, Step
+from crossdock.devices.program import (
+    Argument,
+    ArrayCall,
+    Function,
+    NativeCall,
+    Scalar,
+    Slot,
+    Step,
+)
 from crossdock.runtime.errors import CompileError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec
 
@@ -334,12 +342,15 @@ def _array_call(step: ArrayCall, item: Bound) -> Callable[[], None]:
 
 def _row(executable: NativeExecutable, item: Bound) -> NativeRow:
     step = executable.step
-    words = tuple(
-        _scalar_word(arg) if isinstance(arg, Scalar) else _host(item, arg).address()
-        for arg in step.args
-    )
+    words = tuple(_word(item, arg) for arg in step.args)
     keep = tuple(item.buffers.values())
     return NativeRow(executable.address, words, step.extent, step.grain, (step, keep), step.align)
+
+
+def _word(item: Bound, arg: Argument) -> int:
+    if isinstance(arg, Scalar):
+        return _scalar_word(arg)
+    return arg.address() if isinstance(arg, Function) else _host(item, arg).address()
 
 
 def _scalar_word(scalar: Scalar) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.cpu_blas import blas
+from crossdock.devices.cpu_blas import blas, routine
 from crossdock.devices.program import (
     Argument,
     ArrayCall,
@@ -196,19 +196,15 @@ def gemm_call(product: Product, out: Slot, a: Slot, b: Slot) -> NativeCall:
         steps, extent = (0, ldb if p.b_transposed else 1, 1), p.n
     form = "vector" if p.m == 1 and split == "columns" else split
     double = p.dtype == "float64"
-    if form == "vector":
-        routine = library.dgemv if double else library.sgemv
-    else:
-        routine = library.dgemm if double else library.sgemm
+    kind = "gemv" if form == "vector" else "gemm"
     numbers = {
-        "blas": routine,
         "ta": TRANSPOSED if p.a_transposed else PLAIN,
         "tb": TRANSPOSED if p.b_transposed else PLAIN,
         "m": p.m, "n": p.n, "k": p.k, "lda": lda, "ldb": ldb, "ldc": p.n,
         "step_a": steps[0], "step_b": steps[1], "step_c": steps[2],
     }  # fmt: skip
     slots: dict[str, Argument] = {
-        "out": out, "a": a, "b": b,
+        "out": out, "a": a, "b": b, "blas": routine(("d" if double else "s") + kind),
         "alpha": Scalar(np.float64(p.alpha)), "beta": Scalar(np.float64(p.beta)),
     }  # fmt: skip
     key = f"gemm {p.dtype} {library.wide} {form} {p.b_transposed}"
