@@ -258,10 +258,13 @@ class Session:
             NotFinite: an op made a NaN or an infinity, in a session with ``check_finite``.
         """
         last = self._last
-        if timeout is None and isinstance(last, Ready) and last.direct is not None:
-            done = last.direct.run(feeds)
+        if timeout is None and last is not None and (direct := last.direct) is not None:
+            done = direct.run(feeds)
             if done is not None:
                 outputs, seconds = done
+                if isinstance(last, StagedReady):
+                    self._receipt = (last.receipt, seconds)
+                    return outputs
                 self._receipt = (last.recorder.receipt, seconds, {})
                 if last.replan is not None and last.watch.note(seconds):
                     self._background.post(partial(self._replan, last))
