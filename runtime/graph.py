@@ -62,6 +62,19 @@ class StageRunner(Protocol):
         """Called between steps; raises to end the run."""
 
 
+@dataclass(frozen=True)
+class StageCall:
+    """A stage that a run came to: its graph, if there is anything to compute, and its feeds' names.
+
+    The run goes on to the next call where the values of ``demands`` are these.
+    """
+
+    key: bytes
+    graph: Graph | None
+    feeds: tuple[str, ...]
+    demands: Mapping[str, Array]
+
+
 class Stages(Protocol):
     """A staged graph opened for runs; keeps a bounded number of stages. Thread-safe."""
 
@@ -70,6 +83,9 @@ class Stages(Protocol):
 
     def run(self, feeds: Mapping[str, Any], runner: StageRunner) -> dict[str, Any]:
         """Run all stages on values that ``Staged.checked`` gave; the outputs by name, in order."""
+
+    def trail(self) -> tuple[StageCall, ...]:
+        """The stages of the last run, where it was they alone that made its outputs; else none."""
 
 
 class Staged(Protocol):

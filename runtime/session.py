@@ -294,12 +294,15 @@ class Session:
     def _directly(self, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
         """The outputs of a run that can take the short way, else None."""
         last = self._last
-        if not isinstance(last, Ready) or last.direct is None:
+        if last is None or (direct := last.direct) is None:
             return None
-        done = last.direct.run(feeds)
+        done = direct.run(feeds)
         if done is None:
             return None
         outputs, seconds = done
+        if isinstance(last, StagedReady):
+            self._receipt = (last.receipt, seconds)
+            return outputs
         self._receipt = (last.recorder.receipt, seconds, {})
         if last.replan is not None and last.watch.note(seconds):
             self._background.post(partial(self._replan, last))
