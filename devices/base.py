@@ -140,6 +140,9 @@ class CommandBuffer(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    def stop(self, on: bool) -> None:  # noqa: B027 - most devices cannot; a switch
+        """Make an execution that nobody waits for end early, where it can, or run whole again."""
+
 
 @dataclass
 class Span:

@@ -151,6 +151,12 @@ class CpuCommands(CommandBuffer):
     def __len__(self) -> int:
         return len(self._steps)
 
+    def stop(self, on: bool) -> None:
+        """End native steps before the next one."""
+        for part in self.parts:
+            if part.program is not None:
+                part.program.stop(on)
+
 
 def _parts(
     steps: Sequence[CpuStep], program: Callable[[list[NativeRow]], NativeProgram]

@@ -40,6 +40,7 @@ class NativeRow:
 
 _ROW = 5  # words in a table row: function, arguments, extent, items a chunk, chunks
 _LINE = 8  # words in a cache line
+_STOP = 1  # word of the state that ends a run
 
 
 def _chunks(row: NativeRow, threads: int) -> tuple[int, int]:
@@ -110,6 +111,10 @@ class NativeProgram:
             run.lead(call)
         seconds: Array = stamps[:, 0] + 1e-9 * stamps[:, 1]
         return seconds
+
+    def stop(self, on: bool) -> None:
+        """Make runs end before their next step, or no more; from any thread."""
+        self._state[_STOP] = on
 
     def help(self) -> None:
         """Take part in a run that another thread leads; returns at once when none is on."""

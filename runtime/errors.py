@@ -30,6 +30,8 @@ A message is one line: what, where, and what to do.
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError
+
 
 class Error(Exception):
     """Root of every exception raised on purpose."""
@@ -140,5 +142,5 @@ class Timeout(ExecutionError, TimeoutError):
     """The deadline passed before the run ended."""
 
 
-class Cancelled(ExecutionError):
+class Cancelled(ExecutionError, CancelledError):
     """The run was cancelled before it ended."""

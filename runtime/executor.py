@@ -18,7 +18,7 @@ import numpy as np
 from crossdock.devices.base import Event, Point, Queue, Span, Timeline
 from crossdock.devices.worker import ending
 from crossdock.runtime.conduct import Conductor
-from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory, Timeout
+from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory
 from crossdock.runtime.finite import Watcher
 from crossdock.runtime.lower import Instance, Program, Segment
 from crossdock.runtime.pool import Deadline
@@ -91,8 +91,8 @@ class Run:
             watcher.fed()
             for part in self.program.segments:
                 self._check()
-                if deadline.left() == 0.0:
-                    raise Timeout(late(self.program, deadline))
+                if deadline.over():
+                    raise late(self.program, deadline)
                 event = self._do(part, ())
                 self._queue(part).flush()
                 if event is not None:
@@ -118,8 +118,8 @@ class Run:
     def across(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
         """Run over the devices' workers and wait for the outputs.
 
-        Giving up, by the deadline or by an exception such as KeyboardInterrupt, leaves the
-        instance to the workers: the last of them gives it back.
+        Giving up, by the deadline, a cancellation or an exception such as KeyboardInterrupt, leaves
+        the instance to the workers: the last of them gives it back.
         """
         began = time.perf_counter()
         try:
@@ -127,15 +127,16 @@ class Run:
         except BaseException:
             self._release()
             raise
+        deadline.wake = self._ended.set
         try:
             self._post()
-            ended = deadline.wait(self._ended.wait)
+            ended = deadline.wait(self._ended.wait) and not deadline.cancelled
         except BaseException:
             if not self._abandon():
                 self._release()
             raise
         if not ended and self._abandon():
-            raise Timeout(late(self.program, deadline))
+            raise late(self.program, deadline)
         try:
             if isinstance(self.error, Error):
                 raise self.error
@@ -150,7 +151,12 @@ class Run:
         with self._lock:
             if self._left:
                 self.cancelled = True
+                self._stop(on=True)
             return self.cancelled
+
+    def _stop(self, *, on: bool) -> None:
+        for commands in self.instance.commands.values():
+            commands.stop(on)
 
     def _feed(self, feeds: Mapping[str, Array]) -> None:
         windows = self.program.windows.inputs
@@ -234,6 +240,7 @@ class Run:
             last = self._left == 0
             release = last and self.cancelled
         if release:
+            self._stop(on=False)
             self._release()
         if last:
             self._ended.set()
@@ -297,10 +304,11 @@ class _Job:
         self.run.drive(self.parts)
 
 
-def late(program: Program, deadline: Deadline) -> str:
-    """What a Timeout says."""
+def late(program: Program, deadline: Deadline) -> Error:
+    """What a run ends with whose caller waits no more."""
     name, seconds = program.graph.name, deadline.seconds
-    return f"run of {name!r} not done after {seconds} s; the session stays usable"
+    said = f"run of {name!r} not done after {seconds} s; the session stays usable"
+    return deadline.error(name, said)
 
 
 def failed(program: Program, error: BaseException) -> Error:

@@ -22,7 +22,7 @@ from crossdock.devices.base import DeviceInfo
 from crossdock.devices.host_memory import Budget
 from crossdock.devices.sim import SimQueue
 from crossdock.kernels.reference import evaluate
-from crossdock.runtime.errors import FeedError, OutOfMemory, PlanError, Timeout
+from crossdock.runtime.errors import Cancelled, FeedError, OutOfMemory, PlanError, Timeout
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.pool import Pool
 from crossdock.runtime.session import Session
@@ -125,11 +125,49 @@ def test_a_future_cancelled_before_its_turn_never_runs(machine: Machine, gate: G
         assert gate.reached.wait(10)
         second = session.submit({"nonsense": 0})
         assert second.cancel()
-        assert not first.cancel()
         gate.open.set()
         assert first.result(30)
+        assert not first.cancel()
         assert second.cancelled()
+        assert not first.cancelled()
         check(session)
+
+
+def test_a_future_cancelled_while_it_runs_frees_its_caller_at_once(
+    machine: Machine, gate: Gate
+) -> None:
+    with on(machine.sim("a"), small(), runs_at_once=1) as session:
+        first = session.submit(whole_feeds(session.graph, 0))
+        assert gate.reached.wait(10)
+        assert first.cancel()
+        assert first.cancelled()
+        with pytest.raises(Cancelled, match="cancelled while it ran"):
+            first.result(0)
+        assert not first.cancel()
+        gate.open.set()
+        assert all_free(pool_of(session), 1)
+        check(session)
+
+
+def test_the_host_stops_between_the_steps_of_a_run_given_up() -> None:
+    b = xd.GraphBuilder()
+    x = y = b.input("x", (700, 700))
+    for _ in range(100):
+        y = b.tanh(b.matmul(y, x))
+    graph = b.build({"y": y})
+    feeds = {"x": np.zeros((700, 700), np.float32)}
+    with on("cpu:0", graph, runs_at_once=1) as session:
+        began = time.monotonic()
+        session.run(feeds)
+        whole = time.monotonic() - began
+        future = session.submit(feeds)
+        assert wait_until(lambda: not pool_of(session).free)
+        time.sleep(0.02)
+        began = time.monotonic()
+        assert future.cancel()
+        assert all_free(pool_of(session), 1)
+        assert time.monotonic() - began < whole / 2
+        np.testing.assert_array_equal(session.run(feeds)["y"], feeds["x"])
 
 
 @pytest.fixture
