@@ -23,7 +23,6 @@ from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Program
 from crossdock.runtime.pool import Pool
 
-
 BRIEF = 2e-5
 """Seconds of a run, with feeding it, up to which the interpreter lock is kept."""
 
@@ -69,8 +68,7 @@ class Direct:
                 call()
             outputs = {name: made.copy() for name, made in instance.outputs.items()}
             seconds = perf_counter() - began
-            if seconds < BRIEF:  # what took so little once is no longer than that
-                self._brief = True
+            self._brief |= seconds < BRIEF  # what took so little once is no longer than that
             return outputs, seconds
         except Error:
             raise
