@@ -206,6 +206,8 @@ class Device(ABC):
     info: DeviceInfo
     queues: Mapping[str, Queue]  # "compute", "upload", "download"; may be the same object
     gauge: Gauge  # of the device's memory
+    gone: str = ""
+    """Why the device is lost; from then on nothing of it is called, and its buffers are void."""
     submits_at_once: bool = False
     """Its queues take commands from any thread without waiting for work or copying data."""
 
