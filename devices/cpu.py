@@ -210,11 +210,19 @@ class CpuQueue(Queue):
 
     def prepared(self, commands: CommandBuffer) -> Callable[[], object]:
         """The one call of a native program, where that is all there is to do."""
+        part = self._whole(commands)
+        return super().prepared(commands) if part is None else part.call
+
+    def brief(self, commands: CommandBuffer) -> Callable[[], object] | None:
+        """The same call with the interpreter lock kept, where no helper takes part."""
+        part = self._whole(commands)
+        return None if part is None or part.program is None else part.program.brief
+
+    def _whole(self, commands: CommandBuffer) -> _Part | None:
+        """The one native program that is all there is to do."""
         assert isinstance(commands, CpuCommands)
         plain = not commands.quiet and (self.device.library is None or not commands.blas)
-        if plain and len(commands.calls) == 1:
-            return commands.calls[0]
-        return super().prepared(commands)
+        return commands.parts[0] if plain and len(commands.parts) == 1 else None
 
     def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> None:
         """Copy a C-contiguous array into a buffer."""

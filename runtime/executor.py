@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 
 from crossdock.devices.base import Event, Point, Queue, Span, Timeline
-from crossdock.devices.worker import ending
+from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.conduct import Conductor
 from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory
 from crossdock.runtime.finite import Watcher
-from crossdock.runtime.pool import Deadline
+from crossdock.runtime.pool import TURN, Deadline
 from crossdock.runtime.program import Instance, Program, Segment
 from crossdock.runtime.tensor import Array, to_numpy
 
+LOOK = 0.001
+"""Seconds between looks at work of a device that takes long."""
 _POST = threading.Lock()
 
 
@@ -56,6 +58,7 @@ class Run:
         self.spans: dict[str, list[Span]] | None = {} if profile else None
         self.error: BaseException | None = None
         self.cancelled = False
+        self._long = program.plan.predicted >= TURN
         self._left = 0
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -222,7 +225,7 @@ class Run:
                     point.signal(last)
             if last is not None:
                 self._queue(parts[-1]).flush()
-                last.wait()
+                self._wait(last)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
             self._fail(error)
             self._settle(parts[0])
@@ -230,8 +233,11 @@ class Run:
             self._end()
 
     def _check(self) -> None:
-        if self.cancelled or ending():
-            raise Cancelled(f"run of {self.program.graph.name!r} was cancelled")
+        what = f"run of {self.program.graph.name!r}"
+        if self.cancelled:
+            raise Cancelled(f"{what} was cancelled")
+        if JOBS.ending:
+            raise no_more(what)
 
     def _end(self) -> None:
         """One queue has done its part; the last one ends the run."""
@@ -254,8 +260,20 @@ class Run:
             if self.program.segments[index].device == part.device:
                 native.append(event)
             else:
-                event.wait()
+                self._wait(event)
         return native
+
+    def _wait(self, event: Event) -> None:
+        """Wait for a device, outside of its driver where that may take long.
+
+        A thread that the interpreter ends inside of a driver takes the process down with it, and a
+        run that is given up need not be waited for.
+        """
+        if self._long:
+            while not event.done():
+                self._check()
+                time.sleep(LOOK)
+        event.wait()
 
     def _do(self, part: Segment, waits: Sequence[Event]) -> Event | None:
         queue = self._queue(part)
@@ -289,6 +307,8 @@ class Run:
 
     def _settle(self, part: Segment) -> None:
         """After a failure: wait until the queue touches this run's memory no more."""
+        if JOBS.ending:
+            return
         try:
             self._queue(part).finish()
         except Exception:  # noqa: BLE001 - the device is gone; the first failure is what is told

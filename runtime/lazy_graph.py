@@ -47,6 +47,7 @@ def lazy(
     whole: Callable[[], Graph],
     *,
     specs: Mapping[str, TensorSpec] | None = None,
+    passes: tuple[str, ...] = (),
     rebuild: Rebuild | None = None,
 ) -> LazyGraph:
     """A graph that ``whole`` loads; ``specs`` are those of all its values, where they are known."""
@@ -55,6 +56,7 @@ def lazy(
         name=name,
         inputs=dict(inputs),
         outputs=dict(outputs),
+        passes=passes,
         rebuild=rebuild,
         staged=None,
         _outputs=dict(output_specs),

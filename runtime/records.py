@@ -154,6 +154,7 @@ def _ready(
         {name: specs[value] for name, value in told["outputs"].items()},
         remake.simplified,
         specs=specs,
+        passes=plan.passes,
     )
     program = Program(
         inside,

@@ -60,7 +60,15 @@ def check(graph: object, config: Config) -> None:
         )
     if config.policy != "auto":
         _check_policy(config.policy)
+    if config.skip_passes:
+        _check_passes(config.skip_passes)
     _check_values(config)
+
+
+def _check_passes(names: tuple[str, ...]) -> None:
+    from crossdock.runtime import passes  # takes long to load
+
+    passes.check(names)
 
 
 def _check_policy(name: str) -> None:
