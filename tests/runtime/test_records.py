@@ -156,10 +156,27 @@ def test_the_model_itself_is_loaded_when_looked_at(folder: Path, model: Path) ->
     assert graph.inputs == {"x": whole.inputs["x"]}
     assert [n.op for n in graph.nodes] == [n.op for n in whole.nodes]
     assert graph.digest() == whole.digest()
+    kept = xd.load(model)
+    model.unlink()
+    assert [n.op for n in kept.nodes] == [n.op for n in whole.nodes]  # the file is held open
+    write_model(model)
     other = xd.load(model)
-    write_model(model, scale=2.0)
+    model.write_bytes(model.read_bytes()[::-1])
     with pytest.raises(LoadError, match=r"small\.onnx: the file has changed since it was loaded"):
         _ = other.constants
+
+
+def test_weights_are_not_held_twice(folder: Path, model: Path) -> None:
+    graph = xd.load(model)
+    with xd.compile(graph, "cpu:0", threads=1, measure=0.05) as session:
+        session.run({"x": X})
+        assert isinstance(graph, LazyGraph)
+        inside = session.ready().program.graph
+        assert "constants" not in graph.__dict__
+        assert "constants" not in inside.__dict__
+        assert set(graph.constants) == set(xd.load(model).constants)
+        assert {v for n in inside.nodes for v in n.operands} <= {*inside.specs}
+        assert records.NOTE not in session.receipt.notes
 
 
 def test_sizes_bound_later(folder: Path, tmp_path: Path, prepared: list[str]) -> None:
