@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from crossdock.devices.program import Lowered
 from crossdock.runtime import record_file, settings
 from crossdock.runtime.binding import CompiledOp
 from crossdock.runtime.config import Config
-from crossdock.runtime.errors import CompileError
+from crossdock.runtime.errors import CompileError, PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.kept import Folder, key
 from crossdock.runtime.late import LateExplainer
@@ -89,11 +90,18 @@ def save(name: str, ready: Ready) -> bool:
 
 
 def _may_be_kept(program: Program) -> bool:
-    """Whether a program stays on the processor and is its caller's whole graph."""
+    """Whether a program stays on the processor, is its caller's whole graph, and is of our making.
+
+    Third parties' kernels are made from sources that ``stamp`` does not know.
+    """
+    from crossdock.kernels import table  # what makes a program has loaded it already
+
+    theirs = {name.partition(" ")[2] for name in table.foreign_names()}
+    ours = theirs.isdisjoint(step.kernel for step in program.plan.launches())
     windows, outputs = program.windows, program.graph.outputs.values()
     whole = not (windows.inputs or windows.outputs or program.watched or program.plan.rungs)
     made = all(program.roots[value] in program.offsets[HOST] for value in outputs)
-    return program.host_only and whole and made
+    return program.host_only and whole and made and ours
 
 
 def _plain_ops(program: Program) -> list[list[Any]] | None:
@@ -128,11 +136,12 @@ def load(
     descriptor = FOLDER.open(name)
     if descriptor is None:
         return None
-    os.utime(descriptor)
+    with suppress(OSError):  # it is used, if the disk takes note of that
+        os.utime(descriptor)
     try:
         with RecordFile(descriptor, name) as file:
             return _ready(file, graph, devices, remake, threads)
-    except (Damaged, CompileError):
+    except (Damaged, CompileError, PlanError):
         return None
 
 

@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 
 import crossdock as xd
 from crossdock.devices import cpu_llvm, registry
+from crossdock.kernels import table
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime import explain, kept, prepare, record_file, records, settings
 from crossdock.runtime.errors import CacheWarning, LoadError
@@ -242,6 +243,15 @@ def test_what_is_made_differently_is_not_kept(folder: Path, model: Path) -> None
     with xd.compile(graph, "cpu:0", threads=1, resident={"x": X}):
         pass
     assert not folder.exists()
+
+
+def test_what_third_parties_make_is_not_kept(
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everyone = [f"{k.op} {k.name}" for kernels in table._KERNELS.values() for k in kernels]
+    monkeypatch.setattr(table, "foreign_names", lambda: everyone)
+    run(model)
+    assert files(folder) == []
 
 
 Harm = Callable[[Path], object]
