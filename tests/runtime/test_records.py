@@ -248,8 +248,10 @@ def test_what_is_made_differently_is_not_kept(folder: Path, model: Path) -> None
 def test_what_third_parties_make_is_not_kept(
     folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everyone = [f"{k.op} {k.name}" for kernels in table._KERNELS.values() for k in kernels]
-    monkeypatch.setattr(table, "foreign_names", lambda: everyone)
+    def everyone() -> list[str]:
+        return [f"{k.op} {k.name}" for kernels in table._KERNELS.values() for k in kernels]
+
+    monkeypatch.setattr(table, "foreign_names", everyone)
     run(model)
     assert files(folder) == []
 
