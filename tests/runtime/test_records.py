@@ -245,6 +245,27 @@ def test_what_is_made_differently_is_not_kept(folder: Path, model: Path) -> None
     assert not folder.exists()
 
 
+def test_array_code_is_made_again(folder: Path, tmp_path: Path, prepared: list[str]) -> None:
+    """An op without a native kernel among others that have one."""
+    path = tmp_path / "sum.onnx"
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("CumSum", ["r", "axis"], ["s"], reverse=1),
+        helper.make_node("Exp", ["s"], ["y"]),
+    ]
+    info = [helper.make_tensor_value_info(n, 1, (3, 4)) for n in "xy"]
+    axis = numpy_helper.from_array(np.array(1, np.int64), "axis")
+    graph = helper.make_graph(nodes, "sum", info[:1], info[1:], [axis])
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    x = RNG.standard_normal((3, 4), np.float32)
+    first = run(path, x)
+    with xd.compile(xd.load(path), "cpu:0", threads=1, measure=0.05) as session:
+        assert "array" in {step.kernel for step in session.plan.launches()}
+        np.testing.assert_array_equal(session.run({"x": x})["y"], first)
+    assert prepared == ["sum"]
+
+
 def test_what_third_parties_make_is_not_kept(
     folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
