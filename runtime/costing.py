@@ -34,7 +34,7 @@ UNKNOWN_SECONDS = 1e-3
 
 OP_CLASSES = {
     "matmul": "gemm", "gemm": "gemm", "conv2d": "gemm", "conv_transpose2d": "gemm",
-    "fused_conv2d": "gemm",
+    "fused_conv2d": "gemm", "fused_matmul": "gemm",
 }  # fmt: skip
 
 
