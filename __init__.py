@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from crossdock.devices.base import DeviceInfo
     from crossdock.devices.machine import Machine
     from crossdock.devices.probe import probe
-    from crossdock.devices.registry import devices
+    from crossdock.devices.registry import devices, rescan
     from crossdock.runtime.builder import GraphBuilder, Operand
     from crossdock.runtime.calibrate import calibrate
     from crossdock.runtime.fallback import Fallback
@@ -50,6 +50,7 @@ _WHERE = {
     "load_tensors": "crossdock.runtime.loaders",
     "onnx_backend": "crossdock.runtime.onnx_backend",
     "probe": "crossdock.devices.probe",
+    "rescan": "crossdock.devices.registry",
 }
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "load_tensors",
     "onnx_backend",
     "probe",
+    "rescan",
     "scheduler",
 ]
 

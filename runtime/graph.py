@@ -111,7 +111,8 @@ class Graph:
     """An immutable graph.
 
     ``inputs`` maps input names to specs, in order; ``outputs`` maps output names to values, in
-    order; ``specs`` gives every value's spec; ``constants`` holds read-only arrays. While
+    order; ``specs`` gives every value's spec; ``constants`` holds read-only arrays; ``passes``
+    names the graph passes it has been through, in order. While
     ``symbols`` is not empty, ``nodes`` may be provisional: ``bind`` makes the graph anew for given
     sizes through ``rebuild``. A graph with ``staged`` has no nodes: which there are is known only
     once values are, and sessions and ``evaluate`` run it in stages. Its inputs that are no tensors
@@ -124,6 +125,7 @@ class Graph:
     specs: Mapping[str, TensorSpec]
     constants: Mapping[str, Array] = field(default_factory=dict)
     name: str = "graph"
+    passes: tuple[str, ...] = field(default=(), compare=False)
     rebuild: Rebuild | None = field(default=None, repr=False, compare=False)
     staged: Staged | None = field(default=None, repr=False, compare=False)
 

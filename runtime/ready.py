@@ -118,23 +118,24 @@ class Ready:
         run = Run(self.program, instance, partial(self.pool.give, instance), profile=profile)
         if self.program.watched:
             return run.watched(arrays, deadline)
-        if self.program.host_only and deadline.seconds is None:
-            return run.inline(arrays)
-        if self._conducts and deadline.seconds is None and not profile:
-            return run.conducted(arrays)
+        if deadline.seconds is None and self._short:
+            if self.program.host_only:
+                return run.inline(arrays)
+            if not profile and conducts(self.program):
+                return run.conducted(arrays)
         return run.across(arrays, deadline)
 
     @cached_property
     def direct(self) -> Direct | None:
         """The short way for runs that are neither profiled nor timed out; None where none is."""
-        if self.program.watched or not Direct.suits(self.graph, self.program):
+        if self.program.watched or not self._short or not Direct.suits(self.graph, self.program):
             return None
         return Direct(self.program, self.pool)
 
-    @cached_property
-    def _conducts(self) -> bool:
-        """Whether the caller runs it alone: not where it would be deaf to Ctrl-C for long."""
-        return conducts(self.program) and self.program.plan.predicted < TURN
+    @property
+    def _short(self) -> bool:
+        """Whether the caller may run it alone: it is deaf to Ctrl-C, and to being cancelled."""
+        return self.program.plan.predicted < TURN
 
     def slowdown(self) -> float:
         """How much longer a run takes at the devices' pace of this moment than at their usual."""
@@ -180,5 +181,5 @@ def make_ready(
     windows = Windows(graph.output_specs, split.inputs, split.outputs)
     shared = [r.program for r in kept]
     program = lower(split.graph, plan, opened, progress, shared, windows, watched=watched)
-    pool = Pool(partial(instantiate, program), runs_at_once)
+    pool = Pool(partial(instantiate, program), runs_at_once, graph.name)
     return Ready(graph, program, pool, Recorder(plan, asked), capacity, Watch(plan.high))

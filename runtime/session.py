@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
+from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime import costing, request
 from crossdock.runtime.background import Background
-from crossdock.runtime.errors import Error, OutOfMemory, PlanError
+from crossdock.runtime.errors import Cancelled, Error, OutOfMemory, PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
@@ -45,6 +47,32 @@ class Estimate:
 
 class RunFuture(Future[dict[str, Any]]):
     """A ``concurrent.futures.Future`` that can also be awaited in a running event loop."""
+
+    def __init__(self, deadline: Deadline) -> None:
+        super().__init__()
+        self._deadline = deadline
+        self._given_up = False
+
+    def cancel(self) -> bool:
+        """Give the run up, at once and even while it runs; False where it has ended.
+
+        ``result`` then raises Cancelled, or CancelledError where the run had not begun. Devices
+        end a run that nobody waits for as soon as they can, and its memory comes back then.
+        """
+        if super().cancel():
+            return True
+        self._given_up = True  # before anybody is told of the end
+        try:
+            self.set_exception(Cancelled("the run was cancelled while it ran"))
+        except InvalidStateError:  # it has ended
+            self._given_up = False
+            return False
+        self._deadline.cancel()
+        return True
+
+    def cancelled(self) -> bool:
+        """Whether it was given up."""
+        return self._given_up or super().cancelled()
 
     def __await__(self) -> Generator[Any, None, dict[str, Any]]:
         import asyncio  # takes long to load, and few sessions need it
@@ -93,7 +121,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         shapes, dims: bind a graph's symbols now, by input or by symbol; else the first run does.
         measure: time kernels not measured before; a number is the budget in seconds. Shapes after
             the first are planned with costs fitted to what was measured.
-        skip_passes: graph passes to leave out, by name.
+        skip_passes: graph passes to leave out, by name (``crossdock.runtime.passes``).
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
         search: search on from the policy's plan with compiled code: better plans where devices
             share a graph; the first use on a machine compiles that code, for a minute or two.
@@ -257,19 +285,28 @@ class Session:
             DeviceError: a device failed.
             NotFinite: an op made a NaN or an infinity, in a session with ``check_finite``.
         """
-        last = self._last
-        if timeout is None and last is not None and (direct := last.direct) is not None:
-            done = direct.run(feeds)
-            if done is not None:
-                outputs, seconds = done
-                if isinstance(last, StagedReady):
-                    self._receipt = (last.receipt, seconds)
-                    return outputs
-                self._receipt = (last.recorder.receipt, seconds, {})
-                if last.replan is not None and last.watch.note(seconds):
-                    self._background.post(partial(self._replan, last))
+        if timeout is None:
+            outputs = self._directly(feeds)
+            if outputs is not None:
                 return outputs
         return self._run(feeds, request.deadline(timeout), profile=False).outputs
+
+    def _directly(self, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The outputs of a run that can take the short way, else None."""
+        last = self._last
+        if last is None or (direct := last.direct) is None:
+            return None
+        done = direct.run(feeds)
+        if done is None:
+            return None
+        outputs, seconds = done
+        if isinstance(last, StagedReady):
+            self._receipt = (last.receipt, seconds)
+            return outputs
+        self._receipt = (last.recorder.receipt, seconds, {})
+        if last.replan is not None and last.watch.note(seconds):
+            self._background.post(partial(self._replan, last))
+        return outputs
 
     def submit(self, feeds: Mapping[str, Any], *, timeout: float | None = None) -> RunFuture:
         """Run in the background; the future is also awaitable. The inputs must not change.
@@ -277,7 +314,13 @@ class Session:
         Everything that goes wrong, ``run``'s errors included, is raised by the future, but for a
         timeout that is no number; the ``timeout`` counts from now.
         """
-        future, deadline = RunFuture(), request.deadline(timeout)
+        deadline = request.deadline(timeout)
+        future = RunFuture(deadline)
+        try:
+            self._unforked()
+        except Error as error:
+            future.set_exception(error)
+            return future
         self._background.post(partial(self._fulfil, future, feeds, deadline))
         return future
 
@@ -305,12 +348,14 @@ class Session:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            if deadline.seconds is None:
-                future.set_result(self.run(feeds))
-            else:
-                future.set_result(self._run(feeds, deadline, profile=False).outputs)
+            outputs = self._directly(feeds) if deadline.seconds is None else None
+            if outputs is None:
+                outputs = self._run(feeds, deadline, profile=False).outputs
+            with suppress(InvalidStateError):  # given up meanwhile
+                future.set_result(outputs)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
-            future.set_exception(error)
+            with suppress(InvalidStateError):
+                future.set_exception(error)
         finally:
             del future  # an error's traceback holds this frame: no cycle with the future
 
@@ -374,6 +419,7 @@ class Session:
         return self._prepare(self.graph.bind(shapes={n: a.shape for n, a in arrays.items()}))
 
     def _found(self, key: _Shapes) -> Ready | StagedReady | None:
+        self._unforked()
         with self._lock:
             if self._closed:
                 raise PlanError(f"the session of {self.graph.name!r} is closed; compile again")
@@ -382,9 +428,15 @@ class Session:
                 self._last = found
             return found
 
+    def _unforked(self) -> None:
+        """Raise in a child of the process that made this session, before any lock is taken."""
+        if JOBS.forked:
+            raise no_more(f"session of {self.graph.name!r}")
+
     def _prepare(self, graph: Graph) -> Ready | StagedReady:
         """Plan for new shapes; runs for shapes already planned go on meanwhile."""
         key = _shapes(graph)
+        self._unforked()
         with PREPARING:
             found = self._found(key)
             if found is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from crossdock.devices.base import Device, Span
 from crossdock.runtime.direct import DirectStage, StagedDirect
-from crossdock.runtime.errors import PlanError, Timeout
+from crossdock.runtime.errors import PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import check_host_op
 from crossdock.runtime.graph import Graph, Staged
@@ -165,9 +165,8 @@ class _Runner:
             self.spans.setdefault(f"{HOST}/compute", []).append(Span(name, end - seconds, end))
 
     def check(self) -> None:
-        """Raise Timeout where the deadline is over."""
-        if self._deadline.left() == 0.0:
-            raise Timeout(
-                f"run of {self._ready.name!r} not done after {self._deadline.seconds} s; the "
-                "session stays usable"
-            )
+        """Raise Timeout, or Cancelled, where the deadline is over."""
+        if self._deadline.over():
+            name, seconds = self._ready.name, self._deadline.seconds
+            late = f"run of {name!r} not done after {seconds} s; the session stays usable"
+            raise self._deadline.error(name, late)
