@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +69,8 @@ class Folder:
 
     def write(self, name: str, fill: Callable[[Callable[[bytes], object]], object]) -> bool:
         """Put a file in its place when ``fill`` has written all of it; False where it cannot."""
+        import tempfile  # takes long to load, and most processes only read
+
         folder = self.path()
         return folder is not None and replace(folder / name, fill)
 
