@@ -33,7 +33,8 @@ from crossdock.devices.base import (
     Span,
 )
 from crossdock.devices.cpu_blas import blas
-from crossdock.devices.cpu_native import HelperPool, NativeProgram, NativeRow
+from crossdock.devices.cpu_crew import HelperPool
+from crossdock.devices.cpu_native import NativeProgram, NativeRow
 from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes, is_aligned
 from crossdock.devices.pace import Pace
 from crossdock.devices.program import (
