@@ -361,11 +361,12 @@ def _row(executable: NativeExecutable, item: Bound) -> NativeRow:
 
 def _word(item: Bound, arg: Argument) -> int:
     if isinstance(arg, Scalar):
-        return _scalar_word(arg)
+        return scalar_word(arg)
     return arg.address() if isinstance(arg, Function) else _host(item, arg).address()
 
 
-def _scalar_word(scalar: Scalar) -> int:
+def scalar_word(scalar: Scalar) -> int:
+    """What a number becomes as an argument: its integer value, or the bits of a float64."""
     value = np.asarray(scalar.value)
     if value.dtype.kind == "f":
         return int(np.float64(value).view(np.int64))

@@ -73,6 +73,26 @@ class Folder:
         folder = self.path()
         return folder is not None and replace(folder / name, fill)
 
+    def make_room(self, nbytes: int, most: int) -> bool:
+        """Delete the files used least lately until ``nbytes`` more make at most ``most``.
+
+        False where they cannot, and then nothing is deleted.
+        """
+        folder = self.path()
+        if folder is None or nbytes > most:
+            return False
+        try:
+            files = [(f.stat().st_mtime_ns, f.stat().st_size, f) for f in folder.iterdir()]
+        except OSError:  # another process deletes, too
+            return False
+        total = sum(size for _, size, _ in files)
+        for _, size, file in sorted(files):
+            if total + nbytes <= most:
+                break
+            file.unlink(missing_ok=True)
+            total -= size
+        return True
+
     def path(self) -> Path | None:
         """The folder, made if need be; None where there is none to be had."""
         root = settings.cache_dir()

@@ -8,6 +8,8 @@
                               ``x86-64-v4`` (AVX-512): generate the processor's
                               kernels for no more than that (default: all that
                               the processor has)
+``CROSSDOCK_CACHE_BYTES``     bytes that planned models may take there, the newest
+                              used ones (default: 4 GiB); 0 keeps none
 ``CROSSDOCK_DEVICES``         device ids to look for, comma separated (default:
                               all)
 ``CROSSDOCK_FAST_ERROR``      error over the largest result that a fast algorithm
@@ -47,6 +49,15 @@ def cache_dir() -> Path | None:
     except OSError:
         return None
     return path if os.access(path, os.W_OK) else None
+
+
+CACHE_BYTES = 4 << 30
+
+
+def cache_bytes() -> int:
+    """Return how many bytes kept programs may take on disk; what is unreadable is not set."""
+    given = os.environ.get("CROSSDOCK_CACHE_BYTES", "").replace("_", "").replace(",", "")
+    return int(given) if given.isdecimal() and len(given) < 19 else CACHE_BYTES
 
 
 def wanted_devices() -> frozenset[str] | None:
