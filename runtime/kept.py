@@ -69,8 +69,6 @@ class Folder:
 
     def write(self, name: str, fill: Callable[[Callable[[bytes], object]], object]) -> bool:
         """Put a file in its place when ``fill`` has written all of it; False where it cannot."""
-        import tempfile  # takes long to load, and most processes only read
-
         folder = self.path()
         return folder is not None and replace(folder / name, fill)
 
@@ -120,6 +118,8 @@ def replace(place: Path, fill: Callable[[Callable[[bytes], object]], object]) ->
 
     Returns False where that cannot be done, of which the process is told once.
     """
+    import tempfile  # takes long to load, and most processes only read
+
     made: Path | None = None
     try:
         descriptor, name = tempfile.mkstemp(dir=place.parent, prefix="new-")
