@@ -45,6 +45,7 @@ from crossdock.devices.program import (
     Slot,
     Step,
 )
+from crossdock.runtime import settings
 from crossdock.runtime.errors import CompileError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec
 
@@ -82,6 +83,7 @@ def _blas() -> str:
 
 def _info(device_id: str, threads: int) -> DeviceInfo:
     model, memory = topology.cpu_model(), topology.memory_bytes()
+    lacking = "".join(f"|without {name}" for name in settings.cpu_without())
     return DeviceInfo(
         id=device_id,
         kind=KIND,
@@ -93,7 +95,7 @@ def _info(device_id: str, threads: int) -> DeviceInfo:
         compute_units=threads,
         memory_bytes=memory,
         caps=frozenset({Cap.ARRAY, Cap.NATIVE, Cap.HOST_MEMORY, Cap.MAP, Cap.FLOAT16, Cap.FLOAT64}),
-        fingerprint=f"{model}|threads {threads}|numpy {np.__version__}|{_blas()}",
+        fingerprint=f"{model}|threads {threads}|numpy {np.__version__}|{_blas()}{lacking}",
         max_allocation=memory,
         alignment=ALIGNMENT,
         details={"threads": str(threads), "blas": _blas()},

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.devices import cpu_cache, cpu_object, topology
+from crossdock.runtime import settings
 from crossdock.runtime.errors import CompileError
 
 PASSES = "instcombine, simplifycfg; codegen 3"
@@ -39,7 +40,9 @@ def _target() -> tuple[Any, Any, Any]:
 def _features() -> str:
     import llvmlite.binding as llvm
 
-    return str(llvm.get_host_cpu_features().flatten())
+    features = str(llvm.get_host_cpu_features().flatten()).split(",")
+    without = settings.cpu_without()
+    return ",".join(f"-{f[1:]}" if f[1:].startswith(without) else f for f in features)
 
 
 @functools.cache
@@ -62,7 +65,8 @@ def toolchain() -> str:
         version = ".".join(str(part) for part in llvm.llvm_version_info)
         return "|".join((PASSES, version, llvm.get_host_cpu_name(), _features()))
     status = library.stat()
-    return "|".join((PASSES, str(status.st_size), str(status.st_mtime_ns), features))
+    left_out = ",".join(settings.cpu_without())
+    return "|".join((PASSES, str(status.st_size), str(status.st_mtime_ns), features, left_out))
 
 
 def compile_ir(text: str, names: Sequence[str]) -> list[int]:

@@ -114,7 +114,7 @@ def plan_of(layer: Layer, threads: int) -> Plan:
         for parts in sorted({1, threads})
         if parts == 1 or parts * 2 * tile.rows <= layer.outputs
     ]
-    units, parts = min(ways, key=lambda way: _cycles(layer, *way, threads))
+    units, parts = min(ways, key=lambda way: _cycles(layer, way[0], way[1], threads))
     vectors = max(_vectors(layer, units))
     rows = 2 * tile.rows if vectors == 1 else tile.rows
     part_rows = -(-layer.outputs // (parts * rows)) * rows

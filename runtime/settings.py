@@ -4,6 +4,9 @@
 ``CROSSDOCK_CACHE_DIR``       where profiles and measured costs are kept
                               (default: ``$XDG_CACHE_HOME/crossdock`` or
                               ``~/.cache/crossdock``); ``off`` keeps nothing
+``CROSSDOCK_CPU_WITHOUT``     instruction sets that compiled kernels do without,
+                              comma separated, by the beginning of their names
+                              (``avx512``: 256-bit vectors; ``avx``: 128-bit)
 ``CROSSDOCK_DEVICES``         device ids to look for, comma separated (default:
                               all)
 ``CROSSDOCK_FAST_ERROR``      error over the largest result that a fast algorithm
@@ -50,6 +53,12 @@ def wanted_devices() -> frozenset[str] | None:
     given = os.environ.get("CROSSDOCK_DEVICES", "")
     names = frozenset(part.strip() for part in given.split(",") if part.strip())
     return names or None
+
+
+def cpu_without() -> tuple[str, ...]:
+    """Return the beginnings of the names of instruction sets that kernels do without, sorted."""
+    given = os.environ.get("CROSSDOCK_CPU_WITHOUT", "")
+    return tuple(sorted({part.strip().lower() for part in given.split(",") if part.strip()}))
 
 
 MAX_ITERATIONS = 50_000
