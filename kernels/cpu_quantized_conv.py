@@ -31,7 +31,7 @@ from crossdock.kernels.cpu_quantized_call import (
 from crossdock.kernels.cpu_quantized_epilogue import Terms
 from crossdock.kernels.cpu_quantized_pack import WORDS as PACK_WORDS
 from crossdock.kernels.cpu_quantized_pack import PackForm, PackWriter
-from crossdock.kernels.cpu_quantized_product import Form, tile_config
+from crossdock.kernels.cpu_quantized_product import ROWS, Form, tile_config
 from crossdock.kernels.cpu_rows import words
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
@@ -39,6 +39,8 @@ from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import Array, TensorSpec
 
 GRAIN_BYTES = 64 << 10
+LINE = 64
+"""Bytes of a cache line."""
 SLACK = 1024
 """Bytes behind the packed images that tiles may read."""
 
@@ -156,9 +158,13 @@ class Geometry:
 
     @cached_property
     def quad_size(self) -> int:
-        """Bytes of the planes of a quad."""
+        """Bytes from the planes of a quad to the next: an odd number of cache lines.
+
+        So the quads of a tile do not meet in a few sets of the cache.
+        """
         rows, pitch = self.packed
-        return 4 * rows * pitch * len(self.phases)
+        lines = -(-4 * rows * pitch * len(self.phases) // LINE)
+        return LINE * (lines + 1 - lines % 2)
 
     @property
     def problem_size(self) -> int:
@@ -188,14 +194,15 @@ def lowered(call: OpCall, threads: int, unit: Unit) -> Lowered:
     operands.pack("steps", lambda: step_table(g, parts))
     panels = panels_of(unit, pixels(g), (g.packed[1], g.out_rows[1]))
     operands.pack("panels", lambda: panels)
-    operands.pack("config", lambda: tile_config(unit.rows, g.block))
+    if unit.name == TILES:
+        operands.pack("config", lambda: tile_config(unit.rows, g.block))
     operands.pack("phases", lambda: phase_table(g))
     signed = image.dtype == "int8"
     terms = Terms(
         True, image.dtype, 128 if signed else 0, *kinds, call.outputs[0].dtype,
         bounded=bounded(call), sparse=g.packed[1] != g.out_rows[1],
     )  # fmt: skip
-    form = Form(unit, rows_signed=True, flip=False, both_signed=False, terms=terms)
+    form = Form(unit, rows_signed=True, flip=False, both_signed=False, terms=terms, ahead=ROWS)
     plane_out = g.out[1] * g.out[2]
     numbers = {
         "step_count": steps, "groups": g.block, "row_stride": 4 * g.block,

@@ -29,6 +29,9 @@ WORDS = (
     "parts", "part_rows", "panel_count", "problem_groups",
 )  # fmt: skip
 POINTERS = 12
+AHEAD = 8 << 10
+"""Bytes of weights from what is read to what is asked for."""
+NOTHING, ROWS, COLUMNS = "nothing", "rows", "columns"
 PANEL_WORDS = 5
 """First vector, number of vectors, where results go, mask and number of the columns kept."""
 
@@ -39,6 +42,7 @@ class Form:
     unless ``both_signed``.
 
     ``flip``: rows are signed where they should not be, and get 128 added as they are loaded.
+    ``ahead`` is which of the two is asked for before it is read: weights that no cache holds.
     """
 
     unit: Unit
@@ -46,11 +50,12 @@ class Form:
     flip: bool
     both_signed: bool
     terms: Terms
+    ahead: str = NOTHING
 
     def __str__(self) -> str:
         flags = f"{self.rows_signed:d}{self.flip:d}{self.both_signed:d}"
         u = self.unit
-        return f"{u} {u.rows}x{u.vectors} {flags} {self.terms}"
+        return f"{u} {u.rows}x{u.vectors} {flags} {self.terms} {self.ahead}"
 
 
 def tile_config(rows: int, groups: int) -> Array:
@@ -177,6 +182,14 @@ class ProductWriter:
         fn = self.code.declare(f"llvm.x86.{name}", f"void @({kinds})")
         self.code.do(f"call void {fn}({given})")
 
+    def prefetch(self, tile: str) -> None:
+        """Ask for what a later step reads: weights lie in the order in which they are read."""
+        code = self.code
+        fn = code.declare("llvm.prefetch.p0", "void @(ptr, i32, i32, i32)")
+        for line in range(16):
+            at = code.at(tile, "i8", AHEAD + 64 * line)
+            code.do(f"call void {fn}(ptr {at}, i32 0, i32 3, i32 1)")
+
     def with_tiles(self, place: Place) -> None:
         """The sums of a tile in tile registers, left on the stack."""
         code, w, n = self.code, self.w, place.count
@@ -187,9 +200,13 @@ class ProductWriter:
         with code.loop(0, w["step_count"]) as steps:
             row, vector = self.step(steps.index, place)
             self.tile("tileloadd64", f"i8 4, ptr {row}, i64 {w['row_stride']}")
+            if self.form.ahead == ROWS:
+                self.prefetch(row)
             for j in range(n):
                 at = code.at(vector, "i8", code.mul(w["vector_stride"], j)) if j else vector
                 self.tile("tileloadd64", f"i8 {5 + j % 3}, ptr {at}, i64 {w['group_stride']}")
+                if self.form.ahead == COLUMNS:
+                    self.prefetch(at)
                 self.tile(product, f"i8 {j}, i8 4, i8 {5 + j % 3}")
         for j in range(n):
             at = code.at(self.sums, "i8", 64 * j)
