@@ -104,3 +104,85 @@ def quantised(name: str, form: str) -> bytes:
     """A light model, quantised; see ``quantised_static``."""
     with tempfile.TemporaryDirectory() as folder:
         return quantised_static(weighted(name), form, Path(folder))
+
+
+# --- a transformer --------------------------------------------------------------------------------
+
+HIDDEN, HEADS, INNER, WORDS = 384, 12, 1536, 2048
+"""The sizes of MiniLM's layers, and a small vocabulary."""
+
+
+def encoder(layers: int = 6, length: int = 128, batch: int = 1) -> Any:
+    """An encoder of MiniLM's shape with random weights, as exporters write it (opset 17)."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    nodes: list[Any] = []
+    tensors: list[Any] = []
+
+    def tensor(name: str, array: Array) -> str:
+        tensors.append(numpy_helper.from_array(array, name))
+        return name
+
+    def drawn(name: str, *shape: int) -> str:
+        scale = 1 / np.sqrt(shape[0])
+        return tensor(name, (rng.standard_normal(shape, np.float32) * scale).astype(np.float32))
+
+    def node(op: str, inputs: list[str], out: str, **attrs: Any) -> str:
+        nodes.append(helper.make_node(op, inputs, [out], name=out, **attrs))
+        return out
+
+    def linear(x: str, name: str, size: int, inner: int) -> str:
+        made = node("MatMul", [x, drawn(f"{name}.w", inner, size)], f"{name}.matmul")
+        return node("Add", [made, drawn(f"{name}.b", size)], name)
+
+    def norm(x: str, name: str) -> str:
+        gain = tensor(f"{name}.g", np.ones(HIDDEN, np.float32))
+        return node("LayerNormalization", [x, gain, drawn(f"{name}.b", HIDDEN)], name, axis=-1)
+
+    def split(x: str, name: str, order: list[int]) -> str:
+        heads = node("Reshape", [x, "heads"], f"{name}.heads")
+        return node("Transpose", [heads], name, perm=order)
+
+    size = HIDDEN // HEADS
+    tensor("heads", np.array([batch, length, HEADS, size], np.int64))
+    tensor("joined", np.array([batch, length, HIDDEN], np.int64))
+    for name, value in (("size", np.sqrt(size)), ("two", np.sqrt(2)), ("one", 1), ("half", 0.5)):
+        tensor(name, np.array(value, np.float32))
+    x = norm(node("Gather", [drawn("words", WORDS, HIDDEN), "ids"], "embedded"), "first")
+    for i in range(layers):
+        q, k, v = (linear(x, f"{i}.{part}", HIDDEN, HIDDEN) for part in "qkv")
+        q, v = (split(part, f"{part}.split", [0, 2, 1, 3]) for part in (q, v))
+        scores = node("MatMul", [q, split(k, f"{k}.split", [0, 2, 3, 1])], f"{i}.scores")
+        scores = node("Div", [scores, "size"], f"{i}.scaled")
+        seen = node("MatMul", [node("Softmax", [scores], f"{i}.soft", axis=-1), v], f"{i}.seen")
+        seen = node("Transpose", [seen], f"{i}.seen.t", perm=[0, 2, 1, 3])
+        seen = linear(node("Reshape", [seen, "joined"], f"{i}.joined"), f"{i}.o", HIDDEN, HIDDEN)
+        x = norm(node("Add", [seen, x], f"{i}.add"), f"{i}.norm")
+        up = linear(x, f"{i}.up", INNER, HIDDEN)
+        erf = node("Erf", [node("Div", [up, "two"], f"{i}.div")], f"{i}.erf")
+        gate = node("Mul", [up, node("Add", [erf, "one"], f"{i}.plus")], f"{i}.gate")
+        down = linear(node("Mul", [gate, "half"], f"{i}.gelu"), f"{i}.down", HIDDEN, INNER)
+        x = norm(node("Add", [down, x], f"{i}.add2"), f"{i}.norm2")
+    graph = helper.make_graph(
+        nodes,
+        "encoder",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, [batch, length])],
+        [helper.make_tensor_value_info(x, TensorProto.FLOAT, [batch, length, HIDDEN])],
+        tensors,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def quantised_dynamic(model: Any) -> bytes:
+    """A float model whose products with weights are quantised at run time, by int8 weights."""
+    import onnx
+    from onnxruntime import quantization
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain, made = Path(folder) / "plain.onnx", Path(folder) / "made.onnx"
+        onnx.save(model, plain)
+        quantization.quantize_dynamic(
+            str(plain), str(made), per_channel=True, weight_type=quantization.QuantType.QInt8
+        )
+        return made.read_bytes()

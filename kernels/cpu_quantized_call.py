@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,12 +16,14 @@ from crossdock.kernels.cpu_quantized_product import PANEL_WORDS, WORDS, Form, Pr
 from crossdock.kernels.cpu_rows import words
 from crossdock.kernels.ops_quantized import (
     BIAS,
+    BOUNDS,
     OFFSET,
     OUT_ZERO,
     PLAIN,
     SCALE,
     ZERO_A,
     ZERO_B,
+    ends,
     operand,
 )
 from crossdock.kernels.refusal import Cause, Refusal
@@ -55,7 +56,7 @@ def common_obstacle(call: OpCall) -> str | None:
 
 @dataclass(frozen=True)
 class Weights:
-    """Constant weights less their zero point, as a sum of arrays of signed bytes: one or two."""
+    """Constant weights less their zero point, as a sum of arrays of signed bytes: up to three."""
 
     call: OpCall
 
@@ -71,10 +72,12 @@ class Weights:
 
     def parts(self) -> list[Array]:
         """The arrays, in the shape of the weights."""
-        weights = self.call.constants[1].astype(np.int16) - self._zero
-        first = np.clip(weights, -128, 127).astype(np.int8)
-        rest = weights - first
-        return [first, rest.astype(np.int8)] if rest.any() else [first]
+        rest = self.call.constants[1].astype(np.int16) - self._zero
+        made: list[Array] = []
+        while not made or rest.any():
+            made.append(np.clip(rest, -128, 127).astype(np.int8))
+            rest = rest - made[-1]
+        return made
 
     def sums(self, axes: tuple[int, ...]) -> Array:
         """Sums over axes, as a row of int32."""
@@ -141,8 +144,7 @@ class Operands:
 
 def bounded(call: OpCall) -> bool:
     """Whether the real result is held between bounds."""
-    ends = (call.attrs.get("low", -math.inf), call.attrs.get("high", math.inf))
-    return ends != (-math.inf, math.inf)
+    return any(call.attrs.get(name) is not None for name in BOUNDS)
 
 
 def product_step(
@@ -156,8 +158,8 @@ def product_step(
     """The call of a product; ``shape`` are the problems and the operations of one result."""
     problems, terms = shape
     slots = dict(operands.slots)
-    for name in ("low", "high"):
-        slots[name] = Scalar(np.float64(call.attrs.get(name, 0.0)))
+    low, high = ends(*(call.attrs.get(name) for name in BOUNDS))
+    slots |= {"low": Scalar(np.float64(low)), "high": Scalar(np.float64(high))}
     tile = form.unit.rows
     tiles = -(-numbers["row_count"] // tile)
     items = problems * numbers["panel_count"]

@@ -1,10 +1,10 @@
 """Convolution of ``nchw`` images of bytes on the host, with what follows it.
 
 The image is packed once with four channels beside each other and the zero point around it; then a
-tap of the window is an offset into it, and the convolution is the product of ``cpu_quantized_product``
+tap of the window is an offset into it, and the convolution is a product (``cpu_quantized_product``)
 of the filter (output channels by taps) and packed pixels, without a copy of the patches. Outputs
 are taken along whole padded rows: what falls between rows is not stored. A filter
-less its zero point that does not fit signed bytes is the sum of two filters that do.
+less its zero point that does not fit signed bytes is the sum of filters that do.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class Geometry:
 
     @cached_property
     def image(self) -> tuple[int, int, int, int]:
+        """Images, channels of a group, height and width."""
         spec = self.call.inputs[0]
         assert spec is not None
         batch, channels, height, width = spec.dims
@@ -90,10 +91,12 @@ class Geometry:
 
     @property
     def groups(self) -> int:
+        """Groups of channels."""
         return int(self.call.attrs["groups"])
 
     @cached_property
     def window(self) -> tuple[int, int]:
+        """Height and width of the window."""
         spec = self.call.inputs[1]
         assert spec is not None
         return spec.dims[2], spec.dims[3]
@@ -127,6 +130,7 @@ class Geometry:
 
     @cached_property
     def phases(self) -> list[tuple[int, int]]:
+        """The phases of the stride that taps read."""
         return sorted({phase for phase, _, _ in self.taps})
 
     @cached_property
@@ -242,7 +246,7 @@ def pack_filter(g: Geometry, parts: Sequence[Array]) -> Array:
 def step_table(g: Geometry, parts: int) -> Array:
     """Where each step begins in a tile of rows and in the packed image."""
     rows, pitch = g.packed
-    table = []
+    table: list[tuple[int, int]] = []
     for _ in range(parts):
         for phase, y, x in g.taps:
             start = 4 * ((g.phases.index(phase) * rows + y) * pitch + x)

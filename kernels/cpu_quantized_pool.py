@@ -100,7 +100,9 @@ class Writer:
             code.do(f"store {kind} {lowest}, ptr {code.at(self.line, 'i8', loop.index)}, align 1")
         inner = code.at(self.line, "i8", w["left"])
         with code.loop("%begin", "%end") as planes:
-            image = code.at(w["in"], "i8", code.mul(planes.index, code.mul(w["height"], w["width"])))
+            image = code.at(
+                w["in"], "i8", code.mul(planes.index, code.mul(w["height"], w["width"]))
+            )
             size = code.mul(w["out_height"], w["out_width"])
             out = code.at(w["out"], "i8", code.mul(planes.index, size))
             with code.loop(0, w["out_height"]) as rows:
@@ -131,9 +133,7 @@ class Writer:
         name = self.code.declare(fn, f"{kind} @({kind}, {kind})")
         return self.code.let(f"call {kind} {name}({kind} {a}, {kind} {b})")
 
-    def down(
-        self, lanes: int, image: str, span: tuple[str, str], column: str, line: str
-    ) -> None:
+    def down(self, lanes: int, image: str, span: tuple[str, str], column: str, line: str) -> None:
         """The maximum of the window's rows, for some columns."""
         code, v = self.code, Vector(self.code, lanes)
         kind, lowest = v.type("i8"), v.const("int8", self.lowest).name

@@ -38,9 +38,9 @@ PANEL_WORDS = 5
 
 @dataclass(frozen=True)
 class Form:
-    """What is compiled; ``rows_signed`` are the rows' bytes, and the vectors' are of the other kind
-    unless ``both_signed``.
+    """What is compiled.
 
+    ``rows_signed``: the rows' bytes are; the vectors' are the other kind unless ``both_signed``.
     ``flip``: rows are signed where they should not be, and get 128 added as they are loaded.
     ``ahead`` is which of the two is asked for before it is read: weights that no cache holds.
     """

@@ -1,8 +1,8 @@
 """Quantised products as one op each: ``quantized_conv2d`` and ``quantized_matmul``.
 
 An exact int32 product of bytes less their zero points, plus an int32 bias, is taken to float32,
-multiplied by ``scale``, increased by ``offset``, and held between ``low`` and ``high``. With
-``output_zero_point`` it is then rounded half to even, the zero point is added, and the result
+multiplied by ``scale``, increased by ``offset``, and held between ``min_value`` and ``max_value``.
+With ``output_zero_point`` it is then rounded half to even, the zero point is added, and the result
 saturates at the zero point's type; without, it is the float32 result. ``bias``, ``scale`` and
 ``offset`` have one element for all, or one an output channel (the last dimension of a product of
 matrices).
@@ -29,7 +29,8 @@ PLAIN = {CONV: "conv_integer", MATMUL: "matmul_integer"}
 """The exact products alone."""
 SCALE, ZERO_A, ZERO_B, BIAS, OFFSET, OUT_ZERO = range(2, 8)
 """Where the operands after the first two stand."""
-BOUNDS: dict[str, Any] = {"low": -math.inf, "high": math.inf}
+BOUNDS: dict[str, Any] = {"min_value": None, "max_value": None}
+"""No bounds."""
 EPILOGUE = 4.0
 """Operations on a result after the sum."""
 
@@ -45,9 +46,8 @@ def _product_attrs(attrs: Attrs) -> dict[str, Any]:
 
 def product_operands(operands: Sequence[Any]) -> tuple[Any, ...]:
     """What the exact product alone takes of an op's operands."""
-    more = (None,) * (OUT_ZERO + 1 - len(operands))
-    a, b, _, a_zero, b_zero, *_ = (*operands, *more)
-    return a, b, a_zero, b_zero
+    given = [*operands, None, None]
+    return given[0], given[1], given[ZERO_A], given[ZERO_B]
 
 
 def _infer_for(op: str) -> Any:
@@ -83,8 +83,8 @@ def _along(array: Any, axis: int) -> Any:
 def _run_for(op: str) -> Any:
     def run(
         xp: Any, a: Any, b: Any, scale: Any, a_zero: Any = None, b_zero: Any = None,
-        bias: Any = None, offset: Any = None, zero: Any = None, *, low: float, high: float,
-        **attrs: Any,
+        bias: Any = None, offset: Any = None, zero: Any = None, *,
+        min_value: float | None, max_value: float | None, **attrs: Any,
     ) -> Any:  # fmt: skip
         axis = channel_axis(op, attrs)
         total = table.op(PLAIN[op]).run(xp, a, b, a_zero, b_zero, **attrs)
@@ -93,7 +93,8 @@ def _run_for(op: str) -> Any:
         real = total.astype("float32") * _along(scale, axis)
         if offset is not None:
             real = real + _along(offset, axis)
-        real = xp.clip(real, np.float32(low), np.float32(high))
+        if min_value is not None or max_value is not None:
+            real = xp.clip(real, *ends(min_value, max_value))
         if zero is None:
             return real
         limits, start = np.iinfo(zero.dtype), zero.reshape(()).astype("float32")
@@ -106,8 +107,8 @@ def _run_for(op: str) -> Any:
 def _decompose_for(op: str) -> Any:
     def decompose(
         b: Any, left: Any, right: Any, scale: Any, left_zero: Any = None, right_zero: Any = None,
-        bias: Any = None, offset: Any = None, zero: Any = None, *, low: float, high: float,
-        **attrs: Any,
+        bias: Any = None, offset: Any = None, zero: Any = None, *,
+        min_value: float | None, max_value: float | None, **attrs: Any,
     ) -> Any:  # fmt: skip
         def along(x: Any) -> Any:
             return b.reshape(x, [] if x.spec.size == 1 else [-1, *[1] * (-1 - axis)])
@@ -121,8 +122,8 @@ def _decompose_for(op: str) -> Any:
         real = b.mul(b.cast(total, "float32"), along(scale))
         if offset is not None:
             real = b.add(real, along(offset))
-        if (low, high) != (-math.inf, math.inf):
-            real = b.clamp(real, min_value=low, max_value=high)
+        if min_value is not None or max_value is not None:
+            real = b.clamp(real, min_value=min_value, max_value=max_value)
         if zero is None:
             return real
         limits = np.iinfo(zero.dtype)
@@ -166,7 +167,8 @@ def _bounds(
     attrs: dict[str, Any],
     op: str = MATMUL,
 ) -> dict[str, Any]:
-    return attrs | {name: number(op, name, attrs[name]) for name in BOUNDS}
+    given = {name: attrs[name] for name in BOUNDS if attrs[name] is not None}
+    return attrs | {name: number(op, name, value) for name, value in given.items()}
 
 
 _define(
@@ -174,6 +176,14 @@ _define(
     attrs=COMMON | {"filter_layout": "oihw"} | BOUNDS, canon=_conv_canon,
 )  # fmt: skip
 _define(MATMUL, "a", "b", (2, None), attrs=BOUNDS, canon=_bounds)
+
+
+def ends(low: float | None, high: float | None) -> tuple[np.float32, np.float32]:
+    """Bounds in float32, infinite where there are none."""
+    return (
+        np.float32(-math.inf if low is None else low),
+        np.float32(math.inf if high is None else high),
+    )
 
 
 def operand(call: OpCall, index: int) -> TensorSpec | None:

@@ -94,17 +94,18 @@ class _Moving:
 
     def of(self, source: str, node: Node, key: tuple[float, int, str]) -> _Scaled:
         """The bytes with a scale and zero point that are scalars."""
-        names = []
-        for value in node.inputs[1:3]:
-            array = self.known(value)
-            assert value is not None
-            assert array is not None
-            if self.specs[value].rank:
-                value = self.fresh(f"{value}.scalar", self.specs)
-                self.constants[value] = array.reshape(())
-                self.specs[value] = TensorSpec.of(array.reshape(()))
-            names.append(value)
-        return _Scaled(source, *names, key)
+        return _Scaled(source, self.scalar(node.inputs[1]), self.scalar(node.inputs[2]), key)
+
+    def scalar(self, value: str | None) -> str:
+        """A constant of one element as a scalar."""
+        array = self.known(value)
+        assert value is not None
+        assert array is not None
+        if self.specs[value].rank:
+            value = self.fresh(f"{value}.scalar", self.specs)
+            self.constants[value] = array.reshape(())
+            self.specs[value] = TensorSpec.of(array.reshape(()))
+        return value
 
     def move(self, node: Node, source: _Scaled) -> None:
         """The op on the bytes, and then the dequantisation."""

@@ -8,12 +8,14 @@ the graph's by at most one step, where the graph's own rounding error moves it a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from crossdock.kernels.ops_conv import FILTER_AXES
-from crossdock.kernels.ops_quantized import BOUNDS, CONV, MATMUL, channel_axis
+from crossdock.kernels.ops_quantized import CONV, MATMUL, channel_axis
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.passes.prune import prune
 from crossdock.runtime.passes.quantized_chain import BYTES, Chain, Known, along
@@ -37,7 +39,7 @@ class Factors:
     b: str | Array
     a_zero: str | None
     b_zero: str | Array | None
-    attrs: dict[str, object]
+    attrs: dict[str, Any]
 
 
 class _Fusion:
@@ -208,8 +210,11 @@ class _Fusion:
             factors.a, b, terms["scale"], a_zero, b_zero, terms.get("bias"), terms.get("offset"),
             zero,
         )  # fmt: skip
-        attrs = {**factors.attrs, **BOUNDS, "low": chain.low, "high": chain.high}
-        return [*before, Node(last.name, factors.op, inputs, (value,), attrs)]
+        bounds = {
+            "min_value": None if chain.low == -math.inf else chain.low,
+            "max_value": None if chain.high == math.inf else chain.high,
+        }
+        return [*before, Node(last.name, factors.op, inputs, (value,), factors.attrs | bounds)]
 
     def first_zero(self, name: str | None) -> str | None:
         """The first factor's zero point: one element is a scalar."""

@@ -153,6 +153,7 @@ class Chain:
             self.scale = self.scale * factor.astype(np.float64)
             self.offset = None if self.offset is None else self.offset * factor
             return True
+        assert self.value is not None
         spec, mine = self.known.graph.specs[other], self.known.graph.specs[self.value]
         plain = self.runtime is None and self.offset is None and bool((self.scale == 1).all())
         one = spec.rank <= mine.rank and spec.size == 1
@@ -182,7 +183,7 @@ class Chain:
         if not self.real or self.runtime is not None or scale is None or zero is None:
             return False
         good = scale.size == 1 and float(scale.reshape(())) > 0 and specs[zero].dtype in BYTES
-        if not good or self.known(zero) is None or specs[node.inputs[0]].dtype != "float32":
+        if not good or self.known(zero) is None or specs[self.value].dtype != "float32":
             return False
         step = float(scale.reshape(()))
         self.scale = self.scale / step
