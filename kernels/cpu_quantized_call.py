@@ -147,6 +147,12 @@ def bounded(call: OpCall) -> bool:
     return any(call.attrs.get(name) is not None for name in BOUNDS)
 
 
+def bound_slots(call: OpCall) -> dict[str, Argument]:
+    """The bounds as arguments, infinite where there are none."""
+    low, high = ends(*(call.attrs.get(name) for name in BOUNDS))
+    return {"low": Scalar(np.float64(low)), "high": Scalar(np.float64(high))}
+
+
 def product_step(
     call: OpCall,
     form: Form,
@@ -158,8 +164,7 @@ def product_step(
     """The call of a product; ``shape`` are the problems and the operations of one result."""
     problems, terms = shape
     slots = dict(operands.slots)
-    low, high = ends(*(call.attrs.get(name) for name in BOUNDS))
-    slots |= {"low": Scalar(np.float64(low)), "high": Scalar(np.float64(high))}
+    slots |= bound_slots(call)
     tile = form.unit.rows
     tiles = -(-numbers["row_count"] // tile)
     items = problems * numbers["panel_count"]

@@ -45,7 +45,8 @@ SLACK = 1024
 """Bytes behind the packed images that tiles may read."""
 
 
-def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a candidate's guard
+def fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a candidate's guard
+    """Why a convolution is none that products of bytes take, or None."""
     attrs = call.attrs
     if attrs["input_layout"] != "nchw" or attrs["filter_layout"] != "oihw":
         return f"layouts {attrs['input_layout']} and {attrs['filter_layout']}, not nchw and oihw"
@@ -55,7 +56,7 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a c
 def _tiles_fit(call: OpCall, device: DeviceInfo) -> str | None:
     if tile_unit() is None:
         return Refusal("this processor has no tile registers", Cause.LIBRARY)
-    return _fits(call, device)
+    return fits(call, device)
 
 
 @kernel("cpu.quantized_conv2d.tiles", "quantized_conv2d", ("cpu",), when=_tiles_fit, rank=10)
@@ -67,8 +68,8 @@ def lower_tiles(call: OpCall, device: DeviceInfo) -> Lowered:
     return lowered(call, device.compute_units, unit)
 
 
-@kernel("cpu.quantized_conv2d.vectors", "quantized_conv2d", ("cpu",), when=_fits, rank=15)
-@kernel("cpu.quantized_conv2d.vectors", "conv_integer", ("cpu",), when=_fits, rank=15)
+@kernel("cpu.quantized_conv2d.vectors", "quantized_conv2d", ("cpu",), when=fits, rank=15)
+@kernel("cpu.quantized_conv2d.vectors", "conv_integer", ("cpu",), when=fits, rank=15)
 def lower_vectors(call: OpCall, device: DeviceInfo) -> Lowered:
     """Lower a convolution to packing and a product in vector registers."""
     return lowered(call, device.compute_units, vector_unit())

@@ -66,13 +66,14 @@ class Parameters:
 
 
 class Epilogue:
-    """Appends the epilogue to a kernel."""
+    """Appends the epilogue to a kernel; its bounds are words ``bounds_at`` and the next."""
 
-    def __init__(self, code: Code, unit: Unit, terms: Terms, words: Words) -> None:
+    def __init__(self, code: Code, unit: Unit, terms: Terms, words: Words, bounds_at: int) -> None:
         self.code = code
         self.unit = unit
         self.terms = terms
         self.w = words
+        self.bounds_at = bounds_at
         self.vector = Vector(code, unit.lanes)
         self.bits = f"<{unit.lanes} x i1>"
 
@@ -92,7 +93,7 @@ class Epilogue:
         scalar, code = Vector(self.code, 1), self.code
         given = [
             Value(code.let(f"fptrunc double {code.number(at)} to float"), "float32")
-            for at in (12, 13)
+            for at in (self.bounds_at, self.bounds_at + 1)
         ]
         if self.terms.output in LIMITS:
             zero = scalar.convert(self.out_zero, "float32")
@@ -202,8 +203,11 @@ class Epilogue:
                 total = code.let(f"load {kind}, ptr {code.at(at, kind, j)}, align 16")
                 values.append(self.finished(total, parameters))
             line = code.add(out, code.mul(code.add(row, rows.index), w["out_stride"]))
-            target = code.at(w["out"], LLVM_TYPES[self.terms.output], line)
-            self.store(values, target, mask, count)
+            self.store(values, self.at(line), mask, count)
+
+    def at(self, index: str) -> str:
+        """Address of an element of the result."""
+        return self.code.at(self.w["out"], LLVM_TYPES[self.terms.output], index)
 
     def finished(self, total: str, parameters: Parameters) -> Value:
         """A vector of results in the result's type, a quantised one as int32."""

@@ -91,7 +91,7 @@ class ProductWriter:
         self.w = Words(code, WORDS, POINTERS)
         self.kind = self.dots.kind
         self.sums = code.stack("i32", form.unit.rows * form.unit.vectors * form.unit.lanes)
-        self.epilogue = Epilogue(code, form.unit, form.terms, self.w)
+        self.epilogue = Epilogue(code, form.unit, form.terms, self.w, WORDS.index("low"))
 
     def write(self) -> None:
         """Append the function: an item is a panel of a problem and a part of the rows."""

@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.cpu_llvm import host_features
 from crossdock.devices.program import Lowered
-from crossdock.kernels import cpu_quantized_conv, cpu_quantized_matmul, table
+from crossdock.kernels import (
+    cpu_quantized_conv,
+    cpu_quantized_depthwise,
+    cpu_quantized_matmul,
+    table,
+)
 from crossdock.kernels.cpu_dots import Unit, tile_unit, vector_unit
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime.tensor import Array
@@ -102,6 +107,30 @@ def test_convolution_is_exact(unit: str, types: tuple[str, str]) -> None:
         groups = attrs.get("groups", 1)
         x, w = full(rng, (2, 14, 9, 21), types[0]), full(rng, (18, 14 // groups, 3, 3), types[1])
         check("quantized_conv2d", operands(rng, x, w, 18, output), attrs, UNITS[unit])
+
+
+@pytest.mark.parametrize("unit", [name for name, unit in UNITS.items() if unit.rows < 16])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_depthwise_is_exact(unit: str, dtype: str) -> None:
+    rng = np.random.default_rng(10)
+    for output, attrs, channels, window in (
+        ("uint8", {"padding": [1, 1, 1, 1]}, 6, (3, 3)),
+        ("int8", {"padding": [1, 0, 2, 1], "strides": [2, 2]}, 12, (3, 5)),
+        ("float32", {"strides": [1, 2]}, 6, (2, 1)),
+    ):
+        x, w = full(rng, (2, 6, 9, 37), dtype), full(rng, (channels, 1, *window), "int8")
+        arrays = operands(rng, x, w, channels, output)
+        arrays[4] = None
+        call = cpu_run.call_of("quantized_conv2d", arrays, attrs | {"groups": 6}, range(1, 8))
+        want = table.op(call.op).run(np, *arrays, **call.attrs)
+
+        def lower(given: OpCall, device: DeviceInfo) -> Lowered:
+            return cpu_quantized_depthwise.lowered(given, UNITS[unit])
+
+        kernel = Kernel("unit", call.op, frozenset({"cpu"}), lambda *_: None, lower)
+        (got,) = cpu_run.execute(kernel, call, arrays, 2)
+        np.testing.assert_array_equal(got, want)
+        cpu_run.candidate(call, "cpu.quantized_conv2d.depthwise")
 
 
 @pytest.mark.parametrize("unit", UNITS)
