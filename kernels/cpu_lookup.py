@@ -23,7 +23,7 @@ from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
 BYTES = ("uint8", "int8")
 WORDS = ("out", "in", "table")
-GRAIN = 1 << 17
+GRAIN = 1 << 18
 LANES = 64
 ENTRIES = 256
 

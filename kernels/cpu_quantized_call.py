@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from crossdock.devices.program import Argument, In, NativeCall, Pack, Packed, Scalar, Slot
-from crossdock.kernels.cpu_dots import Unit
+from crossdock.kernels.cpu_dots import TILES, Unit
 from crossdock.kernels.cpu_ir import compiled
 from crossdock.kernels.cpu_quantized_epilogue import EACH, NONE, ONE
 from crossdock.kernels.cpu_quantized_product import PANEL_WORDS, WORDS, Form, ProductWriter
@@ -30,8 +30,8 @@ from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime.tensor import Array, TensorSpec
 
-GRAIN_OPS = 1e7
-"""Operations that are worth handing to another thread."""
+GRAIN_OPS, GRAIN_TILE_OPS = 1e7, 4e7
+"""Operations that are worth handing to another thread; tile registers do them faster."""
 
 Made = Callable[[], Array]
 
@@ -180,7 +180,7 @@ def product_step(
         address=compiled(f"bytes {form}", lambda code: ProductWriter(code, form).write()),
         args=words(WORDS, slots, numbers),
         extent=items * parts,
-        grain=max(1, int(GRAIN_OPS / cost)),
+        grain=max(1, int((GRAIN_TILE_OPS if form.unit.name == TILES else GRAIN_OPS) / cost)),
     )
 
 

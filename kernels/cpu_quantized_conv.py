@@ -38,7 +38,7 @@ from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import Array, TensorSpec
 
-GRAIN_BYTES = 64 << 10
+GRAIN_BYTES = 256 << 10
 LINE = 64
 """Bytes of a cache line."""
 SLACK = 1024

@@ -109,7 +109,8 @@ def lowered(call: OpCall, unit: Unit) -> Lowered:
     terms = Terms(True, image.dtype, 128 if signed else 0, *kinds, out.dtype, bounded=bounded(call))
     (sh, sw), (outputs, _, kh, kw) = call.attrs["strides"], filters.dims
     form = Form(unit, sw, kh, kw, signed, terms)
-    operands.slots |= {"out": Out(0), "in": In(0)} | bound_slots(call)
+    operands.slots |= {"out": Out(0), "in": In(0)}
+    operands.slots |= bound_slots(call)
     operands.pack("weights", lambda: pack_weights(form, weights.parts()[0]))
     rows, pitch = _plane(call)
     numbers = {
