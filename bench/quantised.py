@@ -79,12 +79,8 @@ def quantised_static(model: Any, form: str, folder: Path) -> bytes:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(folded)
     session = ort.InferenceSession(str(plain), options, providers=["CPUExecutionProvider"])
-    inputs = {i.name: [int(d) for d in i.shape] for i in session.get_inputs()}
     rng = np.random.default_rng(1)
-    feeds = (
-        {name: rng.standard_normal(dims, np.float32) for name, dims in inputs.items()}
-        for _ in range(IMAGES)
-    )
+    feeds = ({i.name: _drawn(rng, i) for i in session.get_inputs()} for _ in range(IMAGES))
     quantization.quantize_static(
         str(folded),
         str(made),
@@ -98,6 +94,14 @@ def quantised_static(model: Any, form: str, folder: Path) -> bytes:
         weight_type=quantization.QuantType.QInt8,
     )
     return made.read_bytes()
+
+
+def _drawn(rng: np.random.Generator, value: Any) -> Array:
+    """Random numbers for an input, or random words."""
+    dims = [int(d) for d in value.shape]
+    if value.type == "tensor(int64)":
+        return rng.integers(0, WORDS, dims)
+    return rng.standard_normal(dims, np.float32)
 
 
 def quantised(name: str, form: str) -> bytes:

@@ -126,6 +126,8 @@ class _Fusion:
         left, right = (self.bytes_of(v) for v in node.inputs[:2])
         if left is None or right is None or left.scale.size != 1:
             return None
+        if self.known(right.value) is None:
+            return None  # products of two activations are quicker in floats
         spec = self.specs[right.value]
         scale = along(right.scale, spec.rank, -1, spec.dims[-1])
         if scale is None:

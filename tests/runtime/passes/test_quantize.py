@@ -290,6 +290,18 @@ def test_a_sum_of_bytes_is_one_op() -> None:
     assert ops(fuse_elementwise(expand_quantize(graph))) == ["fused"]
 
 
+def test_a_function_of_bytes_stays_by_itself() -> None:
+    b = builder()
+    x, y = (b.input(name, (1, 3, 4, 4), "uint8") for name in "xy")
+    root = real(b, bytes_of(b, b.erf(real(b, x, 0.02, 100)), 0.01, 100, "uint8"), 0.01, 100)
+    total = bytes_of(b, b.mul(root, real(b, y, 0.2, 3)), 0.15, 0, "uint8")
+    graph = fuse_elementwise(expand_quantize(b.build({"z": total})))
+    assert [len(node.inputs) for node in graph.nodes if node.op == "fused"][-1] > 2
+    bytes_ = [node for node in graph.nodes if graph.specs[node.outputs[0]].dtype == "uint8"]
+    assert [len([v for v in node.inputs if v in "xy"]) for node in bytes_] == [1, 1]
+    assert bytes_[0].outputs[0] in bytes_[1].inputs
+
+
 def test_scales_by_blocks_stay() -> None:
     b = builder()
     x = b.input("x", (4, 6), "uint8")
