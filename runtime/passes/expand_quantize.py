@@ -1,7 +1,8 @@
 """Write quantisation and dequantisation as elementwise ops, which fuse with what is around them.
 
 Scales are float32, one for all or in a shape that broadcasts (none by blocks). The steps are those
-that the operator is defined by: in float32, halves to even.
+that the operator is defined by: in float32, halves to even. Every elementwise op gets a
+dequantisation of its own: to read bytes again costs less than to store floats.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from crossdock.kernels import table
 from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.passes.prune import prune
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
 OPS = frozenset({"quantize_linear", "dequantize_linear"})
@@ -25,6 +28,10 @@ def expand_quantize(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
     return _Expansion(graph, keep).run()
 
 
+def _elementwise(node: Node) -> bool:
+    return node.op == "quantize_linear" or table.op(node.op).expression(node.attrs) is not None
+
+
 class _Expansion:
     """One run of the pass over a graph."""
 
@@ -35,19 +42,37 @@ class _Expansion:
         self.specs = dict(graph.specs)
         self.names = {node.name for node in graph.nodes}
         self.nodes: list[Node] = []
+        self.own: dict[str, Node] = {}  # by value: the dequantisation, made again for each reader
 
     def run(self) -> Graph:
         """Each node in order."""
         for node in self.graph.nodes:
+            node = self.reading(node)
             if node.op not in OPS or node.name in self.keep or not self.plain(node):
                 self.nodes.append(node)
             elif node.op == "quantize_linear":
                 self.quantize(node)
             else:
                 self.dequantize(node)
-        return replace(
-            self.graph, nodes=tuple(self.nodes), constants=self.constants, specs=self.specs
-        )
+        nodes = tuple(self.nodes)
+        return prune(replace(self.graph, nodes=nodes, constants=self.constants, specs=self.specs))
+
+    def reading(self, node: Node) -> Node:
+        """The node with dequantised operands of its own, where it is elementwise."""
+        mine = [v for v in dict.fromkeys(node.operands) if v in self.own]
+        if not mine or node.name in self.keep or not _elementwise(node):
+            return node
+        instead: dict[str, str] = {}
+        for value in mine:
+            source = self.own[value]
+            made = self.fresh(f"{value}.again", self.specs)
+            self.specs[made] = self.specs[value]
+            name = self.fresh(f"{source.name}.again", self.names)
+            self.names.add(name)
+            self.dequantize(Node(name, source.op, source.inputs, (made,), {}))
+            instead[value] = made
+        inputs = tuple(None if v is None else instead.get(v, v) for v in node.inputs)
+        return replace(node, inputs=inputs)
 
     def plain(self, node: Node) -> bool:
         """Whether the scale is float32 and broadcasts, and the integers are bytes."""
@@ -75,6 +100,8 @@ class _Expansion:
         wide = self.step(node, "cast", (x,), {"data_type": "float32"})
         moved = self.step(node, "sub", (wide, self.real(node, zero)))
         self.nodes.append(Node(node.name, "mul", (moved, scale), node.outputs, {}))
+        if x not in self.constants:
+            self.own[node.outputs[0]] = node
 
     def real(self, node: Node, zero: str) -> str:
         """The zero point in float32."""

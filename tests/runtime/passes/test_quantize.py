@@ -302,6 +302,19 @@ def test_a_function_of_bytes_stays_by_itself() -> None:
     assert bytes_[0].outputs[0] in bytes_[1].inputs
 
 
+def test_every_reader_dequantises_bytes_itself() -> None:
+    b = builder()
+    x = b.input("x", (1, 3, 4, 4), "uint8")
+    wide = real(b, x, 0.1, 7)
+    graph = b.build({"y": b.mul(wide, b.erf(wide)), "z": b.softmax(wide, 1)})
+    plain = fuse_elementwise(expand_quantize(graph))
+    assert sorted(ops(plain)) == ["fused", "fused", "softmax"]
+    feeds = {"x": drawn((1, 3, 4, 4), "uint8")}
+    got, want = evaluate(plain, feeds), evaluate(graph, feeds)
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-6)
+
+
 def test_scales_by_blocks_stay() -> None:
     b = builder()
     x = b.input("x", (4, 6), "uint8")
