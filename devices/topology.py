@@ -60,19 +60,37 @@ def cpu_model() -> str:
 
 
 @functools.cache
-def _affinity() -> int:
-    """Processors in the affinity mask when this was first asked.
+def cpu_features() -> str:
+    """The processor's maker, model and instruction sets, as the system names them.
+
+    Empty where the system does not tell them.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        return ""
+    told = dict(line.partition(":")[::2] for line in text.splitlines())
+    found = {name.strip(): value.strip() for name, value in told.items()}
+    if not found.get("flags"):
+        return ""
+    names = ("vendor_id", "cpu family", "model", "stepping", "flags")
+    return "|".join(found.get(name, "") for name in names)
+
+
+@functools.cache
+def processors() -> frozenset[int]:
+    """Numbers of the processors in the affinity mask when this was first asked.
 
     A thread that pins itself later, so that devices get cores of their own, takes none away.
     """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
 
 
 def cpu_count() -> int:
     """Processors this process may use: its affinity mask, cut by a container's quota."""
-    allowed = _affinity()
+    allowed = len(processors())
     quota = _cpu_quota()
     return allowed if quota is None else max(1, min(allowed, int(quota + 0.5)))
 

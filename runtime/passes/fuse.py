@@ -50,9 +50,8 @@ def fuse_elementwise(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
             if len(producer.nodes) + len(group.nodes) > MAX_STEPS:
                 continue
             joined = group.behind(producer, value)
-            if _of_bytes(graph, producer) and not _of_bytes(graph, joined):
-                continue
-            if len(joined.inputs) <= MAX_INPUTS:
+            apart = _of_bytes(graph, producer) and not _of_bytes(graph, joined)
+            if len(joined.inputs) <= MAX_INPUTS and not apart:
                 group = joined
                 absorbed.add(value)
         groups[node.outputs[0]] = group
