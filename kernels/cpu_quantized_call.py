@@ -138,7 +138,7 @@ class Operands:
     def slot(self, name: str) -> Slot:
         """Where an operand lies."""
         found = self.slots[name]
-        assert not isinstance(found, Scalar)
+        assert isinstance(found, Slot)
         return found
 
 
