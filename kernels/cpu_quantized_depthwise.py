@@ -42,17 +42,22 @@ FLIP = -0x80
 
 @dataclass(frozen=True)
 class Form:
-    """What is compiled: the unit, the stride along rows, the window, what follows."""
+    """What is compiled: the unit, the stride along rows, the window, what follows.
+
+    ``lanes``: bytes of a row that are copied at once, no more than it has.
+    """
 
     unit: Unit
     stride: int
     kh: int
     kw: int
     signed: bool
+    lanes: int
     terms: Terms
 
     def __str__(self) -> str:
-        return f"{self.unit} {self.stride} {self.kh}x{self.kw} {self.signed:d} {self.terms}"
+        window = f"{self.stride} {self.kh}x{self.kw} {self.lanes}"
+        return f"{self.unit} {window} {self.signed:d} {self.terms}"
 
     @property
     def quads(self) -> int:
@@ -108,7 +113,8 @@ def lowered(call: OpCall, unit: Unit) -> Lowered:
     signed = image.dtype == "int8"
     terms = Terms(True, image.dtype, 128 if signed else 0, *kinds, out.dtype, bounded=bounded(call))
     (sh, sw), (outputs, _, kh, kw) = call.attrs["strides"], filters.dims
-    form = Form(unit, sw, kh, kw, signed, terms)
+    lanes = min(4 * unit.lanes, 1 << (image.dims[3].bit_length() - 1))
+    form = Form(unit, sw, kh, kw, signed, lanes, terms)
     operands.slots |= {"out": Out(0), "in": In(0)}
     operands.slots |= bound_slots(call)
     operands.pack("weights", lambda: pack_weights(form, weights.parts()[0]))
@@ -206,26 +212,26 @@ class Writer:
         byte = code.load("i8", w["zero"])
         size = code.mul(w["rows"], w["pitch"])
         fill = self.flipped(Vector(code, 1), byte)
-        for lanes, start, stop in self.spans(size):
-            v = Vector(code, lanes)
-            wide = fill if lanes == 1 else self.spread(v, fill)
-            with code.loop(start, stop, lanes) as loop:
-                at = code.at(self.plane, "i8", loop.index)
-                code.do(f"store {v.type('i8')} {wide}, ptr {at}, align 1")
-        spans = self.spans(w["width"])
+        v = Vector(code, 4 * self.form.unit.lanes)
+        wide = self.spread(v, fill)
+        with code.loop(0, size, v.lanes) as loop:
+            at = code.at(self.plane, "i8", loop.index)
+            code.do(f"store {v.type('i8')} {wide}, ptr {at}, align 1")
         inner = code.add(code.mul(w["top"], w["pitch"]), w["left"])
         with code.loop(0, w["height"]) as rows:
             source = code.at(image, "i8", code.mul(rows.index, w["width"]))
             offset = code.add(inner, code.mul(rows.index, w["pitch"]))
             target = code.at(self.plane, "i8", offset)
-            for lanes, start, stop in spans:
-                v = Vector(code, lanes)
-                with code.loop(start, stop, lanes) as loop:
-                    at = code.at(source, "i8", loop.index)
-                    cells = code.let(f"load {v.type('i8')}, ptr {at}, align 1")
-                    at = code.at(target, "i8", loop.index)
-                    held = self.flipped(v, cells)
-                    code.do(f"store {v.type('i8')} {held}, ptr {at}, align 1")
+            v = Vector(code, self.form.lanes)
+            with code.loop(0, w["width"], v.lanes) as loop:
+                # The last vector begins earlier, over pixels that are copied already.
+                column = code.least(loop.index, code.sub(w["width"], v.lanes))
+                cells = code.let(
+                    f"load {v.type('i8')}, ptr {code.at(source, 'i8', column)}, align 1"
+                )
+                held = self.flipped(v, cells)
+                at = code.at(target, "i8", column)
+                code.do(f"store {v.type('i8')} {held}, ptr {at}, align 1")
 
     def spread(self, v: Vector, byte: str) -> str:
         """A byte in every lane."""
@@ -240,12 +246,3 @@ class Writer:
         if not self.form.signed:
             return cells
         return self.code.let(f"xor {v.type('i8')} {cells}, {v.const('int8', FLIP).name}")
-
-    def spans(self, count: str) -> list[tuple[int, str, str]]:
-        """Lanes, first and last of vectors and of what is left: fewer lanes, then one by one."""
-        spans, start = [], "0"
-        for lanes in (4 * self.form.unit.lanes, 8, 1):
-            whole = self.code.let(f"and i64 {count}, -{lanes}")
-            spans.append((lanes, start, whole))
-            start = whole
-        return spans

@@ -28,10 +28,13 @@ GRAIN_BYTES = 64 << 10
 
 @dataclass(frozen=True)
 class Form:
-    """What is compiled: the sign of the bytes, lanes, the stride along rows (1 or 2), the width."""
+    """What is compiled: the sign of the bytes, the stride along rows (1 or 2), the width.
+
+    ``lanes`` are those of vectors of columns of the image and of the result: no more than it has.
+    """
 
     signed: bool
-    lanes: int
+    lanes: tuple[int, int]
     stride: int
     kw: int
 
@@ -60,10 +63,8 @@ def lower_max(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - th
     attrs, image, out = call.attrs, call.inputs[0], call.outputs[0]
     assert image is not None
     batch, channels, height, width = image.dims
-    form = Form(
-        image.dtype == "int8", 4 * register_lanes(), attrs["strides"][1],
-        attrs["window_dimensions"][1],
-    )  # fmt: skip
+    lanes = fitting_lanes(width), fitting_lanes(out.dims[3])
+    form = Form(image.dtype == "int8", lanes, attrs["strides"][1], attrs["window_dimensions"][1])
     numbers = {
         "height": height, "width": width, "out_height": out.dims[2], "out_width": out.dims[3],
         "top": attrs["padding"][0], "left": attrs["padding"][2], "stride": attrs["strides"][0],
@@ -80,15 +81,20 @@ def lower_max(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - th
     return Lowered((step,))
 
 
+def fitting_lanes(columns: int) -> int:
+    """Bytes of a vector: a power of two, no more than there are columns."""
+    return min(4 * register_lanes(), 1 << (columns.bit_length() - 1))
+
+
 class Writer:
     """Writes the kernel of one form."""
 
     def __init__(self, code: Code, form: Form) -> None:
         self.code = code
         self.form = form
-        self.vector = Vector(code, form.lanes)
+        self.vector = Vector(code, 4 * register_lanes())
         self.w = Words(code, WORDS, 2)
-        self.line = code.stack("i8", LINE + 4 * form.lanes)
+        self.line = code.stack("i8", LINE + 4 * self.vector.lanes)
         self.lowest = -128 if form.signed else 0
 
     def write(self) -> None:
@@ -96,7 +102,7 @@ class Writer:
         code, w = self.code, self.w
         kind = self.vector.type("i8")
         lowest = self.vector.const("int8", self.lowest).name
-        with code.loop(0, LINE, self.form.lanes) as loop:
+        with code.loop(0, LINE, self.vector.lanes) as loop:
             code.do(f"store {kind} {lowest}, ptr {code.at(self.line, 'i8', loop.index)}, align 1")
         inner = code.at(self.line, "i8", w["left"])
         with code.loop("%begin", "%end") as planes:
@@ -109,22 +115,15 @@ class Writer:
                 y = code.sub(code.mul(rows.index, w["stride"]), w["top"])
                 low = code.greatest(y, 0)
                 high = code.least(code.add(y, w["kh"]), w["height"])
-                for lanes, start, stop in self.spans(w["width"]):
-                    with code.loop(start, stop, lanes) as columns:
-                        self.down(lanes, image, (low, high), columns.index, inner)
+                wide, narrow = self.form.lanes
+                with code.loop(0, w["width"], wide) as columns:
+                    # The last vector begins earlier, over columns that are done already.
+                    column = code.least(columns.index, code.sub(w["width"], wide))
+                    self.down(wide, image, (low, high), column, inner)
                 target = code.at(out, "i8", code.mul(rows.index, w["out_width"]))
-                for lanes, start, stop in self.spans(w["out_width"]):
-                    with code.loop(start, stop, lanes) as columns:
-                        self.across(lanes, columns.index, target)
-
-    def spans(self, count: str) -> list[tuple[int, str, str]]:
-        """Lanes, first and last of vectors and of what is left: fewer lanes, then one by one."""
-        spans, start = [], "0"
-        for lanes in (self.form.lanes, 8, 1):
-            whole = self.code.let(f"and i64 {count}, -{lanes}")
-            spans.append((lanes, start, whole))
-            start = whole
-        return spans
+                with code.loop(0, w["out_width"], narrow) as columns:
+                    column = code.least(columns.index, code.sub(w["out_width"], narrow))
+                    self.across(narrow, column, target)
 
     def larger(self, v: Vector, a: str, b: str) -> str:
         """The larger of two."""
