@@ -37,6 +37,7 @@ FAMILIES = (
     "ops_attention",
     "ops_conv",
     "ops_integer",
+    "ops_quantized",
     "ops_pool",
     "ops_normalization",
     "ops_quantize",
