@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from crossdock.devices.base import DeviceInfo
     from crossdock.devices.machine import Machine
     from crossdock.devices.probe import probe
-    from crossdock.devices.registry import devices
+    from crossdock.devices.registry import devices, rescan
     from crossdock.runtime.builder import GraphBuilder, Operand
     from crossdock.runtime.calibrate import calibrate
     from crossdock.runtime.fallback import Fallback
     from crossdock.runtime.graph import Graph
     from crossdock.runtime.limits import Limits
-    from crossdock.runtime.loaders import load, load_tensors
+    from crossdock.runtime.loaders import load
+    from crossdock.runtime.loaders.tensors import load_tensors
     from crossdock.runtime.onnx_backend import onnx_backend
     from crossdock.runtime.plan import Constraints, Plan
     from crossdock.runtime.receipt import Receipt
@@ -47,9 +48,10 @@ _WHERE = {
     "calibrate": "crossdock.runtime.calibrate",
     "compile": "crossdock.runtime.session",
     "load": "crossdock.runtime.loaders",
-    "load_tensors": "crossdock.runtime.loaders",
+    "load_tensors": "crossdock.runtime.loaders.tensors",
     "onnx_backend": "crossdock.runtime.onnx_backend",
     "probe": "crossdock.devices.probe",
+    "rescan": "crossdock.devices.registry",
 }
 
 __all__ = [
@@ -74,6 +76,7 @@ __all__ = [
     "load_tensors",
     "onnx_backend",
     "probe",
+    "rescan",
     "scheduler",
 ]
 

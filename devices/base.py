@@ -140,6 +140,9 @@ class CommandBuffer(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    def stop(self, on: bool) -> None:  # noqa: B027 - most devices cannot; a switch
+        """Make an execution that nobody waits for end early, where it can, or run whole again."""
+
 
 @dataclass
 class Span:
@@ -173,6 +176,14 @@ class Queue(ABC):
         """``execute(commands)``, with what it looks up each time looked up beforehand."""
         return partial(self.execute, commands)
 
+    def brief(self, commands: CommandBuffer) -> Callable[[], object] | None:  # noqa: ARG002
+        """``prepared`` for commands that take some microseconds; None where there is none better.
+
+        It may keep the interpreter lock: threads that let it go at every step of such work mostly
+        wait to get it back.
+        """
+        return None
+
     @abstractmethod
     def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> Event | None:
         """Copy a C-contiguous host array into a buffer; ``source`` must live until the event."""
@@ -195,6 +206,8 @@ class Device(ABC):
     info: DeviceInfo
     queues: Mapping[str, Queue]  # "compute", "upload", "download"; may be the same object
     gauge: Gauge  # of the device's memory
+    gone: str = ""
+    """Why the device is lost; from then on nothing of it is called, and its buffers are void."""
     submits_at_once: bool = False
     """Its queues take commands from any thread without waiting for work or copying data."""
 

@@ -36,7 +36,15 @@ from crossdock.devices.cpu_blas import blas
 from crossdock.devices.cpu_native import HelperPool, NativeProgram, NativeRow
 from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes, is_aligned
 from crossdock.devices.pace import Pace
-from crossdock.devices.program import ArrayCall, NativeCall, Scalar, Slot, Step
+from crossdock.devices.program import (
+    Argument,
+    ArrayCall,
+    Function,
+    NativeCall,
+    Scalar,
+    Slot,
+    Step,
+)
 from crossdock.runtime.errors import CompileError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec
 
@@ -151,6 +159,12 @@ class CpuCommands(CommandBuffer):
     def __len__(self) -> int:
         return len(self._steps)
 
+    def stop(self, on: bool) -> None:
+        """End native steps before the next one."""
+        for part in self.parts:
+            if part.program is not None:
+                part.program.stop(on)
+
 
 def _parts(
     steps: Sequence[CpuStep], program: Callable[[list[NativeRow]], NativeProgram]
@@ -196,11 +210,19 @@ class CpuQueue(Queue):
 
     def prepared(self, commands: CommandBuffer) -> Callable[[], object]:
         """The one call of a native program, where that is all there is to do."""
+        part = self._whole(commands)
+        return super().prepared(commands) if part is None else part.call
+
+    def brief(self, commands: CommandBuffer) -> Callable[[], object] | None:
+        """The same call with the interpreter lock kept, where no helper takes part."""
+        part = self._whole(commands)
+        return None if part is None or part.program is None else part.program.brief
+
+    def _whole(self, commands: CommandBuffer) -> _Part | None:
+        """The one native program that is all there is to do."""
         assert isinstance(commands, CpuCommands)
         plain = not commands.quiet and (self.device.library is None or not commands.blas)
-        if plain and len(commands.calls) == 1:
-            return commands.calls[0]
-        return super().prepared(commands)
+        return commands.parts[0] if plain and len(commands.parts) == 1 else None
 
     def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> None:
         """Copy a C-contiguous array into a buffer."""
@@ -328,15 +350,19 @@ def _array_call(step: ArrayCall, item: Bound) -> Callable[[], None]:
 
 def _row(executable: NativeExecutable, item: Bound) -> NativeRow:
     step = executable.step
-    words = tuple(
-        _scalar_word(arg) if isinstance(arg, Scalar) else _host(item, arg).address()
-        for arg in step.args
-    )
+    words = tuple(_word(item, arg) for arg in step.args)
     keep = tuple(item.buffers.values())
     return NativeRow(executable.address, words, step.extent, step.grain, (step, keep), step.align)
 
 
-def _scalar_word(scalar: Scalar) -> int:
+def _word(item: Bound, arg: Argument) -> int:
+    if isinstance(arg, Scalar):
+        return scalar_word(arg)
+    return arg.address() if isinstance(arg, Function) else _host(item, arg).address()
+
+
+def scalar_word(scalar: Scalar) -> int:
+    """What a number becomes as an argument: its integer value, or the bits of a float64."""
     value = np.asarray(scalar.value)
     if value.dtype.kind == "f":
         return int(np.float64(value).view(np.int64))

@@ -31,13 +31,21 @@ entry:
   %table = load ptr, ptr %call
   %n.at = getelementptr i64, ptr %call, i64 1
   %n = load i64, ptr %n.at
+  %state.at = getelementptr i64, ptr %call, i64 2
+  %state = load ptr, ptr %state.at
+  %stop.at = getelementptr i64, ptr %state, i64 1
   %stamps.at = getelementptr i64, ptr %call, i64 3
   %stamps = load ptr, ptr %stamps.at
   STAMP(0)
-  %none = icmp sle i64 %n, 0
-  br i1 %none, label %done, label %loop
-loop:
+  br label %look
+look:
   %i = phi i64 [0, %entry], [%next, %loop]
+  %stop = load atomic i64, ptr %stop.at monotonic, align 8
+  %go = icmp eq i64 %stop, 0
+  %more = icmp slt i64 %i, %n
+  %on = and i1 %go, %more
+  br i1 %on, label %loop, label %done
+loop:
   %row = mul i64 %i, 5
   %p0 = getelementptr i64, ptr %table, i64 %row
   %p1 = getelementptr i64, ptr %p0, i64 1
@@ -50,8 +58,7 @@ loop:
   call void %fn(ptr %args, i64 0, i64 %extent)
   %next = add i64 %i, 1
   STAMP(%next)
-  %more = icmp slt i64 %next, %n
-  br i1 %more, label %loop, label %done
+  br label %look
 done:
   ret void
 }
@@ -105,7 +112,8 @@ done:
   ret void
 }
 
-; State: word 0 the current step, word 8 the helpers inside, words 16... two counters a step.
+; State: word 0 the current step, word 1 set to stop, word 8 the helpers inside, words 16... two
+; counters a step.
 define void @xd_lead(ptr %call) {
 entry:
   %table = load ptr, ptr %call
@@ -115,6 +123,7 @@ entry:
   %state = load ptr, ptr %state.at
   %stamps.at = getelementptr i64, ptr %call, i64 3
   %stamps = load ptr, ptr %stamps.at
+  %stop.at = getelementptr i64, ptr %state, i64 1
   %inside = getelementptr i64, ptr %state, i64 8
   %counters = getelementptr i64, ptr %state, i64 16
   br label %clear
@@ -136,8 +145,11 @@ open:
   br label %step
 step:
   %i = phi i64 [0, %open], [%next, %advance]
+  %stop = load atomic i64, ptr %stop.at monotonic, align 8
+  %go = icmp eq i64 %stop, 0
   %more = icmp slt i64 %i, %n
-  br i1 %more, label %look, label %close
+  %on = and i1 %go, %more
+  br i1 %on, label %look, label %close
 look:
   %row = mul i64 %i, 5
   %p0 = getelementptr i64, ptr %table, i64 %row
@@ -235,9 +247,14 @@ _PAUSE = {"x86_64": "pause", "amd64": "pause", "aarch64": "yield", "arm64": "yie
 
 @dataclass(frozen=True)
 class Loops:
-    """The compiled loops; each takes the address of a program's four words."""
+    """The compiled loops; each takes the address of a program's four words.
+
+    ``brief`` is ``serial`` for programs that are done sooner than the interpreter lock is let go
+    and taken again: it keeps the lock.
+    """
 
     serial: Any
+    brief: Any
     lead: Any
     help: Any
 
@@ -252,5 +269,7 @@ def loops(timed: bool) -> Loops:
     names = [f"xd_{what}{'_timed' * timed}" for what in ("serial", "lead", "help")]
     for name in names:
         text = text.replace(f"@{name.removesuffix('_timed')}(", f"@{name}(")
-    loop = ctypes.CFUNCTYPE(None)  # no types to convert to: arguments are ctypes' own already
-    return Loops(*(loop(address) for address in compile_ir(text, names)))
+    # No types to convert to: arguments are ctypes' own already.
+    loop, locked = ctypes.CFUNCTYPE(None), ctypes.PYFUNCTYPE(None)
+    serial, lead, help_ = compile_ir(text, names)
+    return Loops(loop(serial), locked(serial), loop(lead), loop(help_))

@@ -40,6 +40,7 @@ class NativeRow:
 
 _ROW = 5  # words in a table row: function, arguments, extent, items a chunk, chunks
 _LINE = 8  # words in a cache line
+_STOP = 1  # word of the state that ends a run
 
 
 def _chunks(row: NativeRow, threads: int) -> tuple[int, int]:
@@ -81,6 +82,10 @@ class NativeProgram:
             functools.partial(self._loops.serial, self._call) if self._pool is None else self._lead
         )
         """Executes all steps in the calling thread."""
+        self.brief: Callable[[], object] | None = (
+            functools.partial(self._loops.brief, self._call) if self._pool is None else None
+        )
+        """The same without letting other Python threads run meanwhile."""
 
     def _call_with(self, stamps: Array | None) -> _Call:
         """What the loops are called with."""
@@ -110,6 +115,10 @@ class NativeProgram:
             run.lead(call)
         seconds: Array = stamps[:, 0] + 1e-9 * stamps[:, 1]
         return seconds
+
+    def stop(self, on: bool) -> None:
+        """Make runs end before their next step, or no more; from any thread."""
+        self._state[_STOP] = on
 
     def help(self) -> None:
         """Take part in a run that another thread leads; returns at once when none is on."""

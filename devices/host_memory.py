@@ -92,7 +92,10 @@ class Budget:
         what = f" for {label}" if label else ""
         return OutOfMemory(
             f"{self.device_id}: {nbytes} bytes wanted{what}, {self.free} free of {self.limit}; "
-            "use smaller inputs, or let other devices take part"
+            "use smaller inputs, or let other devices take part",
+            device=self.device_id,
+            wanted=nbytes,
+            free=self.free,
         )
 
 

@@ -8,19 +8,26 @@ entry names are kind names.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
+import os
 import threading
-from collections.abc import Iterable
-from typing import Any, Protocol, cast
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from crossdock.devices.base import Device, DeviceInfo, Probe
+from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime import settings
-from crossdock.runtime.errors import Error, Unavailable
+from crossdock.runtime.errors import DeviceLost, Error, Unavailable
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "crossdock.devices"
 """Entry-point group of third-party device kinds."""
 
 BUILT_IN = ("cpu", "cuda", "opencl", "sim")
+HOST = "cpu:0"
+FIX = "call crossdock.rescan() once it works again"
 
 
 class DeviceKind(Protocol):
@@ -44,6 +51,8 @@ class DeviceKind(Protocol):
 
 _LOCK = threading.RLock()
 _OPEN: dict[tuple[str, int | None, int | None], Device] = {}
+_LOST: dict[str, str] = {}
+"""Devices that failed for good, and why, by id."""
 
 
 def kind_names() -> list[str]:
@@ -54,10 +63,77 @@ def kind_names() -> list[str]:
 def probe_all(kinds: Iterable[str] | None = None) -> list[Probe]:
     """Probe every kind, or the given ones. Never raises: a kind that fails says why.
 
-    ``CROSSDOCK_DEVICES`` limits what is looked for; the processor is always there.
+    ``CROSSDOCK_DEVICES`` limits what is looked for; the processor is always there. A lost device is
+    not listed.
     """
     wanted = settings.wanted_devices()
-    return [_probe(kind, wanted) for kind in (kind_names() if kinds is None else kinds)]
+    found = [_probe(kind, wanted) for kind in (kind_names() if kinds is None else kinds)]
+    return [_without_lost(probe) for probe in found] if _LOST else found
+
+
+def _without_lost(probe: Probe) -> Probe:
+    gone = [info.id for info in probe.devices if _is_out(info.id)]
+    if not gone:
+        return probe
+    left = tuple(info for info in probe.devices if info.id not in gone)
+    return Probe(probe.kind, left, "; ".join(map(_why_lost, gone)), FIX)
+
+
+def _is_out(device_id: str) -> bool:
+    """Whether a device is lost and of no use; the host's memory always is of use."""
+    return device_id in _LOST and device_id != HOST
+
+
+def _why_lost(device_id: str) -> str:
+    return f"{device_id} was lost ({_LOST[device_id]})"
+
+
+def lose(device_id: str, why: str) -> None:
+    """Count a device as lost: it is not called any more, and not opened until ``rescan``.
+
+    What is open of it is dropped without being closed, which could take for ever. Of the host only
+    the computing is lost: its memory goes on feeding the others.
+    """
+    with _LOCK:
+        _LOST.setdefault(device_id, why)
+        for key in [key for key in _OPEN if key[0] == device_id and device_id != HOST]:
+            _OPEN.pop(key).gone = why
+
+
+def lost() -> Mapping[str, str]:
+    """The devices that are lost, and why, by id; changes as devices are lost and found again."""
+    return _LOST
+
+
+def rescan() -> list[str]:
+    """Let lost devices be opened again, as after a driver was reset; returns their ids.
+
+    Sessions that lost one plan with it again from their next run on.
+    """
+    with _LOCK:
+        found = list(_LOST)
+        _LOST.clear()
+        listeners = list(_LISTENERS)
+    for listener in listeners:
+        listener.rescanned()
+    return found
+
+
+class Listener(Protocol):
+    """Who wants to know that lost devices may be opened again."""
+
+    def rescanned(self) -> None:
+        """Called by ``rescan``, in its thread."""
+        ...
+
+
+_LISTENERS: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def listen(listener: Listener) -> None:
+    """Tell a listener of every ``rescan`` for as long as it lives."""
+    with _LOCK:
+        _LISTENERS.add(listener)
 
 
 def devices() -> list[DeviceInfo]:
@@ -68,16 +144,34 @@ def devices() -> list[DeviceInfo]:
 def open_device(device_id: str, threads: int | None = None, limit: int | None = None) -> Device:
     """Open a device, or return the one already open with these options.
 
-    ``threads`` confines a processor to so many cores; ``limit`` is a budget in bytes. Raises
-    Unavailable with the reason and the fix that the kind's probe gave.
+    ``threads`` confines a processor to so many cores; ``limit`` is a budget in bytes.
+
+    Raises:
+        Unavailable: with the reason and the fix that the kind's probe gave.
+        DeviceLost: it failed before.
+        ExecutionError: this process was forked when devices were open.
     """
     key = (device_id, threads, limit)
+    if JOBS.forked:
+        raise no_more(f"opening {device_id}")
     with _LOCK:
+        if _is_out(device_id):
+            raise DeviceLost(f"{_why_lost(device_id)}; {FIX}", device=device_id)
         found = _OPEN.get(key)
         if found is None:
             found = _open(device_id, {"threads": threads, "limit": limit})
             _OPEN[key] = found
         return found
+
+
+def _forked() -> None:
+    """In a child: what was open before is unusable, and so are locks that a thread held."""
+    if _OPEN:
+        JOBS.fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def close_all() -> None:
@@ -139,5 +233,7 @@ def _kind(name: str) -> DeviceKind:
     return cast(DeviceKind, entry.load())
 
 
-def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+def _entry_points() -> dict[str, EntryPoint]:
+    import importlib.metadata  # takes long to load, and built-in kinds need it not
+
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}

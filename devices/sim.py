@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +106,8 @@ class SimSpec:
 
 
 _SPECS: dict[str, SimSpec] = {}
-_ADOPTED: dict[str, Device] = {}
+_ADOPTED: dict[str, Callable[[], Device]] = {}
+_ADOPTED_INFO: dict[str, DeviceInfo] = {}
 
 
 def register(spec: SimSpec) -> SimSpec:
@@ -118,20 +119,26 @@ def register(spec: SimSpec) -> SimSpec:
     return spec
 
 
-def adopt(device: Device) -> None:
-    """Make an opened device that changes a real one ``sim:NAME``, which is its id already."""
-    _ADOPTED[device.info.id.removeprefix(f"{KIND}:")] = device
+def adopt(device: Device, opened: Callable[[], Device] | None = None) -> None:
+    """Make an opened device that changes a real one ``sim:NAME``, which is its id already.
+
+    ``opened`` gives the device for each opening, where it is not the same one every time.
+    """
+    name = device.info.id.removeprefix(f"{KIND}:")
+    _ADOPTED[name] = opened or (lambda: device)
+    _ADOPTED_INFO[name] = device.info
 
 
 def unregister(name: str) -> None:
     """Forget ``sim:NAME``; devices already open go on."""
     _SPECS.pop(name, None)
     _ADOPTED.pop(name, None)
+    _ADOPTED_INFO.pop(name, None)
 
 
 def probe() -> Probe:
     """List the registered devices."""
-    infos = (*(_info(spec) for spec in _SPECS.values()), *(d.info for d in _ADOPTED.values()))
+    infos = (*(_info(spec) for spec in _SPECS.values()), *_ADOPTED_INFO.values())
     if not infos:
         return Probe(
             KIND, (), "no simulated device is registered", "register one: devices.sim.register"
@@ -148,7 +155,7 @@ def open_device(
     """Open a registered device; ``threads`` means nothing here, ``limit`` is a budget in bytes."""
     name = device_id.partition(":")[2]
     if name in _ADOPTED:
-        return _ADOPTED[name]
+        return _ADOPTED[name]()
     spec = _SPECS.get(name)
     if spec is None:
         there = ", ".join(info.id for info in probe().devices) or "none"

@@ -1,4 +1,4 @@
-"""Exponential, logarithm, hyperbolic tangent and error function as vector code.
+"""Exponentials, logarithm, hyperbolic tangent and error function as vector code.
 
 In float32 they are accurate to about 2 units in the last place; in float64 they are the C
 library's, one lane at a time. The polynomials are minimax fits (Lawson's iteratively reweighted
@@ -21,6 +21,9 @@ LIBM64 = LIBM | {"exp", "log", "tanh", "erf"}
 # (exp(r) - 1 - r) / r^2 for |r| <= ln(2)/2
 _EXP = (0.5, 0.1666666716337204, 0.041666269302368164, 0.008333264850080013,
         0.001394613296724856, 0.00019917894678656012)  # fmt: skip
+# 2^r for |r| <= 1/2
+_EXP2 = (1.0, 0.6931470036506653, 0.24022242426872253, 0.05550733581185341, 0.009671512991189957,
+         0.001326472731307149)  # fmt: skip
 # (log(1 + f) - f + f^2/2) / f^3 for sqrt(1/2) <= 1 + f <= sqrt(2)
 _LOG = (0.3333331346511841, -0.25000008940696716, 0.2000211924314499, -0.1666799634695053,
         0.14219550788402557, -0.12405591458082199, 0.11888174712657928, -0.11675640940666199,
@@ -65,6 +68,18 @@ def exp(v: Vector, x: Value) -> Value:
     half = v.integer("ashr", whole, 1)
     rest = v.code.let(f"sub {v.t('int32')} {whole}, {half}")
     return v.arith("*", v.arith("*", p, _power2(v, half)), _power2(v, rest))
+
+
+def exp2_falling(v: Vector, x: Value) -> Value:
+    """2 to the power of a float32 that is not above 0; 0 where that is below the normal range."""
+    near = v.select(v.compare("<", x, _f(v, -200.0)), _f(v, -200.0), x)
+    shifted = v.arith("+", near, _f(v, 12582912.0))  # 1.5 * 2^23 rounds
+    r = v.arith("-", near, v.arith("-", shifted, _f(v, 12582912.0)))
+    p = v.bitcast(_horner(v, r, _EXP2), "int32").name
+    whole = v.integer("shl", v.bitcast(shifted, "int32").name, 23)
+    raised = v.bitcast(Value(v.code.let(f"add {v.t('int32')} {p}, {whole}"), "int32"), "float32")
+    tiny = v.arith("*", near, _f(v, 0.0))  # 0, or NaN
+    return v.select(v.compare(">=", x, _f(v, -126.0)), raised, tiny)
 
 
 def _power2(v: Vector, n: str) -> Value:

@@ -244,7 +244,8 @@ class StagesWriter:
         """A register tile of the product over all channels."""
         code, w, rows = self.code, self.w, self.form.rows
         zero = self.vector.const("float32", 0.0).name
-        carried = [("ptr", a), ("ptr", b)] + [(self.kind, zero)] * (rows * vectors)
+        far = code.at(a, "float", self.ahead)
+        carried = [("ptr", a), ("ptr", b), ("ptr", far)] + [(self.kind, zero)] * (rows * vectors)
         whole = code.sub(w["channels"], UNROLL - 1)
         with code.loop(0, whole, UNROLL, carried) as main:
             main.next = self.advance(main.values, UNROLL, vectors)
@@ -252,7 +253,7 @@ class StagesWriter:
         again = list(zip([k for k, _ in carried], main.values, strict=True))
         with code.loop(rest, w["channels"], 1, again) as tail:
             tail.next = self.advance(tail.values, 1, vectors)
-        for i, total in enumerate(tail.values[2:]):
+        for i, total in enumerate(tail.values[3:]):
             line = code.at(c, "float", code.mul(w["span"], i // vectors))
             at = code.at(line, "float", i % vectors * self.lanes)
             self.vector.store(Value(total, "float32"), at, "float32")
@@ -262,12 +263,13 @@ class StagesWriter:
 
         Meanwhile the filter of the next tile comes closer.
         """
-        code, v, (a, b, *tile) = self.code, self.vector, values
+        code, v, (a, b, far, *tile) = self.code, self.vector, values
         fetch = code.declare("llvm.prefetch.p0", "void @(ptr, i32, i32, i32)")
+        streams = steps * self.form.rows // LINE
+        for j in range(streams):
+            ahead = code.at(far, "float", code.mul(code.div(self.ahead, streams), j))
+            code.do(f"call void {fetch}(ptr {ahead}, i32 0, i32 2, i32 1)")
         for step in range(steps):
-            if step * self.form.rows % LINE == 0:
-                ahead = code.at(a, "float", code.add(self.ahead, step * self.form.rows))
-                code.do(f"call void {fetch}(ptr {ahead}, i32 0, i32 2, i32 1)")
             columns = [
                 v.load(code.at(b, "float", j * self.lanes), "float32") for j in range(vectors)
             ]
@@ -278,7 +280,7 @@ class StagesWriter:
                     at = r * vectors + j
                     tile[at] = v.fma(columns[j], weight, Value(tile[at], "float32")).name
             b = code.at(b, "float", self.w["span"])
-        return [code.at(a, "float", steps * self.form.rows), b, *tile]
+        return [code.at(a, "float", steps * self.form.rows), b, code.at(far, "float", LINE), *tile]
 
     # --- tiles of the result ---
 

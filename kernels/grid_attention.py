@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Argument, In, Lowered, Out
+from crossdock.kernels.fused_attention import extents_of, result_strides, strides_of
 from crossdock.kernels.grid_common import (
     KINDS,
     MAX_ROWS,
@@ -39,8 +40,10 @@ _ATTENTION = r"""
 KERNEL BLOCK_SIZE(1, 1, 1)
 void attention(CONSTANT float *RESTRICT query, CONSTANT float *RESTRICT key,
                CONSTANT float *RESTRICT value, @BIAS@ GLOBAL float *RESTRICT y,
-               i32 heads, i32 each, i32 length, i32 keys, i32 out_width,
-               float scale, float cap, i32 offset, i32 b0, i32 b1, i32 b2, i32 b3)
+               i32 heads, i32 shared, i32 length, i32 keys, i32 out_width,
+               float scale, float cap, i32 offset, i32 b0, i32 b1, i32 b2, i32 b3,
+               i32 qf, i32 qb, i32 qh, i32 qr, i32 kf, i32 kb, i32 kh, i32 kr,
+               i32 vf, i32 vb, i32 vh, i32 vr, i32 yb, i32 yh, i32 yr)
 {
     LOCAL VEC turned_room[WIDTH * LINE / VW];
     LOCAL VEC score_room[ROWS * LINE / VW];
@@ -50,10 +53,13 @@ void attention(CONSTANT float *RESTRICT query, CONSTANT float *RESTRICT key,
     @ROOM@
     LOCAL_PTR float *turned = (LOCAL_PTR float *)turned_room;
     LOCAL_PTR float *scores = (LOCAL_PTR float *)score_room;
-    const i32 z = GROUP_ID(1), first = GROUP_ID(0) * SPAN, home = z / each;
+    const i32 image = GROUP_ID(1) / heads, head = GROUP_ID(1) % heads;
+    const i32 first = GROUP_ID(0) * SPAN, home = head / (heads / shared);
     const i32 last = length - first < SPAN ? length : first + SPAN;
-    key += home * keys * WIDTH;
-    value += home * keys * out_width;
+    query += qf + image * qb + head * qh;
+    key += kf + image * kb + home * kh;
+    value += vf + image * vb + home * vh;
+    y += image * yb + head * yh;
     for (i32 i = 0; i < SPAN; ++i) {
         tops[i] = -INFINITY;
         totals[i] = 0.0f;
@@ -61,7 +67,7 @@ void attention(CONSTANT float *RESTRICT query, CONSTANT float *RESTRICT key,
     for (i32 k0 = 0; k0 < keys; k0 += CHUNK) {
         const i32 some = keys - k0 < CHUNK ? keys - k0 : CHUNK;
         const i32 filled = (some + 2 * VW - 1) / (2 * VW) * (2 * VW);
-        CONSTANT float *lines = key + k0 * WIDTH;
+        CONSTANT float *lines = key + k0 * kr;
         @TURN@
         @WIDEN@
         for (i32 q0 = first; q0 < last; q0 += ROWS) {
@@ -71,7 +77,7 @@ void attention(CONSTANT float *RESTRICT query, CONSTANT float *RESTRICT key,
             CONSTANT float *from[ROWS];
             float less[ROWS];
             UNROLL for (i32 i = 0; i < ROWS; ++i)
-                from[i] = query + (z * length + q0 + (i < rows ? i : rows - 1)) * WIDTH;
+                from[i] = query + (q0 + (i < rows ? i : rows - 1)) * qr;
             for (i32 j = 0; j < filled; j += 2 * VW) {
                 VEC acc[ROWS][2];
                 UNROLL for (i32 i = 0; i < ROWS; ++i) acc[i][0] = acc[i][1] = VSPLAT(0.0f);
@@ -96,7 +102,7 @@ void attention(CONSTANT float *RESTRICT query, CONSTANT float *RESTRICT key,
 #endif
 #if HAS_BIAS
                 CONSTANT float *added =
-                    bias + z / heads * b0 + z % heads * b1 + (q0 + i) * b2 + k0 * b3;
+                    bias + image * b0 + head * b1 + (q0 + i) * b2 + k0 * b3;
                 for (i32 j = 0; j < some; ++j) row[j] += added[j * b3];
 #endif
 #if CAUSAL
@@ -139,7 +145,7 @@ void attention(CONSTANT float *RESTRICT query, CONSTANT float *RESTRICT key,
                 for (i32 j = 0; j < some; ++j) {
                     VEC v[STRIP];
                     UNROLL for (i32 s = 0; s < STRIP; ++s)
-                        v[s] = VLOAD(VALUES + j * WIDE + e + s * VW);
+                        v[s] = VLOAD(VALUES(j) + e + s * VW);
                     UNROLL for (i32 i = 0; i < ROWS; ++i) {
                         const VEC w = VSPLAT(scores[i * LINE + j]);
                         UNROLL for (i32 s = 0; s < STRIP; ++s)
@@ -154,7 +160,7 @@ void attention(CONSTANT float *RESTRICT query, CONSTANT float *RESTRICT key,
     }
     for (i32 i = 0; i < last - first; ++i) {
         LOCAL_PTR const float *done = (LOCAL_PTR const float *)out_room + i * WIDE;
-        GLOBAL float *to = y + (z * length + first + i) * out_width;
+        GLOBAL float *to = y + (first + i) * yr;
         const float factor = MASKED && totals[i] == 0.0f ? 0.0f : 1.0f / totals[i];
         for (i32 e = 0; e < out_width; ++e) to[e] = done[e] * factor;
     }
@@ -165,9 +171,9 @@ _TURN = r"""
         for (i32 d = 0; d < WIDTH / 4 * 4; d += 4) {
             LOCAL_PTR float *t0 = turned + d * LINE;
             for (i32 j = 0; j + 4 <= some; j += 4) {
-                CONSTANT float *p = lines + j * WIDTH + d;
-                const float4 a = VLOAD4(p) * scale, b = VLOAD4(p + WIDTH) * scale;
-                const float4 c = VLOAD4(p + 2 * WIDTH) * scale, e = VLOAD4(p + 3 * WIDTH) * scale;
+                CONSTANT float *p = lines + j * kr + d;
+                const float4 a = VLOAD4(p) * scale, b = VLOAD4(p + kr) * scale;
+                const float4 c = VLOAD4(p + 2 * kr) * scale, e = VLOAD4(p + 3 * kr) * scale;
                 VSTORE4(t0 + j, (float4)(a.s0, b.s0, c.s0, e.s0));
                 VSTORE4(t0 + LINE + j, (float4)(a.s1, b.s1, c.s1, e.s1));
                 VSTORE4(t0 + 2 * LINE + j, (float4)(a.s2, b.s2, c.s2, e.s2));
@@ -176,7 +182,7 @@ _TURN = r"""
         }
         for (i32 d = 0; d < WIDTH; ++d) {
             const i32 done = d < WIDTH / 4 * 4 ? some / 4 * 4 : 0;
-            for (i32 j = done; j < some; ++j) turned[d * LINE + j] = lines[j * WIDTH + d] * scale;
+            for (i32 j = done; j < some; ++j) turned[d * LINE + j] = lines[j * kr + d] * scale;
             for (i32 j = some; j < filled; ++j) turned[d * LINE + j] = 0.0f;
         }
 """
@@ -184,7 +190,7 @@ _TURN = r"""
 
 _WIDEN = r"""
         for (i32 j = 0; j < some; ++j) {
-            CONSTANT float *line = value + (k0 + j) * out_width;
+            CONSTANT float *line = value + (k0 + j) * vr;
             for (i32 e = 0; e < out_width; ++e) widened[j * WIDE + e] = line[e];
             for (i32 e = out_width; e < WIDE; ++e) widened[j * WIDE + e] = 0.0f;
         }
@@ -207,19 +213,18 @@ class _Tile:
 
     def nbytes(self, call: OpCall, vector: int) -> int:
         """Local memory of an item."""
-        width, out_width = operand(call, 0).dims[3], operand(call, 2).dims[3]
-        line = CHUNK + vector
-        widened = CHUNK * self.wide if out_width < self.wide else 0
-        return 4 * ((width + self.rows) * line + self.span * (self.wide + 2) + widened)
+        sizes, line = extents_of(call), CHUNK + vector
+        widened = CHUNK * self.wide if sizes.out_width < self.wide else 0
+        return 4 * ((sizes.width + self.rows) * line + self.span * (self.wide + 2) + widened)
 
 
 def _tile(call: OpCall, device: DeviceInfo, rows: int) -> _Tile:
-    batch, heads, length, _ = operand(call, 0).dims
-    vector, blocks = vector_width(device), -(-length // rows)
-    wanted = -(-8 * max(1, device.compute_units) // (batch * heads))
+    sizes, vector = extents_of(call), vector_width(device)
+    blocks = -(-sizes.operand(0)[2] // rows)
+    wanted = -(-8 * max(1, device.compute_units) // (sizes.batch * sizes.heads))
     each = max(1, min(MOST // rows, blocks // min(wanted, blocks)))
     each = -(-blocks // -(-blocks // each))
-    return _Tile(rows, each * rows, -(-operand(call, 2).dims[3] // vector) * vector)
+    return _Tile(rows, each * rows, -(-sizes.out_width // vector) * vector)
 
 
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:
@@ -229,8 +234,8 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
         return "for processors"
     if operand(call, 0).dtype != "float32":
         return Refusal("float32 only", Cause.DTYPE)
-    batch, heads = operand(call, 0).dims[:2]
-    if batch * heads > MAX_ROWS:
+    sizes = extents_of(call)
+    if sizes.batch * sizes.heads > MAX_ROWS:
         return Refusal(f"more than {MAX_ROWS} heads", Cause.SIZE)
     needed = max(
         _tile(call, device, n).nbytes(call, vector_width(device)) for n in _heights(device)
@@ -247,26 +252,29 @@ def _heights(device: DeviceInfo) -> tuple[int, int]:
 
 def _lower(call: OpCall, device: DeviceInfo, rows: int) -> Lowered:
     attrs, tile, vector = call.attrs, _tile(call, device, rows), vector_width(device)
-    batch, heads, length, width = operand(call, 0).dims
-    shared, keys = operand(call, 1).dims[1:3]
-    out_width = operand(call, 2).dims[3]
+    sizes = extents_of(call)
+    batch, heads, length, width = sizes.operand(0)
+    keys, out_width = sizes.keys, sizes.out_width
     scale = 1.0 / math.sqrt(width) if attrs["scale"] is None else float(attrs["scale"])
     strides, bias, offset = (0, 0, 0, 0), has(call, 3), attrs["causal_offset"]
     if bias:
         b0, b1, b2, b3 = broadcast_strides(operand(call, 3).dims, (batch, heads, length, keys))
         strides = (b0, b1, b2, b3)
+    places = *(n for at in range(3) for n in strides_of(call, at)), *result_strides(call)
     args: tuple[Argument, ...] = (
         In(0), In(1), In(2), *((In(3),) if bias else ()), Out(0),
-        *i32(heads, heads // shared, length, keys, out_width),
-        *f32(scale, float(attrs["softcap"])), *i32(offset or 0, *strides),
+        *i32(heads, sizes.shared, length, keys, out_width),
+        *f32(scale, float(attrs["softcap"])), *i32(offset or 0, *strides, *places),
     )  # fmt: skip
     capped, masked, whole = bool(attrs["softcap"]), bias or offset is not None, tile.wide
+    hidden = masked and attrs.get("hidden_zero", True)
     known = define(
         ROWS=rows, SPAN=tile.span, CHUNK=CHUNK, LINE=CHUNK + vector, WIDTH=width, WIDE=whole,
         STRIP=2 if whole % (2 * vector) == 0 else 1, CAPPED=int(capped), HAS_BIAS=int(bias),
-        CAUSAL=int(offset is not None), MASKED=int(masked), CHANGED=int(masked or capped),
-        VALUES="widened" if out_width < whole else "(value + k0 * WIDE)",
-    )  # fmt: skip
+        CAUSAL=int(offset is not None), MASKED=int(hidden), CHANGED=int(masked or capped),
+            )  # fmt: skip
+    values = "(widened + (j) * WIDE)" if out_width < whole else "(value + (k0 + (j)) * vr)"
+    known = (*known, ("VALUES(j)", values))
     text = _ATTENTION.replace("@TURN@", _TURN)
     text = text.replace("@WIDEN@", _WIDEN if out_width < whole else "")
     text = text.replace("@ROOM@", "LOCAL float widened[CHUNK * WIDE];" * (out_width < whole))
@@ -278,12 +286,14 @@ def _lower(call: OpCall, device: DeviceInfo, rows: int) -> Lowered:
 
 
 @kernel("grid.attention", "scaled_dot_product_attention", KINDS, when=_fits, rank=15)
+@kernel("grid.attention", "fused_attention", KINDS, when=_fits, rank=15)
 def lower_attention(call: OpCall, device: DeviceInfo) -> Lowered:
     """One launch; blocks of as many queries as the registers hold."""
     return _lower(call, device, _heights(device)[0])
 
 
 @kernel("grid.attention.low", "scaled_dot_product_attention", KINDS, when=_fits, rank=16)
+@kernel("grid.attention.low", "fused_attention", KINDS, when=_fits, rank=16)
 def lower_attention_low(call: OpCall, device: DeviceInfo) -> Lowered:
     """The same in blocks of fewer queries."""
     return _lower(call, device, _heights(device)[1])

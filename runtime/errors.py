@@ -13,11 +13,17 @@
     |   |-- NoPlacement        an op has no device that may run it
     |   |-- MemoryBudget       the tensors do not fit
     |   `-- StalePlan          the plan was made for something else
-    |-- DeviceError        a device is missing or failed
+    |-- DeviceError        a device is missing or failed; `device` has its id, where one is to blame
     |   |-- Unavailable        it cannot be opened; says what to install
-    |   |-- OutOfMemory        an allocation failed or passed the budget
+    |   |-- OutOfMemory        an allocation failed or passed the budget; `wanted`, `free` in bytes
     |   |-- CompileError       a kernel did not build; `log` has the compiler's text
-    |   `-- DeviceLost         it failed for good
+    |   |                      (also called KernelBuildError)
+    |   |-- LaunchError        a step could not be handed over, or failed on the device
+    |   |-- TransferError      a copy arrived as other bytes (looked for with verify="transfers")
+    |   |-- WrongResult        a step made what another way of computing it does not
+    |   |                      (looked for with verify="sample:SHARE")
+    |   `-- DeviceLost         it failed for good: until `crossdock.rescan()` it is not used again
+    |       `-- DeviceHung         it did not end a step in many times the predicted time
     `-- ExecutionError     a run did not end well
         |-- FeedError          the inputs do not fit the graph
         |-- IterationLimit     a loop of the model went on for too long
@@ -30,9 +36,15 @@ A message is one line: what, where, and what to do.
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError
+
 
 class Error(Exception):
     """Root of every exception raised on purpose."""
+
+
+class CacheWarning(UserWarning):
+    """Nothing can be kept on disk: every process makes its kernels and plans anew."""
 
 
 class LoadError(Error):
@@ -84,7 +96,17 @@ class StalePlan(PlanError):
 
 
 class DeviceError(Error):
-    """A device is missing or failed."""
+    """A device is missing or failed.
+
+    ``device`` is its id, empty where no device is to blame; ``retryable`` says whether the same
+    call may succeed on the same device.
+    """
+
+    retryable = False
+
+    def __init__(self, message: str = "", *, device: str = "") -> None:
+        super().__init__(message)
+        self.device = device
 
 
 class Unavailable(DeviceError):
@@ -92,7 +114,19 @@ class Unavailable(DeviceError):
 
 
 class OutOfMemory(DeviceError):
-    """An allocation failed or passed the device's budget."""
+    """An allocation failed or passed the device's budget.
+
+    ``wanted`` and ``free`` are bytes, 0 where they are not known.
+    """
+
+    retryable = True
+
+    def __init__(
+        self, message: str = "", *, device: str = "", wanted: int = 0, free: int = 0
+    ) -> None:
+        super().__init__(message, device=device)
+        self.wanted = wanted
+        self.free = free
 
 
 class CompileError(DeviceError):
@@ -101,14 +135,48 @@ class CompileError(DeviceError):
     ``log`` holds the compiler's text, ``source`` the kernel's.
     """
 
-    def __init__(self, message: str, *, log: str = "", source: str = "") -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str = "", *, log: str = "", source: str = "", device: str = ""
+    ) -> None:
+        super().__init__(message, device=device)
         self.log = log
         self.source = source
 
 
+KernelBuildError = CompileError
+"""The same by another name."""
+
+
+class LaunchError(DeviceError):
+    """A step could not be handed to its device, or failed there."""
+
+
+class TransferError(DeviceError):
+    """A copy between a device and the host arrived as other bytes than were sent."""
+
+    retryable = True
+
+
+class WrongResult(DeviceError):
+    """A step's results are not those of computing it another way, beyond the op's tolerance.
+
+    ``op`` is the node, ``kernel`` what computed it on ``device``.
+    """
+
+    def __init__(
+        self, message: str = "", *, device: str = "", op: str = "", kernel: str = ""
+    ) -> None:
+        super().__init__(message, device=device)
+        self.op = op
+        self.kernel = kernel
+
+
 class DeviceLost(DeviceError):
-    """A device failed for good and is not used again."""
+    """A device failed for good and is not used again until ``crossdock.rescan()``."""
+
+
+class DeviceHung(DeviceLost):
+    """A device did not end a step in many times the time that was predicted."""
 
 
 class ExecutionError(Error):
@@ -140,5 +208,5 @@ class Timeout(ExecutionError, TimeoutError):
     """The deadline passed before the run ended."""
 
 
-class Cancelled(ExecutionError):
+class Cancelled(ExecutionError, CancelledError):
     """The run was cancelled before it ended."""

@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 
 from crossdock.devices.base import Event, Point, Queue, Span, Timeline
-from crossdock.devices.worker import ending
+from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.conduct import Conductor
-from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory, Timeout
+from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory
 from crossdock.runtime.finite import Watcher
-from crossdock.runtime.lower import Instance, Program, Segment
-from crossdock.runtime.pool import Deadline
+from crossdock.runtime.pool import TURN, Deadline
+from crossdock.runtime.program import Instance, Program, Segment
 from crossdock.runtime.tensor import Array, to_numpy
 
+LOOK = 0.001
+"""Seconds between looks at work of a device that takes long."""
 _POST = threading.Lock()
 
 
@@ -56,6 +58,7 @@ class Run:
         self.spans: dict[str, list[Span]] | None = {} if profile else None
         self.error: BaseException | None = None
         self.cancelled = False
+        self._long = program.plan.predicted >= TURN
         self._left = 0
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -91,8 +94,8 @@ class Run:
             watcher.fed()
             for part in self.program.segments:
                 self._check()
-                if deadline.left() == 0.0:
-                    raise Timeout(late(self.program, deadline))
+                if deadline.over():
+                    raise late(self.program, deadline)
                 event = self._do(part, ())
                 self._queue(part).flush()
                 if event is not None:
@@ -118,8 +121,8 @@ class Run:
     def across(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
         """Run over the devices' workers and wait for the outputs.
 
-        Giving up, by the deadline or by an exception such as KeyboardInterrupt, leaves the
-        instance to the workers: the last of them gives it back.
+        Giving up, by the deadline, a cancellation or an exception such as KeyboardInterrupt, leaves
+        the instance to the workers: the last of them gives it back.
         """
         began = time.perf_counter()
         try:
@@ -127,15 +130,16 @@ class Run:
         except BaseException:
             self._release()
             raise
+        deadline.wake = self._ended.set
         try:
             self._post()
-            ended = deadline.wait(self._ended.wait)
+            ended = deadline.wait(self._ended.wait) and not deadline.cancelled
         except BaseException:
             if not self._abandon():
                 self._release()
             raise
         if not ended and self._abandon():
-            raise Timeout(late(self.program, deadline))
+            raise late(self.program, deadline)
         try:
             if isinstance(self.error, Error):
                 raise self.error
@@ -150,7 +154,12 @@ class Run:
         with self._lock:
             if self._left:
                 self.cancelled = True
+                self._stop(on=True)
             return self.cancelled
+
+    def _stop(self, *, on: bool) -> None:
+        for commands in self.instance.commands.values():
+            commands.stop(on)
 
     def _feed(self, feeds: Mapping[str, Array]) -> None:
         windows = self.program.windows.inputs
@@ -216,7 +225,7 @@ class Run:
                     point.signal(last)
             if last is not None:
                 self._queue(parts[-1]).flush()
-                last.wait()
+                self._wait(last)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
             self._fail(error)
             self._settle(parts[0])
@@ -224,8 +233,11 @@ class Run:
             self._end()
 
     def _check(self) -> None:
-        if self.cancelled or ending():
-            raise Cancelled(f"run of {self.program.graph.name!r} was cancelled")
+        what = f"run of {self.program.graph.name!r}"
+        if self.cancelled:
+            raise Cancelled(f"{what} was cancelled")
+        if JOBS.ending:
+            raise no_more(what)
 
     def _end(self) -> None:
         """One queue has done its part; the last one ends the run."""
@@ -234,6 +246,7 @@ class Run:
             last = self._left == 0
             release = last and self.cancelled
         if release:
+            self._stop(on=False)
             self._release()
         if last:
             self._ended.set()
@@ -247,8 +260,20 @@ class Run:
             if self.program.segments[index].device == part.device:
                 native.append(event)
             else:
-                event.wait()
+                self._wait(event)
         return native
+
+    def _wait(self, event: Event) -> None:
+        """Wait for a device, outside of its driver where that may take long.
+
+        A thread that the interpreter ends inside of a driver takes the process down with it, and a
+        run that is given up need not be waited for.
+        """
+        if self._long:
+            while not event.done():
+                self._check()
+                time.sleep(LOOK)
+        event.wait()
 
     def _do(self, part: Segment, waits: Sequence[Event]) -> Event | None:
         queue = self._queue(part)
@@ -282,6 +307,8 @@ class Run:
 
     def _settle(self, part: Segment) -> None:
         """After a failure: wait until the queue touches this run's memory no more."""
+        if JOBS.ending:
+            return
         try:
             self._queue(part).finish()
         except Exception:  # noqa: BLE001 - the device is gone; the first failure is what is told
@@ -297,10 +324,11 @@ class _Job:
         self.run.drive(self.parts)
 
 
-def late(program: Program, deadline: Deadline) -> str:
-    """What a Timeout says."""
+def late(program: Program, deadline: Deadline) -> Error:
+    """What a run ends with whose caller waits no more."""
     name, seconds = program.graph.name, deadline.seconds
-    return f"run of {name!r} not done after {seconds} s; the session stays usable"
+    said = f"run of {name!r} not done after {seconds} s; the session stays usable"
+    return deadline.error(name, said)
 
 
 def failed(program: Program, error: BaseException) -> Error:

@@ -9,23 +9,42 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from crossdock.runtime.errors import OutOfMemory, Timeout
-from crossdock.runtime.lower import Instance
+from crossdock.devices.worker import JOBS, no_more
+from crossdock.runtime.errors import Cancelled, Error, OutOfMemory, Timeout
+from crossdock.runtime.program import Instance
 
 TURN = 0.1
 """Seconds that a caller waits before it looks at signals again."""
 
 
 class Deadline:
-    """When the caller's patience ends; ``seconds`` None is never."""
+    """When the caller's patience ends; ``seconds`` None is never, but for ``cancel``."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds = seconds
+        self.cancelled = False
+        self.wake: Callable[[], None] | None = None  # ends the wait that is on
         self._end = None if seconds is None else time.monotonic() + seconds
 
     def left(self) -> float | None:
         """Seconds left, never below 0."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    def cancel(self) -> None:
+        """Give up now; from any thread."""
+        self.cancelled = True
+        if self.wake is not None:
+            self.wake()
+
+    def over(self) -> bool:
+        """Whether the caller waits no more."""
+        return self.cancelled or JOBS.ending or self.left() == 0.0
+
+    def error(self, run: str, late: str) -> Error:
+        """What ends a run that is over: it was cancelled, or ``late`` says what was not done."""
+        if JOBS.ending:
+            return no_more(f"run of {run!r:.80}")
+        return Cancelled(f"run of {run!r:.80} was cancelled") if self.cancelled else Timeout(late)
 
     def wait(self, done: Callable[[float], bool]) -> bool:
         """Call ``done(seconds)``, which waits that long, until it is true or the deadline is over.
@@ -37,7 +56,7 @@ class Deadline:
             left = self.left()
             if done(TURN if left is None else min(TURN, left)):
                 return True
-            if left is not None and left <= TURN:
+            if self.cancelled or JOBS.ending or (left is not None and left <= TURN):
                 return done(0.0)
 
 
@@ -47,8 +66,9 @@ class Pool:
     Who cannot wait pops one off ``free``, and hands it back as everybody does; no lock is taken.
     """
 
-    def __init__(self, make: Callable[[], Instance], limit: int) -> None:
-        self._make, self._limit = make, limit
+    def __init__(self, make: Callable[[], Instance], limit: int, name: str = "") -> None:
+        """``name`` is what a caller knows the program by."""
+        self._make, self.limit, self._name = make, limit, name
         self.free: deque[Instance] = deque()
         self._made = 0
         self._change = threading.Condition()
@@ -59,6 +79,7 @@ class Pool:
 
         Raises:
             Timeout: none was free before the deadline.
+            Cancelled: the caller waits no more.
             OutOfMemory: there is no room for the first one; with others about, their end is
                 waited for instead.
         """
@@ -81,7 +102,7 @@ class Pool:
         """A free instance, or None where the caller is to make one (it is counted already)."""
 
         def may_make() -> bool:
-            return self._made == 0 or (self._made < self._limit and not full)
+            return self._made == 0 or (self._made < self.limit and not full)
 
         instance: Instance | None = None
 
@@ -102,9 +123,8 @@ class Pool:
             finally:
                 self.waiting -= 1
             if not there:
-                raise Timeout(
-                    f"no free slot for a run after {deadline.seconds} s; {self._made} are in use"
-                )
+                late = f"no free slot for a run after {deadline.seconds} s; {self._made} are in use"
+                raise deadline.error(self._name, late)
             if instance is None:
                 self._made += 1
             return instance

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from crossdock.runtime import costing, request
+from crossdock.devices.worker import JOBS, no_more
+from crossdock.runtime import request
 from crossdock.runtime.background import Background
-from crossdock.runtime.errors import Error, OutOfMemory, PlanError
+from crossdock.runtime.config import PREPARING, RUNS_AT_ONCE, Config
+from crossdock.runtime.config import Progress as Progress
+from crossdock.runtime.errors import Cancelled, Error, OutOfMemory, PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
@@ -20,14 +24,14 @@ from crossdock.runtime.graph import Graph
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import Constraints, Plan
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, prepare
-from crossdock.runtime.prepare import Progress as Progress
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
-from crossdock.runtime.rehearsal import observe
-from crossdock.runtime.staged import StagedReady
+from crossdock.runtime.start import first_ready
 from crossdock.runtime.tensor import Array, Dim
-from crossdock.scheduler.objectives import Objective
+from crossdock.scheduler.objective import Objective
+
+if TYPE_CHECKING:
+    from crossdock.runtime.staged import StagedReady
 
 SHAPES_KEPT = 8
 _Shapes = tuple[tuple[Dim, ...], ...]
@@ -45,6 +49,32 @@ class Estimate:
 
 class RunFuture(Future[dict[str, Any]]):
     """A ``concurrent.futures.Future`` that can also be awaited in a running event loop."""
+
+    def __init__(self, deadline: Deadline) -> None:
+        super().__init__()
+        self._deadline = deadline
+        self._given_up = False
+
+    def cancel(self) -> bool:
+        """Give the run up, at once and even while it runs; False where it has ended.
+
+        ``result`` then raises Cancelled, or CancelledError where the run had not begun. Devices
+        end a run that nobody waits for as soon as they can, and its memory comes back then.
+        """
+        if super().cancel():
+            return True
+        self._given_up = True  # before anybody is told of the end
+        try:
+            self.set_exception(Cancelled("the run was cancelled while it ran"))
+        except InvalidStateError:  # it has ended
+            self._given_up = False
+            return False
+        self._deadline.cancel()
+        return True
+
+    def cancelled(self) -> bool:
+        """Whether it was given up."""
+        return self._given_up or super().cancelled()
 
     def __await__(self) -> Generator[Any, None, dict[str, Any]]:
         import asyncio  # takes long to load, and few sessions need it
@@ -93,7 +123,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         shapes, dims: bind a graph's symbols now, by input or by symbol; else the first run does.
         measure: time kernels not measured before; a number is the budget in seconds. Shapes after
             the first are planned with costs fitted to what was measured.
-        skip_passes: graph passes to leave out, by name.
+        skip_passes: graph passes to leave out, by name (``crossdock.runtime.passes``).
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
         search: search on from the policy's plan with compiled code: better plans where devices
             share a graph; the first use on a machine compiles that code, for a minute or two.
@@ -201,7 +231,7 @@ class Session:
             PlanError: there is none, or the graph is staged and has one a stage.
         """
         found = self._bound()
-        if isinstance(found, StagedReady):
+        if not isinstance(found, Ready):
             raise PlanError(
                 f"graph {self.graph.name!r} runs in stages, each with a plan of its own"
             )
@@ -257,16 +287,28 @@ class Session:
             DeviceError: a device failed.
             NotFinite: an op made a NaN or an infinity, in a session with ``check_finite``.
         """
-        last = self._last
-        if timeout is None and isinstance(last, Ready) and last.direct is not None:
-            done = last.direct.run(feeds)
-            if done is not None:
-                outputs, seconds = done
-                self._receipt = (last.recorder.receipt, seconds, {})
-                if last.replan is not None and last.watch.note(seconds):
-                    self._background.post(partial(self._replan, last))
+        if timeout is None:
+            outputs = self._directly(feeds)
+            if outputs is not None:
                 return outputs
         return self._run(feeds, request.deadline(timeout), profile=False).outputs
+
+    def _directly(self, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The outputs of a run that can take the short way, else None."""
+        last = self._last
+        if last is None or (direct := last.direct) is None:
+            return None
+        done = direct.run(feeds)
+        if done is None:
+            return None
+        outputs, seconds = done
+        if not isinstance(last, Ready):
+            self._receipt = (last.receipt, seconds)
+            return outputs
+        self._receipt = (last.recorder.receipt, seconds, {})
+        if last.replan is not None and last.watch.note(seconds):
+            self._background.post(partial(self._replan, last))
+        return outputs
 
     def submit(self, feeds: Mapping[str, Any], *, timeout: float | None = None) -> RunFuture:
         """Run in the background; the future is also awaitable. The inputs must not change.
@@ -274,7 +316,13 @@ class Session:
         Everything that goes wrong, ``run``'s errors included, is raised by the future, but for a
         timeout that is no number; the ``timeout`` counts from now.
         """
-        future, deadline = RunFuture(), request.deadline(timeout)
+        deadline = request.deadline(timeout)
+        future = RunFuture(deadline)
+        try:
+            self._unforked()
+        except Error as error:
+            future.set_exception(error)
+            return future
         self._background.post(partial(self._fulfil, future, feeds, deadline))
         return future
 
@@ -302,12 +350,14 @@ class Session:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            if deadline.seconds is None:
-                future.set_result(self.run(feeds))
-            else:
-                future.set_result(self._run(feeds, deadline, profile=False).outputs)
+            outputs = self._directly(feeds) if deadline.seconds is None else None
+            if outputs is None:
+                outputs = self._run(feeds, deadline, profile=False).outputs
+            with suppress(InvalidStateError):  # given up meanwhile
+                future.set_result(outputs)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
-            future.set_exception(error)
+            with suppress(InvalidStateError):
+                future.set_exception(error)
         finally:
             del future  # an error's traceback holds this frame: no cycle with the future
 
@@ -327,13 +377,13 @@ class Session:
         staged = self.graph.staged is not None
         arrays = feeds if staged else arrays_of(self.graph, feeds)
         ready = self._for_graph() if staged else self._for_shapes(arrays)
-        if isinstance(ready, StagedReady):
-            outcome, receipt = ready.run(arrays, deadline, profile=profile)
-            self._receipt = (receipt,)
-        else:
+        if isinstance(ready, Ready):
             outcome = ready.run(arrays, deadline, profile=profile)
             self._receipt = (ready.recorder.receipt, outcome.seconds, outcome.spans)
             self._learn(ready, outcome, profile=profile)
+        else:
+            outcome, receipt = ready.run(arrays, deadline, profile=profile)
+            self._receipt = (receipt,)
         return outcome
 
     def _learn(self, ready: Ready, outcome: Outcome, *, profile: bool) -> None:
@@ -341,6 +391,9 @@ class Session:
         if ready.replan is None:
             return
         if profile:
+            from crossdock.runtime import costing
+            from crossdock.runtime.rehearsal import observe
+
             with PREPARING:
                 program = ready.program
                 model = costing.store().model
@@ -371,6 +424,7 @@ class Session:
         return self._prepare(self.graph.bind(shapes={n: a.shape for n, a in arrays.items()}))
 
     def _found(self, key: _Shapes) -> Ready | StagedReady | None:
+        self._unforked()
         with self._lock:
             if self._closed:
                 raise PlanError(f"the session of {self.graph.name!r} is closed; compile again")
@@ -379,9 +433,15 @@ class Session:
                 self._last = found
             return found
 
+    def _unforked(self) -> None:
+        """Raise in a child of the process that made this session, before any lock is taken."""
+        if JOBS.forked:
+            raise no_more(f"session of {self.graph.name!r}")
+
     def _prepare(self, graph: Graph) -> Ready | StagedReady:
         """Plan for new shapes; runs for shapes already planned go on meanwhile."""
         key = _shapes(graph)
+        self._unforked()
         with PREPARING:
             found = self._found(key)
             if found is not None:
@@ -399,11 +459,17 @@ class Session:
     def _made(self, graph: Graph) -> Ready | StagedReady:
         if graph.staged is None:
             again, self._planned = self._planned, True
+            if not again:
+                return first_ready(graph, self.config, self.devices, self._progress, self.graph)
             kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
+            from crossdock.runtime.prepare import prepare  # planning takes long to load
+
             return prepare(
                 graph, self.config, self.devices, self._progress, again=again, kept=kept,
                 source=self.graph,
             )  # fmt: skip
+        from crossdock.runtime.staged import StagedReady
+
         return StagedReady(graph, graph.staged, self.config, self.devices, self._progress)
 
     def _bound(self) -> Ready | StagedReady:
@@ -419,7 +485,7 @@ class Session:
 
 
 def _plan(ready: Ready | StagedReady) -> Plan:
-    return ready.plan if isinstance(ready, StagedReady) else ready.program.plan
+    return ready.program.plan if isinstance(ready, Ready) else ready.plan
 
 
 def _shapes(graph: Graph) -> _Shapes:

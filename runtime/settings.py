@@ -4,6 +4,8 @@
 ``CROSSDOCK_CACHE_DIR``       where profiles and measured costs are kept
                               (default: ``$XDG_CACHE_HOME/crossdock`` or
                               ``~/.cache/crossdock``); ``off`` keeps nothing
+``CROSSDOCK_CACHE_BYTES``     bytes that planned models may take there, the newest
+                              used ones (default: 4 GiB); 0 keeps none
 ``CROSSDOCK_DEVICES``         device ids to look for, comma separated (default:
                               all)
 ``CROSSDOCK_FAST_ERROR``      error over the largest result that a fast algorithm
@@ -23,11 +25,16 @@ from pathlib import Path
 from crossdock.runtime.errors import PlanError
 
 
+def keeps_nothing() -> bool:
+    """Return whether the user wants nothing kept on disk."""
+    return os.environ.get("CROSSDOCK_CACHE_DIR", "") == "off"
+
+
 def cache_dir() -> Path | None:
     """Return the private cache directory (mode 0700), or None where there is none to be had."""
-    given = os.environ.get("CROSSDOCK_CACHE_DIR", "")
-    if given == "off":
+    if keeps_nothing():
         return None
+    given = os.environ.get("CROSSDOCK_CACHE_DIR", "")
     if given:
         path = Path(given)
     else:
@@ -38,6 +45,15 @@ def cache_dir() -> Path | None:
     except OSError:
         return None
     return path if os.access(path, os.W_OK) else None
+
+
+CACHE_BYTES = 4 << 30
+
+
+def cache_bytes() -> int:
+    """Return how many bytes kept programs may take on disk; what is unreadable is not set."""
+    given = os.environ.get("CROSSDOCK_CACHE_BYTES", "").replace("_", "").replace(",", "")
+    return int(given) if given.isdecimal() and len(given) < 19 else CACHE_BYTES
 
 
 def wanted_devices() -> frozenset[str] | None:

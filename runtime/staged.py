@@ -7,27 +7,22 @@ find it again. Plan and receipt are those of the last run: its stages joined, an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from crossdock.devices.base import Device, Span
-from crossdock.runtime.errors import PlanError, Timeout
+from crossdock.runtime.config import MEASURE_SECONDS, PREPARING, Config, Progress
+from crossdock.runtime.direct import DirectStage, StagedDirect
+from crossdock.runtime.errors import PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import check_host_op
 from crossdock.runtime.graph import Graph, Staged
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.prepare import (
-    MEASURE_SECONDS,
-    PREPARING,
-    Config,
-    Progress,
-    concerning,
-    prepare,
-)
+from crossdock.runtime.prepare import concerning, prepare
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.stage_log import StageLog
@@ -49,6 +44,7 @@ class StagedReady:
         progress: Progress | None,
     ) -> None:
         self.name = graph.name
+        self._outputs = tuple(graph.outputs)
         self.host = devices[HOST].info
         for op in staged.host_ops():
             check_host_op(*op, config.fallback)
@@ -60,6 +56,8 @@ class StagedReady:
         self._planned = False
         self._ready: LruCache[bytes, Ready] = LruCache(STAGES_KEPT, PREPARING)
         self._last: StageLog | None = None
+        self.direct: StagedDirect | None = None
+        """The way of the last run, for runs that go the same one."""
         first = self._stages.first()
         if first is not None:
             self.stage(*first)
@@ -77,6 +75,11 @@ class StagedReady:
             )
         return self._last.plan()
 
+    def receipt(self, seconds: float) -> Receipt:
+        """What a run did that went the way of the last one, or was it, in so many seconds."""
+        assert self._last is not None
+        return self._last.receipt(seconds)
+
     def run(
         self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool
     ) -> tuple[Outcome, Callable[[], Receipt]]:
@@ -87,8 +90,22 @@ class StagedReady:
         outputs = self._stages.run(checked, runner)
         seconds = time.perf_counter() - began
         self._last = runner.log
+        self.direct = self._direct(checked)
         outcome = Outcome(outputs, seconds, runner.spans, began)
         return outcome, partial(runner.log.receipt, seconds)
+
+    def _direct(self, inputs: Iterable[str]) -> StagedDirect | None:
+        """The short way through the stages of the last run, if there is one."""
+        made: list[DirectStage] = []
+        for call in self._stages.trail():
+            short = None if call.graph is None else self.stage(call.key, call.graph).direct
+            if call.graph is not None and short is None:
+                return None
+            made.append(DirectStage(short, call.feeds, call.demands))
+        fed = {name for stage in made for name in stage.feeds}
+        if not fed.issuperset(inputs):  # each stage looks at what it is fed; nobody else would
+            return None
+        return StagedDirect(made, self._outputs) if made else None
 
     def stage(self, key: bytes, graph: Graph) -> Ready:
         """A stage made ready."""
@@ -119,6 +136,11 @@ class _Runner:
     def run(self, key: bytes, graph: Graph, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run a stage, preparing it at need."""
         ready = self._ready.stage(key, graph)
+        if not self._profile and self._deadline.seconds is None and ready.direct is not None:
+            done = ready.direct.run(feeds)
+            if done is not None:
+                self.log.stage(key, ready.recorder.plan, ready.recorder.asked, {})
+                return done[0]
         outcome = ready.run(feeds, self._deadline, profile=self._profile)
         self.log.stage(key, ready.recorder.plan, ready.recorder.asked, outcome.spans)
         for queue, spans in outcome.spans.items():
@@ -137,9 +159,8 @@ class _Runner:
             self.spans.setdefault(f"{HOST}/compute", []).append(Span(name, end - seconds, end))
 
     def check(self) -> None:
-        """Raise Timeout where the deadline is over."""
-        if self._deadline.left() == 0.0:
-            raise Timeout(
-                f"run of {self._ready.name!r} not done after {self._deadline.seconds} s; the "
-                "session stays usable"
-            )
+        """Raise Timeout, or Cancelled, where the deadline is over."""
+        if self._deadline.over():
+            name, seconds = self._ready.name, self._deadline.seconds
+            late = f"run of {name!r} not done after {seconds} s; the session stays usable"
+            raise self._deadline.error(name, late)

@@ -19,9 +19,10 @@ from crossdock.runtime.cli.page import SWEEP, render
 from crossdock.runtime.cli.planning import Asked, options_of, scene_of
 from crossdock.runtime.cli.supposing import supposing
 from crossdock.runtime.cli.text import millis, percent, short
+from crossdock.runtime.config import Progress
 from crossdock.runtime.errors import FeedError
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.prepare import Progress, simplify
+from crossdock.runtime.prepare import simplify
 from crossdock.runtime.sweep import BreakEven, Devices, Plans, Point, Sweep, Sweeper
 from crossdock.runtime.target import Target
 
@@ -121,7 +122,7 @@ class _Source:
     def at(self, batch: int, measure: bool) -> tuple[Graph, Target, Plans]:
         """The graph after the passes, its target with the changes made, and what plans it."""
         bound = bind(self.graph, self._bound(batch))
-        graph = simplify(bound, self._placing.constraints())
+        graph = simplify(bound, self._placing.constraints(), self._placing.skip_passes)
         placing = self._placing if measure else replace(self._placing, measure=0.0)
         scene = scene_of(graph, placing, self._profile, self._progress)
         target = scene.target

@@ -6,19 +6,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from crossdock.runtime.errors import LimitError, MalformedModel, UnsupportedModel
+from crossdock.runtime.errors import LimitError, LoadError, MalformedModel, UnsupportedModel
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.limits import Limits
+from crossdock.runtime.loaders import kept_graphs
 from crossdock.runtime.loaders.content import HEAD, SOUND, describe
 from crossdock.runtime.loaders.source import Source, Sourced, read
-from crossdock.runtime.loaders.tensors import load_tensors
 
-__all__ = ["FORMATS", "Format", "load", "load_tensors"]
+__all__ = ["FORMATS", "Format", "load"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,33 @@ def load(source: Sourced | Any, *, limits: Limits | None = None) -> Graph:
         from crossdock.runtime.loaders import onnx
 
         return onnx.load_proto(source, limits=limits)
+    if isinstance(source, str | os.PathLike):
+        return _from_path(Path(os.fspath(source)), limits)
     return load_source(read(source, limits))
+
+
+def _from_path(path: Path, limits: Limits | None) -> Graph:
+    """The graph of a file: its outside where that is kept, the whole of it where it is not."""
+    digest = kept_graphs.digest_of_file(path, limits)
+    if digest is not None:
+        again = partial(_once_more, path.absolute(), digest, limits)
+        kept = kept_graphs.found(kept_graphs.origin_of(digest, limits), again)
+        if kept is not None:
+            return kept
+    source = read(path, limits)
+    graph = load_source(source)
+    if source.taken:  # weights beside the file, which its digest says nothing of
+        return graph
+    origin = kept_graphs.origin_of(hashlib.sha256(source.data).hexdigest(), limits)
+    return kept_graphs.remembered(graph, origin)
+
+
+def _once_more(path: Path, digest: str, limits: Limits | None) -> Graph:
+    """Load a file whose outside was known before."""
+    source = read(path, limits)
+    if hashlib.sha256(source.data).hexdigest() != digest:
+        raise LoadError(f"{source.label}: the file has changed since it was loaded; load it again")
+    return load_source(source)
 
 
 def load_source(source: Source) -> Graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from crossdock.devices.base import DeviceInfo
 from crossdock.devices.host_memory import Budget
 from crossdock.devices.sim import SimQueue
 from crossdock.kernels.reference import evaluate
-from crossdock.runtime.errors import FeedError, OutOfMemory, PlanError, Timeout
+from crossdock.runtime.errors import Cancelled, FeedError, OutOfMemory, PlanError, Timeout
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.pool import Pool
 from crossdock.runtime.session import Session
@@ -125,11 +126,49 @@ def test_a_future_cancelled_before_its_turn_never_runs(machine: Machine, gate: G
         assert gate.reached.wait(10)
         second = session.submit({"nonsense": 0})
         assert second.cancel()
-        assert not first.cancel()
         gate.open.set()
         assert first.result(30)
+        assert not first.cancel()
         assert second.cancelled()
+        assert not first.cancelled()
         check(session)
+
+
+def test_a_future_cancelled_while_it_runs_frees_its_caller_at_once(
+    machine: Machine, gate: Gate
+) -> None:
+    with on(machine.sim("a"), small(), runs_at_once=1) as session:
+        first = session.submit(whole_feeds(session.graph, 0))
+        assert gate.reached.wait(10)
+        assert first.cancel()
+        assert first.cancelled()
+        with pytest.raises(Cancelled, match="cancelled while it ran"):
+            first.result(0)
+        assert not first.cancel()
+        gate.open.set()
+        assert all_free(pool_of(session), 1)
+        check(session)
+
+
+def test_the_host_stops_between_the_steps_of_a_run_given_up() -> None:
+    b = xd.GraphBuilder()
+    x = y = b.input("x", (700, 700))
+    for _ in range(100):
+        y = b.tanh(b.matmul(y, x))
+    graph = b.build({"y": y})
+    feeds = {"x": np.zeros((700, 700), np.float32)}
+    with on("cpu:0", graph, runs_at_once=1) as session:
+        began = time.monotonic()
+        session.run(feeds)
+        whole = time.monotonic() - began
+        future = session.submit(feeds)
+        assert wait_until(lambda: not pool_of(session).free)
+        time.sleep(0.02)
+        began = time.monotonic()
+        assert future.cancel()
+        assert all_free(pool_of(session), 1)
+        assert time.monotonic() - began < whole / 2
+        np.testing.assert_array_equal(session.run(feeds)["y"], feeds["x"])
 
 
 @pytest.fixture
@@ -342,6 +381,61 @@ def test_a_queue_is_used_by_its_worker_alone(
     assert used == {
         (device, r, f"crossdock {device} {r}") for r in ("compute", "upload", "download")
     }
+
+
+FORK = """
+import os, sys
+import numpy as np
+import crossdock as xd
+
+b = xd.GraphBuilder()
+graph = b.build({"y": b.tanh(b.input("x", (4,)))})
+feeds = {"x": np.ones(4, np.float32)}
+session = xd.compile(graph, sys.argv[1], measure=False)
+session.run(feeds)
+session.submit(feeds).result()
+
+
+def said(call):
+    try:
+        call()
+    except xd.Error as error:
+        assert "was forked" in str(error) and "spawn" in str(error), error
+        return True
+    return False
+
+
+if os.fork() == 0:
+    answers = [
+        said(lambda: session.run(feeds)),
+        said(lambda: session.submit(feeds).result(5)),
+        said(lambda: session.bind()),
+        said(lambda: xd.compile(graph, sys.argv[1], measure=False)),
+    ]
+    print(answers, flush=True)
+    sys.exit(not all(answers))
+print(os.waitstatus_to_exitcode(os.wait()[1]), session.run(feeds)["y"].shape, flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("kind", ["cpu:0", "opencl:0"])
+def test_a_forked_child_is_told_and_its_parent_goes_on(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if kind == "opencl:0":
+        kind = str(request.getfixturevalue("opencl").id)
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, kind],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[True, True, True, True]" in done.stdout
+    assert done.stdout.endswith("0 (4,)\n")
 
 
 EXIT = """
