@@ -255,6 +255,19 @@ class Device(ABC):
                 queue.feeder = Worker(f"crossdock {self.info.id} {role}")
             return queue.feeder
 
+    def renew(self, role: str) -> None:
+        """Give the queue of this role another thread, which does what its own has not begun.
+
+        For a thread that waits for what never comes; it ends when that comes after all.
+        """
+        queue = self.queues[role]
+        with _WORKERS_LOCK:
+            stuck, queue.feeder = queue.feeder, None
+        if stuck is not None:
+            worker = self.worker(role)
+            for job in stuck.leave():
+                worker.post(job)
+
     def call(self, role: str, job: Callable[[Queue], T]) -> T:
         """Run ``job`` with the queue of this role on its worker; returns or raises what it does.
 

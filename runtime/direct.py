@@ -16,7 +16,9 @@ from crossdock.devices.worker import JOBS
 from crossdock.runtime.errors import Cancelled, Error
 from crossdock.runtime.executor import failed
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.losses import blame
 from crossdock.runtime.lower import Program
+from crossdock.runtime.plan import HOST
 from crossdock.runtime.pool import Pool
 
 
@@ -60,7 +62,8 @@ class Direct:
                 call()
             outputs = {name: made.copy() for name, made in instance.outputs.items()}
             return outputs, perf_counter() - began
-        except Error:
+        except Error as error:
+            blame(error, self._program.devices[HOST])
             raise
         except Exception as error:
             raise failed(self._program, error) from error

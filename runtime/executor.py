@@ -6,22 +6,34 @@ wait for each other in a circle. The first failure reaches every waiter of its r
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from crossdock.devices import registry
 from crossdock.devices.base import Event, Point, Queue, Span, Timeline
-from crossdock.devices.worker import ending
+from crossdock.devices.worker import Worker, ending
 from crossdock.runtime.conduct import Conductor
-from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory
+from crossdock.runtime.errors import (
+    Cancelled,
+    DeviceError,
+    DeviceLost,
+    Error,
+    ExecutionError,
+    OutOfMemory,
+)
 from crossdock.runtime.finite import Watcher
-from crossdock.runtime.lower import Instance, Program, Segment
+from crossdock.runtime.losses import blame, check, said
+from crossdock.runtime.lower import Instance, Program, Segment, Windows
+from crossdock.runtime.plan import HOST
 from crossdock.runtime.pool import Deadline
+from crossdock.runtime.progress import Progress, leave, look_around, watch
 from crossdock.runtime.tensor import Array, to_numpy
 
 _POST = threading.Lock()
@@ -40,6 +52,24 @@ class Outcome:
     began: float = 0.0
 
 
+@dataclass(frozen=True)
+class Care:
+    """What a run does where a device fails.
+
+    ``salvage`` is called with the run before it gives up its memory, when no living device works
+    for it any more. ``discard`` takes an instance that must not be used again. A device may take
+    ``watchdog`` seconds for any step, and longer where that is predicted.
+    """
+
+    salvage: Callable[[Run], None] | None = None
+    discard: Callable[[], None] | None = None
+    watchdog: float = math.inf
+
+
+SETTLE_SECONDS = 1.0
+"""How long devices that work may go on with a run after another device of it was lost."""
+
+
 class Run:
     """One execution of a program on one instance, which it gives back exactly once."""
 
@@ -50,12 +80,19 @@ class Run:
         release: Callable[[], None],
         *,
         profile: bool = False,
+        care: Care | None = None,
     ) -> None:
         self.program, self.instance = program, instance
-        self._release = release
+        self.care = care or Care()
+        self.progress = Progress(program, self.care.watchdog)
+        self.unsettled: set[str] = set()  # devices that may still be at work for this run
+        self._give_back: Callable[[], None] | None = release
         self.spans: dict[str, list[Span]] | None = {} if profile else None
         self.error: BaseException | None = None
         self.cancelled = False
+        self._failed = False
+        self._lost = False
+        self._driving: set[int] = set()  # the queues whose workers are at this run
         self._left = 0
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -75,7 +112,13 @@ class Run:
         began = time.perf_counter()
         with self._here():
             self._feed(feeds)
-            Conductor(self.program, self._do, self._check).run()
+            other = next(d for d in self.program.devices.values() if d.info.id != HOST)
+            try:
+                Conductor(self.program, self._do, self._check).run()
+            except DeviceError as error:
+                if not error.device:  # waited for outside of a step
+                    blame(error, other)
+                raise
             return self._collect(began)
 
     def watched(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
@@ -109,11 +152,27 @@ class Run:
         except BaseException as error:
             for part in {id(self._queue(p)): p for p in self.program.segments}.values():
                 self._settle(part)
+            self._salvage(error)
             if isinstance(error, Error) or not isinstance(error, Exception):
                 raise
             raise failed(self.program, error) from error
         finally:
             self._release()
+
+    def _salvage(self, error: BaseException) -> None:
+        """Let what a failed run has made be taken, before its memory is gone."""
+        if isinstance(error, DeviceError | MemoryError) and self.care.salvage is not None:
+            self.care.salvage(self)
+
+    def _release(self) -> None:
+        """Give the instance back, or away where a device may still write to it; once."""
+        with self._lock:
+            give_back, self._give_back = self._give_back, None
+        if give_back is None:
+            return
+        discard = self.care.discard
+        spoilt = self._failed and any(d.gone for d in self.program.devices.values())
+        (discard if spoilt and discard is not None else give_back)()
 
     def across(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
         """Run over the devices' workers and wait for the outputs.
@@ -130,7 +189,7 @@ class Run:
         deadline.wake = self._ended.set
         try:
             self._post()
-            ended = deadline.wait(self._ended.wait) and not deadline.cancelled
+            ended = deadline.wait(self._wait) and not deadline.cancelled
         except BaseException:
             if not self._abandon():
                 self._release()
@@ -138,13 +197,59 @@ class Run:
         if not ended and self._abandon():
             raise late(self.program, deadline)
         try:
+            if self.error is None:
+                return self._collect(began)
+            self._quieten()
+            self._salvage(self.error)
             if isinstance(self.error, Error):
                 raise self.error
-            if self.error is not None:
-                raise failed(self.program, self.error) from self.error
-            return self._collect(began)
+            raise failed(self.program, self.error) from self.error
         finally:
             self._release()
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait for the end of the run, and look whether devices hang that have not come to it."""
+        if not self._ended.wait(seconds):
+            look_around()
+        return self._ended.is_set()
+
+    def _lose(self, error: DeviceLost) -> None:
+        """End the run where a device of it is lost, whatever its queues are at; from any thread."""
+        blame(error, self.program.devices[error.device])
+        with self._lock:
+            over = self._left == 0 or self._lost
+            self._lost = True
+            abandoned, self.cancelled = self.cancelled, True
+        if over:
+            return
+        registry.bury(self)  # what hangs may still write to its memory
+        self._stop(on=True)
+        self._fail(error)
+        self._ended.set()
+        if abandoned:
+            leave(self.progress)
+            self._release()
+
+    def _quieten(self) -> None:
+        """Wait until no living device works for the run, and free the threads of those that wait.
+
+        A thread that waits for an event of a device that hangs waits for ever: its queue gets
+        another one.
+        """
+        end = time.monotonic() + SETTLE_SECONDS
+        leave(self.progress)
+        for parts in self.progress.queues if self._lost else ():
+            device, queue = self.program.devices[parts[0].device], self._queue(parts[0])
+            while id(queue) in self._driving and not device.gone and time.monotonic() < end:
+                time.sleep(0.001)
+            if id(queue) in self._driving and not device.gone:
+                device.renew(parts[0].role)
+                taken = all(p.index in self.progress.taken for p in parts if self._begun(p))
+                if not (taken and _finished(device.worker(parts[0].role), queue)):
+                    self.unsettled.add(device.info.id)
+
+    def _begun(self, part: Segment) -> bool:
+        return part.index in self.progress.begun
 
     def _abandon(self) -> bool:
         """Give the run up, unless it ended meanwhile; the last worker then frees its instance."""
@@ -166,21 +271,14 @@ class Run:
             np.copyto(target, source)
 
     def _collect(self, began: float) -> Outcome:
-        made, windows = self.instance.outputs, self.program.windows
-        outputs = {
-            name: np.array(made[name])
-            if name in made
-            else np.empty(spec.dims, to_numpy(spec.dtype))
-            for name, spec in windows.specs.items()
-        }
-        for name, window in windows.outputs.items():
-            np.copyto(window.of(outputs[window.source]), made[name])
+        outputs = collected(self.program.windows, self.instance.outputs)
         return Outcome(outputs, time.perf_counter() - began, self.spans or {}, began)
 
     def _post(self) -> None:
         queues: dict[int, list[Segment]] = {}  # roles may share a queue: one job, in plan order
         for part in self.program.segments:
             queues.setdefault(id(self._queue(part)), []).append(part)
+        self.progress.queues, self.progress.end = list(queues.values()), self._lose
         self._timelines = {key: Timeline() for key in queues}
         self._points: dict[int, Point] = {}
         for part in self.program.segments:
@@ -193,6 +291,8 @@ class Run:
         self._left = len(jobs)
         if not jobs:
             self._ended.set()
+        else:
+            watch(self.progress)
         posted = 0
         try:
             with _POST:
@@ -211,23 +311,42 @@ class Run:
 
     def drive(self, parts: list[Segment]) -> None:
         """Walk one queue's segments (on its worker); never raises."""
+        key = id(self._queue(parts[0]))
         try:
+            self._driving.add(key)
             last: Event | None = None
             for part in parts:
                 self._check()
-                last = self._do(part, self._waits(part))
+                waits = self._waits(part) if part.waits else ()
+                self._check()
+                last = self._do(part, waits)
                 point = self._points.get(part.index)
                 if point is not None:
-                    self._queue(part).flush()
+                    self._flush(part)
                     point.signal(last)
             if last is not None:
-                self._queue(parts[-1]).flush()
-                last.wait()
+                self._flush(parts[-1])
+                self._wait_for(last, parts[-1].device)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
             self._fail(error)
             self._settle(parts[0])
         finally:
+            self._driving.discard(key)
             self._end()
+
+    def _flush(self, part: Segment) -> None:
+        try:
+            self._queue(part).flush()
+        except DeviceError as error:
+            blame(error, self.program.devices[part.device])
+            raise
+
+    def _wait_for(self, event: Event, device: str) -> None:
+        try:
+            event.wait()
+        except DeviceError as error:
+            blame(error, self.program.devices[device])
+            raise
 
     def _check(self) -> None:
         if self.cancelled or ending():
@@ -238,7 +357,9 @@ class Run:
         with self._lock:
             self._left -= 1
             last = self._left == 0
-            release = last and self.cancelled
+            release = last and self.cancelled and not self._lost
+        if last:
+            leave(self.progress)
         if release:
             self._stop(on=False)
             self._release()
@@ -251,14 +372,28 @@ class Run:
             event = self._points[index].event()
             if event is None:
                 continue
-            if self.program.segments[index].device == part.device:
+            device = self.program.segments[index].device
+            if device == part.device:
                 native.append(event)
             else:
-                event.wait()
+                self._wait_for(event, device)
         return native
 
     def _do(self, part: Segment, waits: Sequence[Event]) -> Event | None:
+        """Give a segment to its queue; errors say which device is to blame."""
         queue = self._queue(part)
+        if queue.device.gone:
+            check(queue.device)
+        self.progress.begun.add(part.index)
+        try:
+            event = self._given(part, queue, waits)
+        except DeviceError as error:
+            blame(error, queue.device)
+            raise
+        self.progress.taken[part.index] = event
+        return event
+
+    def _given(self, part: Segment, queue: Queue, waits: Sequence[Event]) -> Event | None:
         commands = self.instance.commands.get(part.index)
         spans = None
         if self.spans is not None:
@@ -284,15 +419,34 @@ class Run:
         with self._lock:
             if self.error is None:
                 self.error = error
+            self._failed = True
         for timeline in self._timelines.values():
             timeline.fail(error)
 
     def _settle(self, part: Segment) -> None:
         """After a failure: wait until the queue touches this run's memory no more."""
-        try:
-            self._queue(part).finish()
-        except Exception:  # noqa: BLE001 - the device is gone; the first failure is what is told
+        queue = self._queue(part)
+        self._failed = True
+        if queue.device.gone:
             return
+        try:
+            queue.finish()
+        except Exception as error:  # noqa: BLE001 - the first failure is what is told
+            self.unsettled.add(part.device)
+            registry.lose(queue.device, said(error))
+
+
+def _finished(worker: Worker, queue: Queue) -> bool:
+    """Whether a queue's work is done within a while."""
+    done = threading.Event()
+
+    def finish() -> None:
+        with suppress(Exception):
+            queue.finish()
+            done.set()
+
+    worker.post(finish)
+    return done.wait(SETTLE_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -304,11 +458,23 @@ class _Job:
         self.run.drive(self.parts)
 
 
+def collected(windows: Windows, made: Mapping[str, Array]) -> dict[str, Array]:
+    """Copies of the outputs that a caller gets, from those of the graph that was run."""
+    outputs = {
+        name: np.array(made[name]) if name in made else np.empty(spec.dims, to_numpy(spec.dtype))
+        for name, spec in windows.specs.items()
+    }
+    for name, window in windows.outputs.items():
+        np.copyto(window.of(outputs[window.source]), made[name])
+    return outputs
+
+
 def late(program: Program, deadline: Deadline) -> Error:
     """What a run ends with whose caller waits no more."""
     name, seconds = program.graph.name, deadline.seconds
-    said = f"run of {name!r} not done after {seconds} s; the session stays usable"
-    return deadline.error(name, said)
+    return deadline.error(
+        name, f"run of {name!r} not done after {seconds} s; the session stays usable"
+    )
 
 
 def failed(program: Program, error: BaseException) -> Error:
@@ -316,6 +482,7 @@ def failed(program: Program, error: BaseException) -> Error:
     if isinstance(error, MemoryError):
         return OutOfMemory(
             f"run of {program.graph.name!r:.80}: the host has too little memory for it ({error}); "
-            "use smaller inputs or constraints.memory"
+            "use smaller inputs or constraints.memory",
+            device=HOST,
         )
     return ExecutionError(f"run of {program.graph.name!r} failed: {type(error).__name__}: {error}")

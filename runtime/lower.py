@@ -19,6 +19,7 @@ from crossdock.runtime import costing, emulation
 from crossdock.runtime.binding import CompiledOp, bind_op, compile_op
 from crossdock.runtime.errors import StalePlan
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.losses import blaming
 from crossdock.runtime.plan import HOST, Plan, Step
 from crossdock.runtime.split import Window
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -139,15 +140,16 @@ def lower(
             progress(f"preparing {step.op} on {step.device}", i, len(launches))
         device = devices[step.device]
         there = compiled.get((step.name, step.device, step.kernel))
-        op = ops[step.index] = there or _compiled(step, device, calls[step.name])
-        for at, value in enumerate(step.inputs):
-            root = None if value is None else roots[value]
-            if root is None or root not in graph.constants or at in op.lowered.unused:
-                continue
-            if (root, step.device) not in residents:
-                array = graph.constants[root]
-                copied = shared.get((id(array), step.device))
-                residents[root, step.device] = copied or device.resident(array, root)
+        with blaming(device):
+            op = ops[step.index] = there or _compiled(step, device, calls[step.name])
+            for at, value in enumerate(step.inputs):
+                root = None if value is None else roots[value]
+                if root is None or root not in graph.constants or at in op.lowered.unused:
+                    continue
+                if (root, step.device) not in residents:
+                    array = graph.constants[root]
+                    copied = shared.get((id(array), step.device))
+                    residents[root, step.device] = copied or device.resident(array, root)
     windows = windows or Windows(graph.output_specs)
     segments = segment(plan.steps, singly=watched)
     return Program(
@@ -217,7 +219,7 @@ class _Binder:
     def __init__(self, program: Program) -> None:
         self.program = program
         arenas = {
-            d.id: program.devices[d.id].allocate(d.arena_bytes, "arena")
+            d.id: self._allocate(d.id, d.arena_bytes, "arena")
             for d in program.plan.devices
             if d.arena_bytes
         }
@@ -250,11 +252,16 @@ class _Binder:
                     want.append(1)
                 want[i] = max(want[i], n)
         made = {
-            device: [self.program.devices[device].allocate(n, "scratch") for n in wanted]
+            device: [self._allocate(device, n, "scratch") for n in wanted]
             for device, wanted in sizes.items()
         }
         self.instance.scratch = [b for buffers in made.values() for b in buffers]
         return made
+
+    def _allocate(self, device_id: str, nbytes: int, label: str) -> Buffer:
+        device = self.program.devices[device_id]
+        with blaming(device):
+            return device.allocate(nbytes, label)
 
     def _at(self, value: str, device: str) -> Buffer:
         return buffer_of(self.program, self.instance, value, device)
@@ -281,7 +288,9 @@ class _Binder:
         bound: list[Bound] = []
         for index in part.steps:
             bound += self._bind_launch(program.plan.steps[index])
-        self.instance.commands[part.index] = program.devices[part.device].record(bound)
+        device = program.devices[part.device]
+        with blaming(device):
+            self.instance.commands[part.index] = device.record(bound)
 
     def _bind_launch(self, step: Step) -> list[Bound]:
         op = self.program.ops[step.index]

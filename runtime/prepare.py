@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import threading
 import time
 import weakref
@@ -56,7 +57,12 @@ should not be disturbed by another timing."""
 
 @dataclass(frozen=True)
 class Config:
-    """How a session plans and runs; the arguments of ``compile``. No ``devices``: all there are."""
+    """How a session plans and runs; the arguments of ``compile``. No ``devices``: all there are.
+
+    ``watched``: no run is left to its caller alone, who could not be told of a device that hangs.
+    ``lost`` are devices that constraints may still name; ``broken`` says why one, of these or of
+    those there are, computes nothing.
+    """
 
     devices: tuple[str, ...] | None = None
     policy: str = "auto"
@@ -74,6 +80,10 @@ class Config:
     split: bool = True
     strict: bool = False
     check_finite: bool = False
+    watchdog: float = math.inf
+    watched: bool = False
+    lost: tuple[DeviceInfo, ...] = ()
+    broken: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepare(
@@ -100,7 +110,7 @@ def prepare(
     asked = frozenset(devices if config.devices is None else config.devices)
     if config.plan is None:
         measure_missing(graph, config, devices, progress, again=again)
-    target = replace(target_here(devices, asked), watts=config.watts, strict=config.strict)
+    target = target_of(config, devices, asked)
     model = target.model
     options = planner.Options(
         config.policy,
@@ -125,7 +135,7 @@ def prepare(
         others = [*kept, *alive]
         made = make_ready(
             graph, planned, asked, devices, runs, target.capacity, progress, others,
-            watched=config.check_finite,
+            watched=config.check_finite, watchdog=config.watchdog, alone=not config.watched,
         )  # fmt: skip
         made_before[:] = [*map(weakref.ref, alive), weakref.ref(made)]
         return made
@@ -164,6 +174,18 @@ def _replanned(settling: Settling, ready: Ready) -> Ready:
     made.replan = ready.replan
     costing.store().save()
     return made
+
+
+def target_of(config: Config, devices: Mapping[str, Device], asked: frozenset[str]) -> Target:
+    """Opened devices and those that are lost, with what is known of their costs."""
+    here = target_here(devices, asked)
+    return replace(
+        here,
+        devices=(*here.devices, *config.lost),
+        broken={**here.broken, **config.broken},
+        watts=config.watts,
+        strict=config.strict,
+    )
 
 
 def target_here(devices: Mapping[str, Device], asked: frozenset[str]) -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,15 @@ from crossdock.devices.base import Device, Span
 from crossdock.runtime import costing
 from crossdock.runtime.conduct import conducts
 from crossdock.runtime.direct import Direct
-from crossdock.runtime.executor import Outcome, Run
+from crossdock.runtime.errors import OutOfMemory
+from crossdock.runtime.executor import Care, Outcome, Run
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import Program, Windows, instantiate, lower
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.pool import TURN, Deadline, Pool
 from crossdock.runtime.prediction import pace_factor
-from crossdock.runtime.receipt import Receipt, make_receipt
+from crossdock.runtime.progress import look_around
+from crossdock.runtime.receipt import Receipt, Recovery, make_receipt
 from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.tensor import Array
 
@@ -35,12 +38,14 @@ Progress = Callable[[str, int, int], None]
 class Recorder:
     """Writes the receipts of a plan's runs; holds no memory of a device.
 
-    ``notes`` say how it came to this plan, where it was not the first.
+    ``notes`` say how it came to this plan, where it was not the first, and ``recoveries`` what
+    failed while it was made ready.
     """
 
     plan: Plan
     asked: frozenset[str]
     notes: tuple[str, ...] = ()
+    recoveries: tuple[Recovery, ...] = ()
 
     @cached_property
     def _digest(self) -> str:
@@ -59,7 +64,8 @@ class Recorder:
 
     def _made(self, spans: Mapping[str, list[Span]]) -> Receipt:
         made = make_receipt(self.plan, self._digest, 0.0, spans, self.asked)
-        return replace(made, notes=(*made.notes, *self.notes))
+        notes = (*made.notes, *self.notes, *map(str, self.recoveries))
+        return replace(made, notes=notes, recoveries=self.recoveries)
 
 
 class Watch:
@@ -100,8 +106,10 @@ class Ready:
     """A graph of fixed shapes, planned and lowered.
 
     ``graph`` is as its caller feeds it; ``capacity`` says how many devices of a resource group the
-    plan lets compute at once. ``replan`` gives what to run instead when the watch has seen runs
-    that take too long; the caller of it holds the lock of planning.
+    plan lets compute at once. A device may take ``watchdog`` seconds for any step;
+    ``alone``: a caller may run it in its own thread, where nobody can look at it. ``replan`` gives
+    what to run instead when the watch has seen runs that take too long; the caller of it holds the
+    lock of planning.
     """
 
     graph: Graph
@@ -110,12 +118,30 @@ class Ready:
     recorder: Recorder
     capacity: Mapping[str, int]
     watch: Watch
+    watchdog: float = math.inf
+    alone: bool = True
     replan: Callable[[Ready], Ready] | None = None
 
-    def run(self, arrays: Mapping[str, Array], deadline: Deadline, *, profile: bool) -> Outcome:
-        """Run once, with arrays of the inputs' types and shapes."""
-        instance = self.pool.take(deadline)
-        run = Run(self.program, instance, partial(self.pool.give, instance), profile=profile)
+    def run(
+        self,
+        arrays: Mapping[str, Array],
+        deadline: Deadline,
+        *,
+        profile: bool,
+        salvage: Callable[[Run], None] | None = None,
+    ) -> Outcome:
+        """Run once, with arrays of the inputs' types and shapes.
+
+        ``salvage`` is called with a run that a device has failed, before its memory is given up.
+        """
+        try:
+            instance = self.pool.take(deadline)
+        except OutOfMemory as error:
+            error.planned = _planned(self.program.plan, error.device)
+            raise
+        care = Care(salvage, self.pool.discard, self.watchdog)
+        give = partial(self.pool.give, instance)
+        run = Run(self.program, instance, give, profile=profile, care=care)
         if self.program.watched:
             return run.watched(arrays, deadline)
         if deadline.seconds is None and self._short:
@@ -135,7 +161,7 @@ class Ready:
     @property
     def _short(self) -> bool:
         """Whether the caller may run it alone: it is deaf to Ctrl-C, and to being cancelled."""
-        return self.program.plan.predicted < TURN
+        return self.alone and self.program.plan.predicted < TURN
 
     def slowdown(self) -> float:
         """How much longer a run takes at the devices' pace of this moment than at their usual."""
@@ -156,6 +182,11 @@ class Ready:
         return replace(self, program=program, recorder=recorder, watch=Watch(plan.high))
 
 
+def _planned(plan: Plan, device: str) -> int:
+    """Bytes that a plan takes of a device."""
+    return sum(part.peak_bytes for part in plan.devices if part.id == device)
+
+
 def make_ready(
     graph: Graph,
     planned: Planned,
@@ -167,10 +198,12 @@ def make_ready(
     kept: Sequence[Ready] = (),
     *,
     watched: bool = False,
+    watchdog: float = math.inf,
+    alone: bool = True,
 ) -> Ready:
     """Lower a plan of ``graph`` for opened devices, sharing weights with what is ready already.
 
-    ``watched``: its runs look for what is not finite.
+    ``watched``: its runs look for what is not finite. ``watchdog``, ``alone``: see ``Ready``.
 
     Raises:
         CompileError: a kernel does not build.
@@ -180,6 +213,12 @@ def make_ready(
     opened = {d: devices[d] for d in devices if d in used}
     windows = Windows(graph.output_specs, split.inputs, split.outputs)
     shared = [r.program for r in kept]
-    program = lower(split.graph, plan, opened, progress, shared, windows, watched=watched)
+    try:
+        program = lower(split.graph, plan, opened, progress, shared, windows, watched=watched)
+    except OutOfMemory as error:
+        error.planned = _planned(plan, error.device)
+        raise
     pool = Pool(partial(instantiate, program), runs_at_once, graph.name)
-    return Ready(graph, program, pool, Recorder(plan, asked), capacity, Watch(plan.high))
+    pool.look = look_around
+    recorder = Recorder(plan, asked)
+    return Ready(graph, program, pool, recorder, capacity, Watch(plan.high), watchdog, alone)

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
-from crossdock.runtime import costing, request
+from crossdock.devices import registry
+from crossdock.devices.base import Device
+from crossdock.runtime import costing, request, settings
 from crossdock.runtime.background import Background
-from crossdock.runtime.errors import Cancelled, Error, OutOfMemory, PlanError
+from crossdock.runtime.errors import Cancelled, DeviceError, Error, OutOfMemory, PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
 from crossdock.runtime.fixed import fixed
+from crossdock.runtime.fleet import Fleet
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import Constraints, Plan
@@ -25,6 +28,7 @@ from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, prepare
 from crossdock.runtime.prepare import Progress as Progress
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
+from crossdock.runtime.recovery import Rescue, run_through
 from crossdock.runtime.rehearsal import observe
 from crossdock.runtime.staged import StagedReady
 from crossdock.runtime.tensor import Array, Dim
@@ -101,6 +105,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     strict: bool = False,
     resident: Mapping[str, Any] | None = None,
     check_finite: bool = False,
+    watchdog: float | None = None,
     progress: Progress | None = None,
 ) -> Session:
     """Compile a graph for this machine.
@@ -142,6 +147,11 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         check_finite: end a run with NotFinite that names the first op, in the graph's order, that
             made a NaN or an infinity out of finite operands. Steps then run one by one and their
             results are read, so runs take several times as long; kernels are the same ones.
+        watchdog: seconds that a device may take for any step before it counts as hung; one that
+            is predicted to take long may take ten times that. Infinity waits for ever; None is
+            ``CROSSDOCK_WATCHDOG``, or 5. A run that its caller does alone is not looked at: one on
+            the host, or on it and one device that takes commands at once, for which under 0.1 s is
+            predicted and no timeout given; with a number given here, every run is.
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:
@@ -166,6 +176,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         split,
         strict,
         check_finite,
+        settings.watchdog() if watchdog is None else watchdog,
+        watchdog is not None,
     )
     request.check(graph, config)
     graph = fixed(graph, resident) if resident else graph
@@ -201,9 +213,15 @@ class Session:
         self._closed = False
         self._planned = False
         self._background = Background(config.runs_at_once, f"crossdock submit {graph.name}")
-        self.devices = request.open_devices(config)
+        self._graph: Graph | None = bound  # prepared last
+        self._fleet = Fleet(config, request.open_devices(config), self._forget)
         if bound is not None:
             self._prepare(bound)
+
+    @property
+    def devices(self) -> Mapping[str, Device]:
+        """The devices that it uses now, by id; those that are lost are not among them."""
+        return self._fleet.devices
 
     @property
     def plan(self) -> Plan:
@@ -295,7 +313,13 @@ class Session:
         last = self._last
         if not isinstance(last, Ready) or last.direct is None:
             return None
-        done = last.direct.run(feeds)
+        try:
+            done = last.direct.run(feeds)
+        except DeviceError as error:
+            rescue = Rescue(self._fleet, last, arrays_of(self.graph, feeds), Deadline())
+            outcome = rescue.recover(error)
+            self._receipt = (rescue.receipt, outcome.seconds)
+            return outcome.outputs
         if done is None:
             return None
         outputs, seconds = done
@@ -363,6 +387,8 @@ class Session:
         )
 
     def _done(self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool) -> Outcome:
+        if registry.lost():
+            self._fleet.refresh()
         staged = self.graph.staged is not None
         arrays = feeds if staged else arrays_of(self.graph, feeds)
         ready = self._for_graph() if staged else self._for_shapes(arrays)
@@ -370,10 +396,19 @@ class Session:
             outcome, receipt = ready.run(arrays, deadline, profile=profile)
             self._receipt = (receipt,)
         else:
-            outcome = ready.run(arrays, deadline, profile=profile)
+            outcome, rescue = run_through(self._fleet, ready, arrays, deadline, profile=profile)
+            if rescue is not None:
+                self._receipt = (rescue.receipt, outcome.seconds)
+                return outcome
             self._receipt = (ready.recorder.receipt, outcome.seconds, outcome.spans)
             self._learn(ready, outcome, profile=profile)
         return outcome
+
+    def _forget(self) -> None:
+        """Plan anew from the next run on: the devices are others."""
+        with self._lock:
+            self._ready.clear()
+            self._last = None
 
     def _learn(self, ready: Ready, outcome: Outcome, *, profile: bool) -> None:
         """Keep the times of a profiled run; plan again where runs take too long."""
@@ -431,7 +466,7 @@ class Session:
                 raise self._no_memory("prepare") from error
             with self._lock:
                 if not self._closed:
-                    self._last = made
+                    self._last, self._graph = made, graph
                     self._ready.put(key, made)
             return made
 
@@ -439,16 +474,20 @@ class Session:
         if graph.staged is None:
             again, self._planned = self._planned, True
             kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
-            return prepare(
-                graph, self.config, self.devices, self._progress, again=again, kept=kept,
-                source=self.graph,
+            return self._fleet.prepared(
+                lambda: prepare(
+                    graph, self._fleet.config, self._fleet.devices, self._progress, again=again,
+                    kept=kept, source=self.graph,
+                )
             )  # fmt: skip
-        return StagedReady(graph, graph.staged, self.config, self.devices, self._progress)
+        return StagedReady(graph, graph.staged, self._fleet, self._progress)
 
     def _bound(self) -> Ready | StagedReady:
         found = self._last
         if found is None and self._closed:
             raise PlanError(f"the session of {self.graph.name!r} is closed; compile again")
+        if found is None and self._graph is not None:
+            return self._prepare(self._graph)
         if found is None:
             raise PlanError(
                 f"graph {self.graph.name!r} has symbols {', '.join(self.graph.symbols)} without "

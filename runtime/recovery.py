@@ -1,0 +1,194 @@
+"""Going on with a run when a device fails: what it had made and is still good is not made again.
+
+Recovery by lineage (as of Spark's resilient data sets: Zaharia et al., NSDI 2012): once the other
+queues have settled, the values that devices still hold and the inputs that were fed are the roots;
+the rest of the graph is placed on the devices left, and run. Ops that were on such a device stay
+there, with the kernel they had.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from crossdock.runtime import costing, degrade, fallback, planner
+from crossdock.runtime.errors import DeviceError, PlanError
+from crossdock.runtime.executor import Outcome, Run, late
+from crossdock.runtime.fleet import Fleet, Pressure, hopeless
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.lineage import Lineage, shy
+from crossdock.runtime.losses import said
+from crossdock.runtime.plan import Plan, Step
+from crossdock.runtime.pool import Deadline
+from crossdock.runtime.prepare import PREPARING, check_free, concerning, target_of
+from crossdock.runtime.ready import Ready, make_ready
+from crossdock.runtime.receipt import Receipt, Recovery, recovered_receipt
+from crossdock.runtime.refused import refused
+from crossdock.runtime.split_choice import Planned
+from crossdock.runtime.tensor import Array
+
+ATTEMPTS = 4
+"""How often a run is gone on with for each device that it began with."""
+
+
+class Rescue:
+    """Watches over one run of ``ready``; costs nothing unless a device fails."""
+
+    __slots__ = ("_arrays", "_began", "_deadline", "_fleet", "_lineage", "_ready", "told")
+
+    def __init__(
+        self, fleet: Fleet, ready: Ready, arrays: Mapping[str, Array], deadline: Deadline
+    ) -> None:
+        self._fleet, self._ready, self._arrays = fleet, ready, arrays
+        self._deadline = deadline
+        self._lineage: Lineage | None = None
+        self._began = time.perf_counter()
+        self.told: list[Recovery] = []
+
+    def salvage(self, run: Run) -> None:
+        """Save what a failed run has made; called before it gives its memory up."""
+        self._known().salvage(run)
+
+    def _known(self) -> Lineage:
+        if self._lineage is None:
+            program = self._ready.program
+            kept_off = shy(program.graph, self._fleet.config.constraints.residency)
+            self._lineage = Lineage(program, self._arrays, kept_off)
+        return self._lineage
+
+    def recover(self, error: DeviceError) -> Outcome:
+        """The outcome of the run, without what failed.
+
+        Raises:
+            DeviceError: nothing is left to run it.
+            Timeout, Cancelled: the caller waits no more.
+        """
+        lineage, pressure = self._known(), Pressure()
+        for _ in range(ATTEMPTS * len(self._ready.program.devices)):
+            try:
+                action = self._fleet.survive(error, pressure)
+                rest = lineage.rest()
+                if rest is None:
+                    self._tell(error, action, None)
+                    break
+                if self._deadline.over():
+                    raise late(self._ready.program, self._deadline)
+                ready = self._fleet.prepared(lambda rest=rest: self._placed(rest))  # type: ignore[misc]
+            except PlanError as why:
+                raise hopeless(error, why) from why
+            self._tell(error, action, ready.program.plan)
+            try:
+                made = ready.run(
+                    lineage.feeds(rest), self._deadline, profile=False, salvage=self.salvage
+                )
+            except DeviceError as again:
+                error = again
+                continue
+            lineage.held.update(made.outputs)
+            lineage.note(ready.program.plan.steps)
+            break
+        else:
+            raise error
+        seconds = time.perf_counter() - self._began
+        return Outcome(lineage.outputs(), seconds, {}, self._began)
+
+    def _placed(self, rest: Graph) -> Ready:
+        """The rest of the graph made ready on the devices left; the caller may try again."""
+        with PREPARING:
+            return placed(rest, self._ready, self._fleet)
+
+    def _tell(self, error: DeviceError, action: str, plan: Plan | None) -> None:
+        lineage = self._known()
+        launches = () if plan is None else plan.launches()
+        self.told.append(
+            Recovery(
+                device=error.device,
+                error=said(error),
+                action=action,
+                kept=dict(lineage.kept),
+                redone=tuple(s.name for s in launches if s.name in lineage.ended),
+                placed={s.name: s.device for s in launches},
+            )
+        )
+
+    def receipt(self, seconds: float) -> Receipt:
+        """What the run did in all."""
+        return self.amended(self._ready.recorder.receipt(seconds, {}))
+
+    def amended(self, first: Receipt) -> Receipt:
+        """The receipt of the plan that the run began with, as it turned out."""
+        lineage = self._known()
+        physical = {d.id: d.physical_id for d in self._ready.program.plan.devices}
+        steps = lineage.ended.values()
+        return recovered_receipt(first, steps, physical, lineage.crossed, self.told)
+
+
+def placed(rest: Graph, first: Ready, fleet: Fleet) -> Ready:
+    """The rest of a graph on the devices left.
+
+    Raises:
+        PlanError: there is no placement, or it does not fit.
+        DeviceError: a device fails at it.
+    """
+    config, devices = fleet.config, dict(fleet.devices)
+    asked = frozenset(devices if config.devices is None else config.devices)
+    config = replace(config, constraints=concerning(rest, config.constraints))
+    target = target_of(config, devices, asked)
+    before = {s.name: s for s in first.program.plan.launches()}
+    able = {name for name in devices if name not in target.broken}
+    staying = able - fleet.tight
+    homes = {s.name: s.device for s in before.values() if s.device in staying}
+    options = planner.Options(
+        "auto", config.constraints, config.expected_runs, objective=config.objective, homes=homes
+    )
+    found = degrade.plan_best(rest, target, options, split=False)
+    fallback.check(found.plan, asked, config.fallback, rest)
+    plan = _with_kernels(found.plan, before, rest)
+    check_free(plan, target)
+    return make_ready(
+        rest,
+        Planned(found.split, plan),
+        asked,
+        devices,
+        1,
+        target.capacity,
+        kept=[first],
+        watched=config.check_finite,
+        watchdog=config.watchdog,
+        alone=not config.watched,
+    )
+
+
+def _with_kernels(plan: Plan, before: Mapping[str, Step], rest: Graph) -> Plan:
+    """The plan with the kernels that ops had before, where they are on the same device."""
+    keys = {name: call.key() for name, call in costing.op_calls(rest).items()}
+    prints = {part.id: part.fingerprint for part in plan.devices}
+
+    def same(step: Step) -> Step:
+        old = before.get(step.name) if step.kind == "launch" else None
+        if old is None or old.device != step.device or step.name not in keys:
+            return step
+        mark = (prints[step.device], old.kernel, keys[step.name])
+        return step if mark in refused() else replace(step, kernel=old.kernel)
+
+    return replace(plan, steps=tuple(map(same, plan.steps)))
+
+
+def run_through(
+    fleet: Fleet, ready: Ready, arrays: Mapping[str, Array], deadline: Deadline, *, profile: bool
+) -> tuple[Outcome, Rescue | None]:
+    """Run once, whatever devices fail, as long as something is left to run it.
+
+    Returns what came out, and what was done about devices that failed, if one did.
+
+    Raises:
+        DeviceError: nothing is left to run it.
+        ExecutionError: it failed for another reason.
+    """
+    rescue = Rescue(fleet, ready, arrays, deadline)
+    try:
+        outcome = ready.run(arrays, deadline, profile=profile, salvage=rescue.salvage)
+    except DeviceError as error:
+        return rescue.recover(error), rescue
+    return outcome, None
