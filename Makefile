@@ -49,6 +49,10 @@ test: $(EXTRA)-test $(MODELS) ## run the tests, without the slow ones
 chaos: $(EXTRA)-test ## run 5,000 random graphs every way and hold them against the reference
 	$(PY) -m crossdock verify --graphs 5000 --every 10 --keep chaos --json chaos.json
 
+.PHONY: soak
+soak: $(EXTRA)-test ## run, load, cancel and end by the thousand: nothing lost, wrong or leaked
+	$(PY) -m tests.soak --json soak.json
+
 .PHONY: test-slow
 test-slow: $(EXTRA)-test $(MODELS) ## run the slow tests
 	$(PYTEST) -m slow
@@ -82,7 +86,7 @@ bench: $(EXTRA)-bench $(MODELS) ## run every benchmark suite
 
 .PHONY: bench-models
 bench-models: $(EXTRA)-bench $(MODELS) ## run the models beside other runtimes
-	$(PY) -m crossdock bench models
+	$(PY) -m crossdock bench models -k 'light or real'
 
 .PHONY: wheel
 wheel: $(EXTRA)-test ## build the wheel and the source archive into dist/

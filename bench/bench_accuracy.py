@@ -13,7 +13,9 @@ from typing import Any
 import inputs
 import numpy as np
 import pytest
-from bench_models import LIGHT, device_sets, light_path
+from bench_models import device_sets
+from light import NAMES as LIGHT
+from light import path as light_path
 
 import crossdock as xd
 from crossdock.runtime.accuracy import measure_accuracy

@@ -8,8 +8,9 @@ from typing import Any
 
 import peers
 import pytest
-from bench_models import LIGHT, light_path
 from first_output import process
+from light import NAMES as LIGHT
+from light import path as light_path
 
 ROUNDS = 7
 TARGET_COLD = 10.0

@@ -1,12 +1,13 @@
-"""Models: every device set, predicted next to measured, beside the peers, interleaved."""
+"""Models on the processor beside the peers, and on every device set; all interleaved."""
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import inputs
+import light
 import numpy as np
 import peers
 import pytest
@@ -14,50 +15,62 @@ import pytest
 import crossdock as xd
 
 THREADS = (1, 2)
-LIGHT = (
-    "resnet50",
-    "squeezenet",
-    "densenet121",
-    "shufflenet",
-    "inception_v1",
-    "inception_v2",
-    "bvlc_alexnet",
-    "zfnet512",
-    "vgg19",
-)
+ROUNDS = 9
 
 
 def device_sets() -> dict[str, list[str]]:
     """The processor, the first OpenCL device, and both."""
     opencl = [d.id for d in xd.devices() if d.kind == "opencl"][:1]
     sets = {"cpu": ["cpu:0"]}
-    if opencl:
-        sets["opencl"] = opencl
-        sets["both"] = ["cpu:0", *opencl]
-    return sets
+    return {**sets, "opencl": opencl, "both": ["cpu:0", *opencl]} if opencl else sets
 
 
-def light_path(name: str) -> Path:
-    """A light model of the onnx wheel."""
-    found = importlib.util.find_spec("onnx")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent / "backend/test/data/light" / f"light_{name}.onnx"
+@pytest.mark.parametrize("batch", [1, 8], ids=["batch1", "batch8"])
+@pytest.mark.parametrize("threads", THREADS, ids=["1t", "2t"])
+@pytest.mark.parametrize("name", light.NAMES)
+def test_light(name: str, threads: int, batch: int, versus: Any) -> None:
+    """A light model (constant weights: for timing only)."""
+    versus.group(f"light models, batch {batch}, {threads} threads")
+    model = light.model(name, batch)
+    graph = xd.load(model)
+    rng = np.random.default_rng(0)
+    feeds = {n: rng.random(s.dims, np.float32) for n, s in graph.inputs.items()}
+    with xd.compile(graph, "cpu:0", threads=threads) as session:
+        predicted = session.estimate().seconds
+        versus(
+            lambda: session.run(feeds),
+            peers.all_peers(model, feeds, threads),
+            rounds=ROUNDS,
+            predicted_ms=round(predicted * 1e3, 3),
+        )
 
 
-@pytest.mark.parametrize("devices", list(device_sets()))
+@pytest.mark.parametrize("threads", THREADS, ids=["1t", "2t"])
 @pytest.mark.parametrize("name", list(inputs.PATHS))
-@pytest.mark.benchmark(group="real models")
-def test_real(name: str, devices: str, versus: Any) -> None:
-    """A real model on real input; correctness against onnxruntime goes into the report."""
+def test_real(name: str, threads: int, versus: Any) -> None:
+    """A real model on real input."""
+    versus.group(f"real models, {threads} threads")
+    _real(name, ["cpu:0"], threads, versus, peers.all_peers)
+
+
+@pytest.mark.parametrize("devices", [name for name in device_sets() if name != "cpu"])
+@pytest.mark.parametrize("name", list(inputs.PATHS))
+@pytest.mark.benchmark(group="device sets")
+def test_devices(name: str, devices: str, versus: Any) -> None:
+    """A real model on other devices than the processor."""
+    _real(name, device_sets()[devices], 2, versus, lambda *_: {})
+
+
+def _real(name: str, devices: list[str], threads: int, versus: Any, beside: Any) -> None:
+    """Correctness against onnxruntime goes into the report."""
     feeds = inputs.feeds(name)
-    path = inputs.model_path(name)
-    others = peers.all_peers(path, feeds, 2) if devices == "cpu" else {}
+    path: Path = inputs.model_path(name)
+    others: Mapping[str, Any] = beside(path, feeds, threads)
     shapes = {key: value.shape for key, value in feeds.items()}
-    with xd.compile(xd.load(path), device_sets()[devices], shapes=shapes) as session:
+    with xd.compile(xd.load(path), devices, shapes=shapes, threads=threads) as session:
         outputs = list(session.run(feeds).values())
         predicted = session.estimate().seconds  # before a peer's threads spin
-        errors = _errors(outputs, peers.onnxruntime(path, feeds, 2)())
+        errors = _errors(outputs, peers.onnxruntime(path, feeds, threads)())
         versus(
             lambda: session.run(feeds),
             others,
@@ -65,25 +78,6 @@ def test_real(name: str, devices: str, versus: Any) -> None:
             max_abs_error=f"{errors[0]:.1e}",
             max_rel_error=f"{errors[1]:.1e}",
             shares={k: round(v, 3) for k, v in session.plan.shares().items()},
-        )
-
-
-@pytest.mark.parametrize("threads", THREADS)
-@pytest.mark.parametrize("name", LIGHT)
-@pytest.mark.benchmark(group="light models")
-def test_light(name: str, threads: int, versus: Any) -> None:
-    """A light model (constant weights: for timing only) on the processor."""
-    path = light_path(name)
-    graph = xd.load(path)
-    rng = np.random.default_rng(0)
-    feeds = {n: rng.random(s.dims, np.float32) for n, s in graph.inputs.items()}
-    with xd.compile(graph, "cpu:0", threads=threads) as session:
-        predicted = session.estimate().seconds
-        versus(
-            lambda: session.run(feeds),
-            peers.all_peers(path, feeds, threads),
-            rounds=9,
-            predicted_ms=round(predicted * 1e3, 3),
         )
 
 

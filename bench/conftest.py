@@ -33,6 +33,10 @@ class Versus:
     def __init__(self, benchmark: Any) -> None:
         self._benchmark = benchmark
 
+    def group(self, name: str) -> None:
+        """Name what the ratio is averaged with."""
+        self._benchmark.group = name
+
     def __call__(
         self, ours: Timed, peers: Mapping[str, Timed], *, rounds: int = 15, **facts: Any
     ) -> dict[str, float]:

@@ -23,8 +23,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import inputs
-from bench_models import light_path
 from coexecution_graphs import GRAPHS
+from light import path as light_path
 from timing import interleaved, opencl
 
 import crossdock as xd

@@ -45,13 +45,15 @@ def onnxruntime_any(
     return lambda feeds: list(session.run(None, dict(feeds)))
 
 
-def openvino(model: Path, feeds: Mapping[str, Array], threads: int) -> Callable[[], list[Array]]:
+def openvino(
+    model: Path | bytes, feeds: Mapping[str, Array], threads: int
+) -> Callable[[], list[Array]]:
     """OpenVINO on the processor in float32, latency mode, with so many threads."""
     import openvino as ov
 
     core = ov.Core()
     compiled = core.compile_model(
-        core.read_model(str(model)),
+        core.read_model(model if isinstance(model, bytes) else str(model)),
         "CPU",
         {
             "INFERENCE_NUM_THREADS": threads,
@@ -69,7 +71,7 @@ def openvino(model: Path, feeds: Mapping[str, Array], threads: int) -> Callable[
 
 
 def all_peers(
-    model: Path, feeds: Mapping[str, Array], threads: int
+    model: Path | bytes, feeds: Mapping[str, Array], threads: int
 ) -> dict[str, Callable[[], list[Array]]]:
     """The peers that are installed and accept the model, by name."""
     made: dict[str, Callable[[], list[Array]]] = {}

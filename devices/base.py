@@ -176,6 +176,14 @@ class Queue(ABC):
         """``execute(commands)``, with what it looks up each time looked up beforehand."""
         return partial(self.execute, commands)
 
+    def brief(self, commands: CommandBuffer) -> Callable[[], object] | None:  # noqa: ARG002
+        """``prepared`` for commands that take some microseconds; None where there is none better.
+
+        It may keep the interpreter lock: threads that let it go at every step of such work mostly
+        wait to get it back.
+        """
+        return None
+
     @abstractmethod
     def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> Event | None:
         """Copy a C-contiguous host array into a buffer; ``source`` must live until the event."""

@@ -36,7 +36,15 @@ from crossdock.devices.cpu_blas import blas
 from crossdock.devices.cpu_native import HelperPool, NativeProgram, NativeRow
 from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes, is_aligned
 from crossdock.devices.pace import Pace
-from crossdock.devices.program import ArrayCall, NativeCall, Scalar, Slot, Step
+from crossdock.devices.program import (
+    Argument,
+    ArrayCall,
+    Function,
+    NativeCall,
+    Scalar,
+    Slot,
+    Step,
+)
 from crossdock.runtime.errors import CompileError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec
 
@@ -202,11 +210,19 @@ class CpuQueue(Queue):
 
     def prepared(self, commands: CommandBuffer) -> Callable[[], object]:
         """The one call of a native program, where that is all there is to do."""
+        part = self._whole(commands)
+        return super().prepared(commands) if part is None else part.call
+
+    def brief(self, commands: CommandBuffer) -> Callable[[], object] | None:
+        """The same call with the interpreter lock kept, where no helper takes part."""
+        part = self._whole(commands)
+        return None if part is None or part.program is None else part.program.brief
+
+    def _whole(self, commands: CommandBuffer) -> _Part | None:
+        """The one native program that is all there is to do."""
         assert isinstance(commands, CpuCommands)
         plain = not commands.quiet and (self.device.library is None or not commands.blas)
-        if plain and len(commands.calls) == 1:
-            return commands.calls[0]
-        return super().prepared(commands)
+        return commands.parts[0] if plain and len(commands.parts) == 1 else None
 
     def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> None:
         """Copy a C-contiguous array into a buffer."""
@@ -334,12 +350,15 @@ def _array_call(step: ArrayCall, item: Bound) -> Callable[[], None]:
 
 def _row(executable: NativeExecutable, item: Bound) -> NativeRow:
     step = executable.step
-    words = tuple(
-        _scalar_word(arg) if isinstance(arg, Scalar) else _host(item, arg).address()
-        for arg in step.args
-    )
+    words = tuple(_word(item, arg) for arg in step.args)
     keep = tuple(item.buffers.values())
     return NativeRow(executable.address, words, step.extent, step.grain, (step, keep), step.align)
+
+
+def _word(item: Bound, arg: Argument) -> int:
+    if isinstance(arg, Scalar):
+        return _scalar_word(arg)
+    return arg.address() if isinstance(arg, Function) else _host(item, arg).address()
 
 
 def _scalar_word(scalar: Scalar) -> int:

@@ -11,9 +11,12 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+
+from crossdock.devices.program import Function
 
 # Prefix and suffix of the symbols, and whether integers have 64 bits.
 _NAMES = (("scipy_", "64_", True), ("", "64_", True), ("scipy_", "", False), ("", "", False))
@@ -73,6 +76,20 @@ def blas() -> Blas | None:
     return None
 
 
+ROUTINES = ("sgemm", "dgemm", "sgemv", "dgemv")
+
+
+def routine(name: str) -> Function:
+    """One of ``ROUTINES`` of the library that there must be."""
+    return Function(f"blas.{name}", partial(_routine, name))
+
+
+def _routine(name: str) -> int:
+    library = blas()
+    assert library is not None
+    return int(getattr(library, name))
+
+
 def _libraries() -> Iterator[str]:
     np.dot(np.ones((1, 1), np.float32), np.ones((1, 1), np.float32))
     try:
@@ -89,8 +106,7 @@ def _libraries() -> Iterator[str]:
 def _bind(library: ctypes.CDLL, prefix: str, suffix: str, wide: bool) -> Blas | None:
     try:
         sgemm, dgemm, sgemv, dgemv = (
-            _address(getattr(library, f"{prefix}cblas_{name}{suffix}"))
-            for name in ("sgemm", "dgemm", "sgemv", "dgemv")
+            _address(getattr(library, f"{prefix}cblas_{name}{suffix}")) for name in ROUTINES
         )
         get = getattr(library, f"{prefix}openblas_get_num_threads{suffix}")
         put = getattr(library, f"{prefix}openblas_set_num_threads{suffix}")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from crossdock.devices import cpu_cache
+from crossdock.devices import cpu_cache, cpu_object, topology
 from crossdock.runtime.errors import CompileError
 
 PASSES = "instcombine, simplifycfg; codegen 3"
 
 _LOCK = threading.Lock()
+_ADDRESSES: dict[str, int] = {}
+_MADE: dict[str, str] = {}
+"""Functions loaded by this process, by name: where they are, and the key of their code."""
 
 
 @functools.cache
@@ -43,30 +48,77 @@ def host_features() -> frozenset[str]:
     return frozenset(f[1:] for f in _features().split(",") if f.startswith("+"))
 
 
+@functools.cache
+def toolchain() -> str:
+    """What machine code hangs on beside its source: compiler and processor.
+
+    Told without loading LLVM, where the system says what the processor is.
+    """
+    found = importlib.util.find_spec("llvmlite")
+    library = Path(found.origin or "").parent / "binding" / "libllvmlite.so" if found else None
+    features = topology.cpu_features()
+    if library is None or not library.is_file() or not features:
+        llvm = _target()[0]
+        version = ".".join(str(part) for part in llvm.llvm_version_info)
+        return "|".join((PASSES, version, llvm.get_host_cpu_name(), _features()))
+    status = library.stat()
+    return "|".join((PASSES, str(status.st_size), str(status.st_mtime_ns), features))
+
+
 def compile_ir(text: str, names: Sequence[str]) -> list[int]:
     """Compile LLVM IR and return the addresses of the functions ``names``.
 
-    Names must not have been used before in this process; the code lives until it ends. Only
-    cheap passes are run: kernels are written with vector types and with their invariants outside
-    of loops. Object code is kept on disk. Safe to call from any thread.
+    A name stands for the same code as long as the process lives, and so does the code. Only cheap
+    passes are run: kernels are written with vector types and with their invariants outside of
+    loops. Object code is kept on disk, and then LLVM is not even loaded. Safe to call from any
+    thread.
 
     Raises:
         CompileError: the IR is refused; ``log`` has LLVM's text and ``source`` the IR.
     """
     with _LOCK:
-        llvm, machine, engine = _target()
-        version = ".".join(str(part) for part in llvm.llvm_version_info)
-        key = cpu_cache.key(PASSES, version, llvm.get_host_cpu_name(), _features(), text)
-        code = cpu_cache.load(key)
-        if code is None:
-            code = _object_code(llvm, machine, text, names)
-            cpu_cache.save(key, code)
+        key = cpu_cache.key(toolchain(), text)
+        if not all(_MADE.get(name) == key for name in names):
+            code = cpu_cache.load(key)
+            if code is None:
+                code = _object_code(text, names)
+                cpu_cache.save(key, code)
+            _link(code, names, key)
+        return [_ADDRESSES[name] for name in names]
+
+
+def made_as(name: str) -> str | None:
+    """The key in the cache of machine code that the function of this name has, if there is one."""
+    return _MADE.get(name)
+
+
+def kept_function(name: str, key: str) -> int | None:
+    """The address of a function compiled by an earlier process; None where it is not kept."""
+    with _LOCK:
+        if _MADE.get(name) != key:
+            code = cpu_cache.load(key)
+            if code is None:
+                return None
+            _link(code, (name,), key)
+        return _ADDRESSES[name]
+
+
+def _link(code: bytes, names: Sequence[str], key: str) -> None:
+    """Load object code and note where its functions are; the lock is held."""
+    try:
+        found = cpu_object.link(code)
+    except cpu_object.Unsupported:
+        llvm, _, engine = _target()
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
-        return [int(engine.get_function_address(name)) for name in names]
+        found = {name: int(engine.get_function_address(name)) for name in names}
+    for name in names:
+        _ADDRESSES[name] = found[name]
+        _MADE[name] = key
 
 
-def _object_code(llvm: Any, machine: Any, text: str, names: Sequence[str]) -> bytes:
+def _object_code(text: str, names: Sequence[str]) -> bytes:
+    llvm, machine, _ = _target()
     try:
         module = llvm.parse_assembly(text)
         module.triple = machine.triple

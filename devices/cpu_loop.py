@@ -247,9 +247,14 @@ _PAUSE = {"x86_64": "pause", "amd64": "pause", "aarch64": "yield", "arm64": "yie
 
 @dataclass(frozen=True)
 class Loops:
-    """The compiled loops; each takes the address of a program's four words."""
+    """The compiled loops; each takes the address of a program's four words.
+
+    ``brief`` is ``serial`` for programs that are done sooner than the interpreter lock is let go
+    and taken again: it keeps the lock.
+    """
 
     serial: Any
+    brief: Any
     lead: Any
     help: Any
 
@@ -264,5 +269,7 @@ def loops(timed: bool) -> Loops:
     names = [f"xd_{what}{'_timed' * timed}" for what in ("serial", "lead", "help")]
     for name in names:
         text = text.replace(f"@{name.removesuffix('_timed')}(", f"@{name}(")
-    loop = ctypes.CFUNCTYPE(None)  # no types to convert to: arguments are ctypes' own already
-    return Loops(*(loop(address) for address in compile_ir(text, names)))
+    # No types to convert to: arguments are ctypes' own already.
+    loop, locked = ctypes.CFUNCTYPE(None), ctypes.PYFUNCTYPE(None)
+    serial, lead, help_ = compile_ir(text, names)
+    return Loops(loop(serial), locked(serial), loop(lead), loop(help_))

@@ -82,6 +82,10 @@ class NativeProgram:
             functools.partial(self._loops.serial, self._call) if self._pool is None else self._lead
         )
         """Executes all steps in the calling thread."""
+        self.brief: Callable[[], object] | None = (
+            functools.partial(self._loops.brief, self._call) if self._pool is None else None
+        )
+        """The same without letting other Python threads run meanwhile."""
 
     def _call_with(self, stamps: Array | None) -> _Call:
         """What the loops are called with."""

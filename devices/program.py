@@ -57,7 +57,23 @@ class Scalar:
     value: Any
 
 
-Argument = Slot | Scalar
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function as an argument: its address, which each process has its own of.
+
+    ``name`` stands for the same function in every process: that of compiled code, or
+    ``blas.sgemm`` and the like. ``address`` finds it, compiling it if need be.
+    """
+
+    name: str
+    address: Callable[[], int] = field(compare=False)
+
+    def __call__(self) -> int:
+        """The address."""
+        return self.address()
+
+
+Argument = Slot | Scalar | Function
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +138,10 @@ class ArrayCall:
 class NativeCall:
     """A compiled function ``void f(const int64_t *args, int64_t begin, int64_t end)``.
 
-    ``args`` become 64-bit words: a slot its address, a scalar its integer value, or the bits of a
-    float64. ``extent`` independent items can be split over threads by [begin, end), in parts of at
-    least ``grain`` items that begin at multiples of ``align``. ``address``
-    makes the function (compiling it if need be) and returns its address. ``blas``: it calls the
+    ``args`` become 64-bit words: a slot or function its address, a scalar its integer value, or the
+    bits of a float64. ``extent`` independent items can be split over threads by [begin, end), in
+    parts of at least ``grain`` items that begin at multiples of ``align``. ``address`` makes the
+    function (compiling it if need be) and returns its address. ``blas``: it calls the
     BLAS library, which is kept to one thread meanwhile.
     """
 

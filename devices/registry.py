@@ -10,12 +10,14 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.metadata
+import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast
 
 from crossdock.devices.base import Device, DeviceInfo, Probe
+from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime import settings
 from crossdock.runtime.errors import DeviceLost, Error, Unavailable
 
@@ -166,8 +168,11 @@ def open_device(device_id: str, threads: int | None = None, limit: int | None = 
     Raises:
         Unavailable: with the reason and the fix that the kind's probe gave.
         DeviceLost: it failed before.
+        ExecutionError: this process was forked when devices were open.
     """
     key = (device_id, threads, limit)
+    if JOBS.forked:
+        raise no_more(f"opening {device_id}")
     with _LOCK:
         if _is_out(device_id):
             raise DeviceLost(f"{_why_lost(device_id)}; {FIX}", device=device_id)
@@ -176,6 +181,16 @@ def open_device(device_id: str, threads: int | None = None, limit: int | None = 
             found = _open(device_id, {"threads": threads, "limit": limit})
             _OPEN[key] = found
         return found
+
+
+def _forked() -> None:
+    """In a child: what was open before is unusable, and so are locks that a thread held."""
+    if _OPEN:
+        JOBS.fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def close_all() -> None:

@@ -60,6 +60,24 @@ def cpu_model() -> str:
 
 
 @functools.cache
+def cpu_features() -> str:
+    """The processor's maker, model and instruction sets, as the system names them.
+
+    Empty where the system does not tell them.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        return ""
+    told = dict(line.partition(":")[::2] for line in text.splitlines())
+    found = {name.strip(): value.strip() for name, value in told.items()}
+    if not found.get("flags"):
+        return ""
+    names = ("vendor_id", "cpu family", "model", "stepping", "flags")
+    return "|".join(found.get(name, "") for name in names)
+
+
+@functools.cache
 def _affinity() -> int:
     """Processors in the affinity mask when this was first asked.
 

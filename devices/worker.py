@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from crossdock.runtime.errors import DeviceError
+from crossdock.runtime.errors import Cancelled, DeviceError, Error, ExecutionError
 
 EXIT_SECONDS = 1.0
 """How long the end of the process waits for jobs: a thread that the interpreter kills inside of a
@@ -19,6 +19,7 @@ class Jobs:
 
     def __init__(self) -> None:
         self.ending = False
+        self.forked = False
         self._running = 0
         self._changed = threading.Condition()
 
@@ -39,14 +40,25 @@ class Jobs:
         with self._changed:
             self._changed.wait_for(lambda: self._running == 0, EXIT_SECONDS)
 
+    def fork(self) -> None:
+        """In a child that has none of the threads: end whatever asks, and wait for nobody."""
+        self.ending = self.forked = True
+        self._running = 0
+        self._changed = threading.Condition()
+
 
 JOBS = Jobs()
 atexit.register(JOBS.end)
 
 
-def ending() -> bool:
-    """Whether the process is ending: jobs should, too."""
-    return JOBS.ending
+def no_more(what: str) -> Error:
+    """Why nothing runs any more in this process: ``what`` was to."""
+    if JOBS.forked:
+        return ExecutionError(
+            f"{what}: this process was forked from one that had opened devices, and their threads "
+            "and drivers did not come along; start it with the method spawn, or fork first"
+        )
+    return Cancelled(f"{what} was cancelled: the process is ending")
 
 
 def run_job(job: Callable[[], None]) -> None:

@@ -27,7 +27,6 @@ from crossdock.devices.program import (
     Out,
     Pack,
     Packed,
-    Scalar,
     Scratch,
     Slot,
     Step,
@@ -206,7 +205,7 @@ def _native(call: OpCall, shape: dict[str, int], filters: Slot) -> NativeCall:
     epilogue, residual = epilogue_of(call)
     slots: dict[str, Argument] = {
         "out": Out(0), "in": In(0), "filter": filters, "residual": residual,
-        "bias": In(2) if bias else In(0), "pack": Scalar(np.int64(pack())),
+        "bias": In(2) if bias else In(0), "pack": pack,
     }  # fmt: skip
     flops = 2.0 * call.outputs[0].size * shape["kh"] * shape["kw"] * shape["channels"]
     return NativeCall(

@@ -10,8 +10,6 @@ stored.
 
 from __future__ import annotations
 
-import numpy as np
-
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import (
     Argument,
@@ -21,7 +19,6 @@ from crossdock.devices.program import (
     Out,
     Pack,
     Packed,
-    Scalar,
     Scratch,
 )
 from crossdock.kernels.cpu_conv import geometry, is_point, pack_filter
@@ -85,7 +82,7 @@ def lower_small(call: OpCall, device: DeviceInfo) -> Lowered:
     )
     slots: dict[str, Argument] = {
         "out": Out(0), "in": In(0), "filter": Packed(0), "bias": In(2) if bias else In(0),
-        "pack": Scalar(np.int64(packer())), "residual": residual, "scratch": Scratch(0),
+        "pack": packer, "residual": residual, "scratch": Scratch(0),
     }  # fmt: skip
     step = NativeCall(
         name="conv2d small",

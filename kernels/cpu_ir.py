@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from crossdock.devices.cpu_llvm import compile_ir
+from crossdock.devices.program import Function
 
 SIGNATURE = "ptr %args, i64 %begin, i64 %end"
 
@@ -209,10 +210,9 @@ _ADDRESSES: dict[str, int] = {}
 _LOCK = threading.Lock()
 
 
-def compiled(
-    key: str, write: Callable[[Code], None], signature: str = SIGNATURE
-) -> Callable[[], int]:
-    """The address of the kernel ``key``, made by ``write`` at the first call; for NativeCall."""
+def compiled(key: str, write: Callable[[Code], None], signature: str = SIGNATURE) -> Function:
+    """The kernel ``key``, made by ``write`` when its address is first asked for."""
+    name = "xd_" + hashlib.sha256(key.encode()).hexdigest()[:24]
 
     def address() -> int:
         found = _ADDRESSES.get(key)
@@ -222,9 +222,8 @@ def compiled(
                 if found is None:
                     code = Code()
                     write(code)
-                    name = "xd_" + hashlib.sha256(key.encode()).hexdigest()[:24]
                     found = compile_ir(code.text(name, signature), (name,))[0]
                     _ADDRESSES[key] = found
         return found
 
-    return address
+    return Function(name, address)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.cpu_blas import blas
+from crossdock.devices.cpu_blas import blas, routine
 from crossdock.devices.program import Argument, In, Lowered, NativeCall, Out, Scalar, Scratch
 from crossdock.kernels import cpu_math
 from crossdock.kernels.cpu_axis import Row
@@ -64,7 +64,7 @@ def lower_lstm(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - t
     slots: dict[str, Argument] = {
         "last_h": Out(0), "last_c": Out(1), "sequence": Out(2) if sequence else Out(0),
         "drive": Scratch(0), "recurrent": In(RECURRENT),
-        "blas": Scalar(np.int64(library.sgemv if batch == 1 else library.sgemm)),
+        "blas": routine("sgemv" if batch == 1 else "sgemm"),
         "one": Scalar(np.float64(1.0)),
     }  # fmt: skip
     names = ("bias", "recurrent_bias", "h0", "c0")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.cpu_blas import blas
+from crossdock.devices.cpu_blas import blas, routine
 from crossdock.devices.program import (
     Argument,
     ArrayCall,
@@ -196,19 +196,15 @@ def gemm_call(product: Product, out: Slot, a: Slot, b: Slot) -> NativeCall:
         steps, extent = (0, ldb if p.b_transposed else 1, 1), p.n
     form = "vector" if p.m == 1 and split == "columns" else split
     double = p.dtype == "float64"
-    if form == "vector":
-        routine = library.dgemv if double else library.sgemv
-    else:
-        routine = library.dgemm if double else library.sgemm
+    kind = "gemv" if form == "vector" else "gemm"
     numbers = {
-        "blas": routine,
         "ta": TRANSPOSED if p.a_transposed else PLAIN,
         "tb": TRANSPOSED if p.b_transposed else PLAIN,
         "m": p.m, "n": p.n, "k": p.k, "lda": lda, "ldb": ldb, "ldc": p.n,
         "step_a": steps[0], "step_b": steps[1], "step_c": steps[2],
     }  # fmt: skip
     slots: dict[str, Argument] = {
-        "out": out, "a": a, "b": b,
+        "out": out, "a": a, "b": b, "blas": routine(("d" if double else "s") + kind),
         "alpha": Scalar(np.float64(p.alpha)), "beta": Scalar(np.float64(p.beta)),
     }  # fmt: skip
     key = f"gemm {p.dtype} {library.wide} {form} {p.b_transposed}"
@@ -221,10 +217,13 @@ def gemm_call(product: Product, out: Slot, a: Slot, b: Slot) -> NativeCall:
         extent=extent,
         grain=_grain(p.m * p.n * p.k // (1 if form == "batch" else extent)),
         align=1 if form == "batch" else BLOCK,
-        blas=True,
+        blas=p.m * p.n * p.k > ALONE,
     )
 
 
+ALONE = 1 << 16
+"""Multiply-adds up to which OpenBLAS uses one thread whatever it was told: less than the least that
+it shares out (interface/gemm.c and gemv.c), so nothing need be told it."""
 BLOCK = 16
 """Rows or columns that BLAS takes at a time. A cut within them would have those beside the cut
 summed in another order than the rest: equal columns would give unequal results."""
@@ -276,36 +275,56 @@ def _vector(call: BlasCall, w: Words, count: str, b_transposed: bool) -> None:
     )  # fmt: skip
 
 
+SMALL_ROWS = 4
+"""Rows of a tile: as many sums, which do not wait for each other."""
 SMALL_WORDS = ("out", "a", "b", "m", "n", "k", "step_a", "step_b")
 
 
 def _write_small(code: Code, dtype: str, lanes: int) -> None:
-    """Each row of the result is a sum of rows of ``b``; several rows of lanes at a time."""
+    """Each row of the result is a sum of rows of ``b``; tiles of rows by lanes of columns."""
     w = Words(code, SMALL_WORDS, 3)
     kind = LLVM_TYPES[dtype]
     size = code.mul(w["m"], w["n"])
+    whole = code.let(f"and i64 {w['m']}, -{SMALL_ROWS}")
     with code.loop("%begin", "%end") as items:
         a0 = code.at(w["a"], kind, code.mul(items.index, w["step_a"]))
         b0 = code.at(w["b"], kind, code.mul(items.index, w["step_b"]))
         c0 = code.at(w["out"], kind, code.mul(items.index, size))
-        with code.loop(0, w["m"]) as rows:
-            a = code.at(a0, kind, code.mul(rows.index, w["k"]))
-            c = code.at(c0, kind, code.mul(rows.index, w["n"]))
-            whole = code.let(f"and i64 {w['n']}, -{lanes}")
-            for width, start, stop in ((lanes, "0", whole), (1, whole, w["n"])):
-                with code.loop(start, stop, width) as columns:
-                    _dot(code, dtype, width, (a, b0, c), columns.index, w)
+        for count, first, last in ((SMALL_ROWS, "0", whole), (1, whole, w["m"])):
+            with code.loop(first, last, count) as rows:
+                a = code.at(a0, kind, code.mul(rows.index, w["k"]))
+                c = code.at(c0, kind, code.mul(rows.index, w["n"]))
+                _small_rows(code, dtype, lanes, count, (a, b0, c), w)
+
+
+def _small_rows(
+    code: Code, dtype: str, lanes: int, rows: int, at: tuple[str, str, str], w: Words
+) -> None:
+    """Rows of the result, a register's lanes at a time, then half as many, down to one."""
+    start, width = "0", lanes
+    while width:
+        stop = code.let(f"and i64 {w['n']}, -{width}") if width > 1 else w["n"]
+        with code.loop(start, stop, width) as columns:
+            _dot(code, dtype, width, rows, at, columns.index, w)
+        start, width = stop, width // 2
 
 
 def _dot(
-    code: Code, dtype: str, width: int, at: tuple[str, str, str], column: str, w: Words
+    code: Code, dtype: str, width: int, rows: int, at: tuple[str, str, str], column: str, w: Words
 ) -> None:
+    """One tile of the result: each row of ``b`` is read once for all its rows."""
     kind, vector = LLVM_TYPES[dtype], Vector(code, width)
     a, b, c = at
-    zero = vector.const(dtype, 0.0).name
-    with code.loop(0, w["k"], carried=[(vector.t(dtype), zero)]) as loop:
-        one = Vector(code, 1).load(code.at(a, kind, loop.index), dtype)
-        row = code.at(b, kind, code.add(code.mul(loop.index, w["n"]), column))
-        total = Value(loop.values[0], dtype)
-        loop.next = [vector.fma(vector.splat(one), vector.load(row, dtype), total).name]
-    vector.store(Value(loop.values[0], dtype), code.at(c, kind, column), dtype)
+    zero = (vector.t(dtype), vector.const(dtype, 0.0).name)
+    lines = [code.at(a, kind, code.mul(str(r), w["k"])) for r in range(rows)]
+    with code.loop(0, w["k"], carried=[zero] * rows) as loop:
+        at_row = code.at(b, kind, code.add(code.mul(loop.index, w["n"]), column))
+        row = vector.load(at_row, dtype)
+        made = []
+        for line, total in zip(lines, loop.values, strict=True):
+            one = Vector(code, 1).load(code.at(line, kind, loop.index), dtype)
+            made.append(vector.fma(vector.splat(one), row, Value(total, dtype)).name)
+        loop.next = made
+    for r, total in enumerate(loop.values):
+        place = code.at(c, kind, code.add(code.mul(str(r), w["n"]), column))
+        vector.store(Value(total, dtype), place, dtype)

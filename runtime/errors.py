@@ -43,6 +43,10 @@ class Error(Exception):
     """Root of every exception raised on purpose."""
 
 
+class CacheWarning(UserWarning):
+    """Nothing can be kept on disk: every process makes its kernels and plans anew."""
+
+
 class LoadError(Error):
     """A model or tensor file could not be loaded."""
 

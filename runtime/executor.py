@@ -18,7 +18,7 @@ import numpy as np
 
 from crossdock.devices import registry
 from crossdock.devices.base import Event, Point, Queue, Span, Timeline
-from crossdock.devices.worker import Worker, ending
+from crossdock.devices.worker import JOBS, Worker, no_more
 from crossdock.runtime.conduct import Conductor
 from crossdock.runtime.errors import (
     Cancelled,
@@ -32,10 +32,12 @@ from crossdock.runtime.finite import Watcher
 from crossdock.runtime.losses import blame, check, said
 from crossdock.runtime.lower import Instance, Program, Segment, Windows
 from crossdock.runtime.plan import HOST
-from crossdock.runtime.pool import Deadline
+from crossdock.runtime.pool import TURN, Deadline
 from crossdock.runtime.progress import Progress, leave, look_around, watch
 from crossdock.runtime.tensor import Array, to_numpy
 
+LOOK = 0.001
+"""Seconds between looks at work of a device that takes long."""
 _POST = threading.Lock()
 
 
@@ -93,6 +95,7 @@ class Run:
         self._failed = False
         self._lost = False
         self._driving: set[int] = set()  # the queues whose workers are at this run
+        self._long = program.plan.predicted >= TURN
         self._left = 0
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -189,7 +192,7 @@ class Run:
         deadline.wake = self._ended.set
         try:
             self._post()
-            ended = deadline.wait(self._wait) and not deadline.cancelled
+            ended = deadline.wait(self._look) and not deadline.cancelled
         except BaseException:
             if not self._abandon():
                 self._release()
@@ -207,7 +210,7 @@ class Run:
         finally:
             self._release()
 
-    def _wait(self, seconds: float) -> bool:
+    def _look(self, seconds: float) -> bool:
         """Wait for the end of the run, and look whether devices hang that have not come to it."""
         if not self._ended.wait(seconds):
             look_around()
@@ -342,15 +345,27 @@ class Run:
             raise
 
     def _wait_for(self, event: Event, device: str) -> None:
+        """Wait for a device, outside of its driver where that may take long.
+
+        A thread that the interpreter ends inside of a driver takes the process down with it, and a
+        run that is given up need not be waited for.
+        """
         try:
+            if self._long:
+                while not event.done():
+                    self._check()
+                    time.sleep(LOOK)
             event.wait()
         except DeviceError as error:
             blame(error, self.program.devices[device])
             raise
 
     def _check(self) -> None:
-        if self.cancelled or ending():
-            raise Cancelled(f"run of {self.program.graph.name!r} was cancelled")
+        what = f"run of {self.program.graph.name!r}"
+        if self.cancelled:
+            raise Cancelled(f"{what} was cancelled")
+        if JOBS.ending:
+            raise no_more(what)
 
     def _end(self) -> None:
         """One queue has done its part; the last one ends the run."""
@@ -427,7 +442,7 @@ class Run:
         """After a failure: wait until the queue touches this run's memory no more."""
         queue = self._queue(part)
         self._failed = True
-        if queue.device.gone:
+        if queue.device.gone or JOBS.ending:
             return
         try:
             queue.finish()

@@ -62,6 +62,19 @@ class StageRunner(Protocol):
         """Called between steps; raises to end the run."""
 
 
+@dataclass(frozen=True)
+class StageCall:
+    """A stage that a run came to: its graph, if there is anything to compute, and its feeds' names.
+
+    The run goes on to the next call where the values of ``demands`` are these.
+    """
+
+    key: bytes
+    graph: Graph | None
+    feeds: tuple[str, ...]
+    demands: Mapping[str, Array]
+
+
 class Stages(Protocol):
     """A staged graph opened for runs; keeps a bounded number of stages. Thread-safe."""
 
@@ -70,6 +83,9 @@ class Stages(Protocol):
 
     def run(self, feeds: Mapping[str, Any], runner: StageRunner) -> dict[str, Any]:
         """Run all stages on values that ``Staged.checked`` gave; the outputs by name, in order."""
+
+    def trail(self) -> tuple[StageCall, ...]:
+        """The stages of the last run, where it was they alone that made its outputs; else none."""
 
 
 class Staged(Protocol):
@@ -95,7 +111,8 @@ class Graph:
     """An immutable graph.
 
     ``inputs`` maps input names to specs, in order; ``outputs`` maps output names to values, in
-    order; ``specs`` gives every value's spec; ``constants`` holds read-only arrays. While
+    order; ``specs`` gives every value's spec; ``constants`` holds read-only arrays; ``passes``
+    names the graph passes it has been through, in order. While
     ``symbols`` is not empty, ``nodes`` may be provisional: ``bind`` makes the graph anew for given
     sizes through ``rebuild``. A graph with ``staged`` has no nodes: which there are is known only
     once values are, and sessions and ``evaluate`` run it in stages. Its inputs that are no tensors
@@ -108,6 +125,7 @@ class Graph:
     specs: Mapping[str, TensorSpec]
     constants: Mapping[str, Array] = field(default_factory=dict)
     name: str = "graph"
+    passes: tuple[str, ...] = field(default=(), compare=False)
     rebuild: Rebuild | None = field(default=None, repr=False, compare=False)
     staged: Staged | None = field(default=None, repr=False, compare=False)
 

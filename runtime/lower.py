@@ -84,7 +84,8 @@ class Instance:
     """Arenas and what is bound to them: one run at a time.
 
     ``wanted`` are the inputs as (name, dimensions, dtype, array); ``calls`` do all that a program
-    of the host alone does, in order, and others have none.
+    of the host alone does, in order, and others have none; ``brief`` does the same for one that
+    takes some microseconds, where there is a better way for that.
     """
 
     arenas: dict[str, Buffer]
@@ -95,6 +96,7 @@ class Instance:
     scratch: list[Buffer] = field(default_factory=list)
     wanted: tuple[tuple[str, tuple[int, ...], np.dtype[Any], Array], ...] = ()
     calls: tuple[Callable[[], object], ...] = ()
+    brief: tuple[Callable[[], object], ...] = ()
 
 
 def lower(
@@ -236,11 +238,20 @@ class _Binder:
             (n, a.shape, a.dtype, a) for n, a in self.instance.inputs.items()
         )
         if program.host_only:
-            queues = program.devices[HOST].queues
-            self.instance.calls = tuple(
-                queues[part.role].prepared(self.instance.commands[part.index])
-                for part in program.segments
-            )
+            self._call()
+
+    def _call(self) -> None:
+        """Look up what a program of the host alone calls."""
+        queues = self.program.devices[HOST].queues
+        todo = [
+            (queues[part.role], self.instance.commands[part.index])
+            for part in self.program.segments
+        ]
+        self.instance.calls = tuple(queue.prepared(commands) for queue, commands in todo)
+        brief = [queue.brief(commands) for queue, commands in todo]
+        self.instance.brief = tuple(call for call in brief if call is not None)
+        if len(self.instance.brief) < len(brief):
+            self.instance.brief = ()
 
     def _allocate_scratch(self) -> dict[str, list[Buffer]]:
         """Scratch of one op at a time on each device: as large as the largest needs."""

@@ -15,7 +15,7 @@ from crossdock.runtime import plan_data
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.plan_parts import Goal, Horizon, Rung
 
-SCHEMA = "crossdock-plan/2"
+SCHEMA = "crossdock-plan/3"
 HOST = "cpu:0"
 """The device whose memory is the host's: graph inputs and outputs live there."""
 
@@ -185,10 +185,10 @@ class Plan:
     """The whole plan; ``predicted`` seconds with an 80 % interval.
 
     ``source`` says of ``predicted`` whether it is "composed" of the steps or "measured": the plan
-    has run before. ``graph`` is the digest of the graph after the passes, ``kernels`` that of the
-    kernel set, ``cost_model`` the version of the costs: with the devices' drivers and fingerprints,
-    what a plan is fresh for. ``explainer`` holds what the plan was made from, and is no part of the
-    data.
+    has run before. ``graph`` is the digest of the graph after the passes, ``passes`` names these in
+    order, ``kernels`` is the digest of the kernel set, ``cost_model`` the version of the costs:
+    with the devices' drivers and fingerprints, what a plan is fresh for. ``explainer`` holds what
+    the plan was made from, and is no part of the data.
     """
 
     graph: str
@@ -203,6 +203,7 @@ class Plan:
     expected_runs: int
     cost_model: str
     kernels: str = ""
+    passes: tuple[str, ...] = ()
     source: str = "composed"
     splits: tuple[Split, ...] = ()
     goal: Goal = field(default_factory=Goal)
@@ -269,6 +270,7 @@ class Plan:
             f"{self.comparison()}",
             f"  {self.goal.said(self.predicted)}",
             f"  {self.horizon.said(self.expected_runs)}",
+            f"  passes: {', '.join(self.passes) or 'none'}",
         ]
         for part in self.devices:
             alone = part.single_seconds

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.errors import Cancelled, Error, OutOfMemory, Timeout
 from crossdock.runtime.lower import Instance
 
@@ -49,10 +50,12 @@ class Deadline:
 
     def over(self) -> bool:
         """Whether the caller waits no more."""
-        return self.cancelled or self.left() == 0.0
+        return self.cancelled or JOBS.ending or self.left() == 0.0
 
     def error(self, run: str, late: str) -> Error:
         """What ends a run that is over: it was cancelled, or ``late`` says what was not done."""
+        if JOBS.ending:
+            return no_more(f"run of {run!r:.80}")
         return Cancelled(f"run of {run!r:.80} was cancelled") if self.cancelled else Timeout(late)
 
     def wait(self, done: Callable[[float], bool]) -> bool:
@@ -65,7 +68,7 @@ class Deadline:
             left = self.left()
             if done(TURN if left is None else min(TURN, left)):
                 return True
-            if self.cancelled or (left is not None and left <= TURN):
+            if self.cancelled or JOBS.ending or (left is not None and left <= TURN):
                 return done(0.0)
 
 

@@ -104,7 +104,7 @@ def prepare(
     what the session has ready, to share weights with.
     ``source`` is the graph before its symbols were bound.
     """
-    passes_of = partial(simplify, constraints=config.constraints, skip=config.skip_passes)
+    passes_of = partial(simplify, constraints=config.constraints, skip=_skipped(config))
     batch = None if source is None else batch_of(source, graph, passes_of)
     graph = passes_of(graph)
     asked = frozenset(devices if config.devices is None else config.devices)
@@ -305,6 +305,29 @@ def concerning(graph: Graph, constraints: Constraints) -> Constraints:
         forbid={p: devices for p, devices in constraints.forbid.items() if some(p)},
         residency={p: d for p, d in constraints.residency.items() if some(p) or fed(p)},
     )
+
+
+def _skipped(config: Config) -> Sequence[str]:
+    """The passes to leave out: a plan that is given says which it was made without.
+
+    Raises:
+        StalePlan: it was made with passes that are not here, or not without those asked for.
+    """
+    if config.plan is None:
+        return config.skip_passes
+    made, name = config.plan.passes, config.plan.graph_name
+    if tuple(p for p in passes.PASSES if p in made) != made:
+        raise StalePlan(
+            f"the plan of {name!r} was made with the passes {', '.join(made)}, which are not those "
+            "there are here; plan again"
+        )
+    clash = [p for p in config.skip_passes if p in made]
+    if clash:
+        raise StalePlan(
+            f"the plan of {name!r} was made with the pass {clash[0]!r}, which is to be left out; "
+            "plan again"
+        )
+    return [p for p in passes.PASSES if p not in made]
 
 
 def simplify(graph: Graph, constraints: Constraints, skip: Sequence[str] = ()) -> Graph:

@@ -188,6 +188,10 @@ def run_through(
     """
     rescue = Rescue(fleet, ready, arrays, deadline)
     try:
+        if not profile and deadline.seconds is None and ready.direct is not None:
+            done = ready.direct.run(arrays)
+            if done is not None:
+                return Outcome(*done), None
         outcome = ready.run(arrays, deadline, profile=profile, salvage=rescue.salvage)
     except DeviceError as error:
         return rescue.recover(error), rescue

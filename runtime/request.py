@@ -10,6 +10,7 @@ import numpy as np
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device
+from crossdock.runtime import passes
 from crossdock.runtime.errors import FeedError, PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Constraints, Plan
@@ -63,6 +64,7 @@ def check(graph: object, config: Config) -> None:
         raise PlanError(
             f"there is no policy {config.policy!r}; use one of {', '.join(policy_names())}"
         )
+    passes.check(config.skip_passes)
     _check_values(config)
 
 

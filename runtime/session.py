@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device
+from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime import costing, request, settings
 from crossdock.runtime.background import Background
 from crossdock.runtime.errors import Cancelled, DeviceError, Error, OutOfMemory, PlanError
@@ -125,7 +126,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         shapes, dims: bind a graph's symbols now, by input or by symbol; else the first run does.
         measure: time kernels not measured before; a number is the budget in seconds. Shapes after
             the first are planned with costs fitted to what was measured.
-        skip_passes: graph passes to leave out, by name.
+        skip_passes: graph passes to leave out, by name (``crossdock.runtime.passes``).
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
         search: search on from the policy's plan with compiled code: better plans where devices
             share a graph; the first use on a machine compiles that code, for a minute or two.
@@ -311,22 +312,33 @@ class Session:
     def _directly(self, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
         """The outputs of a run that can take the short way, else None."""
         last = self._last
-        if not isinstance(last, Ready) or last.direct is None:
+        if last is None or (direct := last.direct) is None:
             return None
         try:
-            done = last.direct.run(feeds)
+            done = direct.run(feeds)
         except DeviceError as error:
-            rescue = Rescue(self._fleet, last, arrays_of(self.graph, feeds), Deadline())
-            outcome = rescue.recover(error)
-            self._receipt = (rescue.receipt, outcome.seconds)
-            return outcome.outputs
+            return self._rescued(last, feeds, error)
         if done is None:
             return None
         outputs, seconds = done
+        if isinstance(last, StagedReady):
+            self._receipt = (last.receipt, seconds)
+            return outputs
         self._receipt = (last.recorder.receipt, seconds, {})
         if last.replan is not None and last.watch.note(seconds):
             self._background.post(partial(self._replan, last))
         return outputs
+
+    def _rescued(
+        self, ready: Ready | StagedReady, feeds: Mapping[str, Any], error: DeviceError
+    ) -> dict[str, Any] | None:
+        """The outputs of a run that the host failed; None where another run has to find out."""
+        if not isinstance(ready, Ready):
+            return None
+        rescue = Rescue(self._fleet, ready, arrays_of(self.graph, feeds), Deadline())
+        outcome = rescue.recover(error)
+        self._receipt = (rescue.receipt, outcome.seconds)
+        return outcome.outputs
 
     def submit(self, feeds: Mapping[str, Any], *, timeout: float | None = None) -> RunFuture:
         """Run in the background; the future is also awaitable. The inputs must not change.
@@ -336,6 +348,11 @@ class Session:
         """
         deadline = request.deadline(timeout)
         future = RunFuture(deadline)
+        try:
+            self._unforked()
+        except Error as error:
+            future.set_exception(error)
+            return future
         self._background.post(partial(self._fulfil, future, feeds, deadline))
         return future
 
@@ -445,6 +462,7 @@ class Session:
         return self._prepare(self.graph.bind(shapes={n: a.shape for n, a in arrays.items()}))
 
     def _found(self, key: _Shapes) -> Ready | StagedReady | None:
+        self._unforked()
         with self._lock:
             if self._closed:
                 raise PlanError(f"the session of {self.graph.name!r} is closed; compile again")
@@ -453,9 +471,15 @@ class Session:
                 self._last = found
             return found
 
+    def _unforked(self) -> None:
+        """Raise in a child of the process that made this session, before any lock is taken."""
+        if JOBS.forked:
+            raise no_more(f"session of {self.graph.name!r}")
+
     def _prepare(self, graph: Graph) -> Ready | StagedReady:
         """Plan for new shapes; runs for shapes already planned go on meanwhile."""
         key = _shapes(graph)
+        self._unforked()
         with PREPARING:
             found = self._found(key)
             if found is not None:

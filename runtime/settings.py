@@ -26,11 +26,16 @@ from pathlib import Path
 from crossdock.runtime.errors import PlanError
 
 
+def keeps_nothing() -> bool:
+    """Return whether the user wants nothing kept on disk."""
+    return os.environ.get("CROSSDOCK_CACHE_DIR", "") == "off"
+
+
 def cache_dir() -> Path | None:
     """Return the private cache directory (mode 0700), or None where there is none to be had."""
-    given = os.environ.get("CROSSDOCK_CACHE_DIR", "")
-    if given == "off":
+    if keeps_nothing():
         return None
+    given = os.environ.get("CROSSDOCK_CACHE_DIR", "")
     if given:
         path = Path(given)
     else:

@@ -159,6 +159,7 @@ class _Joiner:
             expected_runs=plans[0].expected_runs if plans else 1,
             cost_model=plans[0].cost_model if plans else "",
             kernels=plans[0].kernels if plans else "",
+            passes=plans[0].passes if plans else (),
             explainer=StagesExplainer(tuple(plans)),
         )
 

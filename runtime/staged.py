@@ -7,13 +7,14 @@ find it again. Plan and receipt are those of the last run: its stages joined, an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from crossdock.devices import registry
 from crossdock.devices.base import Span
+from crossdock.runtime.direct import DirectStage, StagedDirect
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import check_host_op
@@ -51,6 +52,7 @@ class StagedReady:
     ) -> None:
         config = fleet.config
         self.name = graph.name
+        self._outputs = tuple(graph.outputs)
         self.host = fleet.devices[HOST].info
         for op in staged.host_ops():
             check_host_op(*op, config.fallback)
@@ -62,6 +64,8 @@ class StagedReady:
         self._planned = False
         self._ready: LruCache[bytes, Ready] = LruCache(STAGES_KEPT, PREPARING)
         self._last: StageLog | None = None
+        self.direct: StagedDirect | None = None
+        """The way of the last run, for runs that go the same one."""
         first = self._stages.first()
         if first is not None:
             self.stage(*first)
@@ -79,6 +83,11 @@ class StagedReady:
             )
         return self._last.plan()
 
+    def receipt(self, seconds: float) -> Receipt:
+        """What a run did that went the way of the last one, or was it, in so many seconds."""
+        assert self._last is not None
+        return self._last.receipt(seconds)
+
     def run(
         self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool
     ) -> tuple[Outcome, Callable[[], Receipt]]:
@@ -89,8 +98,22 @@ class StagedReady:
         outputs = self._stages.run(checked, runner)
         seconds = time.perf_counter() - began
         self._last = runner.log
+        self.direct = self._direct(checked)
         outcome = Outcome(outputs, seconds, runner.spans, began)
         return outcome, partial(runner.log.receipt, seconds)
+
+    def _direct(self, inputs: Iterable[str]) -> StagedDirect | None:
+        """The short way through the stages of the last run, if there is one."""
+        made: list[DirectStage] = []
+        for call in self._stages.trail():
+            short = None if call.graph is None else self.stage(call.key, call.graph).direct
+            if call.graph is not None and short is None:
+                return None
+            made.append(DirectStage(short, call.feeds, call.demands))
+        fed = {name for stage in made for name in stage.feeds}
+        if not fed.issuperset(inputs):  # each stage looks at what it is fed; nobody else would
+            return None
+        return StagedDirect(made, self._outputs) if made else None
 
     def stage(self, key: bytes, graph: Graph) -> Ready:
         """A stage made ready, anew where a device that it was on is lost."""

@@ -96,6 +96,7 @@ def build(
         lower_bound=made.lower_bound,
         expected_runs=expected_runs,
         cost_model="",
+        passes=graph.passes,
     )
 
 

@@ -20,7 +20,9 @@ import click
 import crossdock
 from crossdock.devices import registry, topology
 from crossdock.devices.codec import encode
-from crossdock.runtime.cli import options
+from crossdock.kernels.kernel_set import kernel_set
+from crossdock.runtime.cli import bench_history, options
+from crossdock.runtime.cli.bench_tables import show_history, show_peers
 from crossdock.runtime.cli.output import Output, add_row, make_table
 from crossdock.runtime.cli.text import seconds, short
 from crossdock.runtime.errors import ExecutionError, LoadError
@@ -33,12 +35,24 @@ PREFIXES = ("bench_", "test_")
 @click.command()
 @click.argument("suite", required=False)
 @click.option("-k", "only", metavar="EXPRESSION", help="Benchmarks to run, as pytest's -k.")
+@click.option(
+    "--history", is_flag=True, help="Run nothing: compare the last runs with earlier ones."
+)
 @options.json_option
-def bench(suite: str | None, only: str | None, json_to: str | None) -> None:
-    """Run the benchmark SUITE of the checkout that crossdock runs from, or all suites."""
+def bench(suite: str | None, only: str | None, history: bool, json_to: str | None) -> None:
+    """Run the benchmark SUITE of the checkout that crossdock runs from, or all suites.
+
+    The figures are added to bench/results/history.jsonl. With --history they are compared: each
+    case's last run with those before it on this machine, and what is slower beyond the noise is
+    marked. Where peers ran beside a case, what is compared is its time over theirs, so that a
+    machine that is slower as a whole is no regression.
+    """
     output = Output(json_to)
     folder = bench_folder()
     chosen = _chosen(suites(folder), suite)
+    if history:
+        show_history(output, bench_history.read(folder / bench_history.FILE), suite)
+        return
     if importlib.util.find_spec("pytest_benchmark") is None:
         raise LoadError("benchmarks need pytest-benchmark: pip install crossdock[bench]")
     with tempfile.TemporaryDirectory() as temporary:
@@ -56,7 +70,10 @@ def bench(suite: str | None, only: str | None, json_to: str | None) -> None:
         "benchmarks": [] if results is None else results.get("benchmarks", []),
     }
     _show(data, output)
+    found = bench_history.entries(data, kernel_set())
+    show_peers(output, found)
     output.json(data)
+    bench_history.append(folder / bench_history.FILE, found)
     if status not in (0, 5):  # 5: the suite has no benchmark that can run here
         raise ExecutionError(f"pytest ended with status {status}; its report is above")
 

@@ -31,6 +31,7 @@ def compiled(
         threads=placing.threads,
         measure=placing.budget,
         fallback=placing.fallback,
+        skip_passes=placing.skip_passes,
         plan=plan,
         progress=progress,
     )

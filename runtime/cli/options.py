@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from crossdock.runtime import passes
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.fallback import ALLOW, WORDS, Fallback
 from crossdock.runtime.plan import Constraints
@@ -146,6 +147,7 @@ class Placing:
     max_share: Mapping[str, float] | None = None
     residency: Mapping[str, tuple[str, ...]] | None = None
     fallback: Fallback = ALLOW
+    skip_passes: tuple[str, ...] = ()
 
     def constraints(self) -> Constraints:
         """As the planner takes them."""
@@ -202,6 +204,22 @@ def _grouped(pairs: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
     return result
 
 
+def _checked_passes(
+    _ctx: click.Context, _param: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    passes.check(names)
+    return names
+
+
+no_pass = click.option(
+    "--no-pass",
+    metavar="NAME",
+    multiple=True,
+    callback=_checked_passes,
+    help="A graph pass to leave out; may be given several times.",
+)
+
+
 def placing(command: Command) -> Command:
     """Add the options of ``Placing``; the command gets them as ``placing``."""
 
@@ -219,6 +237,7 @@ def placing(command: Command) -> Command:
             max_share=dict(given.pop("max_share")),
             residency=_grouped(given.pop("residency")),
             fallback=given.pop("fallback"),
+            skip_passes=given.pop("no_pass"),
         )
         return command(*args, **given)
 
@@ -255,6 +274,7 @@ def placing(command: Command) -> Command:
                      callback=lambda _ctx, _param, text: fallback(text),
                      help="Ops that may run on the host because no device asked for can: allow, "
                      "forbid, or any of ops=A|B, share=0.05 and bytes=1M, with commas between."),
+        no_pass,
     )  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def plan_model(
     constraints = placing.constraints()
     if stage:
         constraints = concerning(graph, constraints)
-    passes_of = partial(simplify, constraints=constraints)
+    passes_of = partial(simplify, constraints=constraints, skip=placing.skip_passes)
     batch = None if source is None else batch_of(source, graph, passes_of)
     graph = passes_of(graph)
     scene = scene_of(graph, placing, machine, progress)

@@ -32,7 +32,6 @@ from crossdock.runtime.cli.text import clean, millis, percent, short, size
 from crossdock.runtime.cli.trace_view import run_trace
 from crossdock.runtime.errors import LoadError
 from crossdock.runtime.executor import Outcome
-from crossdock.runtime.prepare import simplify
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.session import Session
 from crossdock.runtime.tensor import Array
@@ -104,7 +103,7 @@ def run(
             if trace is not None:
                 _write_trace(trace, model, session, outcome, output)
             if html is not None:
-                known = graph if graph.staged else simplify(graph, placing.constraints())
+                known = graph if graph.staged else session.ready().program.graph
                 write_text(html, page(session.plan, known, outcome=outcome))
                 output.note(f"wrote {html}")
         output.json(_json(model, session, result))

@@ -121,7 +121,7 @@ class _Source:
     def at(self, batch: int, measure: bool) -> tuple[Graph, Target, Plans]:
         """The graph after the passes, its target with the changes made, and what plans it."""
         bound = bind(self.graph, self._bound(batch))
-        graph = simplify(bound, self._placing.constraints())
+        graph = simplify(bound, self._placing.constraints(), self._placing.skip_passes)
         placing = self._placing if measure else replace(self._placing, measure=0.0)
         scene = scene_of(graph, placing, self._profile, self._progress)
         target = scene.target

@@ -16,11 +16,14 @@ from crossdock.runtime.cases import CASES, Case
 from crossdock.runtime.cases.special import SPECIAL, is_of_values
 from crossdock.runtime.cases.types import type_cases
 from crossdock.runtime.cli import options
+from crossdock.runtime.cli.options import Feeding
 from crossdock.runtime.cli.output import Output, add_row, make_table, styled
 from crossdock.runtime.cli.text import short
 from crossdock.runtime.cli.verify_check import Finding, Missing, check
 from crossdock.runtime.cli.verify_graphs import verify_graphs
+from crossdock.runtime.cli.verify_passes import verify_passes
 from crossdock.runtime.errors import UnsupportedOp
+from crossdock.runtime.pass_check import COARSE, TOLERANCE
 
 SHOWN = 20
 """Failures listed in full on the screen; the JSON holds all."""
@@ -35,7 +38,16 @@ NOTE = (
 @click.option("--op", "only_ops", metavar="NAME", multiple=True, help="An op to verify.")
 @click.option("--quick", is_flag=True, help="Each op's first case, and the special values.")
 @click.option("--graphs", metavar="N", type=click.IntRange(1), help="Run N random graphs instead.")
-@click.option("--seed", metavar="S", type=click.IntRange(0), default=0, help="The first's seed.")
+@click.option("--passes", "model", metavar="MODEL", help="Check the graph passes on MODEL instead.")
+@options.no_pass
+@click.option(
+    "--tolerance",
+    metavar="ERROR",
+    type=options.Seconds(0, min_open=True),
+    help="Error over an output's largest element that --passes allows "
+    f"(default: {TOLERANCE:g}, or {COARSE:g} for 16-bit and quantised models).",
+)
+@options.feeding
 @click.option(
     "--every",
     metavar="K",
@@ -57,7 +69,10 @@ def verify(
     only_ops: tuple[str, ...],
     quick: bool,
     graphs: int | None,
-    seed: int,
+    model: str | None,
+    no_pass: tuple[str, ...],
+    tolerance: float | None,
+    feeding: Feeding,
     every: int,
     keep: Path | None,
     json_to: str | None,
@@ -68,12 +83,18 @@ def verify(
     infinities, denormal numbers, the limits of integers); each kernel that fits a case runs it.
 
     With --graphs, random graphs over all ops are run on every device, over several at once, in
-    parts, and where ONNX has the ops by onnxruntime; each is held against the reference.
+    parts, and where ONNX has the ops by onnxruntime; each is held against the reference. --seed is
+    the first's.
+
+    With --passes, MODEL is run before the graph passes and after each of them; the first pass that
+    makes its answer wrong is named, and the op where it does.
     """
     output = Output(json_to)
+    if model is not None:
+        ctx.exit(verify_passes(output, model, feeding, only_devices, no_pass, tolerance))
     if graphs is not None:
         found = list(only_devices) or [info.id for info in registry.devices()]
-        seeds = range(seed, seed + graphs)
+        seeds = range(feeding.seed, feeding.seed + graphs)
         ctx.exit(verify_graphs(output, seeds, found, every=every, keep=keep))
     cases = _chosen(only_ops, quick=quick)
     ids = list(only_devices) or [info.id for info in registry.devices()]

@@ -1,7 +1,7 @@
 """ONNX conditionals: folded, written in place behind a guard, or kept as two graphs.
 
-What fits none of these waits until the condition's value is known. Loops are the host's
-(``onnx_host_control``).
+What fits none of these, and what has branches worth compiling, waits until the condition's value is
+known: the branch taken is then written in place. Loops are the host's (``onnx_host_control``).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from crossdock.kernels.reference import graph_work
 from crossdock.runtime.builder import GraphBuilder, Operand
 from crossdock.runtime.errors import GraphError, MalformedModel
 from crossdock.runtime.graph import Graph
@@ -19,6 +20,10 @@ from crossdock.runtime.loaders.onnx_table import Context, Deferred, Foreign, Val
 
 Branch = tuple[Graph, list[bool]]
 """A branch's graph, and which of its outputs ONNX calls bool."""
+
+INTERPRETED_NODES, INTERPRETED_FLOPS = 24, 1e6
+"""A kept branch is interpreted: some microseconds a node, and no compiled kernels. With more than
+this, the 0.1 ms of a stage more costs less."""
 
 
 @onnx_op("If")
@@ -41,7 +46,7 @@ def conditional(ctx: Context) -> Sequence[Value | Foreign | None]:
     try:
         return _static(ctx, yes, no)
     except Deferred as why:
-        raise ctx.demand(f"a condition, for a branch that hangs on values: {why}", 0) from why
+        raise ctx.demand(f"a condition, for its branch: {why}", 0) from why
 
 
 def _static(ctx: Context, yes: OnnxGraph, no: OnnxGraph) -> Sequence[Value | Foreign | None]:
@@ -54,7 +59,13 @@ def _static(ctx: Context, yes: OnnxGraph, no: OnnxGraph) -> Sequence[Value | For
         return _guarded(ctx, no, chosen=False, error=then_branch)
     if isinstance(else_branch, Exception):
         return _guarded(ctx, yes, chosen=True, error=else_branch)
+    if any(_worth_compiling(graph) for graph, _ in (then_branch, else_branch)):
+        raise Deferred("compiled, it takes less time than another stage")
     return _both(ctx, then_branch, else_branch, captures)
+
+
+def _worth_compiling(branch: Graph) -> bool:
+    return len(branch.nodes) > INTERPRETED_NODES or graph_work(branch).flops > INTERPRETED_FLOPS
 
 
 def _inline(ctx: Context, graph: OnnxGraph) -> list[Value | Foreign | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from crossdock.runtime.errors import MalformedModel, UnsupportedModel
-from crossdock.runtime.graph import Graph, StageRunner
+from crossdock.runtime.graph import Graph, StageCall, StageRunner
 from crossdock.runtime.limits import Budget
 from crossdock.runtime.loaders.onnx_check import free_names
 from crossdock.runtime.loaders.onnx_convert import convert, convert_stage, only_host
@@ -119,6 +119,8 @@ class OnnxStages:
         self.model = model
         self.scope = Scope.of(model.graph, model.opsets)
         self.kept: LruCache[bytes, Stage] = LruCache(STAGES_KEPT)
+        self._trail: tuple[StageCall, ...] = ()
+        self._held = _nbytes(model.graph.constants.values())
         self._start: tuple[bytes, Graph] | None = None
         if first is not None:
             key = _key(b"", specs)
@@ -132,9 +134,16 @@ class OnnxStages:
 
     def run(self, feeds: Mapping[str, Any], runner: StageRunner) -> dict[str, Any]:
         """Run all stages; the outputs by name, in order."""
-        run = _Run(self, runner, Budget(self.model.limits, _brought(self.model, feeds)))
+        run = _Run(self, runner, Budget(self.model.limits, self._held + _nbytes(feeds.values())))
         values = run.scope(self.scope, dict(feeds), self.model.graph.constants, b"")
+        made = {n for call in run.trail for n in (call.graph.outputs if call.graph else ())}
+        alone = run.alone and made.issuperset(self.scope.outputs)
+        self._trail = tuple(run.trail) if alone else ()
         return {n: outward(v) for n, v in zip(self.scope.outputs, values, strict=True)}
+
+    def trail(self) -> tuple[StageCall, ...]:
+        """The stages of the last run, where it was they alone that made its outputs; else none."""
+        return self._trail
 
 
 @dataclass
@@ -176,6 +185,9 @@ class _Run:
         self.runner = runner
         self.budget = budget
         self.spent = 0.0
+        self.trail: list[StageCall] = []
+        self.alone = True
+        """Whether all that ran were the stages of ``trail``."""
 
     def scope(
         self,
@@ -222,6 +234,10 @@ class _Run:
             self.spent += time.perf_counter() - began
             at.values.update(made)
         at.constants = stage.constants
+        self.alone = self.alone and not stage.hosts
+        if self.alone:
+            demanded = {name: _fixed(_array(at.values[name])) for name in stage.demands}
+            self.trail.append(StageCall(at.key, stage.graph, stage.feeds, demanded))
         for step in stage.hosts:
             self.runner.check()
             results = self.inner(step, step.inner, at) if step.inner else self.host(step, at)
@@ -313,9 +329,8 @@ class _Run:
         return values, constants
 
 
-def _brought(model: OnnxModel, feeds: Mapping[str, HostValue]) -> int:
-    """Bytes of the tensors that a model has and is fed."""
-    values = (*model.graph.constants.values(), *feeds.values())
+def _nbytes(values: Iterable[object]) -> int:
+    """Bytes of the tensors among some values."""
     return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
 
 

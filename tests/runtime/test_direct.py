@@ -139,3 +139,43 @@ def test_many_callers_share_few_instances_and_get_their_own_answers() -> None:
             list(threads.map(call, range(16)))
         pool = session.ready().pool
         assert len({id(i) for i in pool.free}) == len(pool.free) == pool._made <= 3
+
+
+def test_what_takes_microseconds_keeps_the_interpreter_lock() -> None:
+    """And so callers of it do not wait to get it back at every run."""
+    with compiled(doubled()) as session:
+        feeds = {"x": np.ones(4, np.float32)}
+        session.run(feeds)
+        (instance,) = session.ready().pool.free
+        assert len(instance.brief) == len(instance.calls) == 1
+        ran = []
+        instance.calls = (lambda: ran.append("free"), *instance.calls)
+        instance.brief = (lambda: ran.append("kept"), *instance.brief)
+        for _ in range(100):
+            np.testing.assert_array_equal(session.run(feeds)["y"], [2, 2, 2, 2])
+        assert ran[0] == "free", "how long it takes is seen at its first run"
+        assert ran[-1] == "kept"
+
+
+def test_what_takes_longer_lets_other_threads_run() -> None:
+    b = xd.GraphBuilder()
+    x = b.input("x", (1 << 20,))
+    with compiled(b.build({"y": b.tanh(x)})) as session:
+        feeds = {"x": np.ones(1 << 20, np.float32)}
+        for _ in range(5):
+            session.run(feeds)
+        (instance,) = session.ready().pool.free
+        ran = []
+        instance.brief = (lambda: ran.append("kept"),)
+        session.run(feeds)
+        assert not ran
+
+
+def test_shared_work_is_not_brief() -> None:
+    b = xd.GraphBuilder()
+    x = b.input("x", (1 << 20,))
+    with xd.compile(b.build({"y": b.tanh(x)}), "cpu:0", threads=2, measure=False) as session:
+        session.run({"x": np.ones(1 << 20, np.float32)})
+        (instance,) = session.ready().pool.free
+        assert instance.calls
+        assert not instance.brief

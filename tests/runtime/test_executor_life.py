@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import subprocess
 import sys
@@ -380,6 +381,61 @@ def test_a_queue_is_used_by_its_worker_alone(
     assert used == {
         (device, r, f"crossdock {device} {r}") for r in ("compute", "upload", "download")
     }
+
+
+FORK = """
+import os, sys
+import numpy as np
+import crossdock as xd
+
+b = xd.GraphBuilder()
+graph = b.build({"y": b.tanh(b.input("x", (4,)))})
+feeds = {"x": np.ones(4, np.float32)}
+session = xd.compile(graph, sys.argv[1], measure=False)
+session.run(feeds)
+session.submit(feeds).result()
+
+
+def said(call):
+    try:
+        call()
+    except xd.Error as error:
+        assert "was forked" in str(error) and "spawn" in str(error), error
+        return True
+    return False
+
+
+if os.fork() == 0:
+    answers = [
+        said(lambda: session.run(feeds)),
+        said(lambda: session.submit(feeds).result(5)),
+        said(lambda: session.bind()),
+        said(lambda: xd.compile(graph, sys.argv[1], measure=False)),
+    ]
+    print(answers, flush=True)
+    sys.exit(not all(answers))
+print(os.waitstatus_to_exitcode(os.wait()[1]), session.run(feeds)["y"].shape, flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("kind", ["cpu:0", "opencl:0"])
+def test_a_forked_child_is_told_and_its_parent_goes_on(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if kind == "opencl:0":
+        kind = str(request.getfixturevalue("opencl").id)
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, kind],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[True, True, True, True]" in done.stdout
+    assert done.stdout.endswith("0 (4,)\n")
 
 
 EXIT = """

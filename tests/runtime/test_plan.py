@@ -219,7 +219,7 @@ def test_a_plan_says_its_gap_and_the_best_single_device() -> None:
 def test_a_plan_explains_itself_one_line_a_step() -> None:
     made = plan()
     lines = made.explain().splitlines()
-    assert len(lines) == 3 + len(made.devices) + len(made.steps)
+    assert len(lines) == 4 + len(made.devices) + len(made.steps)
     assert lines[-1] == step_line(made.steps[-1])
     assert "unknown" in made.explain_op("mm")
     with pytest.raises(PlanError, match=r"no op 'relu' .*did you mean Relu\.1\?"):

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import crossdock as xd
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.errors import FeedError, MalformedModel
 from crossdock.runtime.loaders import load
@@ -149,3 +150,22 @@ def test_a_branch_that_defines_an_outer_name(make: Any) -> None:
     yes, no = branch([node("Exp", "x", "x")], "x"), branch([node("Neg", "x", "e")], "e")
     with pytest.raises(MalformedModel, match="'x', which is defined already"):
         load(make([choice(then_branch=yes, else_branch=no)], feeds, ["y"], 13))
+
+
+def test_branches_worth_compiling_run_as_stages(make: Any) -> None:
+    """The branch follows the condition from run to run, on the short way and on the long one."""
+    w = np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((8, 512)).astype(np.float32)
+    yes = branch([node("MatMul", "x w", "t")], "t", {"w": w})
+    no = branch([node("MatMul", "x w", "s"), node("Neg", "s", "e")], "e", {"w": w})
+    pick = choice(then_branch=yes, else_branch=no)
+    graph = load(make([pick], {"x": x, "flag": np.array(True)}, ["y"], 13))
+    assert graph.staged is not None
+    with xd.compile(graph, "cpu:0", measure=False) as session:
+        for flag in (True, True, False, False, True):
+            got = session.run({"x": x, "flag": np.array(flag)})["y"]
+            np.testing.assert_allclose(got, x @ w if flag else -(x @ w), rtol=1e-4, atol=1e-3)
+            assert [op.op for op in session.receipt.ops].count("matmul") == 1
+            assert any(op.op == "neg" for op in session.receipt.ops) is not flag
+        with pytest.raises(FeedError, match="'x'"):
+            session.run({"x": x[0], "flag": np.array(True)})

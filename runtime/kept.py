@@ -1,0 +1,136 @@
+"""Files kept on disk between processes, in folders that nobody else can write to.
+
+What is read here is executed, or computed with, so a folder is a trust boundary: it must be this
+user's own and writable by nobody else, and so must each file, which may be no link, and whose
+content and name are checked against its own digest. Anything else is ignored, and made anew; a
+folder that cannot be had is done without, of which a process is told once.
+
+This guards against other users, against damage, and against files that were mixed up; not against
+who may write as this user: they could as well change the program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from crossdock.runtime import settings
+from crossdock.runtime.errors import CacheWarning
+
+DIGEST = 32
+_WARNED: set[str] = set()
+
+
+def key(*parts: str) -> str:
+    """The name of what was made from these."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+class Folder:
+    """A private folder of files of at most ``limit`` bytes, by name; it is made when needed."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.name = name
+        self.limit = limit
+
+    def load(self, name: str) -> bytes | None:
+        """The content kept under a name, or None."""
+        descriptor = self.open(name)
+        if descriptor is None:
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            found = file.read(self.limit + 1)
+        digest, content = found[:DIGEST], found[DIGEST:]
+        sound = len(found) <= self.limit and digest == digest_of(name, content)
+        return content if sound else None
+
+    def open(self, name: str) -> int | None:
+        """The descriptor of a file that only this user can have written, or None."""
+        folder = self.path()
+        if folder is None:
+            return None
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        try:
+            descriptor = os.open(folder / name, flags | getattr(os, "O_CLOEXEC", 0))
+        except OSError:
+            return None
+        if not _private(os.fstat(descriptor), stat.S_ISREG):
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def save(self, name: str, content: bytes) -> None:
+        """Keep content under a name; never raises where it cannot."""
+        self.write(name, lambda file: file(digest_of(name, content) + content))
+
+    def write(self, name: str, fill: Callable[[Callable[[bytes], object]], object]) -> bool:
+        """Put a file in its place when ``fill`` has written all of it; False where it cannot."""
+        folder = self.path()
+        if folder is None:
+            return False
+        try:
+            descriptor, path = tempfile.mkstemp(dir=folder, prefix="new-")
+        except OSError as error:
+            _warn(folder, f"cannot be written ({error.strerror})")
+            return False
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                fill(file.write)
+            os.replace(path, folder / name)
+        except OSError as error:
+            Path(path).unlink(missing_ok=True)
+            _warn(folder, f"cannot be written ({error.strerror})")
+            return False
+        except BaseException:
+            Path(path).unlink(missing_ok=True)
+            raise
+        return True
+
+    def path(self) -> Path | None:
+        """The folder, made if need be; None where there is none to be had."""
+        root = settings.cache_dir()
+        if root is None:
+            if not settings.keeps_nothing():
+                _warn(Path("the cache folder"), "cannot be made or written")
+            return None
+        folder = root / self.name
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            inside, outside = os.lstat(folder), os.stat(root)
+        except OSError as error:
+            _warn(folder, f"cannot be made ({error.strerror})")
+            return None
+        for place, status in ((root, outside), (folder, inside)):
+            if not _private(status, stat.S_ISDIR):
+                _warn(place, "is not this user's alone to write to")
+                return None
+        return folder
+
+
+def digest_of(name: str, content: bytes) -> bytes:
+    """Of content and its name: what was kept for something else is no better than damaged."""
+    return hashlib.sha256(name.encode() + b"\0" + content).digest()
+
+
+def _warn(place: Path, why: str) -> None:
+    """Tell of a folder once in a process."""
+    if str(place) in _WARNED:
+        return
+    _WARNED.add(str(place))
+    warnings.warn(
+        f"{place} {why}: kernels and plans are made anew in every process; give a private folder "
+        "in CROSSDOCK_CACHE_DIR (chmod 700), or 'off'",
+        CacheWarning,
+        stacklevel=2,
+    )
+
+
+def _private(status: os.stat_result, kind: Callable[[int], bool]) -> bool:
+    """Whether it is of the kind, this user's, and writable by nobody else."""
+    own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    return kind(status.st_mode) and own and not status.st_mode & 0o022
