@@ -96,6 +96,8 @@ class Run:
         self._lost = False
         self._driving: set[int] = set()  # the queues whose workers are at this run
         self._long = program.plan.predicted >= TURN
+        self._timelines: dict[int, Timeline] = {}
+        self._points: dict[int, Point] = {}
         self._left = 0
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -199,16 +201,20 @@ class Run:
             raise
         if not ended and self._abandon():
             raise late(self.program, deadline)
+        error: BaseException | None = None
         try:
             if self.error is None:
                 return self._collect(began)
             self._quieten()
-            self._salvage(self.error)
-            if isinstance(self.error, Error):
-                raise self.error
-            raise failed(self.program, self.error) from self.error
+            # An error holds the frames that it went through, and those hold devices' memory.
+            error, self.error, self._timelines, self._points = self.error, None, {}, {}
+            self._salvage(error)
+            if isinstance(error, Error):
+                raise error
+            raise failed(self.program, error) from error
         finally:
             self._release()
+            del error
 
     def _look(self, seconds: float) -> bool:
         """Wait for the end of the run, and look whether devices hang that have not come to it."""
@@ -283,7 +289,6 @@ class Run:
             queues.setdefault(id(self._queue(part)), []).append(part)
         self.progress.queues, self.progress.end = list(queues.values()), self._lose
         self._timelines = {key: Timeline() for key in queues}
-        self._points: dict[int, Point] = {}
         for part in self.program.segments:
             if part.signals:
                 self._points[part.index] = self._timelines[id(self._queue(part))].record()

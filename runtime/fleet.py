@@ -8,7 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device, DeviceInfo
-from crossdock.runtime.errors import CompileError, DeviceError, OutOfMemory, PlanError
+from crossdock.runtime.errors import (
+    CompileError,
+    DeviceError,
+    MemoryBudget,
+    OutOfMemory,
+    PlanError,
+)
 from crossdock.runtime.losses import is_loss, said
 from crossdock.runtime.plan import HOST, Constraints
 from crossdock.runtime.pool import free_caches
@@ -148,6 +154,15 @@ class Fleet:
             return "left out"
         raise error
 
+    def relent(self, error: DeviceError) -> None:
+        """Give a device without memory another chance at the next run, as nothing else helps."""
+        with self._lock:
+            if not isinstance(error, OutOfMemory) or error.device not in self.devices:
+                return
+            had = self._out.pop(error.device, ""), self._budgets.pop(error.device, 0)
+        if any(had):
+            self._changed()
+
     def leave_out(self, device: str, why: str) -> None:
         """Let a device compute nothing in this session any more."""
         with self._lock:
@@ -175,12 +190,25 @@ class Fleet:
                 log = error.log if isinstance(error, CompileError) else ""
                 told.append(Recovery(error.device, said(error), action, log=log))
             except PlanError as error:
-                if failed is None:
+                tight = self._too_tight() if isinstance(error, MemoryBudget) else []
+                told += [Recovery(name, said(error), "left out") for name in tight]
+                if not tight and failed is None:
                     raise
-                raise hopeless(failed, error) from error
+                if not tight and failed is not None:
+                    raise hopeless(failed, error) from error
             else:
                 made.recorder.recoveries += tuple(told)
                 return made
+
+    def _too_tight(self) -> list[str]:
+        """Leave out the devices that nothing fits into what they really have; their ids."""
+        with self._lock:
+            found = [name for name in self._budgets if name != HOST and name not in self._out]
+            for name in found:
+                self._out[name] = f"has too little memory: {self._budgets.pop(name)} bytes"
+        if found:
+            self._changed()
+        return found
 
     def _try_again(self, error: DeviceError, pressure: Pressure) -> str:
         if not isinstance(error, CompileError):

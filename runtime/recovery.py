@@ -9,8 +9,9 @@ there, with the kernel they had.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from crossdock.runtime import costing, degrade, fallback, planner
 from crossdock.runtime.errors import DeviceError, PlanError
@@ -64,34 +65,47 @@ class Rescue:
             DeviceError: nothing is left to run it.
             Timeout, Cancelled: the caller waits no more.
         """
-        lineage, pressure = self._known(), Pressure()
-        for _ in range(ATTEMPTS * len(self._ready.program.devices)):
-            try:
-                action = self._fleet.survive(error, pressure)
-                rest = lineage.rest()
-                if rest is None:
-                    self._tell(error, action, None)
-                    break
-                if self._deadline.over():
-                    raise late(self._ready.program, self._deadline)
-                ready = self._fleet.prepared(lambda rest=rest: self._placed(rest))  # type: ignore[misc]
-            except PlanError as why:
-                raise hopeless(error, why) from why
-            self._tell(error, action, ready.program.plan)
-            try:
-                made = ready.run(
-                    lineage.feeds(rest), self._deadline, profile=False, salvage=self.salvage
-                )
-            except DeviceError as again:
-                error = again
-                continue
-            lineage.held.update(made.outputs)
-            lineage.note(ready.program.plan.steps)
-            break
-        else:
+        pressure = Pressure()
+        try:
+            for _ in range(ATTEMPTS * len(self._ready.program.devices)):
+                try:
+                    self._go_on(error, pressure)
+                except DeviceError as again:
+                    if again is error or isinstance(again.__cause__, PlanError):
+                        self._fleet.relent(again)
+                        raise
+                    error = again
+                else:
+                    seconds = time.perf_counter() - self._began
+                    return Outcome(self._known().outputs(), seconds, {}, self._began)
             raise error
-        seconds = time.perf_counter() - self._began
-        return Outcome(lineage.outputs(), seconds, {}, self._began)
+        finally:
+            del error  # with the frames that it went through, which hold devices' memory
+
+    def _go_on(self, error: DeviceError, pressure: Pressure) -> None:
+        """Run what is left without what failed; what it makes is held then.
+
+        Raises:
+            DeviceError: ``error``, or one caused by a PlanError, where nothing is left to run it;
+                another one where a device failed at it.
+        """
+        lineage, action = self._known(), self._fleet.survive(error, pressure)
+        rest = lineage.rest()
+        if rest is None:
+            self._tell(error, action, None)
+            return
+        if self._deadline.over():
+            raise late(self._ready.program, self._deadline)
+        try:
+            ready = self._fleet.prepared(partial(self._placed, rest))
+        except PlanError as why:
+            raise hopeless(error, why) from why
+        self._tell(error, action, ready.program.plan)
+        self.told += ready.recorder.recoveries
+        feeds = lineage.feeds(rest)
+        made = ready.run(feeds, self._deadline, profile=False, salvage=self.salvage)
+        lineage.held.update(made.outputs)
+        lineage.note(ready.program.plan.steps)
 
     def _placed(self, rest: Graph) -> Ready:
         """The rest of the graph made ready on the devices left; the caller may try again."""
@@ -114,14 +128,18 @@ class Rescue:
 
     def receipt(self, seconds: float) -> Receipt:
         """What the run did in all."""
-        return self.amended(self._ready.recorder.receipt(seconds, {}))
+        return self.amendment()(self._ready.recorder.receipt(seconds, {}))
 
-    def amended(self, first: Receipt) -> Receipt:
-        """The receipt of the plan that the run began with, as it turned out."""
+    def amendment(self) -> Callable[[Receipt], Receipt]:
+        """What makes of the receipt of the first plan that of the run; holds no device memory."""
         lineage = self._known()
-        physical = {d.id: d.physical_id for d in self._ready.program.plan.devices}
-        steps = lineage.ended.values()
-        return recovered_receipt(first, steps, physical, lineage.crossed, self.told)
+        return partial(
+            recovered_receipt,
+            ended=tuple(lineage.ended.values()),
+            physical={d.id: d.physical_id for d in self._ready.program.plan.devices},
+            crossed=tuple(lineage.crossed),
+            told=tuple(self.told),
+        )
 
 
 def placed(rest: Graph, first: Ready, fleet: Fleet) -> Ready:

@@ -337,7 +337,7 @@ class Session:
             return None
         rescue = Rescue(self._fleet, ready, arrays_of(self.graph, feeds), Deadline())
         outcome = rescue.recover(error)
-        self._receipt = (rescue.receipt, outcome.seconds)
+        self._receipt = (_as_is, rescue.receipt(outcome.seconds))
         return outcome.outputs
 
     def submit(self, feeds: Mapping[str, Any], *, timeout: float | None = None) -> RunFuture:
@@ -415,7 +415,7 @@ class Session:
         else:
             outcome, rescue = run_through(self._fleet, ready, arrays, deadline, profile=profile)
             if rescue is not None:
-                self._receipt = (rescue.receipt, outcome.seconds)
+                self._receipt = (_as_is, rescue.receipt(outcome.seconds))
                 return outcome
             self._receipt = (ready.recorder.receipt, outcome.seconds, outcome.spans)
             self._learn(ready, outcome, profile=profile)
@@ -495,6 +495,7 @@ class Session:
             return made
 
     def _made(self, graph: Graph) -> Ready | StagedReady:
+        self._fleet.refresh()
         if graph.staged is None:
             again, self._planned = self._planned, True
             kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
@@ -518,6 +519,10 @@ class Session:
                 "sizes; bind(shapes=...) or run first"
             )
         return found
+
+
+def _as_is(receipt: Receipt) -> Receipt:
+    return receipt
 
 
 def _plan(ready: Ready | StagedReady) -> Plan:

@@ -154,7 +154,7 @@ class _Runner:
         recorder = ready.recorder
         self.log.stage(key, recorder.plan, recorder.asked, outcome.spans)
         if rescue is not None:
-            self.log.rescued(key, rescue.amended)
+            self.log.rescued(key, rescue.amendment())
         for queue, spans in outcome.spans.items():
             self.spans.setdefault(queue, []).extend(spans)
         return outcome.outputs
