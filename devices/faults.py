@@ -332,15 +332,19 @@ class FaultDevice(Device):
     """
 
     def __init__(
-        self, inner: Device, plan: Sequence[Fault] | FaultPlan, seed: int = 0, name: str = "faulty"
+        self,
+        inner: Device,
+        plan: Sequence[Fault] | FaultPlan,
+        seed: int = 0,
+        name: str | None = "faulty",
     ) -> None:
-        """``name`` makes it ``sim:NAME``."""
+        """``name`` makes it ``sim:NAME``; None leaves the id of the device inside."""
         self.inner = inner
         self.faults = plan if isinstance(plan, FaultPlan) else FaultPlan(plan, seed)
         self.gauge = inner.gauge
         self.info: DeviceInfo = replace(
             inner.info,
-            id=f"{sim.KIND}:{name}",
+            id=inner.info.id if name is None else f"{sim.KIND}:{name}",
             fingerprint=f"{inner.info.fingerprint}|with faults as {name}",
         )
         made: dict[int, FaultQueue] = {}
