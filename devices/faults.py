@@ -10,7 +10,7 @@ device is one of the simulated kind, ``sim:NAME``, and computes as the device in
 ``sticky``      the call raises LaunchError, and so does every later call
 ``lost``        the call raises DeviceLost, and so does every later call
 ``hang``        what the call asks for is not done for ``seconds``; nor is what follows in its queue
-``corrupt``     the copy arrives with bit ``bit`` flipped
+``corrupt``     the copy arrives with bit ``bit`` flipped, or with a chance another one each time
 ``short``       only the first half of the copy arrives
 ``slow``        this call of the queue and all that follow take ``factor`` times as long
 ``early``       the call says that all is done, and does it ``seconds`` later, or never
@@ -132,7 +132,9 @@ class FaultPlan:
             nth = self._counts.get(call, 0)
             self._counts[call] = nth + 1
             drawn = self._random.setdefault((call, role), random.Random(f"{self.seed}{call}{role}"))
-            found = [f for f in self.faults if f.at == call and _happens(f, nth, drawn)]
+            found = [
+                _moved(f, nth) for f in self.faults if f.at == call and _happens(f, nth, drawn)
+            ]
             self.injected += [Injected(f.kind, call, nth) for f in found]
             return found
 
@@ -143,6 +145,11 @@ class FaultPlan:
 
 def _happens(fault: Fault, nth: int, drawn: random.Random) -> bool:
     return drawn.random() < fault.probability if fault.nth is None else fault.nth == nth
+
+
+def _moved(fault: Fault, nth: int) -> Fault:
+    """The fault with a bit of its own for each call, where it may happen at several."""
+    return fault if fault.nth is not None else replace(fault, bit=fault.bit + 97 * nth)
 
 
 class FaultEvent(Event):

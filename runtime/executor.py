@@ -1,8 +1,4 @@
-"""Running a program: each queue's worker walks its segments, waiting only where the plan says.
-
-The order in which runs are posted is the same for every queue, so runs of several sessions never
-wait for each other in a circle. The first failure reaches every waiter of its run.
-"""
+"""Running a program: segment by segment, in the thread of the caller; see ``queued`` for others."""
 
 from __future__ import annotations
 
@@ -10,20 +6,20 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from crossdock.devices import registry
-from crossdock.devices.base import Event, Point, Queue, Span, Timeline
-from crossdock.devices.worker import JOBS, Worker, no_more
+from crossdock.devices.base import Event, Queue, Span
+from crossdock.devices.worker import JOBS, no_more
+from crossdock.runtime.checks import Checks, Recomputed, copied
 from crossdock.runtime.conduct import Conductor
 from crossdock.runtime.errors import (
     Cancelled,
     DeviceError,
-    DeviceLost,
     Error,
     ExecutionError,
     OutOfMemory,
@@ -32,13 +28,9 @@ from crossdock.runtime.finite import Watcher
 from crossdock.runtime.losses import blame, check, said
 from crossdock.runtime.lower import Instance, Program, Segment, Windows
 from crossdock.runtime.plan import HOST
-from crossdock.runtime.pool import TURN, Deadline
-from crossdock.runtime.progress import Progress, leave, look_around, watch
+from crossdock.runtime.pool import Deadline
+from crossdock.runtime.progress import Progress
 from crossdock.runtime.tensor import Array, to_numpy
-
-LOOK = 0.001
-"""Seconds between looks at work of a device that takes long."""
-_POST = threading.Lock()
 
 
 @dataclass
@@ -60,16 +52,14 @@ class Care:
 
     ``salvage`` is called with the run before it gives up its memory, when no living device works
     for it any more. ``discard`` takes an instance that must not be used again. A device may take
-    ``watchdog`` seconds for any step, and longer where that is predicted.
+    ``watchdog`` seconds for any step, and longer where that is predicted. ``checks`` says what is
+    looked at.
     """
 
     salvage: Callable[[Run], None] | None = None
     discard: Callable[[], None] | None = None
     watchdog: float = math.inf
-
-
-SETTLE_SECONDS = 1.0
-"""How long devices that work may go on with a run after another device of it was lost."""
+    checks: Checks | None = None
 
 
 class Run:
@@ -92,14 +82,10 @@ class Run:
         self.spans: dict[str, list[Span]] | None = {} if profile else None
         self.error: BaseException | None = None
         self.cancelled = False
+        checks = self.care.checks
+        self._sampled = checks.sampled(program) if checks is not None else frozenset[int]()
+        self._checked = checks is not None and checks.transfers
         self._failed = False
-        self._lost = False
-        self._driving: set[int] = set()  # the queues whose workers are at this run
-        self._long = program.plan.predicted >= TURN
-        self._timelines: dict[int, Timeline] = {}
-        self._points: dict[int, Point] = {}
-        self._left = 0
-        self._ended = threading.Event()
         self._lock = threading.Lock()
 
     def inline(self, feeds: Mapping[str, Array]) -> Outcome:
@@ -179,95 +165,6 @@ class Run:
         spoilt = self._failed and any(d.gone for d in self.program.devices.values())
         (discard if spoilt and discard is not None else give_back)()
 
-    def across(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
-        """Run over the devices' workers and wait for the outputs.
-
-        Giving up, by the deadline, a cancellation or an exception such as KeyboardInterrupt, leaves
-        the instance to the workers: the last of them gives it back.
-        """
-        began = time.perf_counter()
-        try:
-            self._feed(feeds)
-        except BaseException:
-            self._release()
-            raise
-        deadline.wake = self._ended.set
-        try:
-            self._post()
-            ended = deadline.wait(self._look) and not deadline.cancelled
-        except BaseException:
-            if not self._abandon():
-                self._release()
-            raise
-        if not ended and self._abandon():
-            raise late(self.program, deadline)
-        error: BaseException | None = None
-        try:
-            if self.error is None:
-                return self._collect(began)
-            self._quieten()
-            # An error holds the frames that it went through, and those hold devices' memory.
-            error, self.error, self._timelines, self._points = self.error, None, {}, {}
-            self._salvage(error)
-            if isinstance(error, Error):
-                raise error
-            raise failed(self.program, error) from error
-        finally:
-            self._release()
-            del error
-
-    def _look(self, seconds: float) -> bool:
-        """Wait for the end of the run, and look whether devices hang that have not come to it."""
-        if not self._ended.wait(seconds):
-            look_around()
-        return self._ended.is_set()
-
-    def _lose(self, error: DeviceLost) -> None:
-        """End the run where a device of it is lost, whatever its queues are at; from any thread."""
-        blame(error, self.program.devices[error.device])
-        with self._lock:
-            over = self._left == 0 or self._lost
-            self._lost = True
-            abandoned, self.cancelled = self.cancelled, True
-        if over:
-            return
-        registry.bury(self)  # what hangs may still write to its memory
-        self._stop(on=True)
-        self._fail(error)
-        self._ended.set()
-        if abandoned:
-            leave(self.progress)
-            self._release()
-
-    def _quieten(self) -> None:
-        """Wait until no living device works for the run, and free the threads of those that wait.
-
-        A thread that waits for an event of a device that hangs waits for ever: its queue gets
-        another one.
-        """
-        end = time.monotonic() + SETTLE_SECONDS
-        leave(self.progress)
-        for parts in self.progress.queues if self._lost else ():
-            device, queue = self.program.devices[parts[0].device], self._queue(parts[0])
-            while id(queue) in self._driving and not device.gone and time.monotonic() < end:
-                time.sleep(0.001)
-            if id(queue) in self._driving and not device.gone:
-                device.renew(parts[0].role)
-                taken = all(p.index in self.progress.taken for p in parts if self._begun(p))
-                if not (taken and _finished(device.worker(parts[0].role), queue)):
-                    self.unsettled.add(device.info.id)
-
-    def _begun(self, part: Segment) -> bool:
-        return part.index in self.progress.begun
-
-    def _abandon(self) -> bool:
-        """Give the run up, unless it ended meanwhile; the last worker then frees its instance."""
-        with self._lock:
-            if self._left:
-                self.cancelled = True
-                self._stop(on=True)
-            return self.cancelled
-
     def _stop(self, *, on: bool) -> None:
         for commands in self.instance.commands.values():
             commands.stop(on)
@@ -283,87 +180,8 @@ class Run:
         outputs = collected(self.program.windows, self.instance.outputs)
         return Outcome(outputs, time.perf_counter() - began, self.spans or {}, began)
 
-    def _post(self) -> None:
-        queues: dict[int, list[Segment]] = {}  # roles may share a queue: one job, in plan order
-        for part in self.program.segments:
-            queues.setdefault(id(self._queue(part)), []).append(part)
-        self.progress.queues, self.progress.end = list(queues.values()), self._lose
-        self._timelines = {key: Timeline() for key in queues}
-        for part in self.program.segments:
-            if part.signals:
-                self._points[part.index] = self._timelines[id(self._queue(part))].record()
-        jobs = [
-            (self.program.devices[parts[0].device].worker(parts[0].role), _Job(self, parts))
-            for parts in queues.values()
-        ]
-        self._left = len(jobs)
-        if not jobs:
-            self._ended.set()
-        else:
-            watch(self.progress)
-        posted = 0
-        try:
-            with _POST:
-                for worker, job in jobs:
-                    worker.post(job)
-                    posted += 1
-        except BaseException as error:
-            self._fail(error)
-            for _ in jobs[posted:]:
-                self._end()
-            if not isinstance(error, Error):  # ours reach the caller when the posted jobs end
-                raise
-
     def _queue(self, part: Segment) -> Queue:
         return self.program.devices[part.device].queues[part.role]
-
-    def drive(self, parts: list[Segment]) -> None:
-        """Walk one queue's segments (on its worker); never raises."""
-        key = id(self._queue(parts[0]))
-        try:
-            self._driving.add(key)
-            last: Event | None = None
-            for part in parts:
-                self._check()
-                waits = self._waits(part) if part.waits else ()
-                self._check()
-                last = self._do(part, waits)
-                point = self._points.get(part.index)
-                if point is not None:
-                    self._flush(part)
-                    point.signal(last)
-            if last is not None:
-                self._flush(parts[-1])
-                self._wait_for(last, parts[-1].device)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
-            self._fail(error)
-            self._settle(parts[0])
-        finally:
-            self._driving.discard(key)
-            self._end()
-
-    def _flush(self, part: Segment) -> None:
-        try:
-            self._queue(part).flush()
-        except DeviceError as error:
-            blame(error, self.program.devices[part.device])
-            raise
-
-    def _wait_for(self, event: Event, device: str) -> None:
-        """Wait for a device, outside of its driver where that may take long.
-
-        A thread that the interpreter ends inside of a driver takes the process down with it, and a
-        run that is given up need not be waited for.
-        """
-        try:
-            if self._long:
-                while not event.done():
-                    self._check()
-                    time.sleep(LOOK)
-            event.wait()
-        except DeviceError as error:
-            blame(error, self.program.devices[device])
-            raise
 
     def _check(self) -> None:
         what = f"run of {self.program.graph.name!r}"
@@ -371,33 +189,6 @@ class Run:
             raise Cancelled(f"{what} was cancelled")
         if JOBS.ending:
             raise no_more(what)
-
-    def _end(self) -> None:
-        """One queue has done its part; the last one ends the run."""
-        with self._lock:
-            self._left -= 1
-            last = self._left == 0
-            release = last and self.cancelled and not self._lost
-        if last:
-            leave(self.progress)
-        if release:
-            self._stop(on=False)
-            self._release()
-        if last:
-            self._ended.set()
-
-    def _waits(self, part: Segment) -> list[Event]:
-        native: list[Event] = []
-        for index in part.waits:
-            event = self._points[index].event()
-            if event is None:
-                continue
-            device = self.program.segments[index].device
-            if device == part.device:
-                native.append(event)
-            else:
-                self._wait_for(event, device)
-        return native
 
     def _do(self, part: Segment, waits: Sequence[Event]) -> Event | None:
         """Give a segment to its queue; errors say which device is to blame."""
@@ -418,11 +209,26 @@ class Run:
         spans = None
         if self.spans is not None:
             spans = self.spans.setdefault(f"{part.device}/{part.role}", [])
-        if commands is not None:
+        if commands is None:
+            return self._copied(part, queue, waits, spans)
+        if part.index not in self._sampled:
             return queue.execute(commands, waits, spans)
+        for event in waits:
+            event.wait()
+        step = Recomputed(self.program, self.instance, part, queue)
+        step.run(lambda: queue.execute(commands, (), spans))
+        return None
+
+    def _copied(
+        self, part: Segment, queue: Queue, waits: Sequence[Event], spans: list[Span] | None
+    ) -> Event | None:
         buffer, array = self.instance.copies[part.index]
+        name = self.program.plan.steps[part.steps[0]].name
         began = time.perf_counter()
-        if part.role == "upload":
+        event: Event | None = None
+        if self._checked:
+            copied(queue, part, buffer, array, waits, name)
+        elif part.role == "upload":
             event = queue.write(buffer, array, waits)
         else:
             event = queue.read(buffer, array, waits)
@@ -430,18 +236,8 @@ class Run:
             if event is not None:
                 queue.flush()
                 event.wait()
-            name = self.program.plan.steps[part.steps[0]].name
             spans.append(Span(f"copy {name}", began, time.perf_counter()))
         return event
-
-    def _fail(self, error: BaseException) -> None:
-        """Keep the first failure and wake everybody who waits for a step of this run."""
-        with self._lock:
-            if self.error is None:
-                self.error = error
-            self._failed = True
-        for timeline in self._timelines.values():
-            timeline.fail(error)
 
     def _settle(self, part: Segment) -> None:
         """After a failure: wait until the queue touches this run's memory no more."""
@@ -454,28 +250,6 @@ class Run:
         except Exception as error:  # noqa: BLE001 - the first failure is what is told
             self.unsettled.add(part.device)
             registry.lose(queue.device, said(error))
-
-
-def _finished(worker: Worker, queue: Queue) -> bool:
-    """Whether a queue's work is done within a while."""
-    done = threading.Event()
-
-    def finish() -> None:
-        with suppress(Exception):
-            queue.finish()
-            done.set()
-
-    worker.post(finish)
-    return done.wait(SETTLE_SECONDS)
-
-
-@dataclass(frozen=True)
-class _Job:
-    run: Run
-    parts: list[Segment]
-
-    def __call__(self) -> None:
-        self.run.drive(self.parts)
 
 
 def collected(windows: Windows, made: Mapping[str, Array]) -> dict[str, Array]:

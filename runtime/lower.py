@@ -108,12 +108,14 @@ def lower(
     windows: Windows | None = None,
     *,
     watched: bool = False,
+    singly: bool = False,
 ) -> Program:
     """Compile the ops of a plan and upload its weights.
 
     Weights that a program in ``kept`` (of the same devices) has there already are shared with it,
     and so are ops where it is of the very same graph.
-    ``windows`` is for a graph whose inputs and outputs are parts of the caller's.
+    ``singly``: a launch is a segment of its own. ``windows`` is for a graph whose inputs and
+    outputs are parts of the caller's.
 
     Raises:
         CompileError: a kernel does not build.
@@ -153,7 +155,7 @@ def lower(
                     copied = shared.get((id(array), step.device))
                     residents[root, step.device] = copied or device.resident(array, root)
     windows = windows or Windows(graph.output_specs)
-    segments = segment(plan.steps, singly=watched)
+    segments = segment(plan.steps, singly=watched or singly)
     return Program(
         graph, plan, dict(devices), roots, ops, residents, segments, windows, watched=watched
     )

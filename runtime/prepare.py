@@ -30,6 +30,7 @@ from crossdock.runtime import (
     profiles,
     rules,
 )
+from crossdock.runtime.checks import Checks
 from crossdock.runtime.errors import OutOfMemory, PlanError, StalePlan
 from crossdock.runtime.fallback import ALLOW, Fallback
 from crossdock.runtime.flips import batch_of
@@ -82,6 +83,7 @@ class Config:
     check_finite: bool = False
     watchdog: float = math.inf
     watched: bool = False
+    checks: Checks | None = None
     lost: tuple[DeviceInfo, ...] = ()
     broken: Mapping[str, str] = field(default_factory=dict)
 
@@ -136,6 +138,7 @@ def prepare(
         made = make_ready(
             graph, planned, asked, devices, runs, target.capacity, progress, others,
             watched=config.check_finite, watchdog=config.watchdog, alone=not config.watched,
+            checks=config.checks,
         )  # fmt: skip
         made_before[:] = [*map(weakref.ref, alive), weakref.ref(made)]
         return made
@@ -148,7 +151,9 @@ def prepare(
     planned = _planned(graph, splitting, target, options, devices, fits=again)
     ready = make(planned)
     settled = not options.plain or bool(planned.plan.rungs)  # runs are timed one by one
-    settled |= config.check_finite  # and these times are not those of an ordinary run
+    settled |= (
+        config.check_finite or config.checks is not None
+    )  # and these times are not those of an ordinary run
     if not config.measure or settled or _simulated(devices):
         return ready
     settling = Settling(

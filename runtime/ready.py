@@ -11,6 +11,7 @@ from functools import cached_property, partial
 
 from crossdock.devices.base import Device, Span
 from crossdock.runtime import costing
+from crossdock.runtime.checks import Checks
 from crossdock.runtime.conduct import conducts
 from crossdock.runtime.direct import Direct
 from crossdock.runtime.errors import OutOfMemory
@@ -21,6 +22,7 @@ from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.pool import TURN, Deadline, Pool
 from crossdock.runtime.prediction import pace_factor
 from crossdock.runtime.progress import look_around
+from crossdock.runtime.queued import QueuedRun
 from crossdock.runtime.receipt import Receipt, Recovery, make_receipt
 from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.tensor import Array
@@ -107,7 +109,8 @@ class Ready:
 
     ``graph`` is as its caller feeds it; ``capacity`` says how many devices of a resource group the
     plan lets compute at once. A device may take ``watchdog`` seconds for any step;
-    ``alone``: a caller may run it in its own thread, where nobody can look at it. ``replan`` gives
+    ``alone``: a caller may run it in its own thread, where nobody can look at it; ``checks``
+    are made of its steps and copies. ``replan`` gives
     what to run instead when the watch has seen runs that take too long; the caller of it holds the
     lock of planning.
     """
@@ -120,6 +123,7 @@ class Ready:
     watch: Watch
     watchdog: float = math.inf
     alone: bool = True
+    checks: Checks | None = None
     replan: Callable[[Ready], Ready] | None = None
 
     def run(
@@ -139,17 +143,17 @@ class Ready:
         except OutOfMemory as error:
             error.planned = _planned(self.program.plan, error.device)
             raise
-        care = Care(salvage, self.pool.discard, self.watchdog)
+        care = Care(salvage, self.pool.discard, self.watchdog, self.checks)
         give = partial(self.pool.give, instance)
-        run = Run(self.program, instance, give, profile=profile, care=care)
-        if self.program.watched:
-            return run.watched(arrays, deadline)
-        if deadline.seconds is None and self._short:
-            if self.program.host_only:
-                return run.inline(arrays)
-            if not profile and conducts(self.program):
-                return run.conducted(arrays)
-        return run.across(arrays, deadline)
+        alone = deadline.seconds is None and self._short
+        host = alone and self.program.host_only
+        if self.program.watched or host or (alone and not profile and conducts(self.program)):
+            run = Run(self.program, instance, give, profile=profile, care=care)
+            if self.program.watched:
+                return run.watched(arrays, deadline)
+            return run.inline(arrays) if host else run.conducted(arrays)
+        queued = QueuedRun(self.program, instance, give, profile=profile, care=care)
+        return queued.across(arrays, deadline)
 
     @cached_property
     def direct(self) -> Direct | None:
@@ -200,10 +204,12 @@ def make_ready(
     watched: bool = False,
     watchdog: float = math.inf,
     alone: bool = True,
+    checks: Checks | None = None,
 ) -> Ready:
     """Lower a plan of ``graph`` for opened devices, sharing weights with what is ready already.
 
-    ``watched``: its runs look for what is not finite. ``watchdog``, ``alone``: see ``Ready``.
+    ``watched``: its runs look for what is not finite. ``watchdog``, ``alone``,
+    ``checks``: see ``Ready``.
 
     Raises:
         CompileError: a kernel does not build.
@@ -213,12 +219,16 @@ def make_ready(
     opened = {d: devices[d] for d in devices if d in used}
     windows = Windows(graph.output_specs, split.inputs, split.outputs)
     shared = [r.program for r in kept]
+    singly = checks is not None and checks.share > 0
     try:
-        program = lower(split.graph, plan, opened, progress, shared, windows, watched=watched)
+        program = lower(
+            split.graph, plan, opened, progress, shared, windows, watched=watched, singly=singly
+        )
     except OutOfMemory as error:
         error.planned = _planned(plan, error.device)
         raise
     pool = Pool(partial(instantiate, program), runs_at_once, graph.name)
     pool.look = look_around
     recorder = Recorder(plan, asked)
-    return Ready(graph, program, pool, recorder, capacity, Watch(plan.high), watchdog, alone)
+    watch = Watch(plan.high)
+    return Ready(graph, program, pool, recorder, capacity, watch, watchdog, alone, checks)

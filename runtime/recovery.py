@@ -175,6 +175,7 @@ def placed(rest: Graph, first: Ready, fleet: Fleet) -> Ready:
         watched=config.check_finite,
         watchdog=config.watchdog,
         alone=not config.watched,
+        checks=config.checks,
     )
 
 

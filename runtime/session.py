@@ -15,6 +15,7 @@ from crossdock.devices.base import Device
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime import costing, request, settings
 from crossdock.runtime.background import Background
+from crossdock.runtime.checks import checks_of
 from crossdock.runtime.errors import Cancelled, DeviceError, Error, OutOfMemory, PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
@@ -106,6 +107,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     strict: bool = False,
     resident: Mapping[str, Any] | None = None,
     check_finite: bool = False,
+    verify: str | None = None,
     watchdog: float | None = None,
     progress: Progress | None = None,
 ) -> Session:
@@ -148,6 +150,11 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         check_finite: end a run with NotFinite that names the first op, in the graph's order, that
             made a NaN or an infinity out of finite operands. Steps then run one by one and their
             results are read, so runs take several times as long; kernels are the same ones.
+        verify: "transfers" reads back what every copy wrote and compares: one that arrives damaged
+            is made again, and the device is given up where that does not help. "sample:0.01"
+            computes one step in a hundred again on the host, drawn anew for every run, and ends a
+            run with WrongResult where that gives another result. Both, with a comma. Work that a
+            device says is done and is not, and damaged bytes, are noticed by these alone.
         watchdog: seconds that a device may take for any step before it counts as hung; one that
             is predicted to take long may take ten times that. Infinity waits for ever; None is
             ``CROSSDOCK_WATCHDOG``, or 5. A run that its caller does alone is not looked at: one on
@@ -178,7 +185,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         strict,
         check_finite,
         settings.watchdog() if watchdog is None else watchdog,
-        watchdog is not None,
+        watchdog is not None or verify is not None,
+        checks_of(verify),
     )
     request.check(graph, config)
     graph = fixed(graph, resident) if resident else graph

@@ -10,6 +10,7 @@ from crossdock.runtime import costing, prepare
 from tests.runtime.conftest import costs as costs
 from tests.runtime.conftest import no_hang as no_hang
 from tests.runtime.conftest import no_profile
+from tests.runtime.conftest import opencl as opencl
 from tests.runtime.faults.machine import FaultyMachine
 
 
