@@ -12,6 +12,7 @@ from __future__ import annotations
 import bisect
 import copy
 import enum
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -25,7 +26,8 @@ import numpy as np
 from crossdock.devices.gauge import Gauge
 from crossdock.devices.program import Step
 from crossdock.devices.worker import Worker as Worker
-from crossdock.runtime.errors import DeviceError, Error, Timeout
+from crossdock.runtime import settings
+from crossdock.runtime.errors import DeviceError, DeviceHung, DeviceLost, Error, Timeout
 from crossdock.runtime.tensor import Array, TensorSpec
 
 T = TypeVar("T")
@@ -233,7 +235,7 @@ class Device(ABC):
                 event.wait()
 
         if source.nbytes:
-            self.call("upload", write)
+            self.call("upload", write, settings.watchdog() + source.nbytes / SLOWEST)
         return buffer
 
     @abstractmethod
@@ -276,10 +278,14 @@ class Device(ABC):
             for job in stuck.leave():
                 worker.post(job)
 
-    def call(self, role: str, job: Callable[[Queue], T]) -> T:
+    def call(self, role: str, job: Callable[[Queue], T], limit: float = math.inf) -> T:
         """Run ``job`` with the queue of this role on its worker; returns or raises what it does.
 
         For work beside the runs of a plan, which may use the queue at the same time.
+
+        Raises:
+            DeviceHung: it has not ended after ``limit`` seconds.
+            DeviceLost: the device was lost meanwhile.
         """
         queue, worker = self.queues[role], self.worker(role)
         if threading.current_thread() is worker.thread:
@@ -297,13 +303,23 @@ class Device(ABC):
                 done.set()
 
         worker.post(run)
-        done.wait()
+        end = time.monotonic() + limit
+        while not done.wait(min(TURN, max(0.0, end - time.monotonic()))):
+            name = self.info.id
+            if self.gone:
+                raise DeviceLost(f"{name} was lost ({self.gone})", device=name)
+            if time.monotonic() > end:
+                raise DeviceHung(f"{name}/{role} does nothing for {limit:.1f} s", device=name)
         if errors:
             raise errors.pop()
         return results.pop()
 
 
 _WORKERS_LOCK = threading.Lock()
+TURN = 0.1
+"""Seconds that who waits for a device does not look whether it is lost."""
+SLOWEST = 1e7
+"""Bytes a second that a device takes at the least, or it hangs."""
 
 
 class Timeline:

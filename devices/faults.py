@@ -281,7 +281,7 @@ class FaultQueue(Queue):
                 self._factor = fault.factor
             elif fault.kind == "hang":
                 self._hung = max(self._hung, time.monotonic() + fault.seconds)
-                self.device.fail("")
+                self.device.hang()
             elif fault.kind == "early":
                 self._late.append((time.monotonic() + fault.seconds, work))
                 return None
@@ -335,7 +335,8 @@ def _flipped(array: Array, bit: int) -> Array:
 class FaultDevice(Device):
     """An opened device, with faults.
 
-    ``after`` counts the calls that came after a fatal fault, but for those within ``GRACE``.
+    ``after`` counts the calls that came after a fatal fault, or after the device was found to hang,
+    but for those within ``GRACE``.
     """
 
     def __init__(
@@ -362,6 +363,7 @@ class FaultDevice(Device):
         self.submits = inner.submits_at_once or "events" in inner.info.caps
         self.after = 0
         self._failed = math.inf  # when a fatal fault happened
+        self._hangs = False
         self._sticks: DeviceError | None = None
         self._give_up = threading.Event()
 
@@ -382,10 +384,16 @@ class FaultDevice(Device):
 
     def touch(self) -> None:
         """Note a call; raises what every call does after a fault that stays."""
+        if self._failed == math.inf and self._hangs and self.gone:
+            self._failed = time.monotonic()
         if time.monotonic() > self._failed + GRACE:
             self.after += 1
         if self._sticks is not None:
             raise self._sticks
+
+    def hang(self) -> None:
+        """From when it is noticed on calls are counted; nobody can know before."""
+        self._hangs = True
 
     def fail(self, kind: str) -> None:
         """From now on calls are counted; ``sticky`` and ``lost`` make them fail, too."""

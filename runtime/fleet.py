@@ -74,6 +74,11 @@ class Fleet:
                 broken={**self._out, **lost},
             )
 
+    def now(self) -> tuple[Config, dict[str, Device]]:
+        """How to plan, and the devices to plan for, at one moment."""
+        with self._lock:
+            return self.config, dict(self.devices)
+
     @property
     def tight(self) -> frozenset[str]:
         """The devices that are planned for with less memory than they were said to have."""
@@ -130,6 +135,8 @@ class Fleet:
         if is_loss(error) and error.device and error.device in {*self.devices, *self._lost}:
             self.refresh()
             return "lost"
+        if isinstance(error, OutOfMemory) and error.device in self._lost:
+            return "lost"  # meanwhile, for another run
         if isinstance(error, OutOfMemory) and error.device in self.devices:
             return self._ease(error, pressure)
         raise error

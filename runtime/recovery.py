@@ -20,12 +20,13 @@ from crossdock.runtime.fleet import Fleet, Pressure, hopeless
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lineage import Lineage, shy
 from crossdock.runtime.losses import said
-from crossdock.runtime.plan import Plan, Step
+from crossdock.runtime.plan import Constraints, Plan, Step
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prepare import PREPARING, check_free, concerning, target_of
 from crossdock.runtime.ready import Ready, make_ready
 from crossdock.runtime.receipt import Receipt, Recovery, recovered_receipt
 from crossdock.runtime.refused import refused
+from crossdock.runtime.residency import matches
 from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.tensor import Array
 
@@ -149,14 +150,15 @@ def placed(rest: Graph, first: Ready, fleet: Fleet) -> Ready:
         PlanError: there is no placement, or it does not fit.
         DeviceError: a device fails at it.
     """
-    config, devices = fleet.config, dict(fleet.devices)
+    config, devices = fleet.now()
     asked = frozenset(devices if config.devices is None else config.devices)
-    config = replace(config, constraints=concerning(rest, config.constraints))
     target = target_of(config, devices, asked)
     before = {s.name: s for s in first.program.plan.launches()}
     able = {name for name in devices if name not in target.broken}
     staying = able - fleet.tight
     homes = {s.name: s.device for s in before.values() if s.device in staying}
+    left = concerning(rest, _pinned(config.constraints, rest, homes))
+    config = replace(config, constraints=left)
     options = planner.Options(
         "auto", config.constraints, config.expected_runs, objective=config.objective, homes=homes
     )
@@ -177,6 +179,17 @@ def placed(rest: Graph, first: Ready, fleet: Fleet) -> Ready:
         alone=not config.watched,
         checks=config.checks,
     )
+
+
+def _pinned(constraints: Constraints, rest: Graph, homes: Mapping[str, str]) -> Constraints:
+    """With pins for the ops alone that have no home yet: a pin may be younger than a home."""
+    pins = {
+        node.name: device
+        for node in rest.nodes
+        for pattern, device in constraints.pin.items()
+        if node.name not in homes and matches(pattern, node)
+    }
+    return replace(constraints, pin=pins)
 
 
 def _with_kernels(plan: Plan, before: Mapping[str, Step], rest: Graph) -> Plan:

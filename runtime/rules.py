@@ -93,14 +93,15 @@ class Rules:
     def banned(self, node: Node, device: str, unbuilt: Collection[str] = ()) -> str:
         """Why a constraint keeps a node off a device; empty where none does.
 
-        A pin to one of the ``unbuilt`` devices, whose kernels did not build, does not bind.
+        A pin to one of the ``unbuilt`` devices, whose kernels did not build, does not bind, and nor
+        does a home.
         """
         if device in self._target.broken:
             return Refusal(self._target.broken[device], Cause.BROKEN)
         if device in self.full:
             return Refusal("its memory is too small for this graph", Cause.MEMORY)
         home = self._homes.get(node.name, device)
-        if home != device:
+        if home != device and home not in unbuilt:
             return Refusal(f"the part of {home}", Cause.PINNED)
         for pattern, pinned in self._given.pin.items():
             if pinned != device and pinned not in unbuilt and matches(pattern, node):

@@ -509,8 +509,8 @@ class Session:
             kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
             return self._fleet.prepared(
                 lambda: prepare(
-                    graph, self._fleet.config, self._fleet.devices, self._progress, again=again,
-                    kept=kept, source=self.graph,
+                    graph, *self._fleet.now(), self._progress, again=again, kept=kept,
+                    source=self.graph,
                 )
             )  # fmt: skip
         return StagedReady(graph, graph.staged, self._fleet, self._progress)

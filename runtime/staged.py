@@ -130,11 +130,11 @@ class StagedReady:
         return made
 
     def _prepared(self, graph: Graph) -> Ready:
-        config, kept = self.fleet.config, self._ready.values()
+        (config, devices), kept = self.fleet.now(), self._ready.values()
         config = replace(config, constraints=concerning(graph, config.constraints))
         if config.measure is not False:
             config = replace(config, measure=self._budget)
-        devices, again = self.fleet.devices, self._planned
+        again = self._planned
         return prepare(graph, config, devices, self._progress, again=again, kept=kept)
 
 
