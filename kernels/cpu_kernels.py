@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from crossdock.kernels import (
+    cpu_attention,
     cpu_conv,
     cpu_conv_small,
     cpu_conv_transpose,
     cpu_copy,
+    cpu_dense,
     cpu_depthwise,
     cpu_elementwise,
     cpu_gemm_dots,
@@ -22,10 +24,12 @@ from crossdock.kernels import (
 )
 
 __all__ = [
+    "cpu_attention",
     "cpu_conv",
     "cpu_conv_small",
     "cpu_conv_transpose",
     "cpu_copy",
+    "cpu_dense",
     "cpu_depthwise",
     "cpu_elementwise",
     "cpu_gemm_dots",

@@ -1,4 +1,4 @@
-"""Exponential, logarithm, hyperbolic tangent and error function as vector code.
+"""Exponentials, logarithm, hyperbolic tangent and error function as vector code.
 
 In float32 they are accurate to about 2 units in the last place; in float64 they are the C
 library's, one lane at a time. The polynomials are minimax fits (Lawson's iteratively reweighted
@@ -21,6 +21,9 @@ LIBM64 = LIBM | {"exp", "log", "tanh", "erf"}
 # (exp(r) - 1 - r) / r^2 for |r| <= ln(2)/2
 _EXP = (0.5, 0.1666666716337204, 0.041666269302368164, 0.008333264850080013,
         0.001394613296724856, 0.00019917894678656012)  # fmt: skip
+# 2^r for |r| <= 1/2
+_EXP2 = (1.0, 0.6931470036506653, 0.24022242426872253, 0.05550733581185341, 0.009671512991189957,
+         0.001326472731307149)  # fmt: skip
 # (log(1 + f) - f + f^2/2) / f^3 for sqrt(1/2) <= 1 + f <= sqrt(2)
 _LOG = (0.3333331346511841, -0.25000008940696716, 0.2000211924314499, -0.1666799634695053,
         0.14219550788402557, -0.12405591458082199, 0.11888174712657928, -0.11675640940666199,
@@ -31,6 +34,15 @@ _TANH = (-0.3333333134651184, 0.13333210349082947, -0.05394720286130905, 0.02170
 # erf(x)/x - 1 as a polynomial of x^2 for |x| <= 1
 _ERF = (0.12837916612625122, -0.3761262595653534, 0.11283600330352783, -0.026854444295167923,
         0.005189535208046436, -0.0008020841050893068, 7.889119297033176e-05)  # fmt: skip
+# (normal(x) - 1/2) / x as a polynomial of 2 (x/5.5)^2 - 1 for |x| <= 5.5, where normal is the
+# distribution function: powers of this variable keep their digits
+_NORMAL = (0.1285519301891327, -0.06417233496904373, 0.04773762822151184, -0.03879278525710106,
+           0.032070260494947433, -0.026048259809613228, 0.020364567637443542,
+           -0.014999077655375004, 0.010227825492620468, -0.006819910369813442,
+           0.00462178373709321, -0.002418649150058627, 0.000720103969797492,
+           -0.0005291324341669679, 0.0006315598147921264,
+           -0.0002364176034461707)  # fmt: skip
+_NORMAL_END = 5.5
 # -log(erfc(x)) for 1 <= x <= 4
 _ERFC = (0.00032056443160399795, 1.1271716356277466, 0.638012170791626, 0.10321826487779617,
          -0.02188967354595661, 0.0029601221904158592, -0.00018760564853437245)  # fmt: skip
@@ -65,6 +77,18 @@ def exp(v: Vector, x: Value) -> Value:
     half = v.integer("ashr", whole, 1)
     rest = v.code.let(f"sub {v.t('int32')} {whole}, {half}")
     return v.arith("*", v.arith("*", p, _power2(v, half)), _power2(v, rest))
+
+
+def exp2_falling(v: Vector, x: Value) -> Value:
+    """2 to the power of a float32 that is not above 0; 0 where that is below the normal range."""
+    near = v.select(v.compare("<", x, _f(v, -200.0)), _f(v, -200.0), x)
+    shifted = v.arith("+", near, _f(v, 12582912.0))  # 1.5 * 2^23 rounds
+    r = v.arith("-", near, v.arith("-", shifted, _f(v, 12582912.0)))
+    p = v.bitcast(_horner(v, r, _EXP2), "int32").name
+    whole = v.integer("shl", v.bitcast(shifted, "int32").name, 23)
+    raised = v.bitcast(Value(v.code.let(f"add {v.t('int32')} {p}, {whole}"), "int32"), "float32")
+    tiny = v.arith("*", near, _f(v, 0.0))  # 0, or NaN
+    return v.select(v.compare(">=", x, _f(v, -126.0)), raised, tiny)
 
 
 def _power2(v: Vector, n: str) -> Value:
@@ -119,3 +143,12 @@ def erf(v: Vector, x: Value) -> Value:
     large = v.arith("-", _f(v, 1.0), exp(v, q))
     signed = v.intrinsic("copysign", large, x)
     return v.select(v.compare("<", a, _f(v, 1.0)), small, signed)
+
+
+def gelu(v: Vector, x: Value) -> Value:
+    """The Gaussian error linear unit: x times the distribution function of the normal law."""
+    shifted = v.fma(v.arith("*", x, x), _f(v, 2 / _NORMAL_END**2), _f(v, -1.0))
+    share = v.fma(_horner(v, shifted, _NORMAL), x, _f(v, 0.5))
+    share = v.select(v.compare(">", x, _f(v, _NORMAL_END)), _f(v, 1.0), share)
+    share = v.select(v.compare("<", x, _f(v, -_NORMAL_END)), _f(v, 0.0), share)
+    return v.arith("*", x, share)

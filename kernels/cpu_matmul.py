@@ -25,13 +25,16 @@ from crossdock.devices.program import (
     Slot,
     Step,
 )
+from crossdock.kernels import cpu_dense
 from crossdock.kernels.array_kernels import array_call
 from crossdock.kernels.cpu_blas_call import PLAIN, TRANSPOSED, BlasCall
 from crossdock.kernels.cpu_elementwise import elementwise_call, nest
+from crossdock.kernels.cpu_expression import obstacle
 from crossdock.kernels.cpu_ir import Code, compiled
 from crossdock.kernels.cpu_rows import Words, register_lanes, words
 from crossdock.kernels.cpu_vector import LLVM_TYPES, Value, Vector
 from crossdock.kernels.fused import FusedBody, FusedStep
+from crossdock.kernels.fused_matmul import product_of, whole_body
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
@@ -88,6 +91,14 @@ def _small_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001
     return None
 
 
+def _fused_fits(call: OpCall, device: DeviceInfo) -> str | None:
+    if cpu_dense.obstacle_of(call) is None:
+        return "its matrix is packed once, and BLAS would pack it in each run"
+    body, _ = whole_body(call)
+    stuck = (why for step in body.steps if (why := obstacle(step)) is not None)
+    return _blas_fits(product_of(call), device) or next(stuck, None)
+
+
 @kernel("cpu.matmul.blas", "matmul", ("cpu",), when=_blas_fits, rank=20)
 def lower_matmul(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
     """Lower a product, or a batch of them, to one native call."""
@@ -137,6 +148,19 @@ def lower_gemm(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - t
         steps.append(spread(addend, In(2), out))
         product = replace(product, beta=attrs["beta"])
     steps.append(gemm_call(product, Out(0), In(0), In(1)))
+    return Lowered(tuple(steps))
+
+
+@kernel("cpu.fused_matmul.blas", "fused_matmul", ("cpu",), when=_fused_fits, rank=20)
+def lower_fused(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
+    """Lower a product and what follows it: BLAS, then elementwise steps where its result lies."""
+    product, out = _matmul(product_of(call)), call.outputs[0]
+    assert product is not None
+    steps: list[Step] = [gemm_call(product, Out(0), In(0), In(1))]
+    body, places = whole_body(call)
+    if body.steps:
+        specs = [out, *(call.inputs[i] for i in places)]
+        steps.append(elementwise_call(body, specs, out, [Out(0), *(In(i) for i in places)]))
     return Lowered(tuple(steps))
 
 

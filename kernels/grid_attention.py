@@ -13,6 +13,7 @@ import math
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Argument, GridLaunch, In, Lowered, Out, Slot
+from crossdock.kernels.fused_attention import extents_of, result_strides, strides_of
 from crossdock.kernels.grid_common import (
     KINDS,
     MAX_ROWS,
@@ -39,17 +40,20 @@ _ARRANGE = r"""
 KERNEL BLOCK_SIZE(1, 1, 1)
 void arrange(CONSTANT float *RESTRICT key, CONSTANT float *RESTRICT value,
              GLOBAL float *RESTRICT turned, GLOBAL float *RESTRICT widened,
-             i32 keys, i32 width, i32 out_width, i32 span, i32 wide)
+             i32 shared, i32 keys, i32 width, i32 out_width, i32 span, i32 wide,
+             i32 kf, i32 kb, i32 kh, i32 kr, i32 vf, i32 vb, i32 vh, i32 vr)
 {
     const i32 z = GROUP_ID(0);
+    key += kf + z / shared * kb + z % shared * kh;
+    value += vf + z / shared * vb + z % shared * vh;
     for (i32 d = 0; d < width; ++d) {
         GLOBAL float *to = turned + (z * width + d) * span;
-        for (i32 j = 0; j < keys; ++j) to[j] = key[(z * keys + j) * width + d];
+        for (i32 j = 0; j < keys; ++j) to[j] = key[j * kr + d];
         for (i32 j = keys; j < span; ++j) to[j] = 0.0f;
     }
     for (i32 j = 0; j < keys; ++j) {
         GLOBAL float *to = widened + (z * keys + j) * wide;
-        for (i32 e = 0; e < out_width; ++e) to[e] = value[(z * keys + j) * out_width + e];
+        for (i32 e = 0; e < out_width; ++e) to[e] = value[j * vr + e];
         for (i32 e = out_width; e < wide; ++e) to[e] = 0.0f;
     }
 }
@@ -60,7 +64,8 @@ KERNEL BLOCK_SIZE(1, 1, 1)
 void attention(CONSTANT float *RESTRICT query, CONSTANT float *RESTRICT turned,
                CONSTANT float *RESTRICT widened, @BIAS@ GLOBAL float *RESTRICT y,
                i32 heads, i32 each, i32 length, i32 keys, i32 width, i32 out_width, i32 span,
-               float scale, float cap, i32 offset, i32 b0, i32 b1, i32 b2, i32 b3)
+               float scale, float cap, i32 offset, i32 b0, i32 b1, i32 b2, i32 b3,
+               i32 qf, i32 qb, i32 qh, i32 qr, i32 yb, i32 yh, i32 yr)
 {
     LOCAL VEC score_room[ROWS * LINE / VW];
     LOCAL VEC out_room[ROWS * WIDE / VW];
@@ -71,7 +76,8 @@ void attention(CONSTANT float *RESTRICT query, CONSTANT float *RESTRICT turned,
     const i32 rows = length - q0 < ROWS ? length - q0 : ROWS;
     CONSTANT float *from[ROWS];
     UNROLL for (i32 i = 0; i < ROWS; ++i) {
-        from[i] = query + (z * length + q0 + (i < rows ? i : rows - 1)) * width;
+        from[i] = query + qf + z / heads * qb + z % heads * qh
+                + (q0 + (i < rows ? i : rows - 1)) * qr;
         tops[i] = -INFINITY;
         totals[i] = 0.0f;
     }
@@ -147,7 +153,7 @@ void attention(CONSTANT float *RESTRICT query, CONSTANT float *RESTRICT turned,
         }
     }
     for (i32 i = 0; i < rows; ++i) {
-        GLOBAL float *to = y + (z * length + q0 + i) * out_width;
+        GLOBAL float *to = y + z / heads * yb + z % heads * yh + (q0 + i) * yr;
         const float factor = MASKED && totals[i] == 0.0f ? 0.0f : 1.0f / totals[i];
         for (i32 e = 0; e < out_width; ++e) to[e] = out[i * WIDE + e] * factor;
     }
@@ -166,9 +172,9 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
         return "for processors"
     if operand(call, 0).dtype != "float32":
         return Refusal("float32 only", Cause.DTYPE)
-    batch, heads = operand(call, 0).dims[:2]
+    sizes = extents_of(call)
     rows, wide = _tile(call, device)
-    if batch * heads > MAX_ROWS:
+    if sizes.batch * sizes.heads > MAX_ROWS:
         return Refusal(f"more than {MAX_ROWS} heads", Cause.SIZE)
     if 4 * rows * (CHUNK + vector_width(device) + wide) > (device.local_memory or 32 << 10):
         return Refusal("too little local memory", Cause.SIZE)
@@ -178,26 +184,31 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
 def _tile(call: OpCall, device: DeviceInfo) -> tuple[int, int]:
     """Queries of an item, and the width of values in whole vectors."""
     width = vector_width(device)
-    return 8 if width != 8 else 4, -(-operand(call, 2).dims[3] // width) * width
+    return 8 if width != 8 else 4, -(-extents_of(call).out_width // width) * width
 
 
 def _arrange(
     call: OpCall, parts: Assembly, span: int, wide: int
 ) -> tuple[GridLaunch, tuple[Slot, Slot]]:
-    batch, shared, keys, width = operand(call, 1).dims
-    out_width = operand(call, 2).dims[3]
-    count = batch * shared
+    sizes = extents_of(call)
+    width, keys, out_width = sizes.width, sizes.keys, sizes.out_width
+    count = sizes.batch * sizes.shared
     room = parts.buffer(4 * count * width * span), parts.buffer(4 * count * keys * wide)
-    args: tuple[Argument, ...] = (In(1), In(2), *room, *i32(keys, width, out_width, span, wide))
+    places = i32(*strides_of(call, 1), *strides_of(call, 2))
+    args: tuple[Argument, ...] = (
+        In(1), In(2), *room, *i32(sizes.shared, keys, width, out_width, span, wide), *places,
+    )  # fmt: skip
     return launch(_ARRANGE, "arrange", args, (count,), (1,)), room
 
 
 @kernel("grid.attention", "scaled_dot_product_attention", KINDS, when=_fits, rank=15)
+@kernel("grid.attention", "fused_attention", KINDS, when=_fits, rank=15)
 def lower_attention(call: OpCall, device: DeviceInfo) -> Lowered:
     """One launch that turns keys and widens values, one that does the rest."""
     parts, attrs = Assembly(call, device), call.attrs
-    batch, heads, length, width = operand(call, 0).dims
-    shared, keys = operand(call, 1).dims[1:3]
+    sizes = extents_of(call)
+    batch, heads, length, width = sizes.operand(0)
+    shared, keys = sizes.shared, sizes.keys
     vector = vector_width(device)
     rows, wide = _tile(call, device)
     span = -(-keys // (2 * vector)) * 2 * vector
@@ -210,15 +221,15 @@ def lower_attention(call: OpCall, device: DeviceInfo) -> Lowered:
     scale, offset = attrs["scale"], attrs["causal_offset"]
     args: tuple[Argument, ...] = (
         In(0), *room, *((In(3),) if bias else ()), Out(0),
-        *i32(heads, heads // shared, length, keys, width, operand(call, 2).dims[3], span),
+        *i32(heads, heads // shared, length, keys, width, sizes.out_width, span),
         *f32(1.0 / math.sqrt(width) if scale is None else scale, float(attrs["softcap"])),
-        *i32(offset or 0, *strides),
+        *i32(offset or 0, *strides, *strides_of(call, 0), *result_strides(call)),
     )  # fmt: skip
     known = define(
         ROWS=rows, CHUNK=CHUNK, LINE=CHUNK + vector, WIDE=wide,
         STRIP=2 if wide % (2 * vector) == 0 else 1,
         CAPPED=int(bool(attrs["softcap"])), HAS_BIAS=int(bias), CAUSAL=int(offset is not None),
-        MASKED=int(bias or offset is not None),
+        MASKED=int((bias or offset is not None) and attrs.get("hidden_zero", True)),
     )  # fmt: skip
     text = prelude(("tanh", "exp"), cpu=True) + VECTOR_MATHS + _ATTENTION
     text = text.replace("@BIAS@", "CONSTANT float *RESTRICT bias," if bias else "")

@@ -41,11 +41,11 @@ def lower_fused_conv(call: OpCall, device: DeviceInfo) -> Lowered:
     if residual is not None:
         operands.append(Operand(In(3), residual.dtype, residual.dims))
     last = pointwise(steps_of(body), operands, result, device)
-    steps = tuple(_into(step, between) for step in conv.steps)
+    steps = tuple(into(step, between) for step in conv.steps)
     return replace(conv, steps=(*steps, last), scratch=(*conv.scratch, result.nbytes))
 
 
-def _into(step: Step, slot: Slot) -> Step:
+def into(step: Step, slot: Slot) -> Step:
     """A step of the convolution with its result in ``slot``."""
     if isinstance(step, ArrayCall):
         outs = tuple(slot if s == Out(0) else s for s in step.outs)

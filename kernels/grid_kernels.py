@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from crossdock.kernels import (
     grid_attention,
+    grid_channels,
     grid_conv,
     grid_conv_transpose,
     grid_depthwise,
     grid_direct,
     grid_elementwise,
     grid_fused_conv,
+    grid_fused_matmul,
     grid_gather,
     grid_matmul,
     grid_move,
@@ -28,12 +30,14 @@ from crossdock.kernels import (
 
 __all__ = [
     "grid_attention",
+    "grid_channels",
     "grid_conv",
     "grid_conv_transpose",
     "grid_depthwise",
     "grid_direct",
     "grid_elementwise",
     "grid_fused_conv",
+    "grid_fused_matmul",
     "grid_gather",
     "grid_matmul",
     "grid_move",

@@ -45,6 +45,8 @@ FAMILIES = (
     "ops_numeric",
     "fused",
     "fused_conv",
+    "fused_matmul",
+    "fused_attention",
     "array_kernels",
     "cpu_kernels",
 )

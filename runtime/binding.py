@@ -10,7 +10,6 @@ import numpy as np
 from crossdock.devices.base import Bound, Buffer, Device, Executable
 from crossdock.devices.program import In, Lowered, Out, Pack, Packed, Scratch, Slot
 from crossdock.kernels.spec import Kernel, OpCall
-from crossdock.runtime import builds
 from crossdock.runtime.errors import CompileError
 from crossdock.runtime.refused import Refused, refuse
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
@@ -31,6 +30,8 @@ def compile_op(device: Device, kernel: Kernel, call: OpCall) -> CompiledOp:
     Raises:
         CompileError: a kernel does not build; it is not chosen again in this process.
     """
+    from crossdock.runtime import builds  # which loads the cost model
+
     mark = (device.info.fingerprint, kernel.name, call.key())
     builds.note(mark)
     lowered = kernel.lowered(call, device.info)

@@ -22,9 +22,9 @@ from crossdock.runtime.errors import Error
 from crossdock.runtime.executor import failed
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.losses import blame
-from crossdock.runtime.lower import Program
 from crossdock.runtime.plan import HOST
 from crossdock.runtime.pool import Pool
+from crossdock.runtime.program import Program
 from crossdock.runtime.tensor import Array
 
 BRIEF = 2e-5

@@ -15,7 +15,7 @@ import numpy as np
 from crossdock.devices import registry
 from crossdock.devices.base import Event, Queue, Span
 from crossdock.devices.worker import JOBS, no_more
-from crossdock.runtime.checks import Checks, Recomputed, copied
+from crossdock.runtime.checks import Checks
 from crossdock.runtime.conduct import Conductor
 from crossdock.runtime.errors import (
     Cancelled,
@@ -26,9 +26,9 @@ from crossdock.runtime.errors import (
 )
 from crossdock.runtime.finite import Watcher
 from crossdock.runtime.losses import blame, check, said
-from crossdock.runtime.lower import Instance, Program, Segment, Windows
 from crossdock.runtime.plan import HOST
 from crossdock.runtime.pool import Deadline
+from crossdock.runtime.program import Instance, Program, Segment, Windows
 from crossdock.runtime.progress import Progress
 from crossdock.runtime.tensor import Array, to_numpy
 
@@ -83,7 +83,10 @@ class Run:
         self.error: BaseException | None = None
         self.cancelled = False
         checks = self.care.checks
-        self._sampled = checks.sampled(program) if checks is not None else frozenset[int]()
+        self._sampled = frozenset[int]()
+        if checks is not None:
+            launches = (p.index for p in program.segments if p.index in instance.commands)
+            self._sampled = checks.sampled(launches)
         self._checked = checks is not None and checks.transfers
         self._failed = False
         self._lock = threading.Lock()
@@ -213,6 +216,8 @@ class Run:
             return self._copied(part, queue, waits, spans)
         if part.index not in self._sampled:
             return queue.execute(commands, waits, spans)
+        from crossdock.runtime.recompute import Recomputed  # ops take long to load
+
         for event in waits:
             event.wait()
         step = Recomputed(self.program, self.instance, part, queue)
@@ -227,6 +232,8 @@ class Run:
         began = time.perf_counter()
         event: Event | None = None
         if self._checked:
+            from crossdock.runtime.recompute import copied
+
             copied(queue, part, buffer, array, waits, name)
         elif part.role == "upload":
             event = queue.write(buffer, array, waits)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device, DeviceInfo
+from crossdock.runtime.config import Config
 from crossdock.runtime.errors import (
     CompileError,
     DeviceError,
@@ -18,7 +19,6 @@ from crossdock.runtime.errors import (
 from crossdock.runtime.losses import is_loss, said
 from crossdock.runtime.plan import HOST, Constraints
 from crossdock.runtime.pool import free_caches
-from crossdock.runtime.prepare import Config
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Recovery
 

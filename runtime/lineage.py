@@ -21,8 +21,8 @@ from crossdock.runtime.errors import DeviceError
 from crossdock.runtime.executor import Run, collected
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.losses import blame
-from crossdock.runtime.lower import Program, buffer_of
 from crossdock.runtime.plan import HOST, Step
+from crossdock.runtime.program import Program, buffer_of
 from crossdock.runtime.residency import Labels, matches
 from crossdock.runtime.tensor import Array
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from crossdock.devices.base import Event
 from crossdock.runtime.errors import DeviceHung, DeviceLost
 from crossdock.runtime.losses import lost
-from crossdock.runtime.lower import Program, Segment
+from crossdock.runtime.program import Program, Segment
 
 FACTOR = 10.0
 """How many times its predicted seconds a device may take."""

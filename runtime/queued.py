@@ -18,8 +18,8 @@ from crossdock.devices.worker import Worker
 from crossdock.runtime.errors import DeviceError, DeviceLost, Error
 from crossdock.runtime.executor import Care, Outcome, Run, failed, late
 from crossdock.runtime.losses import blame
-from crossdock.runtime.lower import Instance, Program, Segment
 from crossdock.runtime.pool import TURN, Deadline
+from crossdock.runtime.program import Instance, Program, Segment
 from crossdock.runtime.progress import leave, look_around, watch
 from crossdock.runtime.tensor import Array
 

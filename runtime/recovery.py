@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 
 from crossdock.runtime import costing, degrade, fallback, planner
+from crossdock.runtime.config import PREPARING
 from crossdock.runtime.errors import DeviceError, PlanError
 from crossdock.runtime.executor import Outcome, Run, late
 from crossdock.runtime.fleet import Fleet, Pressure, hopeless
@@ -22,8 +23,8 @@ from crossdock.runtime.lineage import Lineage, shy
 from crossdock.runtime.losses import said
 from crossdock.runtime.plan import Constraints, Plan, Step
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.prepare import PREPARING, check_free, concerning, target_of
-from crossdock.runtime.ready import Ready, make_ready
+from crossdock.runtime.prepare import concerning, target_of
+from crossdock.runtime.ready import Ready, check_free, make_ready
 from crossdock.runtime.receipt import Receipt, Recovery, recovered_receipt
 from crossdock.runtime.refused import refused
 from crossdock.runtime.residency import matches
@@ -165,7 +166,7 @@ def placed(rest: Graph, first: Ready, fleet: Fleet) -> Ready:
     found = degrade.plan_best(rest, target, options, split=False)
     fallback.check(found.plan, asked, config.fallback, rest)
     plan = _with_kernels(found.plan, before, rest)
-    check_free(plan, target)
+    check_free(plan)
     return make_ready(
         rest,
         Planned(found.split, plan),
@@ -205,26 +206,3 @@ def _with_kernels(plan: Plan, before: Mapping[str, Step], rest: Graph) -> Plan:
         return step if mark in refused() else replace(step, kernel=old.kernel)
 
     return replace(plan, steps=tuple(map(same, plan.steps)))
-
-
-def run_through(
-    fleet: Fleet, ready: Ready, arrays: Mapping[str, Array], deadline: Deadline, *, profile: bool
-) -> tuple[Outcome, Rescue | None]:
-    """Run once, whatever devices fail, as long as something is left to run it.
-
-    Returns what came out, and what was done about devices that failed, if one did.
-
-    Raises:
-        DeviceError: nothing is left to run it.
-        ExecutionError: it failed for another reason.
-    """
-    rescue = Rescue(fleet, ready, arrays, deadline)
-    try:
-        if not profile and deadline.seconds is None and ready.direct is not None:
-            done = ready.direct.run(arrays)
-            if done is not None:
-                return Outcome(*done), None
-        outcome = ready.run(arrays, deadline, profile=profile, salvage=rescue.salvage)
-    except DeviceError as error:
-        return rescue.recover(error), rescue
-    return outcome, None

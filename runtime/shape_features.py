@@ -278,7 +278,7 @@ _SHAPES: dict[str, Callable[[OpCall], Shape]] = {
 _FAMILY = {
     **dict.fromkeys(("conv2d", "fused_conv2d", "conv_transpose2d", "conv_integer"), "conv"),
     **dict.fromkeys(("max_pool2d", "average_pool2d", "l2_pool2d"), "pool"),
-    **dict.fromkeys(("matmul", "gemm", "linear"), "product"),
+    **dict.fromkeys(("matmul", "fused_matmul", "gemm", "linear"), "product"),
     **dict.fromkeys(("pad", "resample2d", "resize"), "moded"),
     "transpose": "turn",
     **dict.fromkeys(("concat", "split"), "join"),

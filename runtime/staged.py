@@ -14,6 +14,7 @@ from typing import Any
 
 from crossdock.devices import registry
 from crossdock.devices.base import Span
+from crossdock.runtime.config import MEASURE_SECONDS, PREPARING, Progress
 from crossdock.runtime.direct import DirectStage, StagedDirect
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.executor import Outcome
@@ -23,18 +24,12 @@ from crossdock.runtime.graph import Graph, Staged
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.prepare import (
-    MEASURE_SECONDS,
-    PREPARING,
-    Progress,
-    concerning,
-    prepare,
-)
+from crossdock.runtime.prepare import concerning, prepare
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
-from crossdock.runtime.recovery import run_through
 from crossdock.runtime.stage_log import StageLog
 from crossdock.runtime.tensor import Array
+from crossdock.runtime.through import run_through
 
 STAGES_KEPT = 64
 """Prepared stages that a session keeps for each set of input shapes."""

@@ -21,9 +21,9 @@ from crossdock.devices.virtual import (
     VirtualTime,
 )
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.lower import Instance, Program, Windows, segment
 from crossdock.runtime.plan import DevicePlan, Plan
 from crossdock.runtime.pool import Deadline
+from crossdock.runtime.program import Instance, Program, Windows, segment
 from crossdock.runtime.queued import QueuedRun
 from crossdock.runtime.simulate import Simulation, check, step_seconds
 from crossdock.runtime.tensor import Array

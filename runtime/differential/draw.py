@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from crossdock.kernels import table
+from crossdock.kernels.fused_conv import INTERNAL
 from crossdock.kernels.reference import run_op
 from crossdock.runtime.builder import GraphBuilder
 from crossdock.runtime.cases.kit import Case, Feed, Given
@@ -304,5 +305,5 @@ def _stretches(array: Array, shape: tuple[int, ...]) -> bool:
         return False
 
 
-OPS_DRAWN = frozenset(table.ops()) - {"if_", "fused", "fused_conv2d"}
+OPS_DRAWN = frozenset(table.ops()) - (INTERNAL - {"scalar"}) - {"if_"}
 """Every op but those that hold graphs or only passes make."""

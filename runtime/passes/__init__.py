@@ -14,10 +14,13 @@ from crossdock.devices.program import Work
 from crossdock.kernels.reference import graph_work
 from crossdock.runtime.errors import GraphError
 from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.passes.attention import fuse_attention
 from crossdock.runtime.passes.batch_norm import expand_batch_norm
 from crossdock.runtime.passes.constants import fold_constants
 from crossdock.runtime.passes.epilogue import fuse_epilogue
 from crossdock.runtime.passes.fuse import fuse_elementwise
+from crossdock.runtime.passes.gelu import fuse_gelu
+from crossdock.runtime.passes.matmul import fuse_bias, merge_products
 from crossdock.runtime.passes.normalization import fold_affine
 from crossdock.runtime.passes.prune import prune
 
@@ -27,6 +30,10 @@ PASSES: dict[str, Pass] = {
     "fold-constants": fold_constants,
     "fold-affine": fold_affine,
     "expand-batch-norm": expand_batch_norm,
+    "fuse-gelu": fuse_gelu,
+    "fuse-attention": fuse_attention,
+    "fuse-bias": fuse_bias,
+    "merge-products": merge_products,
     "fuse-elementwise": fuse_elementwise,
     "fuse-epilogue": fuse_epilogue,
     "prune": prune,

@@ -1,8 +1,8 @@
-"""Fuse elementwise ops into the convolution before them, so that its result is written once.
+"""Fuse elementwise ops into the convolution or product before them: its result is written once.
 
 ``relu(conv2d(x, w, b))`` and ``relu(conv2d(x, w, b) + r)`` with ``r`` of the result's shape become
-one ``fused_conv2d``; constants of one element become numbers in its body. The joined node takes the
-elementwise op's name and place.
+one ``fused_conv2d``, and so products with constants one ``fused_matmul``; constants of one element
+become numbers in its body. The joined node takes the elementwise op's name and place.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from crossdock.kernels import fused_conv
+from crossdock.kernels import fused_conv, fused_matmul
 from crossdock.kernels.fused import FusedBody, FusedStep, body_of
 from crossdock.runtime.calls import op_call
 from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.passes.matmul import constant_product
 
 
 def fuse_epilogue(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
-    """Return the graph with elementwise ops fused into convolutions; ``keep`` names stay alone."""
+    """Return the graph with elementwise ops fused into producers; ``keep`` names stay alone."""
     readers = graph.consumers()
     outputs = set(graph.outputs.values())
     convs: dict[str, Node] = {}  # by result, those that may take in what reads it
@@ -27,7 +28,7 @@ def fuse_epilogue(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
         value = node.outputs[0]
         if node.name in keep:
             continue
-        if node.op == "conv2d":
+        if node.op in FUSED:
             if value not in outputs and len(readers[value]) == 1 and _plain(graph, node):
                 convs[value] = node
             continue
@@ -40,9 +41,19 @@ def fuse_epilogue(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
     return replace(graph, nodes=tuple(nodes))
 
 
+FUSED = {
+    "conv2d": fused_conv.NAME,
+    "matmul": fused_matmul.NAME,
+    fused_matmul.NAME: fused_matmul.NAME,
+}
+"""Ops that take in what follows, and what they become."""
+
+
 def _plain(graph: Graph, node: Node) -> bool:
-    """A float32 convolution in the layouts that kernels with an epilogue have."""
+    """A float32 convolution in the layouts that kernels with an epilogue have, or a product."""
     attrs = node.attrs
+    if node.op != "conv2d":
+        return attrs.get("body") is None and constant_product(graph, node)
     layouts = attrs["input_layout"] == "nchw" and attrs["filter_layout"] == "oihw"
     return layouts and graph.specs[node.outputs[0]].dtype == "float32"
 
@@ -71,7 +82,7 @@ def _joined(graph: Graph, node: Node, conv: Node) -> Node | None:
     others = beside
     inputs = (*conv.inputs, *(None for _ in range(3 - len(conv.inputs))), *others)
     attrs = {**conv.attrs, "body": FusedBody(steps)}
-    return Node(node.name, fused_conv.NAME, inputs, node.outputs, attrs)
+    return Node(node.name, FUSED[conv.op], inputs, node.outputs, attrs)
 
 
 def _number(graph: Graph, value: str) -> float | None:

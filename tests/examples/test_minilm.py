@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import pytest
 
 import crossdock as xd
 from crossdock.devices import registry
-from tests.examples.bert_onnx import model_of
 from tests.fakes import cupy_fake
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,14 +28,18 @@ KIN = ((0, 1), (2, 3))
 """Sentences about the same thing."""
 
 
-@pytest.fixture(scope="module")
-def example() -> Any:
-    spec = importlib.util.spec_from_file_location("minilm", ROOT / "examples/minilm.py")
+def loaded(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"examples/{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def example() -> Any:
+    return loaded("minilm")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def graph(example: Any, weights: dict[str, Any]) -> xd.Graph:
 
 @pytest.fixture(scope="module")
 def model(weights: dict[str, Any]) -> bytes:
-    return model_of(weights).SerializeToString()
+    return loaded("bert_onnx").model_of(weights).SerializeToString()
 
 
 @pytest.fixture(scope="module")

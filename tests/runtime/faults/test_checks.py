@@ -114,18 +114,13 @@ def test_a_copy_that_is_recovered_from_is_checked_too(faulty: FaultyMachine) -> 
             right(graph, feeds, session.run(feeds))
 
 
-def test_the_sample_hangs_on_the_run(faulty: FaultyMachine) -> None:
-    graph, places = branches()
-    faulty.all("abc", "")
-    with compiled(graph, places, verify="sample:0.5") as session:
-        program = session.ready().program
+def test_the_sample_hangs_on_the_run() -> None:
     first, again = Checks(share=0.5), Checks(share=0.5)
-    drawn = [first.sampled(program) for _ in range(20)]
-    assert drawn == [again.sampled(program) for _ in range(20)]
+    drawn = [first.sampled(range(7)) for _ in range(20)]
+    assert drawn == [again.sampled(range(7)) for _ in range(20)]
     assert len(set(drawn)) > 5
-    launches = sum(len(one) for one in drawn) / 20
-    assert 2 < launches < 5
-    assert Checks(transfers=True).sampled(program) == frozenset()
+    assert 2 < sum(len(one) for one in drawn) / 20 < 5
+    assert Checks(transfers=True).sampled(range(7)) == frozenset()
 
 
 def test_floats_are_held_to_the_ops_tolerance(opencl: Any, costs: Any) -> None:
