@@ -303,12 +303,12 @@ class Device(ABC):
                 done.set()
 
         worker.post(run)
-        end = time.monotonic() + limit
-        while not done.wait(min(TURN, max(0.0, end - time.monotonic()))):
-            name = self.info.id
+        left = limit  # counted in turns: the process may be stopped meanwhile
+        while not done.wait(min(TURN, left)):
+            name, left = self.info.id, left - TURN
             if self.gone:
                 raise DeviceLost(f"{name} was lost ({self.gone})", device=name)
-            if time.monotonic() > end:
+            if left <= 0:
                 raise DeviceHung(f"{name}/{role} does nothing for {limit:.1f} s", device=name)
         if errors:
             raise errors.pop()

@@ -7,14 +7,13 @@ rest of the graph is cut there. Values pass through the host on their way to whe
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from crossdock.devices.base import Device, Queue
-from crossdock.devices.registry import lose
+from crossdock.devices.base import SLOWEST, Device
+from crossdock.runtime import settings
 from crossdock.runtime.binding import read
 from crossdock.runtime.calls import alias_roots
 from crossdock.runtime.errors import DeviceError
@@ -25,11 +24,6 @@ from crossdock.runtime.plan import HOST, Step
 from crossdock.runtime.program import Program, buffer_of
 from crossdock.runtime.residency import Labels, matches
 from crossdock.runtime.tensor import Array
-
-LEAST_SECONDS = 5.0
-"""How long a device may take to hand over a value, at least; then it hangs."""
-BANDWIDTH = 1e8
-"""Bytes a second that it hands over at the least."""
 
 
 @dataclass
@@ -186,22 +180,12 @@ def _fetched(run: Run, value: str, device: Device) -> Array | None:
     buffer = buffer_of(run.program, run.instance, value, device.info.id)
     if device.info.id == HOST:
         return np.array(buffer.array(spec))
-    found: list[Array] = []
-    ended = threading.Event()
-
-    def fetch(_: Queue) -> None:
-        try:
-            found.append(read(device, buffer, spec))
-        except DeviceError as error:
-            blame(error, device)
-        finally:
-            ended.set()
-
-    device.worker("download").post(lambda: fetch(device.queues["download"]))
-    seconds = LEAST_SECONDS + spec.nbytes / BANDWIDTH
-    if not ended.wait(seconds):
-        lose(device, f"it did not hand over {spec.nbytes} bytes within {seconds:.0f} s")
-    return found[0] if found else None
+    limit = settings.watchdog() + spec.nbytes / SLOWEST
+    try:
+        return device.call("download", lambda _: read(device, buffer, spec), limit)
+    except DeviceError as error:
+        blame(error, device)
+        return None
 
 
 def frontier(graph: Graph, there: set[str]) -> list[str]:

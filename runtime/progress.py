@@ -6,6 +6,7 @@ what a run holds that nobody waits for any more.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -46,13 +47,13 @@ class Progress:
 
         That is ``FACTOR`` times what is predicted for all that the device was given, by all runs,
         and has not done, and at least ``floor``. The time of a segment counts from when it was
-        first seen to be next.
+        first seen to be next, and only while this process looks: it may have been stopped.
         """
         for device in self.program.devices.values():
             if device.gone:
                 self.end(lost(device))
                 return
-        now = time.monotonic()
+        now = _awake()
         for head in filter(None, map(self._head, self.queues)):
             took = now - self._since.setdefault(head.index, now)
             if took <= self.floor:
@@ -86,6 +87,27 @@ def _ignored(_: DeviceLost) -> None:
 
 
 _ACTIVE: set[Progress] = set()
+LONGEST = 0.3
+"""Seconds that count at most from one look to the next: who waits looks more often than that."""
+
+
+class _Clock:
+    """Seconds for which somebody has looked; stands while the process is stopped or suspended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = time.monotonic()
+        self._seen = 0.0
+
+    def __call__(self) -> float:
+        with self._lock:
+            now = time.monotonic()
+            self._seen += min(now - self._last, LONGEST)
+            self._last = now
+            return self._seen
+
+
+_awake = _Clock()
 
 
 def watch(progress: Progress) -> None:

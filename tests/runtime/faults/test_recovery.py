@@ -286,11 +286,11 @@ def test_resident_inputs_and_split_ops(
 ) -> None:
     rng = np.random.default_rng(0)
     b = xd.GraphBuilder()
-    x, w = b.input("x", (256, 64)), b.input("w", (64, 512))
-    graph = b.build({"y": b.relu(b.matmul(x, w, label="mm"), label="r")})
+    x, w = b.input("x", (256, 1024)), b.input("w", (1024,))
+    graph = b.build({"y": b.mul(b.max(b.add(x, w), b.abs(x)), x)})
     feeds = {
-        "x": rng.integers(-3, 4, (256, 64)).astype(np.float32),
-        "w": rng.integers(-3, 4, (64, 512)).astype(np.float32),
+        "x": rng.integers(-3, 4, (256, 1024)).astype(np.float32),
+        "w": rng.integers(-3, 4, (1024,)).astype(np.float32),
     }
     for name in "ab":
         spec = SimSpec(name, bandwidth=2e9, link_bandwidth=2e10, link_latency=1e-6)
