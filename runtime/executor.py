@@ -46,7 +46,7 @@ class Outcome:
     began: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Care:
     """What a run does where a device fails.
 
@@ -106,12 +106,12 @@ class Run:
         began = time.perf_counter()
         with self._here():
             self._feed(feeds)
-            other = next(d for d in self.program.devices.values() if d.info.id != HOST)
             try:
                 Conductor(self.program, self._do, self._check).run()
             except DeviceError as error:
                 if not error.device:  # waited for outside of a step
-                    blame(error, other)
+                    others = [d for d in self.program.devices.values() if d.info.id != HOST]
+                    blame(error, others[0])
                 raise
             return self._collect(began)
 

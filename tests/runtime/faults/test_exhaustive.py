@@ -45,12 +45,12 @@ def calls_of(faulty: FaultyMachine, name: str, call: str) -> dict[str, int]:
 def outlives(
     faulty: FaultyMachine, name: str, device: str, fault: Fault, **options: Any
 ) -> Receipt:
-    """Two runs with a fault on the way, and two after it."""
+    """Two runs with a fault on the way, and one after it."""
     graph, places = GRAPHS[name]()
     devices = faulty.all("abc", device, fault)
     told: Receipt | None = None
     with compiled(graph, places, runs_at_once=1, **options) as session:
-        for seed in range(4):
+        for seed in range(3):
             feeds = whole_feeds(graph, seed)
             right(graph, feeds, session.run(feeds, timeout=30))
             if session.receipt.recoveries and told is None:
@@ -69,12 +69,29 @@ def outlives(
     return told
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize(("kind", "call"), CASES)
+QUICK = {("oom", "execute"), ("launch", "execute"), ("lost", "copy"), ("build", "compile")}
+
+
+@pytest.mark.parametrize("name", ["branches"])
+@pytest.mark.parametrize(("kind", "call"), sorted(QUICK))
 @pytest.mark.parametrize("device", [A, B, C])
 def test_a_fault_at_every_call(
     faulty: FaultyMachine, name: str, device: str, kind: str, call: str
 ) -> None:
+    everywhere(faulty, name, device, kind, call)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize(("kind", "call"), CASES)
+@pytest.mark.parametrize("device", [A, B, C])
+def test_every_fault_at_every_call(
+    faulty: FaultyMachine, name: str, device: str, kind: str, call: str
+) -> None:
+    everywhere(faulty, name, device, kind, call)
+
+
+def everywhere(faulty: FaultyMachine, name: str, device: str, kind: str, call: str) -> None:
     for nth in range(calls_of(faulty, name, call)[device]):
         receipt = outlives(faulty, name, device, at(kind, call, nth))
         for op in receipt.ops:
@@ -88,6 +105,7 @@ def lost_ops(receipt: Receipt) -> set[str]:
     return {op for told in receipt.recoveries for op in told.placed}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["execute", "copy"])
 @pytest.mark.parametrize("name", ["branches"])
 @pytest.mark.parametrize("device", [A, B, C])

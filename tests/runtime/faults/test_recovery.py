@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,7 @@ from tests.runtime.strategies import whole_feeds
 from tests.runtime.test_session_staged import selecting
 
 pytestmark = pytest.mark.usefixtures("no_hang")
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_what_survivors_hold_is_kept_and_said_so(faulty: FaultyMachine) -> None:
@@ -370,3 +374,49 @@ def test_errors_say_which_device_and_what_is_a_hang() -> None:
     assert issubclass(DeviceHung, DeviceLost)
     assert DeviceHung("x", device="sim:a").device == "sim:a"
     assert xd.Error in DeviceHung.__mro__
+
+
+def test_other_kernels_give_what_they_give_without_a_fault(
+    faulty: FaultyMachine, opencl: Any
+) -> None:
+    """Floats over OpenCL and native code: bit-equal to a run of the kernels that ran last."""
+    rng = np.random.default_rng(0)
+    b = xd.GraphBuilder()
+    x = b.input("x", (1, 4, 12, 12))
+
+    def weight(*shape: int) -> Any:
+        return b.constant(rng.standard_normal(shape).astype(np.float32))
+
+    y = b.conv2d(x, weight(8, 4, 3, 3), padding=[1] * 4, label="n0")
+    y = b.softmax(b.reshape(y, [8, 144]), 1, label="n1")
+    y = b.gemm(y, weight(144, 16), label="n2")
+    graph = b.build({"y": b.tanh(y, label="n3"), "s": b.reduce_sum(y, axes=[1], label="n4")})
+    feeds = {"x": rng.standard_normal((1, 4, 12, 12)).astype(np.float32)}
+    places = {"n0": A, "n1": B, "n2": A, "n3": B, "n4": A}
+    inner = {"a": registry.open_device(opencl.id, threads=1), "b": registry.open_device("cpu:0")}
+
+    def session(places: dict[str, str], *plan: Fault) -> xd.Session:
+        for name in "ab":
+            faulty.add(name, *(plan if name == "a" else ()), inner=inner[name])
+        return compiled(graph, places, devices=["cpu:0", A, B])
+
+    for nth in range(3):
+        with session(places, Fault("lost", nth)) as failing:
+            got = failing.run(feeds)
+            ran = {op.name: (op.device, op.kernel) for op in failing.receipt.ops}
+            assert failing.receipt.recoveries
+        xd.rescan()
+        with session({name: device for name, (device, _) in ran.items()}) as sound:
+            same_bits(sound.run(feeds), got)
+            assert {op.name: (op.device, op.kernel) for op in sound.receipt.ops} == ran
+
+
+def test_a_driver_with_an_endless_kernel(opencl: Any) -> None:
+    """A real one, in a process of its own: a driver waits for its kernels when it is unloaded."""
+    command = [sys.executable, "-m", "tests.runtime.faults.endless"]
+    made = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True
+    )
+    first, second = made.stdout.splitlines()
+    assert "DeviceHung: opencl:0/compute has not ended 'n0'" in first
+    assert second == "[] ['cpu:0']"
