@@ -90,10 +90,14 @@ def check(
 
 
 PAIRS = [(a, b) for a in ("uint8", "int8") for b in ("uint8", "int8")]
+MIXED = [("uint8", "int8"), ("int8", "uint8")]
+MEET = [
+    (unit, types) for unit in UNITS for types in (PAIRS if unit in ("best", "tiles") else MIXED)
+]
+"""Units and types: every pairing on the units that this processor prefers."""
 
 
-@pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("types", PAIRS, ids=str)
+@pytest.mark.parametrize(("unit", "types"), MEET, ids=str)
 def test_convolution_is_exact(unit: str, types: tuple[str, str]) -> None:
     rng = np.random.default_rng(1)
     for output, attrs in (
@@ -133,8 +137,7 @@ def test_depthwise_is_exact(unit: str, dtype: str) -> None:
         cpu_run.candidate(call, "cpu.quantized_conv2d.depthwise")
 
 
-@pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("types", PAIRS, ids=str)
+@pytest.mark.parametrize(("unit", "types"), MEET, ids=str)
 def test_matrices_are_exact(unit: str, types: tuple[str, str]) -> None:
     rng = np.random.default_rng(2)
     for (rows, terms, columns), output in (
