@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from crossdock.runtime.fallback import Fallback
     from crossdock.runtime.graph import Graph
     from crossdock.runtime.limits import Limits
-    from crossdock.runtime.loaders import load, load_tensors
+    from crossdock.runtime.loaders import load
+    from crossdock.runtime.loaders.tensors import load_tensors
     from crossdock.runtime.onnx_backend import onnx_backend
     from crossdock.runtime.plan import Constraints, Plan
     from crossdock.runtime.receipt import Receipt
@@ -47,7 +48,7 @@ _WHERE = {
     "calibrate": "crossdock.runtime.calibrate",
     "compile": "crossdock.runtime.session",
     "load": "crossdock.runtime.loaders",
-    "load_tensors": "crossdock.runtime.loaders",
+    "load_tensors": "crossdock.runtime.loaders.tensors",
     "onnx_backend": "crossdock.runtime.onnx_backend",
     "probe": "crossdock.devices.probe",
     "rescan": "crossdock.devices.registry",

@@ -22,7 +22,8 @@ with NVRTC, which gets no include path. What the names mean:
   does; these three evaluate their arguments more than once. Integers have ``X_IABS``, ``X_IDIV``
   (truncates) and ``X_IMOD`` (Python's sign); dividing by zero gives 0 instead of a trap.
 * ``FMA(a, b, c)``: fused where that is fast. ``AS_U32(x) AS_F32(u)`` move bits.
-  ``UNROLL`` before a loop; ``UNROLL_N(4)``; ``VECTORIZE(16)`` before one whose rounds may be lanes.
+  ``UNROLL`` before a loop; ``UNROLL_N(4)``; ``VECTORIZE(16)`` before one whose rounds may be lanes;
+  ``INTERLEAVE(16, 4)`` where so many vectors are to be in flight, too.
   ``INFINITY`` and ``NAN`` are float.
 """
 
@@ -38,8 +39,10 @@ _SHARED = r"""
 #ifdef __clang__ // by itself it takes half vectors on AVX-512; where it can take none, so be it
 #pragma clang diagnostic ignored "-Wpass-failed"
 #define VECTORIZE(n) X_PRAGMA(clang loop vectorize_width(n))
+#define INTERLEAVE(n, m) X_PRAGMA(clang loop vectorize_width(n) interleave_count(m))
 #else
 #define VECTORIZE(n)
+#define INTERLEAVE(n, m)
 #endif
 typedef u16 f16;
 typedef u16 bf16;

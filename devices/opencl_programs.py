@@ -1,28 +1,23 @@
 """Building OpenCL programs: once a text in memory, and on disk where the driver keeps nothing.
 
-A cached binary is a file named by the hash of everything that it depends on. The file begins with
-the hash of the rest: a damaged one is dropped and built again. Files appear whole (written aside,
-then renamed), so that many processes can share the folder without locks.
+A cached binary is a file of a private folder of ``runtime.kept``, named by the hash of everything
+that it depends on: a damaged one is built again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import os
 import re
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from crossdock.devices.dialect import OPENCL_HEADER, assemble
 from crossdock.devices.program import GridLaunch
-from crossdock.runtime import settings
 from crossdock.runtime.errors import CompileError
+from crossdock.runtime.kept import Folder, key
 
 OPTIONS = ("-cl-std=CL1.2",)
 
@@ -33,6 +28,9 @@ while it makes a kernel object."""
 _DRIVER_CACHES = ("Portable Computing Language", "NVIDIA CUDA")
 """Platforms that keep what they built on disk themselves."""
 
+
+FOLDER = Folder("opencl", 64 << 20)
+"""Of binaries; a larger one is none of ours."""
 
 _INVOKERS: dict[tuple[object, ...], Any] = {}
 
@@ -99,12 +97,12 @@ class Programs:
         self._spare.setdefault((step.source, step.defines, step.entry), []).append(kernel)
 
     def _program(self, step: GridLaunch) -> Any:
-        key = (step.source, step.defines)
+        text = (step.source, step.defines)
         with self._lock:
-            found = self._built.get(key)
+            found = self._built.get(text)
             if found is None:
                 found = self._build(step)
-                self._built[key] = found
+                self._built[text] = found
         if isinstance(found, CompileError):
             raise CompileError(str(found), log=found.log, source=found.source)
         return found
@@ -118,16 +116,14 @@ class Programs:
     def _build(self, step: GridLaunch) -> Any:
         cl = self._cl
         text = assemble(OPENCL_HEADER, step.defines, step.source)
-        path = None
+        name = None
         if self._handle.platform.name not in _DRIVER_CACHES:
-            path = _path(text, self._handle)
+            name = _name(text, self._handle)
         with _PYOPENCL, warnings.catch_warnings():
             warnings.simplefilter("ignore", cl.CompilerWarning)
-            if path is not None and (binary := load(path)) is not None:
-                try:
+            if name is not None and (binary := FOLDER.load(name)) is not None:
+                with suppress(cl.Error):  # the driver takes it no more: it is built again
                     return cl.Program(self._context, [self._handle], [binary]).build()
-                except cl.Error:
-                    path.unlink(missing_ok=True)
             try:
                 program = cl.Program(self._context, text).build(list(OPTIONS))
             except cl.Error as error:
@@ -137,8 +133,8 @@ class Programs:
                     log=log,
                     source=text,
                 )
-        if path is not None:
-            store(path, bytes(program.get_info(cl.program_info.BINARIES)[0]))
+        if name is not None:
+            FOLDER.save(name, bytes(program.get_info(cl.program_info.BINARIES)[0]))
         return program
 
 
@@ -147,34 +143,6 @@ def _first_error(log: str) -> str:
     return next((line for line in lines if re.search(r"\berror\b:", line)), lines[0])
 
 
-def _path(text: str, handle: Any) -> Path | None:
-    folder = settings.cache_dir()
-    if folder is None:
-        return None
+def _name(text: str, handle: Any) -> str:
     about = (handle.platform.name, handle.platform.version, handle.name, handle.driver_version)
-    parts = "\0".join((*about, str(handle.max_compute_units), *OPTIONS, text))
-    return folder / "opencl" / f"{hashlib.sha256(parts.encode()).hexdigest()}.bin"
-
-
-def load(path: Path) -> bytes | None:
-    """A cached binary, or None where there is none that is whole."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    if len(data) > 32 and hashlib.sha256(data[32:]).digest() == data[:32]:
-        return data[32:]
-    path.unlink(missing_ok=True)
-    return None
-
-
-def store(path: Path, binary: bytes) -> None:
-    """Keep a binary; a full disk or a folder that cannot be written only costs the next build."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(binary).digest() + binary)
-        Path(name).replace(path)
-    except OSError:
-        return
+    return f"{key(*about, str(handle.max_compute_units), *OPTIONS, text)}.bin"

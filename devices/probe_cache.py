@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import files, settings
+from crossdock.runtime import files, kept, settings
 from crossdock.runtime.errors import LoadError
 
 
@@ -35,18 +33,8 @@ def store(machine: Machine) -> None:
         return
     if machine.quick and load(machine.fingerprint, machine.versions, quick=False) is not None:
         return
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)  # mode 0600
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(machine.to_json(), file, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-    except OSError:
-        return
+    text = json.dumps(machine.to_json(), allow_nan=False)
+    kept.replace(path, lambda write: write(text.encode()))
 
 
 def _path(fingerprint: str) -> Path | None:

@@ -8,17 +8,19 @@ entry names are kind names.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from crossdock.devices.base import Device, DeviceInfo, Probe
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime import settings
 from crossdock.runtime.errors import DeviceLost, Error, Unavailable
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "crossdock.devices"
 """Entry-point group of third-party device kinds."""
@@ -231,5 +233,7 @@ def _kind(name: str) -> DeviceKind:
     return cast(DeviceKind, entry.load())
 
 
-def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+def _entry_points() -> dict[str, EntryPoint]:
+    import importlib.metadata  # takes long to load, and built-in kinds need it not
+
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}

@@ -36,7 +36,6 @@ from crossdock.kernels.cpu_conv_pack import (
     UNROLLED,
     WORDS,
     PackWriter,
-    TileShape,
     tile_shape,
 )
 from crossdock.kernels.cpu_conv_panel import SHARE, PanelWriter
@@ -152,7 +151,8 @@ def geometry(call: OpCall, threads: int) -> dict[str, int]:
     most = max(1, tile.taps // (kh * kw))
     blocks = -(-channels // most)
     block = -(-channels // blocks)
-    share = share_of(panels, outputs, block * kh * kw, tile)
+    alone = block * kh * kw > tile.taps  # its panel takes the room of several
+    share = 1 if alone else share_of(panels, outputs, channels * kh * kw)
     shares = -(-panels // share)
     tiles = -(-outputs // tile.rows)
     parts = parts_of(tiles, batch * groups * shares, threads)
@@ -176,9 +176,9 @@ def is_point(call: OpCall) -> bool:
     return one and not any(call.attrs["padding"])
 
 
-def share_of(panels: int, outputs: int, taps: int, tile: TileShape) -> int:
-    """Panels that one item works on: several where a block of the filter leaves the L2 cache."""
-    if 4 * outputs * taps <= L2_BYTES // 2 or taps > tile.taps:
+def share_of(panels: int, outputs: int, taps: int) -> int:
+    """Panels that one item works on: several where the filter leaves the L2 cache meanwhile."""
+    if 4 * outputs * taps <= L2_BYTES // 2:
         return 1
     count = -(-panels // SHARE)
     return -(-panels // count)
@@ -211,7 +211,8 @@ def _native(call: OpCall, shape: dict[str, int], filters: Slot) -> NativeCall:
     return NativeCall(
         name="conv2d",
         address=compiled(
-            f"conv2d {tile} {epilogue}", lambda code: PanelWriter(code, tile, epilogue).write()
+            f"conv2d {tile} {point} {epilogue}",
+            lambda code: PanelWriter(code, tile, epilogue, point).write(),
         ),
         args=words(WORDS, slots, {**shape, "biased": int(bias)}),
         extent=shape["items"],

@@ -18,11 +18,19 @@ UNROLL = 4
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """Lines of pixels that are read or written soon, ``step`` elements apart; 0 for none."""
+
+    at: str
+    step: str
+
+
+@dataclass(frozen=True)
 class Tile:
     """A register tile: its first output channel, its panel, its number of vectors.
 
     ``pixel`` is the panel's first output; ``start`` and ``stop`` are the block's taps,
-    ``last`` (i1) whether they are the last ones.
+    ``last`` (i1) whether they are the last ones; ``ahead`` is what comes after the tile.
     """
 
     row: str
@@ -32,13 +40,25 @@ class Tile:
     start: str
     stop: str
     last: str
+    ahead: Ahead
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A group's image and a block of its channels; ``last`` (i1) says that none follows."""
+
+    image: str
+    begin: str
+    end: str
+    last: str
 
 
 class PanelWriter:
-    """Writes the kernel for one shape of tile and one epilogue."""
+    """Writes the kernel for one shape of tile and one epilogue; ``point`` as for packing."""
 
-    def __init__(self, code: Code, shape: TileShape, epilogue: Epilogue) -> None:
+    def __init__(self, code: Code, shape: TileShape, epilogue: Epilogue, point: bool) -> None:
         self.code = code
+        self.point = point
         self.epilogue = epilogue
         self.rows = shape.rows
         self.vectors = shape.vectors
@@ -85,18 +105,41 @@ class PanelWriter:
                     count = code.sub(high_vector, low_vector)
                     given = f"ptr %args, ptr {image}, ptr {panel}, i64 {pixel}, i64 {count}"
                     code.do(f"call void {w['pack']}({given}, i64 {begin}, i64 {end})")
+                block = _Block(image, begin, end, last_block)
                 with (
                     code.loop(low, high, self.rows) as rows,
                     code.loop(first, last) as panels,
                 ):
+                    turn = code.div(code.sub(rows.index, low), self.rows)
+                    ahead = self.ahead(block, panels.index, turn)
                     panel = self.panel_at(panels.index, first, capacity)
                     low_vector, high_vector = self.span(panels.index)
                     pixel = code.mul(low_vector, self.lanes)
                     count = code.sub(high_vector, low_vector)
                     for n in range(1, self.vectors + 1):
                         with code.when(code.equal(count, n)):
-                            tile = Tile(rows.index, panel, n, pixel, start, stop, last_block)
+                            tile = Tile(rows.index, panel, n, pixel, start, stop, last_block, ahead)
                             self.multiply(filters, bias, result, tile)
+
+    def ahead(self, block: _Block, panel: str, turn: str) -> Ahead:
+        """The channels of the panel packed after this one that are the tile's turn to fetch.
+
+        Packing walks over as many pages as there are channels, too many for the processor to see
+        where it goes.
+        """
+        code, w = self.code, self.w
+        if not self.point:
+            return Ahead(block.image, "0")
+        begin = code.select(block.last, 0, block.end)
+        end = code.least(code.add(begin, w["block"]), w["channels"])
+        number = code.add(panel, code.select(block.last, w["share"], 0))
+        each = code.div(code.sub(block.end, block.begin), UNROLL)
+        channel = code.add(begin, code.mul(turn, each))
+        there = code.both(code.less(channel, end), code.less(number, w["panels"]))
+        pixel = code.mul(self.span(number)[0], self.lanes)
+        at = code.at(block.image, "float", code.add(code.mul(channel, self.plane), pixel))
+        at = code.select(there, at, block.image, "ptr")
+        return Ahead(at, code.select(there, self.plane, 0))
 
     def span(self, panel: str) -> tuple[str, str]:
         """The vectors of a panel: all panels have nearly the same number."""
@@ -118,15 +161,35 @@ class PanelWriter:
         a = code.at(filters, "float", code.mul(tile.start, self.padded))
         a = code.at(a, "float", code.mul(tile.row, count))
         zero = self.vector.const("float32", 0.0).name
+        soon = self.line(result, tile.row, tile.pixel)
+        if self.epilogue.reads:
+            soon = self.beside(soon)
         carried = [("ptr", a), ("ptr", tile.panel)] + [(self.kind, zero)] * (self.rows * tile.n)
+        lines = [("ptr", soon), ("i64", self.w["plane_out"])]
         whole = code.sub(count, UNROLL - 1)
-        with code.loop(0, whole, UNROLL, carried) as main:
-            main.next = self.advance(main.values, UNROLL, tile.n)
+        with code.loop(0, whole, UNROLL, lines + carried) as main:
+            at, step, *values = main.values
+            self.fetch(at, tile.n)
+            all_rows = code.equal(main.index, (self.rows - 1) * UNROLL)
+            then = code.select(all_rows, tile.ahead.at, code.at(at, "float", step), "ptr")
+            main.next = [
+                then,
+                code.select(all_rows, tile.ahead.step, step),
+                *self.advance(tuple(values), UNROLL, tile.n),
+            ]
         rest = code.let(f"and i64 {count}, -{UNROLL}")
-        again = list(zip([k for k, _ in carried], main.values, strict=True))
+        again = list(zip([k for k, _ in carried], main.values[2:], strict=True))
         with code.loop(rest, count, 1, again) as tail:
             tail.next = self.advance(tail.values, 1, tile.n)
         self.finish(bias, result, tile, tail.values[2:])
+
+    def fetch(self, at: str, n: int) -> None:
+        """Bring a line of a tile closer: what is added to the result, or what it overwrites."""
+        code = self.code
+        fn = code.declare("llvm.prefetch.p0", "void @(ptr, i32, i32, i32)")
+        for j in range(n):
+            there = code.at(at, "float", j * self.lanes)
+            code.do(f"call void {fn}(ptr {there}, i32 0, i32 3, i32 1)")
 
     def advance(self, values: tuple[str, ...], steps: int, n: int) -> list[str]:
         """``steps`` taps: a rank-one update of the tile for each."""

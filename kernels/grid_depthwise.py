@@ -1,13 +1,15 @@
 """Depthwise conv2d on a grid, directly: one channel of the image makes each channel of the result.
 
 On a GPU an item makes PER results down a column, and checks each read; on a processor an item makes
-some rows of a channel with plain loops over a padded image.
+some rows of a channel with plain loops over a padded image, or in vectors through ``grid_planes``.
 """
 
 from __future__ import annotations
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Argument, GridLaunch, In, Lowered, Out, Slot
+from crossdock.kernels import fused_conv
+from crossdock.kernels.fused_conv import conv_of
 from crossdock.kernels.grid_common import (
     KINDS,
     MAX_ROWS,
@@ -18,6 +20,8 @@ from crossdock.kernels.grid_common import (
     on_cpu,
 )
 from crossdock.kernels.grid_conv import Convolution, bias_of, filter_rows, fits, padded_image
+from crossdock.kernels.grid_ending import ending
+from crossdock.kernels.grid_planes import Meaning, Windows, planes, too_large
 from crossdock.kernels.grid_window import Assembly, Lattice
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
@@ -172,3 +176,62 @@ def _depthwise(
     wide = next((b for b in (8, 16, 32) if ow <= b), 64)
     spread = (ow, -(-oh // per), n * outputs)
     return launch(_EACH, "depthwise", args, spread, (wide, 64 // wide, 1), defines)
+
+
+# --- planes on a processor ------------------------------------------------------------------------
+
+
+def _fits_planes(call: OpCall, device: DeviceInfo) -> str | None:
+    if not on_cpu(device):
+        return "for processors"
+    if (why := _fits(conv_of(call), device)) is not None:
+        return why
+    conv = Convolution.of(call)
+    if conv.dtype != "float32" or conv.layout != "nchw":
+        return Refusal("float32 in nchw only", Cause.DTYPE)
+    too = too_large(_windows(conv), device)
+    return Refusal("rows or windows too large", Cause.SIZE) if too else None
+
+
+def _windows(conv: Convolution) -> Windows:
+    n, _, *image = conv.image
+    _, outputs, *result = conv.result
+    top, _, left, _ = conv.padding
+    return Windows(
+        n * outputs, outputs, conv.per_group[1], (image[0], image[1]), (result[0], result[1]),
+        conv.window, conv.steps, conv.dilations, (top, left),
+    )  # fmt: skip
+
+
+def _lower_planes(call: OpCall, device: DeviceInfo, rows: int) -> Lowered:
+    parts, bias = Assembly(call, device), bias_of(call)
+    weights = filter_rows(parts)
+    params = "CONSTANT float *RESTRICT weights,"
+    params += " CONSTANT float *RESTRICT bias," if bias else ""
+    meaning = Meaning(
+        defines=(
+            ("START", "0.0f"),
+            ("FIRST", "bias[channel]" if bias else "0.0f"),
+            ("NEXT(acc, v, tap)", "VFMA(VSPLAT(taps[tap]), v, acc)"),
+            ("RESULT(acc, h, w)", "acc"),
+        ),
+        params=params,
+        channel="CONSTANT float *taps = weights + channel * WINDOW_H * WINDOW_W;",
+        reads=(weights, *((bias,) if bias else ())),
+        end=ending(call, device),
+    )
+    parts.steps.append(planes(_windows(Convolution.of(call)), meaning, device, rows))
+    return parts.lowered()
+
+
+for _op in ("conv2d", fused_conv.NAME):
+
+    @kernel("grid.conv2d.planes", _op, KINDS, when=_fits_planes, rank=12)
+    def lower_planes(call: OpCall, device: DeviceInfo) -> Lowered:
+        """One launch; four rows of results at a time."""
+        return _lower_planes(call, device, 4)
+
+    @kernel("grid.conv2d.planes_low", _op, KINDS, when=_fits_planes, rank=13)
+    def lower_planes_low(call: OpCall, device: DeviceInfo) -> Lowered:
+        """The same by two rows, which waste fewer."""
+        return _lower_planes(call, device, 2)

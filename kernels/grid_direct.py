@@ -15,6 +15,8 @@ import numpy as np
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Argument, GridLaunch, In, Lowered, Out, Slot
+from crossdock.kernels import fused_conv
+from crossdock.kernels.fused_conv import conv_of
 from crossdock.kernels.grid_common import (
     KINDS,
     MAX_ROWS,
@@ -26,6 +28,7 @@ from crossdock.kernels.grid_common import (
     vectors,
 )
 from crossdock.kernels.grid_conv import Convolution, bias_of, fits
+from crossdock.kernels.grid_ending import ending
 from crossdock.kernels.grid_window import Assembly
 from crossdock.kernels.ops_conv import FILTER_AXES
 from crossdock.kernels.refusal import Cause, Refusal
@@ -52,9 +55,16 @@ void split(CONSTANT float *RESTRICT x, GLOBAL float *RESTRICT y, i32 planes, i32
                     const i32 at = h * STEP_H + p - top;
                     const i32 in = at >= 0 && at < height, most = in ? end : begin;
                     CONSTANT float *row = from + (in ? at : 0) * width + q - left;
-                    for (i32 w = 0; w < begin; ++w) to[h * wide + w] = 0.0f;
-                    for (i32 w = begin; w < most; ++w) to[h * wide + w] = row[w * STEP_W];
-                    for (i32 w = most; w < wide; ++w) to[h * wide + w] = 0.0f;
+                    for (i32 l = 0; l < begin; ++l) to[h * wide + l] = 0.0f;
+                    i32 w = begin;
+#if STEP_W == 2
+                    for (; w + VW < most; w += VW) {
+                        const VEC u = VLOAD(row + 2 * w), v = VLOAD(row + 2 * w + VW);
+                        VSTORE(to + h * wide + w, (VEC)(u.even, v.even));
+                    }
+#endif
+                    for (; w < most; ++w) to[h * wide + w] = row[w * STEP_W];
+                    for (; w < wide; ++w) to[h * wide + w] = 0.0f;
                 }
             }
         }
@@ -65,45 +75,47 @@ void split(CONSTANT float *RESTRICT x, GLOBAL float *RESTRICT y, i32 planes, i32
 _DIRECT = r"""
 KERNEL BLOCK_SIZE(1, 1, 1)
 void direct(CONSTANT float *RESTRICT x, CONSTANT float *RESTRICT a, CONSTANT i32 *RESTRICT taps,
-            @BIAS@ GLOBAL float *RESTRICT y, i32 M, i32 N, i32 K, i32 per, i32 groups,
-            i32 out_w, i32 wide, i32 x_size, i32 y_size)
+            @BIAS@ @RESIDUAL@ GLOBAL float *RESTRICT y, i32 M, i32 N, i32 K, i32 per, i32 run,
+            i32 groups, i32 out_w, i32 wide, i32 x_size, i32 y_size)
 {
-    const i32 begin = GROUP_ID(0) * RN, z = GROUP_ID(2), blocks = (M + RM - 1) / RM;
-    const i32 n0 = SHIFTED && begin + RN > N ? N - RN : begin, skip = begin - n0;
-    const i32 end = N - n0 < RN ? N - n0 : RN, g = z % groups;
-    const i32 first = GROUP_ID(1) * per, last = first + per < blocks ? first + per : blocks;
-    x += z * x_size + n0;
-    y += z * M * y_size;
-    for (i32 r = first; r < last; ++r) {
+    const i32 blocks = (M + RM - 1) / RM, tiles = (N + RN - 1) / RN;
+    const i32 z = GROUP_ID(2), g = z % groups, r0 = GROUP_ID(1) * per, t0 = GROUP_ID(0) * run;
+    const i32 r1 = r0 + per < blocks ? r0 + per : blocks, t1 = t0 + run < tiles ? t0 + run : tiles;
+    const i32 count = t1 - t0;
+    x += z * x_size;
+    for (i32 e = 0; e < (r1 - r0) * count; ++e) {
+        const i32 r = r0 + e / count, begin = (t0 + e % count) * RN;
+        const i32 n0 = SHIFTED && begin + RN > N ? N - RN : begin, skip = begin - n0;
+        const i32 end = N - n0 < RN ? N - n0 : RN;
         CONSTANT float *panel = a + (g * blocks + r) * K * RM;
-        VEC acc[RM][2];
+        VEC acc[RM][VECS];
         UNROLL for (i32 i = 0; i < RM; ++i) {
             const i32 m = r * RM + i < M ? r * RM + i : M - 1;
-            acc[i][0] = acc[i][1] = VSPLAT(FIRST);
+            UNROLL for (i32 j = 0; j < VECS; ++j) acc[i][j] = VSPLAT(FIRST);
         }
         for (i32 k = 0; k < K; ++k) {
-            CONSTANT float *from = x + taps[k];
-            const VEC b0 = VLOAD(from), b1 = VLOAD(from + VW);
+            CONSTANT float *from = x + n0 + taps[k];
+            VEC b[VECS];
+            UNROLL for (i32 j = 0; j < VECS; ++j) b[j] = VLOAD(from + j * VW);
             UNROLL for (i32 i = 0; i < RM; ++i) {
                 const VEC w = VSPLAT(panel[k * RM + i]);
-                acc[i][0] = VFMA(w, b0, acc[i][0]);
-                acc[i][1] = VFMA(w, b1, acc[i][1]);
+                UNROLL for (i32 j = 0; j < VECS; ++j) acc[i][j] = VFMA(w, b[j], acc[i][j]);
             }
         }
-        VEC sums[RM][2];
-        UNROLL for (i32 i = 0; i < RM; ++i) { sums[i][0] = acc[i][0]; sums[i][1] = acc[i][1]; }
+        VEC sums[RM][VECS];
+        UNROLL for (i32 i = 0; i < RM; ++i)
+            UNROLL for (i32 j = 0; j < VECS; ++j) sums[i][j] = acc[i][j];
         for (i32 i = 0; i < RM && r * RM + i < M; ++i) {
-            GLOBAL float *row = y + (r * RM + i) * y_size;
+            const i32 row = (z * M + r * RM + i) * y_size;
+            const float *sum = (const float *)sums[i];
             if (wide == out_w && end == RN) {
-                VSTORE(row + n0, sums[i][0]);
-                VSTORE(row + n0 + VW, sums[i][1]);
+                for (i32 l = 0; l < RN; ++l) y[row + n0 + l] = DONE(sum[l], row + n0 + l);
             } else {
-                const float *sum = (const float *)sums[i];
                 i32 h = (n0 + skip) / wide, w = n0 + skip - h * wide;
                 for (i32 c = skip; c < end;) {
                     const i32 left = out_w - w < end - c ? out_w - w : end - c;
-                    GLOBAL float *to = row + h * out_w + w;
-                    for (i32 l = 0; l < left; ++l) to[l] = sum[c + l];
+                    const i32 to = row + h * out_w + w;
+                    for (i32 l = 0; l < left; ++l) y[to + l] = DONE(sum[c + l], to + l);
                     c += wide - w;
                     h += 1;
                     w = 0;
@@ -113,6 +125,9 @@ void direct(CONSTANT float *RESTRICT x, CONSTANT float *RESTRICT a, CONSTANT i32
     }
 }
 """
+
+
+Share = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -166,12 +181,13 @@ def packed(weights: Array, layout: str, groups: int, rows: int) -> Array:
     return np.ascontiguousarray(flat.reshape(groups, blocks, rows, -1).transpose(0, 1, 3, 2))
 
 
-def _fits(call: OpCall, device: DeviceInfo) -> str | None:
-    if (why := fits(call, device)) is not None:
-        return why
-    conv = Convolution.of(call)
+def fits_known(call: OpCall, device: DeviceInfo) -> str | None:
+    """What rules out the kernels for processors that pack weights ahead."""
     if not on_cpu(device):
         return "for processors"
+    if (why := fits(conv_of(call), device)) is not None:
+        return why
+    conv = Convolution.of(call)
     if conv.dtype != "float32" or conv.layout != "nchw":
         return Refusal("float32 in nchw only", Cause.DTYPE)
     if 1 not in call.constants:
@@ -183,14 +199,14 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     return None
 
 
-def _lower(call: OpCall, device: DeviceInfo, rows: int) -> Lowered:
+def _lower(call: OpCall, device: DeviceInfo, rows: int, vecs: int) -> Lowered:
     conv, parts = Convolution.of(call), Assembly(call, device)
     width = vector_width(device)
-    lines = Lines.of(conv, 2 * width)
+    lines = Lines.of(conv, vecs * width)
     slot: Slot = In(0)
     if lines.copied:
-        slot = parts.buffer(4 * (conv.image[0] * conv.image[1] * lines.plane + 4 * width))
-        parts.steps.append(_split(conv, lines, slot, device))
+        slot = parts.buffer(4 * (conv.image[0] * conv.image[1] * lines.plane + 2 * vecs * width))
+        parts.steps.append(split(conv, lines, slot, device))
     known, layout = call.constants[1], call.attrs["filter_layout"]
     per_in, per_out = conv.per_group
     blocks, k = -(-per_out // rows), per_in * conv.window[0] * conv.window[1]
@@ -201,11 +217,12 @@ def _lower(call: OpCall, device: DeviceInfo, rows: int) -> Lowered:
     parts.unused.add(1)
     taps = lines.taps(conv)
     table = parts.pack(lambda: taps, TensorSpec.of(taps))
-    parts.steps.append(_direct(conv, lines, (slot, weights, table), bias_of(call), device, rows))
+    parts.steps.append(_direct(call, lines, (slot, weights, table), device, (rows, vecs)))
     return parts.lowered()
 
 
-def _split(conv: Convolution, lines: Lines, target: Slot, device: DeviceInfo) -> GridLaunch:
+def split(conv: Convolution, lines: Lines, target: Slot, device: DeviceInfo) -> GridLaunch:
+    """The launch that makes the lines of an image."""
     n, c, h, w = conv.image
     top, _, left, _ = conv.padding
     per = max(1, min(n * c // (4 * max(1, device.compute_units)), 16384 // lines.plane))
@@ -214,50 +231,67 @@ def _split(conv: Convolution, lines: Lines, target: Slot, device: DeviceInfo) ->
         STEP_H=lines.step[0], STEP_W=lines.step[1],
         PHASES_H=lines.phases[0], PHASES_W=lines.phases[1],
     )  # fmt: skip
+    known = (*known, *vectors(vector_width(device)))
     return launch(_SPLIT, "split", args, (-(-n * c // per),), (1,), known)
 
 
+def _shares(conv: Convolution, lines: Lines, blocks: int, tiles: int, units: int) -> Share:
+    """How many blocks and tiles an item does: enough items for the units to end together.
+
+    What is larger, image or weights, is read as few times as can be: items go along tiles with a
+    block's weights, or along blocks with a tile.
+    """
+    batch = conv.image[0] * conv.groups
+    wanted = max(1, 12 * units // batch)
+    per_out = conv.per_group[1]
+    if per_out * conv.window[0] * conv.window[1] > lines.plane and blocks >= 4 * units:
+        return max(1, blocks // wanted), tiles
+    return max(1, blocks // max(1, wanted // tiles)), 1
+
+
 def _direct(
-    conv: Convolution,
+    call: OpCall,
     lines: Lines,
     slots: tuple[Slot, Slot, Slot],
-    bias: Slot | None,
     device: DeviceInfo,
-    rows: int,
+    block: tuple[int, int],
 ) -> GridLaunch:
-    width = vector_width(device)
-    run = 2 * width
+    conv, width, (rows, vecs) = Convolution.of(call), vector_width(device), block
+    run = vecs * width
     (per_in, per_out), (out_h, out_w) = conv.per_group, conv.result[2:]
     count = (out_h - 1) * lines.wide + out_w
     tiles, blocks, batch = -(-count // run), -(-per_out // rows), conv.image[0] * conv.groups
-    # Enough items for the device's units to end together; the more blocks an item does, the more
-    # often it finds the places that it reads in its caches.
-    wanted = max(1, 12 * max(1, device.compute_units) // (tiles * batch))
-    per = max(1, blocks // wanted)
+    per, along = _shares(conv, lines, blocks, tiles, max(1, device.compute_units))
     k = per_in * conv.window[0] * conv.window[1]
     numbers = i32(
-        per_out, count, k, per, conv.groups, out_w, lines.wide, per_in * lines.plane, out_h * out_w
-    )
-    args: tuple[Argument, ...] = (*slots, *((bias,) if bias else ()), Out(0), *numbers)
+        per_out, count, k, per, along, conv.groups, out_w, lines.wide, per_in * lines.plane,
+        out_h * out_w,
+    )  # fmt: skip
+    bias, end = bias_of(call), ending(call, device)
+    beside = tuple(s for s in (bias, end.residual) if s is not None)
+    args: tuple[Argument, ...] = (*slots, *beside, Out(0), *numbers)
     text = _DIRECT.replace("@BIAS@", "CONSTANT float *RESTRICT bias," if bias else "")
+    text = end.into(text)
     first = "bias[g * M + m]" if bias else "0.0f"
-    known = define(RM=rows, RN=run, SHIFTED=int(not lines.copied), FIRST=first)
-    items = (tiles, -(-blocks // per), batch)
+    known = define(RM=rows, RN=run, VECS=vecs, SHIFTED=int(not lines.copied), FIRST=first)
+    items = (-(-tiles // along), -(-blocks // per), batch)
     return launch(text, "direct", args, items, (1, 1, 1), (*known, *vectors(width)))
 
 
-def _heights(device: DeviceInfo) -> tuple[int, int]:
-    """Rows of a block: as many as the registers hold, and fewer, which waste fewer."""
-    return (12, 8) if vector_width(device) != 8 else (6, 4)
+SHAPES = {16: ((12, 2), (8, 2), (8, 3), (6, 4)), 8: ((6, 2), (4, 2), (4, 3), (3, 4))}
+"""Rows by vectors of a block, by the vectors' width: as many as the registers hold in two to four
+vectors, and fewer rows, which waste fewer."""
+NAMES = ("direct", "direct_low", "direct_wide", "direct_widest")
 
 
-@kernel("grid.conv2d.direct", "conv2d", KINDS, when=_fits, rank=12)
-def lower_direct(call: OpCall, device: DeviceInfo) -> Lowered:
-    """A padding step where there is padding, then one launch; tall blocks."""
-    return _lower(call, device, _heights(device)[0])
+def _register(name: str, at: int) -> None:
+    def lower(call: OpCall, device: DeviceInfo) -> Lowered:
+        shapes = SHAPES[8 if vector_width(device) == 8 else 16]
+        return _lower(call, device, *shapes[at])
+
+    for op in ("conv2d", fused_conv.NAME):
+        kernel(f"grid.conv2d.{name}", op, KINDS, when=fits_known, rank=12 + at)(lower)
 
 
-@kernel("grid.conv2d.direct_low", "conv2d", KINDS, when=_fits, rank=13)
-def lower_direct_low(call: OpCall, device: DeviceInfo) -> Lowered:
-    """The same in lower blocks."""
-    return _lower(call, device, _heights(device)[1])
+for _at, _name in enumerate(NAMES):
+    _register(_name, _at)

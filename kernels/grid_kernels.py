@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from crossdock.kernels import (
     grid_attention,
+    grid_channels,
     grid_conv,
     grid_conv_transpose,
     grid_depthwise,
@@ -29,6 +30,7 @@ from crossdock.kernels import (
 
 __all__ = [
     "grid_attention",
+    "grid_channels",
     "grid_conv",
     "grid_conv_transpose",
     "grid_depthwise",

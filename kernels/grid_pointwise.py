@@ -34,6 +34,10 @@ from crossdock.runtime.tensor import TensorSpec
 LOOP = 4096
 """Elements of a work item on a processor."""
 
+LONG_BODY = 8
+"""From so many operations an element on, a processor had better work on several vectors at a time:
+one waits longer for its own results than there is other work in sight."""
+
 LONG_ROW = 16
 """From this length on, a row is a dimension of the grid."""
 
@@ -137,6 +141,13 @@ class _Text:
         args = (*self.slots(), *i32(*numbers.values))
         return launch(self.kernel(numbers.names, lines), "pointwise", args, items, block)
 
+    def loop(self, length: int, device: DeviceInfo) -> str:
+        """What goes before a loop of so many rounds: long chains of arithmetic are interleaved."""
+        width = vector_width(device)
+        if (len(self.body.lines) < LONG_BODY and not self.body.helpers) or length < 8 * width:
+            return f"VECTORIZE({width})"
+        return f"INTERLEAVE({width}, 4)"
+
     def apply(self, indices: Sequence[str]) -> str:
         """The statement that computes one element: indices of the result, then the operands."""
         loads = ", ".join(
@@ -225,7 +236,7 @@ def _loops(text: _Text, space: Space, rows: int, device: DeviceInfo) -> GridLaun
         "const i32 end = begin + chunk < columns ? begin + chunk : columns;",
         "for (i32 r = first; r < last; ++r) {",
         *decode("r", len(space.dims) - 1),
-        f"VECTORIZE({vector_width(device)})",
+        text.loop(chunk, device),
         f"for (i32 c = begin; c < end; ++c) {{ {text.apply(places)} }}",
         "}",
     ]

@@ -20,6 +20,7 @@ from crossdock.kernels.grid_common import (
     on_cpu,
     operand,
 )
+from crossdock.kernels.grid_planes import Meaning, Windows, planes, too_large
 from crossdock.kernels.grid_reduce import reduction
 from crossdock.kernels.grid_window import Lattice
 from crossdock.kernels.ops_window import Image
@@ -196,3 +197,109 @@ def _lower(call: OpCall, device: DeviceInfo) -> Lowered:
 
 for _op in ("average_pool2d", "l2_pool2d", "max_pool2d"):
     kernel(f"grid.{_op}", _op, KINDS, when=_fits, rank=20)(_lower)
+
+
+# --- planes on a processor ------------------------------------------------------------------------
+
+_ACROSS = r"""
+    LOCAL float across[ACROSS];
+    for (i32 c = 0; c < ACROSS; ++c) {
+        float n = 0.0f;
+        for (i32 kx = 0; kx < WINDOW_W; ++kx) {
+            const i32 w = c * STEP_W - left + kx * DILATION_W;
+            if (w < EDGE_W && (w >= 0 || PADS_COUNT)) n += 1.0f;
+        }
+        across[c] = n > 0.0f ? n : 1.0f;
+    }
+"""
+
+_DOWN = r"""
+DEVICE float down_count(i32 h, i32 edge) {
+    float n = 0.0f;
+    for (i32 ky = 0; ky < WINDOW_H; ++ky, h += DILATION_H)
+        if (h < edge && (h >= 0 || PADS_COUNT)) n += 1.0f;
+    return n > 0.0f ? n : 1.0f;
+}
+"""
+
+
+def _windows(call: OpCall) -> Windows:
+    attrs = call.attrs
+    n, c, *image = operand(call, 0).dims
+    result = call.outputs[0].dims[2:]
+    top, _, left, _ = attrs["padding"]
+    return Windows(
+        n * c, c, 1, (image[0], image[1]), (result[0], result[1]),
+        attrs["window_dimensions"], attrs["strides"], attrs["dilations"], (top, left),
+    )  # fmt: skip
+
+
+def _fits_planes(call: OpCall, device: DeviceInfo) -> str | None:
+    if not on_cpu(device):
+        return "for processors"
+    if (why := _fits(call, device)) is not None:
+        return why
+    if operand(call, 0).dtype != "float32" or call.attrs["layout"] != "nchw":
+        return Refusal("float32 in nchw only", Cause.DTYPE)
+    if _is_global(call):
+        return "a reduction"
+    too = too_large(_windows(call), device)
+    return Refusal("rows or windows too large", Cause.SIZE) if too else None
+
+
+def _counted(call: OpCall, windows: Windows) -> Meaning:
+    """An average: the sum by the number of rows times that of columns that a window has."""
+    padded, attrs = bool(call.attrs["count_include_pad"]), call.attrs
+    _, bottom, _, right = attrs["padding"]
+    edges = windows.image
+    if padded:
+        edges = edges[0] + bottom, edges[1] + right
+    place = "(h) * STEP_H - top"
+    return Meaning(
+        defines=(
+            ("START", "0.0f"),
+            ("FIRST", "0.0f"),
+            ("NEXT(acc, v, tap)", "((acc) + (v))"),
+            ("RESULT(acc, h, w)", f"((acc) / (VLOAD(across + w) * down_count({place}, EDGE_H)))"),
+            *define(
+                PADS_COUNT=int(padded), EDGE_H=edges[0], EDGE_W=edges[1],
+                ACROSS=-(-windows.result[1] // 16) * 16,
+            ),
+        ),
+        setup=_ACROSS,
+        helpers=_DOWN,
+    )  # fmt: skip
+
+
+_PLAIN_MEANINGS = {
+    "max_pool2d": Meaning(
+        (
+            ("START", "(-INFINITY)"),
+            ("FIRST", "(-INFINITY)"),
+            ("NEXT(acc, v, tap)", "((acc >= v) | (acc != acc) ? acc : v)"),
+            ("RESULT(acc, h, w)", "(acc)"),
+        )
+    ),
+    "l2_pool2d": Meaning(
+        (
+            ("START", "0.0f"),
+            ("FIRST", "0.0f"),
+            ("NEXT(acc, v, tap)", "VFMA(v, v, acc)"),
+            ("RESULT(acc, h, w)", "sqrt(acc)"),
+        )
+    ),
+}
+
+
+def _lower_planes(call: OpCall, device: DeviceInfo, rows: int) -> Lowered:
+    windows = _windows(call)
+    meaning = _PLAIN_MEANINGS.get(call.op) or _counted(call, windows)
+    return Lowered((planes(windows, meaning, device, rows),))
+
+
+for _op in ("average_pool2d", "l2_pool2d", "max_pool2d"):
+
+    @kernel(f"grid.{_op}.planes", _op, KINDS, when=_fits_planes, rank=15)
+    def lower_planes(call: OpCall, device: DeviceInfo) -> Lowered:
+        """One launch; two rows of results at a time."""
+        return _lower_planes(call, device, 2)

@@ -16,8 +16,11 @@ from crossdock.kernels.grid_common import (
     launch,
     not_among,
     obstacle,
+    on_cpu,
     operand,
+    vector_width,
 )
+from crossdock.kernels.grid_math import prelude
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -56,7 +59,38 @@ KERNEL void respond(CONSTANT T *RESTRICT x, GLOBAL T *RESTRICT y, i32 n, i32 cha
 }
 """
 
+_RESPONSE_LINES = r"""
+KERNEL BLOCK_SIZE(1, 1, 1)
+void respond(CONSTANT T *RESTRICT x, GLOBAL T *RESTRICT y, i32 lines, i32 channels, i32 inner,
+             i32 before, i32 after, float bias, float share, float beta, i32 per)
+{
+    const i32 first = GROUP_ID(0) * per, last = first + per < lines ? first + per : lines;
+    const i32 begin = GROUP_ID(1) * CHUNK, wide = inner - begin < CHUNK ? inner - begin : CHUNK;
+    for (i32 i = first; i < last; ++i) {
+        const i32 channel = i % channels, low = channel < before ? -channel : -before;
+        const i32 high = channel + after < channels ? after : channels - 1 - channel;
+        CONSTANT T *from = x + i * inner + begin;
+        GLOBAL T *to = y + i * inner + begin;
+        float sums[CHUNK];
+        for (i32 l = 0; l < wide; ++l) sums[l] = 0.0f;
+        for (i32 k = low; k <= high; ++k) {
+            CONSTANT T *line = from + k * inner;
+            VECTORIZE(WIDTH)
+            for (i32 l = 0; l < wide; ++l) {
+                const float v = T_LOAD(line, l);
+                sums[l] += v * v;
+            }
+        }
+        INTERLEAVE(WIDTH, 2)
+        for (i32 l = 0; l < wide; ++l)
+            T_STORE(to, l, T_LOAD(from, l) * G_EXP(-beta * G_LOG(bias + share * sums[l])));
+    }
+}
+"""
+"""For processors: an item goes along lines of channels."""
+
 BLOCK = 64
+CHUNK = 1024
 
 
 @kernel("grid.cumulative_sum", "cumulative_sum", KINDS, when=obstacle, rank=20)
@@ -81,17 +115,26 @@ def _fits_lrn(call: OpCall, device: DeviceInfo) -> str | None:
 
 
 @kernel("grid.lrn", "lrn", KINDS, when=_fits_lrn, rank=20)
-def lower_lrn(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - lower
-    """One work item a result, over a window of channels."""
+def lower_lrn(call: OpCall, device: DeviceInfo) -> Lowered:
+    """One work item a result, over a window of channels; lines of results on a processor."""
     spec, attrs = operand(call, 0), call.attrs
-    size = attrs["size"]
+    size, channels = attrs["size"], spec.dims[1]
     inner = math.prod(spec.dims[2:])
     before = (size - 1) // 2
-    args: Args = (
-        In(0),
-        Out(0),
-        *i32(spec.size, spec.dims[1], inner, before, size - 1 - before),
+    window = (
+        *i32(channels, inner, before, size - 1 - before),
         *f32(attrs["bias"], attrs["alpha"] / size, attrs["beta"]),
     )
-    step = launch(_RESPONSE, "respond", args, (spec.size,), (BLOCK,), accessors(spec.dtype))
-    return Lowered((step,))
+    if not on_cpu(device):
+        args: Args = (In(0), Out(0), *i32(spec.size), *window)
+        step = launch(_RESPONSE, "respond", args, (spec.size,), (BLOCK,), accessors(spec.dtype))
+        return Lowered((step,))
+    lines, parts = spec.dims[0] * channels, -(-inner // CHUNK)
+    per = max(
+        1, min(4096 // min(inner, CHUNK), lines * parts // (8 * max(1, device.compute_units)))
+    )
+    text = prelude(("exp", "log"), cpu=True) + _RESPONSE_LINES
+    known = define(CHUNK=CHUNK, WIDTH=vector_width(device))
+    args = (In(0), Out(0), *i32(lines), *window, *i32(per))
+    items, types = (-(-lines // per), parts), accessors(spec.dtype)
+    return Lowered((launch(text, "respond", args, items, (1, 1), (*known, *types)),))

@@ -29,32 +29,34 @@ from crossdock.kernels.table import kernel
 
 VECTOR_MATHS = r"""
 DEVICE VEC v_exp(VEC x) {
-    x = x < VSPLAT(-104.0f) ? VSPLAT(-104.0f) : x;
-    x = x > VSPLAT(89.0f) ? VSPLAT(89.0f) : x;
-    const VEC big = x * 1.44269504f + 12582912.0f, n = big - 12582912.0f;
-    const VEC r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    VEC p = r * 1.979030348593369e-4f + 1.3944704551249743e-3f;
-    p = p * r + 8.333497680723667e-3f;
-    p = p * r + 4.166629537940025e-2f;
-    p = p * r + 0.1666666567325592f;
-    p = p * r + 0.5f;
-    p = p * (r * r) + r + 1.0f;
-    const VINT whole = AS_VINT(big) - 0x4b400000, first = whole >> 1;
-    return p * AS_VEC((first + 127) << 23) * AS_VEC((whole - first + 127) << 23);
+    const VEC big = VFMA(x, VSPLAT(1.44269504f), VSPLAT(12582912.0f)), n = big - 12582912.0f;
+    const VEC r = VFMA(n, VSPLAT(-0.693147182f), x);
+    VEC p = VFMA(r, VSPLAT(8.312477e-3f), VSPLAT(4.1890275e-2f));
+    p = VFMA(p, r, VSPLAT(0.16667116f));
+    p = VFMA(p, r, VSPLAT(0.4999923f));
+    p = VFMA(p, r, VSPLAT(1.0f));
+    p = VFMA(p, r, VSPLAT(1.0f));
+    const VEC y = AS_VEC(AS_VINT(p) + (AS_VINT(big) << 23));
+    return x < VSPLAT(-87.0f) ? VSPLAT(0.0f) : y;
 }
 DEVICE VEC v_max(VEC a, VEC b) { return a > b ? a : b; }
+#define V_MOST(a, b) ((a) > (b) ? (a) : (b))
+#define V_PLUS(a, b) ((a) + (b))
+#if VW == 16
+#define V_QUARTER(v, JOIN) const float8 v8 = JOIN(v.lo, v.hi); const float4 v4 = JOIN(v8.lo, v8.hi);
+#elif VW == 8
+#define V_QUARTER(v, JOIN) const float4 v4 = JOIN(v.lo, v.hi);
+#else
+#define V_QUARTER(v, JOIN) const float4 v4 = v;
+#endif
+#define V_MEET(v, JOIN) V_QUARTER(v, JOIN) const float2 v2 = JOIN(v4.lo, v4.hi);
 DEVICE float v_top(VEC v) {
-    float part[VW];
-    VSTORE(part, v);
-    for (i32 l = 1; l < VW; ++l) part[0] = part[0] > part[l] ? part[0] : part[l];
-    return part[0];
+    V_MEET(v, V_MOST)
+    return V_MOST(v2.s0, v2.s1);
 }
 DEVICE float v_sum(VEC v) {
-    float part[VW];
-    VSTORE(part, v);
-    UNROLL for (i32 gap = VW / 2; gap > 0; gap /= 2)
-        for (i32 l = 0; l < gap; ++l) part[l] += part[l + gap];
-    return part[0];
+    V_MEET(v, V_PLUS)
+    return v2.s0 + v2.s1;
 }
 DEVICE VEC v_part(CONSTANT float *p, i32 left, float rest) {
     float part[VW];
@@ -67,36 +69,59 @@ DEVICE void v_put(GLOBAL float *p, i32 left, VEC v) {
     for (i32 l = 0; l < left; ++l) p[l] = part[l];
 }
 """
-"""exp is that of ``grid_math``; rounding is by a large number, since no vector rounds elsewise."""
+"""exp is for what is not above zero: what softmax takes it of. Below e^-87 it gives zero. Its
+polynomial is fitted like those of ``grid_math``; rounding is by a large number, since no vector
+rounds elsewise."""
+
+_LINES = r"""
+#define EACH UNROLL for (i32 r = 0; r < ROWS; ++r)
+#define LINES_OF_ITEM \
+    const i32 first = GROUP_ID(0) * per, last = first + per < count ? first + per : count; \
+    const i32 whole = length / VW * VW, left = length - whole; \
+    for (i32 i = first; i < last; i += ROWS)
+#define PLACES \
+    CONSTANT float *line[ROWS]; \
+    GLOBAL float *to[ROWS]; \
+    EACH { \
+        const i32 at = (i + r < last ? i + r : last - 1) * length; \
+        line[r] = data + at; \
+        to[r] = y + at; \
+    }
+"""
+"""ROWS lines side by side: while one waits, others go on. The last line fills up what misses."""
 
 _SOFTMAX = (
     VECTOR_MATHS
+    + _LINES
     + r"""
 KERNEL BLOCK_SIZE(1, 1, 1)
 void softmax(CONSTANT float *RESTRICT data, GLOBAL float *RESTRICT y, i32 count, i32 length,
              i32 per)
 {
-    const i32 first = GROUP_ID(0) * per, last = first + per < count ? first + per : count;
-    const i32 whole = length / VW * VW, left = length - whole;
-    for (i32 i = first; i < last; ++i) {
-        CONSTANT float *line = data + i * length;
-        GLOBAL float *to = y + i * length;
-        VEC tops = VSPLAT(-INFINITY), sums = VSPLAT(0.0f), end = sums;
-        for (i32 k = 0; k < whole; k += VW) tops = v_max(tops, VLOAD(line + k));
-        if (left) tops = v_max(tops, v_part(line + whole, left, -INFINITY));
-        const float top = v_top(tops);
-        for (i32 k = 0; k < whole; k += VW) {
-            const VEC raised = v_exp(VLOAD(line + k) - top);
-            sums = sums + raised;
-            VSTORE(to + k, raised);
-        }
-        if (left) {
-            end = v_exp(v_part(line + whole, left, -INFINITY) - top);
-            sums = sums + end;
-        }
-        const float factor = 1.0f / v_sum(sums);
-        for (i32 k = 0; k < whole; k += VW) VSTORE(to + k, VLOAD(to + k) * factor);
-        if (left) v_put(to + whole, left, end * factor);
+    LINES_OF_ITEM {
+        PLACES
+        VEC tops[ROWS], sums[ROWS], end[ROWS];
+        float factor[ROWS];
+        EACH tops[r] = VSPLAT(-INFINITY);
+        for (i32 k = 0; k < whole; k += VW) EACH tops[r] = v_max(tops[r], VLOAD(line[r] + k));
+        if (left) EACH tops[r] = v_max(tops[r], v_part(line[r] + whole, left, -INFINITY));
+        EACH tops[r] = VSPLAT(v_top(tops[r]));
+        EACH sums[r] = end[r] = VSPLAT(0.0f);
+        for (i32 k = 0; k < whole; k += VW)
+            EACH {
+                const VEC raised = v_exp(VLOAD(line[r] + k) - tops[r]);
+                sums[r] = sums[r] + raised;
+                VSTORE(to[r] + k, raised);
+            }
+        if (left)
+            EACH {
+                end[r] = v_exp(v_part(line[r] + whole, left, -INFINITY) - tops[r]);
+                sums[r] = sums[r] + end[r];
+            }
+        EACH factor[r] = 1.0f / v_sum(sums[r]);
+        for (i32 k = 0; k < whole; k += VW)
+            EACH if (i + r < last) VSTORE(to[r] + k, VLOAD(to[r] + k) * factor[r]);
+        if (left) EACH v_put(to[r] + whole, left, end[r] * factor[r]);
     }
 }
 """
@@ -104,6 +129,7 @@ void softmax(CONSTANT float *RESTRICT data, GLOBAL float *RESTRICT y, i32 count,
 
 _STANDARDIZE = (
     VECTOR_MATHS
+    + _LINES
     + r"""
 #if HAS_SCALE
 #define SCALED(v, read) ((v) * read(scale))
@@ -121,47 +147,42 @@ KERNEL BLOCK_SIZE(1, 1, 1)
 void standardize(CONSTANT float *RESTRICT data, @SCALE@ @BIAS@ GLOBAL float *RESTRICT y,
                  i32 count, i32 length, float epsilon, i32 per)
 {
-    const i32 first = GROUP_ID(0) * per, last = first + per < count ? first + per : count;
-    const i32 whole = length / VW * VW, left = length - whole, even = whole / (2 * VW) * 2 * VW;
-    for (i32 i = first; i < last; ++i) {
-        CONSTANT float *line = data + i * length;
-        GLOBAL float *to = y + i * length;
-        VEC sums = VSPLAT(0.0f), more = sums;
-        for (i32 k = 0; k < even; k += 2 * VW) {
-            sums = sums + VLOAD(line + k);
-            more = more + VLOAD(line + k + VW);
-        }
-        if (even < whole) sums = sums + VLOAD(line + even);
-        if (left) more = more + v_part(line + whole, left, 0.0f);
-        const float mean = v_sum(sums + more) / (float)length;
-        sums = more = VSPLAT(0.0f);
-        for (i32 k = 0; k < even; k += 2 * VW) {
-            const VEC u = VLOAD(line + k) - mean, v = VLOAD(line + k + VW) - mean;
-            sums = VFMA(u, u, sums);
-            more = VFMA(v, v, more);
-        }
-        if (even < whole) {
-            const VEC u = VLOAD(line + even) - mean;
-            sums = VFMA(u, u, sums);
-        }
-        if (left) {
-            const VEC u = v_part(line + whole, left, mean) - mean;
-            more = VFMA(u, u, more);
-        }
-        const float factor = 1.0f / X_SQRT(v_sum(sums + more) / (float)length + epsilon);
-        for (i32 k = 0; k < whole; k += VW) {
-            const VEC v = (VLOAD(line + k) - mean) * factor;
-            VSTORE(to + k, SHIFTED(v, FULL));
-        }
-        if (left) {
-            const VEC v = (REST(line) - mean) * factor;
-            v_put(to + whole, left, SHIFTED(v, REST));
-        }
+    LINES_OF_ITEM {
+        PLACES
+        VEC sums[ROWS];
+        float mean[ROWS], factor[ROWS];
+        EACH sums[r] = VSPLAT(0.0f);
+        for (i32 k = 0; k < whole; k += VW) EACH sums[r] = sums[r] + VLOAD(line[r] + k);
+        if (left) EACH sums[r] = sums[r] + v_part(line[r] + whole, left, 0.0f);
+        EACH mean[r] = v_sum(sums[r]) / (float)length;
+        EACH sums[r] = VSPLAT(0.0f);
+        for (i32 k = 0; k < whole; k += VW)
+            EACH {
+                const VEC v = VLOAD(line[r] + k) - mean[r];
+                sums[r] = VFMA(v, v, sums[r]);
+            }
+        if (left)
+            EACH {
+                const VEC v = v_part(line[r] + whole, left, mean[r]) - mean[r];
+                sums[r] = VFMA(v, v, sums[r]);
+            }
+        EACH factor[r] = 1.0f / X_SQRT(v_sum(sums[r]) / (float)length + epsilon);
+        for (i32 k = 0; k < whole; k += VW)
+            EACH {
+                const VEC v = (VLOAD(line[r] + k) - mean[r]) * factor[r];
+                VSTORE(to[r] + k, SHIFTED(v, FULL));
+            }
+        if (left)
+            EACH {
+                const VEC v = (REST(line[r]) - mean[r]) * factor[r];
+                v_put(to[r] + whole, left, SHIFTED(v, REST));
+            }
     }
 }
 """
 )
 
+ROWS = 4
 WORK = 4096
 """Elements of an item, about."""
 
@@ -172,7 +193,8 @@ def _launch(
     """The launch over rows; ``per``, how many an item does, is the text's last argument."""
     count, length, _ = shape
     per = max(1, min(WORK // length, count // (8 * max(1, device.compute_units))))
-    defines = (*define(**flags), *vectors(vector_width(device)))
+    per = -(-per // ROWS) * ROWS
+    defines = (*define(ROWS=ROWS, **flags), *vectors(vector_width(device)))
     return launch(text, entry, (*args, *i32(per)), (-(-count // per),), (1,), defines)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from crossdock.devices.base import Bound, Buffer, Device, Executable
 from crossdock.devices.program import In, Lowered, Out, Pack, Packed, Scratch, Slot
 from crossdock.kernels.spec import Kernel, OpCall
-from crossdock.runtime import builds
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
 
@@ -25,6 +24,8 @@ class CompiledOp:
 
 def compile_op(device: Device, kernel: Kernel, call: OpCall) -> CompiledOp:
     """Lower, compile and make packed constants; raises CompileError."""
+    from crossdock.runtime import builds  # which loads the cost model
+
     builds.note((device.info.fingerprint, kernel.name, call.key()))
     lowered = kernel.lowered(call, device.info)
     executables = tuple(device.compile(step) for step in lowered.steps)

@@ -9,8 +9,8 @@ from crossdock.devices import registry
 from crossdock.devices.base import Cap, Device
 from crossdock.runtime import costing, emulation, measure
 from crossdock.runtime.calibration import calibration_calls
+from crossdock.runtime.config import PREPARING, Progress
 from crossdock.runtime.errors import PlanError
-from crossdock.runtime.prepare import PREPARING, Progress
 
 CALIBRATION_SECONDS = 60.0
 CALLS = 2400

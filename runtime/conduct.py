@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from weakref import WeakKeyDictionary
 
 from crossdock.devices.base import Device, Event
-from crossdock.runtime.lower import Program, Segment
 from crossdock.runtime.plan import HOST
+from crossdock.runtime.program import Program, Segment
 
 AT_ONCE = 2
 """Runs that have work handed to a device at a time: one computes while the next one's inputs are

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +18,7 @@ from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Work
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
-from crossdock.runtime import emulation
+from crossdock.runtime import emulation, kept
 from crossdock.runtime.calls import alias_roots as alias_roots
 from crossdock.runtime.calls import is_alias as is_alias
 from crossdock.runtime.calls import op_calls as op_calls
@@ -169,16 +167,8 @@ class CostStore:
             return
         data = self.model.to_json()
         _add_missing(data, self._kept() or {})
-        try:
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".costs-")
-        except OSError:
-            return
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(data, file)
-            os.replace(name, self.path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
+        text = json.dumps(data)
+        kept.replace(self.path, lambda write: write(text.encode()))
 
 
 def _add_missing(data: dict[str, Any], other: Mapping[str, Any]) -> None:

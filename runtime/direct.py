@@ -21,8 +21,8 @@ from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.errors import Error
 from crossdock.runtime.executor import failed
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.lower import Program
 from crossdock.runtime.pool import Pool
+from crossdock.runtime.program import Program
 from crossdock.runtime.tensor import Array
 
 BRIEF = 2e-5

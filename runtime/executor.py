@@ -20,8 +20,8 @@ from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.conduct import Conductor
 from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory
 from crossdock.runtime.finite import Watcher
-from crossdock.runtime.lower import Instance, Program, Segment
 from crossdock.runtime.pool import TURN, Deadline
+from crossdock.runtime.program import Instance, Program, Segment
 from crossdock.runtime.tensor import Array, to_numpy
 
 LOOK = 0.001

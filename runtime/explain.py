@@ -22,6 +22,7 @@ from crossdock.runtime.errors import PlanError
 from crossdock.runtime.explanation import Candidate, Explanation, lines
 from crossdock.runtime.flips import Batch, Probes
 from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.late import LateExplainer
 from crossdock.runtime.plan import Choice, Plan, Step, step_line
 from crossdock.runtime.prediction import KEY, OVERHEAD, devices_mark, overhead, recost
 from crossdock.runtime.rules import Rules
@@ -253,8 +254,9 @@ def explain_op(plan: Plan, name: str, budget_s: float = BUDGET_S) -> Explanation
     """
     step = plan.find(name)
     for part in _parts(plan):
-        if isinstance(part.explainer, Explainer) and _has(part, step.name):
-            return part.explainer.explain(part, step.name, budget_s)
+        explainer = _explainer(part)
+        if explainer is not None and _has(part, step.name):
+            return explainer.explain(part, step.name, budget_s)
     return _bare(step)
 
 
@@ -265,15 +267,23 @@ def explain_all(
     found: dict[str, Explanation] = {}
     deadline = time.monotonic() + budget_s
     for part in _parts(plan):
-        if isinstance(part.explainer, Explainer):
+        explainer = _explainer(part)
+        if explainer is not None:
             left = max(0.0, deadline - time.monotonic())
-            rows = part.explainer.explain_all(part, left, flips=flips)
+            rows = explainer.explain_all(part, left, flips=flips)
             found.update((row.name, row) for row in rows)
     return tuple(found.get(s.name) or _bare(s) for s in plan.launches())
 
 
 def _parts(plan: Plan) -> tuple[Plan, ...]:
     return plan.explainer.plans if isinstance(plan.explainer, StagesExplainer) else (plan,)
+
+
+def _explainer(plan: Plan) -> Explainer | None:
+    """What knows how a plan was made, where that is still known."""
+    found = plan.explainer
+    found = found.made if isinstance(found, LateExplainer) else found
+    return found if isinstance(found, Explainer) else None
 
 
 def _has(plan: Plan, name: str) -> bool:

@@ -10,8 +10,8 @@ import numpy as np
 
 from crossdock.runtime.binding import read
 from crossdock.runtime.errors import NotFinite
-from crossdock.runtime.lower import Instance, Program, buffer_of
 from crossdock.runtime.plan import HOST, Step
+from crossdock.runtime.program import Instance, Program, buffer_of
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec
 
 

@@ -12,8 +12,9 @@ from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.plan_parts import Goal
 from crossdock.runtime.target import Target
 from crossdock.scheduler import Problem, Schedule, schedule
+from crossdock.scheduler.objective import UNITS, Objective
 from crossdock.scheduler.objective_search import Aim, place
-from crossdock.scheduler.objectives import UNITS, Objective, Power
+from crossdock.scheduler.objectives import Power
 from crossdock.scheduler.throughput import Jobs, interval_bound, interval_of
 
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -208,6 +208,19 @@ class Graph:
                     raise GraphError(f"node {node.name!r} ({node.op}) makes {value!r} again")
                 defined.add(value)
         _check_ends(self, defined)
+        return self
+
+    @property
+    def origin(self) -> str:
+        """What stands for all that the graph was made from; empty where nothing does.
+
+        A graph made of this one by changing it has none.
+        """
+        return str(self.__dict__.get("_origin", ""))
+
+    def came_from(self, origin: str) -> Self:
+        """Note the origin, and return self."""
+        self.__dict__["_origin"] = origin
         return self
 
     def digest(self) -> str:

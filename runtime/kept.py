@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -71,24 +70,26 @@ class Folder:
     def write(self, name: str, fill: Callable[[Callable[[bytes], object]], object]) -> bool:
         """Put a file in its place when ``fill`` has written all of it; False where it cannot."""
         folder = self.path()
-        if folder is None:
+        return folder is not None and replace(folder / name, fill)
+
+    def make_room(self, nbytes: int, most: int) -> bool:
+        """Delete the files used least lately until ``nbytes`` more make at most ``most``.
+
+        False where they cannot, and then nothing is deleted.
+        """
+        folder = self.path()
+        if folder is None or nbytes > most:
             return False
         try:
-            descriptor, path = tempfile.mkstemp(dir=folder, prefix="new-")
-        except OSError as error:
-            _warn(folder, f"cannot be written ({error.strerror})")
+            files = [(f.stat().st_mtime_ns, f.stat().st_size, f) for f in folder.iterdir()]
+        except OSError:  # another process deletes, too
             return False
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                fill(file.write)
-            os.replace(path, folder / name)
-        except OSError as error:
-            Path(path).unlink(missing_ok=True)
-            _warn(folder, f"cannot be written ({error.strerror})")
-            return False
-        except BaseException:
-            Path(path).unlink(missing_ok=True)
-            raise
+        total = sum(size for _, size, _ in files)
+        for _, size, file in sorted(files):
+            if total + nbytes <= most:
+                break
+            file.unlink(missing_ok=True)
+            total -= size
         return True
 
     def path(self) -> Path | None:
@@ -112,19 +113,49 @@ class Folder:
         return folder
 
 
+def replace(place: Path, fill: Callable[[Callable[[bytes], object]], object]) -> bool:
+    """Put a file (mode 0600) in its place when ``fill`` has written all of it.
+
+    Returns False where that cannot be done, of which the process is told once.
+    """
+    import tempfile  # takes long to load, and most processes only read
+
+    made: Path | None = None
+    try:
+        descriptor, name = tempfile.mkstemp(dir=place.parent, prefix="new-")
+        made = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            fill(file.write)
+        made.replace(place)
+    except OSError as error:
+        _drop(made)
+        _warn(place.parent, f"cannot be written ({error.strerror})")
+        return False
+    except BaseException:
+        _drop(made)
+        raise
+    return True
+
+
+def _drop(made: Path | None) -> None:
+    if made is not None:
+        made.unlink(missing_ok=True)
+
+
 def digest_of(name: str, content: bytes) -> bytes:
     """Of content and its name: what was kept for something else is no better than damaged."""
     return hashlib.sha256(name.encode() + b"\0" + content).digest()
 
 
 def _warn(place: Path, why: str) -> None:
-    """Tell of a folder once in a process."""
-    if str(place) in _WARNED:
+    """Tell once in a process that a cache folder cannot be had."""
+    root = os.environ.get("CROSSDOCK_CACHE_DIR", "")
+    if root in _WARNED:
         return
-    _WARNED.add(str(place))
+    _WARNED.add(root)
     warnings.warn(
-        f"{place} {why}: kernels and plans are made anew in every process; give a private folder "
-        "in CROSSDOCK_CACHE_DIR (chmod 700), or 'off'",
+        f"{place} {why}: kernels, costs and plans are made anew in every process; give a private "
+        "folder in CROSSDOCK_CACHE_DIR (chmod 700), or 'off'",
         CacheWarning,
         stacklevel=2,
     )

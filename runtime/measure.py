@@ -98,22 +98,26 @@ def _trial(device: Device, kernel: Kernel, call: OpCall) -> Trial:
 def _rounds(group: Sequence[Trial], best: dict[tuple[str, int], float], deadline: float) -> None:
     """Take samples round by round; kernels that are far from the best of their op take one.
 
-    ``best`` holds the shortest time of a run so far by device and op.
+    ``best`` holds the shortest time of a run so far by device and op. Kernels of one op are timed
+    one after the other and count as timed at one pace: it is between them that is chosen.
     """
+    rivals: dict[tuple[str, int], list[Trial]] = {}
     for trial in group:
         mark = (trial.device.info.id, id(trial.call))
+        rivals.setdefault(mark, []).append(trial)
         best[mark] = min(best.get(mark, math.inf), trial.seconds)
     for number in range(ROUNDS):
         if number and time.monotonic() > deadline:
             break
-        before = {d.info.id: d.pace() for d in {trial.device for trial in group}}
-        for trial in group:
-            near = trial.seconds <= FAR * best[trial.device.info.id, id(trial.call)]
-            if near or not number:
-                name, seconds = trial.device.info.id, trial.sample() if near else trial.seconds
-                after = trial.device.pace()
-                trial.keep(seconds, math.sqrt(before[name] * after))
-                before[name] = after
+        for mark, trials in rivals.items():
+            near = [t for t in trials if t.seconds <= FAR * best[mark]]
+            taken = near if number else trials
+            device = trials[0].device
+            before = device.pace()
+            seconds = [t.sample() if t in near else t.seconds for t in taken]
+            pace = math.sqrt(before * device.pace())
+            for trial, found in zip(taken, seconds, strict=True):
+                trial.keep(found, pace)
 
 
 def _keep(group: Sequence[Trial], model: CostModel) -> int:
@@ -134,23 +138,22 @@ def _missing(
     calls: Iterable[OpCall], devices: Sequence[Device], model: CostModel, *, fits: bool
 ) -> list[Candidate]:
     seen: set[tuple[str, str, str]] = set()
-    todo: list[tuple[int, Candidate]] = []
+    todo: list[Candidate] = []
     for call in calls:
         if table.op(call.op).alias:
             continue
         key = call.key()
         for device in devices:
             info = device.info
-            for rank, kernel in enumerate(emulation.candidates(call, info).fitting):
+            for kernel in emulation.candidates(call, info).fitting:
                 mark = (info.fingerprint, kernel.name, key)
                 if mark in seen or model.samples(*mark):
                     continue
                 seen.add(mark)
                 if fits and model.estimate(*mark, costing.cost_work(call)).source is Source.FITTED:
                     continue
-                todo.append((rank, (device, kernel, call)))
-    todo.sort(key=lambda row: row[0])  # every op's best candidate first
-    return [candidate for _, candidate in todo]
+                todo.append((device, kernel, call))
+    return todo
 
 
 def measure_link(host: Device, device: Device, model: CostModel) -> None:

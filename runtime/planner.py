@@ -28,7 +28,7 @@ from crossdock.scheduler import Problem, Schedule
 from crossdock.scheduler.decode import decode
 from crossdock.scheduler.drafts import Draft, freeze
 from crossdock.scheduler.frugal import frugal_orders
-from crossdock.scheduler.objectives import Objective
+from crossdock.scheduler.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from functools import partial
 
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.errors import Cancelled, Error, OutOfMemory, Timeout
-from crossdock.runtime.lower import Instance
+from crossdock.runtime.program import Instance
 
 TURN = 0.1
 """Seconds that a caller waits before it looks at signals again."""
@@ -68,7 +68,7 @@ class Pool:
 
     def __init__(self, make: Callable[[], Instance], limit: int, name: str = "") -> None:
         """``name`` is what a caller knows the program by."""
-        self._make, self._limit, self._name = make, limit, name
+        self._make, self.limit, self._name = make, limit, name
         self.free: deque[Instance] = deque()
         self._made = 0
         self._change = threading.Condition()
@@ -102,7 +102,7 @@ class Pool:
         """A free instance, or None where the caller is to make one (it is counted already)."""
 
         def may_make() -> bool:
-            return self._made == 0 or (self._made < self._limit and not full)
+            return self._made == 0 or (self._made < self.limit and not full)
 
         instance: Instance | None = None
 

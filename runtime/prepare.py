@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 from crossdock.devices import topology
@@ -22,21 +21,18 @@ from crossdock.runtime import (
     explain,
     fallback,
     given,
-    limits,
     measure,
     passes,
     planner,
     profiles,
     rules,
 )
-from crossdock.runtime.errors import OutOfMemory, PlanError, StalePlan
-from crossdock.runtime.fallback import ALLOW, Fallback
+from crossdock.runtime.config import MEASURE_SECONDS, Config, Progress
+from crossdock.runtime.errors import PlanError, StalePlan
 from crossdock.runtime.flips import batch_of
-from crossdock.runtime.free_memory import free_bytes
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.ready import Progress as Progress
-from crossdock.runtime.ready import Ready, make_ready
+from crossdock.runtime.plan import HOST, Constraints, Explainer, Plan
+from crossdock.runtime.ready import Ready, check_free, make_ready
 from crossdock.runtime.settle import Settling
 from crossdock.runtime.split import SplitGraph
 from crossdock.runtime.split_choice import Planned
@@ -44,36 +40,6 @@ from crossdock.runtime.split_cost import Measure
 from crossdock.runtime.staleness import check_fresh, staleness
 from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel
-from crossdock.scheduler.objectives import Objective
-
-RUNS_AT_ONCE = 16
-MEASURE_SECONDS = 20.0
-
-PREPARING = threading.RLock()
-"""Held while measuring and planning: the process's cost model has one writer, and what is timed
-should not be disturbed by another timing."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """How a session plans and runs; the arguments of ``compile``. No ``devices``: all there are."""
-
-    devices: tuple[str, ...] | None = None
-    policy: str = "auto"
-    objective: Objective = field(default_factory=Objective)
-    constraints: Constraints = field(default_factory=Constraints)
-    expected_runs: int = 1000
-    threads: int | None = None
-    measure: bool | float = True
-    skip_passes: tuple[str, ...] = ()
-    runs_at_once: int = RUNS_AT_ONCE
-    search: bool = False
-    watts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    fallback: Fallback = ALLOW
-    plan: Plan | None = None
-    split: bool = True
-    strict: bool = False
-    check_finite: bool = False
 
 
 def prepare(
@@ -100,15 +66,8 @@ def prepare(
     asked = frozenset(devices if config.devices is None else config.devices)
     if config.plan is None:
         measure_missing(graph, config, devices, progress, again=again)
-    target = replace(target_here(devices, asked), watts=config.watts, strict=config.strict)
+    target, options = _planning(config, devices)
     model = target.model
-    options = planner.Options(
-        config.policy,
-        config.constraints,
-        config.expected_runs,
-        search=config.search,
-        objective=config.objective,
-    )
 
     made_before: list[weakref.ref[Ready]] = []  # other plans of this graph share what is packed
 
@@ -119,7 +78,7 @@ def prepare(
             homes = {s.name: s.device for s in plan.launches() if s.name in split.parts}
             plan = explain.attach(plan, split.graph, target, replace(options, homes=homes), batch)
         planned = replace(planned, plan=plan)
-        check_free(plan, target)
+        check_free(plan)
         runs = degrade.runs_within(plan, config.constraints.memory, config.runs_at_once)
         alive = [ready for one in made_before if (ready := one()) is not None]
         others = [*kept, *alive]
@@ -156,6 +115,31 @@ def prepare(
     return ready
 
 
+def _planning(config: Config, devices: Mapping[str, Device]) -> tuple[Target, planner.Options]:
+    """What is planned for, with what is known now, and how."""
+    asked = frozenset(devices if config.devices is None else config.devices)
+    target = replace(target_here(devices, asked), watts=config.watts, strict=config.strict)
+    options = planner.Options(
+        config.policy,
+        config.constraints,
+        config.expected_runs,
+        search=config.search,
+        objective=config.objective,
+    )
+    return target, options
+
+
+def explained(
+    plan: Plan, graph: Graph, config: Config, devices: Mapping[str, Device], source: Graph
+) -> Explainer:
+    """What explains a plan that an earlier process made of a graph, with the costs of now."""
+    passes_of = partial(simplify, constraints=config.constraints, skip=config.skip_passes)
+    batch = batch_of(source, graph, passes_of)
+    made = explain.attach(plan, passes_of(graph), *_planning(config, devices), batch)
+    assert made.explainer is not None
+    return made.explainer
+
+
 def _replanned(settling: Settling, ready: Ready) -> Ready:
     """Plan again where runs take longer than predicted, and not because the machine is slower."""
     if ready.watch.median <= ready.program.plan.high * ready.slowdown():
@@ -172,27 +156,6 @@ def target_here(devices: Mapping[str, Device], asked: frozenset[str]) -> Target:
     broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
     model = costing.store().model
     return Target(infos, asked, model, group_capacity(infos), broken, built=builds.done())
-
-
-def check_free(plan: Plan, target: Target) -> None:
-    """Refuse a plan whose runs need more of the machine's memory than is free now.
-
-    Weights are left out: those of the host are there already.
-
-    Raises:
-        OutOfMemory: says how much it needs, and how much there is.
-    """
-    host = target.info(HOST).physical_id
-    parts = [p for p in plan.devices if target.info(p.id).physical_id == host]
-    need = sum(part.run_bytes for part in parts)
-    if need <= limits.SMALL:
-        return
-    free = free_bytes()
-    if need > free:
-        raise OutOfMemory(
-            f"a run of {plan.graph_name!r} takes {need:,} bytes of the machine's memory, and "
-            f"{free:,} are free; use smaller inputs, constraints.memory, or other devices"
-        )
 
 
 def _simulated(devices: Mapping[str, Device]) -> bool:

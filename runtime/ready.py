@@ -7,20 +7,26 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
+from crossdock.devices import topology
 from crossdock.devices.base import Device, Span
-from crossdock.runtime import costing
+from crossdock.runtime import limits
 from crossdock.runtime.conduct import conducts
+from crossdock.runtime.config import Progress
 from crossdock.runtime.direct import Direct
+from crossdock.runtime.errors import OutOfMemory
 from crossdock.runtime.executor import Outcome, Run
+from crossdock.runtime.free_memory import free_bytes
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.lower import Program, Windows, instantiate, lower
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.pool import TURN, Deadline, Pool
-from crossdock.runtime.prediction import pace_factor
+from crossdock.runtime.program import Program, Windows, instantiate
 from crossdock.runtime.receipt import Receipt, make_receipt
-from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.tensor import Array
+
+if TYPE_CHECKING:
+    from crossdock.runtime.split_choice import Planned
 
 WINDOW = 32
 """Runs whose median is compared with what was predicted."""
@@ -28,7 +34,6 @@ PATIENCE = 2
 """Windows in a row that must be too slow, at first."""
 LOOKS = 5
 """Times that a pace is taken: a thread that wakes up is late."""
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -139,6 +144,9 @@ class Ready:
 
     def slowdown(self) -> float:
         """How much longer a run takes at the devices' pace of this moment than at their usual."""
+        from crossdock.runtime import costing  # what plans are made with takes long to load
+        from crossdock.runtime.prediction import pace_factor
+
         plan, model = self.program.plan, costing.store().model
         prints = {p.id: p.fingerprint for p in plan.devices}
         now = {
@@ -175,6 +183,8 @@ def make_ready(
     Raises:
         CompileError: a kernel does not build.
     """
+    from crossdock.runtime.lower import lower  # kernels take long to load
+
     plan, split = planned.plan, planned.split
     used = {HOST, *(s.device for s in plan.steps)}
     opened = {d: devices[d] for d in devices if d in used}
@@ -183,3 +193,22 @@ def make_ready(
     program = lower(split.graph, plan, opened, progress, shared, windows, watched=watched)
     pool = Pool(partial(instantiate, program), runs_at_once, graph.name)
     return Ready(graph, program, pool, Recorder(plan, asked), capacity, Watch(plan.high))
+
+
+def check_free(plan: Plan) -> None:
+    """Refuse a plan whose runs need more of the machine's memory than is free now.
+
+    Weights are left out: those of the host are there already.
+
+    Raises:
+        OutOfMemory: says how much it needs, and how much there is.
+    """
+    need = sum(p.run_bytes for p in plan.devices if p.physical_id == topology.HOST_CPU)
+    if need <= limits.SMALL:
+        return
+    free = free_bytes()
+    if need > free:
+        raise OutOfMemory(
+            f"a run of {plan.graph_name!r} takes {need:,} bytes of the machine's memory, and "
+            f"{free:,} are free; use smaller inputs, constraints.memory, or other devices"
+        )

@@ -10,14 +10,12 @@ import numpy as np
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device
-from crossdock.runtime import passes
+from crossdock.runtime.config import Config
 from crossdock.runtime.errors import FeedError, PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.prepare import Config
-from crossdock.scheduler import policy_names
-from crossdock.scheduler.objectives import Objective
+from crossdock.scheduler.objective import Objective
 
 
 def device_ids(devices: object) -> tuple[str, ...] | None:
@@ -60,12 +58,24 @@ def check(graph: object, config: Config) -> None:
             f"policy {config.policy!r} places for latency alone, in any shares; objective "
             f"{config.objective} and max_share need policy='auto'"
         )
-    if config.policy not in policy_names():
-        raise PlanError(
-            f"there is no policy {config.policy!r}; use one of {', '.join(policy_names())}"
-        )
-    passes.check(config.skip_passes)
+    if config.policy != "auto":
+        _check_policy(config.policy)
+    if config.skip_passes:
+        _check_passes(config.skip_passes)
     _check_values(config)
+
+
+def _check_passes(names: tuple[str, ...]) -> None:
+    from crossdock.runtime import passes  # takes long to load
+
+    passes.check(names)
+
+
+def _check_policy(name: str) -> None:
+    from crossdock.scheduler import policy_names  # takes long to load
+
+    if name not in policy_names():
+        raise PlanError(f"there is no policy {name!r}; use one of {', '.join(policy_names())}")
 
 
 def _check_values(config: Config) -> None:

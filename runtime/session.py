@@ -8,11 +8,13 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from crossdock.devices.worker import JOBS, no_more
-from crossdock.runtime import costing, request
+from crossdock.runtime import request
 from crossdock.runtime.background import Background
+from crossdock.runtime.config import PREPARING, RUNS_AT_ONCE, Config
+from crossdock.runtime.config import Progress as Progress
 from crossdock.runtime.errors import Cancelled, Error, OutOfMemory, PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
@@ -22,14 +24,14 @@ from crossdock.runtime.graph import Graph
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import Constraints, Plan
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.prepare import PREPARING, RUNS_AT_ONCE, Config, prepare
-from crossdock.runtime.prepare import Progress as Progress
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
-from crossdock.runtime.rehearsal import observe
-from crossdock.runtime.staged import StagedReady
+from crossdock.runtime.start import first_ready
 from crossdock.runtime.tensor import Array, Dim
-from crossdock.scheduler.objectives import Objective
+from crossdock.scheduler.objective import Objective
+
+if TYPE_CHECKING:
+    from crossdock.runtime.staged import StagedReady
 
 SHAPES_KEPT = 8
 _Shapes = tuple[tuple[Dim, ...], ...]
@@ -229,7 +231,7 @@ class Session:
             PlanError: there is none, or the graph is staged and has one a stage.
         """
         found = self._bound()
-        if isinstance(found, StagedReady):
+        if not isinstance(found, Ready):
             raise PlanError(
                 f"graph {self.graph.name!r} runs in stages, each with a plan of its own"
             )
@@ -300,7 +302,7 @@ class Session:
         if done is None:
             return None
         outputs, seconds = done
-        if isinstance(last, StagedReady):
+        if not isinstance(last, Ready):
             self._receipt = (last.receipt, seconds)
             return outputs
         self._receipt = (last.recorder.receipt, seconds, {})
@@ -375,13 +377,13 @@ class Session:
         staged = self.graph.staged is not None
         arrays = feeds if staged else arrays_of(self.graph, feeds)
         ready = self._for_graph() if staged else self._for_shapes(arrays)
-        if isinstance(ready, StagedReady):
-            outcome, receipt = ready.run(arrays, deadline, profile=profile)
-            self._receipt = (receipt,)
-        else:
+        if isinstance(ready, Ready):
             outcome = ready.run(arrays, deadline, profile=profile)
             self._receipt = (ready.recorder.receipt, outcome.seconds, outcome.spans)
             self._learn(ready, outcome, profile=profile)
+        else:
+            outcome, receipt = ready.run(arrays, deadline, profile=profile)
+            self._receipt = (receipt,)
         return outcome
 
     def _learn(self, ready: Ready, outcome: Outcome, *, profile: bool) -> None:
@@ -389,6 +391,9 @@ class Session:
         if ready.replan is None:
             return
         if profile:
+            from crossdock.runtime import costing
+            from crossdock.runtime.rehearsal import observe
+
             with PREPARING:
                 program = ready.program
                 model = costing.store().model
@@ -454,11 +459,17 @@ class Session:
     def _made(self, graph: Graph) -> Ready | StagedReady:
         if graph.staged is None:
             again, self._planned = self._planned, True
+            if not again:
+                return first_ready(graph, self.config, self.devices, self._progress, self.graph)
             kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
+            from crossdock.runtime.prepare import prepare  # planning takes long to load
+
             return prepare(
                 graph, self.config, self.devices, self._progress, again=again, kept=kept,
                 source=self.graph,
             )  # fmt: skip
+        from crossdock.runtime.staged import StagedReady
+
         return StagedReady(graph, graph.staged, self.config, self.devices, self._progress)
 
     def _bound(self) -> Ready | StagedReady:
@@ -474,7 +485,7 @@ class Session:
 
 
 def _plan(ready: Ready | StagedReady) -> Plan:
-    return ready.plan if isinstance(ready, StagedReady) else ready.program.plan
+    return ready.program.plan if isinstance(ready, Ready) else ready.plan
 
 
 def _shapes(graph: Graph) -> _Shapes:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from crossdock.devices.base import Device, Span
+from crossdock.runtime.config import MEASURE_SECONDS, PREPARING, Config, Progress
 from crossdock.runtime.direct import DirectStage, StagedDirect
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.executor import Outcome
@@ -21,14 +22,7 @@ from crossdock.runtime.graph import Graph, Staged
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.prepare import (
-    MEASURE_SECONDS,
-    PREPARING,
-    Config,
-    Progress,
-    concerning,
-    prepare,
-)
+from crossdock.runtime.prepare import concerning, prepare
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.stage_log import StageLog

@@ -22,9 +22,9 @@ from crossdock.devices.virtual import (
 )
 from crossdock.runtime.executor import Run
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.lower import Instance, Program, Windows, segment
 from crossdock.runtime.plan import DevicePlan, Plan
 from crossdock.runtime.pool import Deadline
+from crossdock.runtime.program import Instance, Program, Windows, segment
 from crossdock.runtime.simulate import Simulation, check, step_seconds
 from crossdock.runtime.tensor import Array
 

@@ -48,6 +48,11 @@ Variant = tuple[str, str]
 """Fingerprint of a device and name of a kernel."""
 
 
+def _kin(variant: str) -> str:
+    """The kind of op of a kernel's name: ``cpu.conv2d`` of ``cpu.conv2d.panel``."""
+    return ".".join(variant.split(".")[:2])
+
+
 class CostModel:
     """Samples by (device fingerprint, kernel variant, key), device rates and links.
 
@@ -163,15 +168,20 @@ class CostModel:
     ) -> None:
         """Learn how a kernel goes with the pace, from runs of one shape, each at a pace."""
         added = moved(work.arithmetic, paces, seconds)
-        before = self.content.elasticity.get((fingerprint, variant), (0.0, 0.0))
+        mark = (fingerprint, _kin(variant))
+        before = self.content.elasticity.get(mark, (0.0, 0.0))
         square, cross = (a + b for a, b in zip(before, added, strict=True))
         fade = min(1.0, MOST_SEEN / max(square, 1e-9))
-        self.content.elasticity[fingerprint, variant] = (square * fade, cross * fade)
+        self.content.elasticity[mark] = (square * fade, cross * fade)
         self._version = None
 
     def elasticity(self, fingerprint: str, variant: str, work: Work) -> float:
-        """The power of the pace that a kernel's time goes with: as assumed, and as seen."""
-        square, cross = self.content.elasticity.get((fingerprint, variant), (0.0, 0.0))
+        """The power of the pace that a kernel's time goes with: as assumed, and as seen.
+
+        Kernels of one kind of op share what was seen, so that the pace never turns one into the
+        faster one.
+        """
+        square, cross = self.content.elasticity.get((fingerprint, _kin(variant)), (0.0, 0.0))
         return min(MOST_ELASTIC, max(0.0, work.arithmetic + cross / (square + STIFF)))
 
     def set_rates(self, fingerprint: str, rates: DeviceRates) -> None:

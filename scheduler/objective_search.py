@@ -17,8 +17,8 @@ from crossdock.scheduler.decode import decode
 from crossdock.scheduler.drafts import Draft, freeze
 from crossdock.scheduler.limits import Limits
 from crossdock.scheduler.memory import peak_bytes
+from crossdock.scheduler.objective import Objective
 from crossdock.scheduler.objectives import (
-    Objective,
     Power,
     Values,
     busy_seconds,

@@ -46,7 +46,7 @@ class Content:
         paces: newest paces a device was seen at.
         calibrated: devices whose kernels were timed at shapes of all kinds.
         learnt: what fits learnt by (fingerprint, variant, family), and from how many shapes.
-        elasticity: by (fingerprint, variant), how much its times went with the pace beyond what
+        elasticity: by (fingerprint, kind of kernel), how much times went with the pace beyond what
             is assumed: sums of squared log paces, and of them times the logs of what was left.
         misses: how far the newest predictions were off, over half their interval (both in
             logarithms), by fingerprint and kind of prediction.

@@ -26,6 +26,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CROSSDOCK_CACHE_DIR", str(path))
+        patch.setenv("CROSSDOCK_CACHE_BYTES", str(1 << 27))  # large models are not worth the disk
         yield path
 
 

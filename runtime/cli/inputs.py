@@ -11,7 +11,8 @@ import numpy as np
 from crossdock.runtime.cli.options import Feeding
 from crossdock.runtime.errors import Error, FeedError, GraphError, LoadError, PlanError
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.loaders import load, load_tensors
+from crossdock.runtime.loaders import load
+from crossdock.runtime.loaders.tensors import load_tensors
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
 
 

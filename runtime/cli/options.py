@@ -10,11 +10,11 @@ from typing import Any, TypeVar, cast
 import click
 
 from crossdock.runtime import passes
+from crossdock.runtime.config import MEASURE_SECONDS
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.fallback import ALLOW, WORDS, Fallback
 from crossdock.runtime.plan import Constraints
-from crossdock.runtime.prepare import MEASURE_SECONDS
-from crossdock.scheduler.objectives import Objective
+from crossdock.scheduler.objective import Objective
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -12,14 +12,12 @@ from crossdock.devices.base import Device
 from crossdock.devices.machine import Machine, Status
 from crossdock.runtime import costing, degrade, explain, fallback, planner, profiles, whatif
 from crossdock.runtime.cli.options import Placing, objective, split_link
+from crossdock.runtime.config import PREPARING, Config, Progress
 from crossdock.runtime.errors import LoadError, PlanError
 from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.prepare import (
-    PREPARING,
-    Config,
-    Progress,
     concerning,
     group_capacity,
     measure_missing,

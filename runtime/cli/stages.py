@@ -10,10 +10,10 @@ from crossdock.devices.machine import Machine
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.cli.options import Placing
 from crossdock.runtime.cli.planning import Asked, Planned, plan_model
+from crossdock.runtime.config import Progress
 from crossdock.runtime.fallback import check_host_op
 from crossdock.runtime.graph import Graph, Staged
 from crossdock.runtime.plan import HOST
-from crossdock.runtime.prepare import Progress
 from crossdock.runtime.stage_log import StageLog
 from crossdock.runtime.tensor import Array
 from crossdock.runtime.whatif import Comparison

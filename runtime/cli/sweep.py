@@ -19,9 +19,10 @@ from crossdock.runtime.cli.page import SWEEP, render
 from crossdock.runtime.cli.planning import Asked, options_of, scene_of
 from crossdock.runtime.cli.supposing import supposing
 from crossdock.runtime.cli.text import millis, percent, short
+from crossdock.runtime.config import Progress
 from crossdock.runtime.errors import FeedError
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.prepare import Progress, simplify
+from crossdock.runtime.prepare import simplify
 from crossdock.runtime.sweep import BreakEven, Devices, Plans, Point, Sweep, Sweeper
 from crossdock.runtime.target import Target
 

@@ -7,18 +7,21 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from crossdock.runtime.errors import LimitError, MalformedModel, UnsupportedModel
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.limits import Limits
+from crossdock.runtime.loaders import kept_graphs
 from crossdock.runtime.loaders.content import HEAD, SOUND, describe
-from crossdock.runtime.loaders.source import Source, Sourced, read
-from crossdock.runtime.loaders.tensors import load_tensors
+from crossdock.runtime.loaders.source import ModelFile, Source, Sourced, read
 
-__all__ = ["FORMATS", "Format", "load", "load_tensors"]
+__all__ = ["FORMATS", "Format", "load"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,27 @@ def load(source: Sourced | Any, *, limits: Limits | None = None) -> Graph:
         from crossdock.runtime.loaders import onnx
 
         return onnx.load_proto(source, limits=limits)
+    if isinstance(source, str | os.PathLike):
+        return _from_path(Path(os.fspath(source)), limits)
     return load_source(read(source, limits))
+
+
+def _from_path(path: Path, limits: Limits | None) -> Graph:
+    """The graph of a file: its outside where that is kept, the whole of it where it is not."""
+    file = ModelFile(path, limits)
+    origin, inside = kept_graphs.origin_of(file), partial(_inside, file)
+    kept = kept_graphs.found(origin, inside)
+    if kept is not None:
+        return kept
+    source = file.source()
+    graph = load_source(source)
+    if source.taken:  # weights beside the file, which its digest says nothing of
+        return graph
+    return kept_graphs.remembered(graph, origin, inside)
+
+
+def _inside(file: ModelFile) -> Graph:
+    return load_source(file.source())
 
 
 def load_source(source: Source) -> Graph:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import socket
@@ -20,7 +21,14 @@ from crossdock.devices.probe import probe
 from crossdock.devices.probe_rates import Effort
 from crossdock.devices.probe_source import SOURCE
 from crossdock.devices.program import ArrayCall, Step
-from crossdock.runtime.errors import CompileError, DeviceLost, OutOfMemory, Unavailable
+from crossdock.runtime import kept
+from crossdock.runtime.errors import (
+    CacheWarning,
+    CompileError,
+    DeviceLost,
+    OutOfMemory,
+    Unavailable,
+)
 from tests import nvrtc
 from tests.fakes import cupy_fake
 
@@ -392,9 +400,11 @@ def test_no_place_to_keep_it_is_no_error(
 def test_a_full_disk_leaves_no_trace(
     opened: list[str], monkeypatch: pytest.MonkeyPatch, brief: Path
 ) -> None:
-    def full(_handle: int) -> None:
-        raise OSError("no space left on device")
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
-    probe(quick=True)
-    assert not list(brief.glob("machine-*"))
+    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(kept, "_WARNED", set())
+    with pytest.warns(CacheWarning, match="cannot be written .no space left"):
+        probe(quick=True)
+    assert not list(brief.iterdir())

@@ -19,11 +19,11 @@ from crossdock.runtime import conduct, costing
 from crossdock.runtime.conduct import Conductor, conducts
 from crossdock.runtime.errors import DeviceError
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.lower import Segment
 from crossdock.runtime.plan import Constraints
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prepare import group_capacity
+from crossdock.runtime.program import Segment
 from crossdock.runtime.ready import Ready, make_ready
 from crossdock.runtime.split import SplitGraph
 from crossdock.runtime.split_choice import Planned

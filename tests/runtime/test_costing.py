@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -13,8 +14,9 @@ import pytest
 
 import crossdock as xd
 from crossdock.devices import cpu
-from crossdock.runtime import costing
+from crossdock.runtime import costing, kept
 from crossdock.runtime.costing import UNKNOWN_SECONDS, CostStore
+from crossdock.runtime.errors import CacheWarning
 from crossdock.runtime.graph import Graph
 from crossdock.scheduler import CostModel, DeviceRates, Estimate, LinkModel
 
@@ -129,10 +131,12 @@ def test_a_file_that_cannot_be_written_is_no_failure(
     made = filled("a", folder)
 
     def refuse(*_: object, **__: object) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(os, "replace", refuse)
-    made.save()
+    monkeypatch.setattr(kept, "_WARNED", set())
+    with pytest.warns(CacheWarning, match="cannot be written .disk full"):
+        made.save()
     assert list(folder.iterdir()) == []
     monkeypatch.setattr(tempfile, "mkstemp", refuse)
     made.save()

@@ -12,8 +12,8 @@ import pytest
 
 from crossdock.runtime.background import Background
 from crossdock.runtime.errors import OutOfMemory, Timeout
-from crossdock.runtime.lower import Instance
 from crossdock.runtime.pool import Deadline, Pool
+from crossdock.runtime.program import Instance
 
 pytestmark = pytest.mark.usefixtures("no_hang")
 

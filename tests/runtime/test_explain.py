@@ -20,7 +20,7 @@ from crossdock.runtime.planner import Options
 from crossdock.runtime.prepare import simplify
 from crossdock.runtime.target import Target
 from crossdock.scheduler import DeviceRates, LinkModel
-from crossdock.scheduler.objectives import Objective
+from crossdock.scheduler.objective import Objective
 from tests.runtime.conftest import Machine
 from tests.runtime.test_planner import CPU, FAST, SLOW, A, B, target, two_branches
 

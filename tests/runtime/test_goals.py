@@ -18,7 +18,7 @@ from crossdock.runtime.plan import Plan
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.simulate import simulate
 from crossdock.scheduler import DeviceRates, LinkModel
-from crossdock.scheduler.objectives import Objective
+from crossdock.scheduler.objective import Objective
 from tests.runtime.conftest import Machine
 from tests.runtime.test_planner import CPU, A, B, target, where
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import crossdock as xd
-from crossdock.runtime import free_memory, prepare
+from crossdock.runtime import free_memory, ready
 from crossdock.runtime.errors import (
     FeedError,
     IterationLimit,
@@ -124,7 +124,7 @@ def test_a_run_that_does_not_fit_the_memory_there_is(monkeypatch: pytest.MonkeyP
     b = xd.GraphBuilder()
     x = b.input("x", (1 << 13, 1))
     graph = b.build({"y": b.matmul(x, b.transpose(x))})
-    monkeypatch.setattr(prepare, "free_bytes", lambda: 100_000_000)
+    monkeypatch.setattr(ready, "free_bytes", lambda: 100_000_000)
     with pytest.raises(OutOfMemory, match="of the machine's memory, and 100,000,000 are free"):
         xd.compile(graph, devices=["cpu:0"], measure=False)
 

@@ -18,11 +18,12 @@ from crossdock.kernels.reference import evaluate
 from crossdock.runtime.errors import OutOfMemory, StalePlan
 from crossdock.runtime.executor import Run
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.lower import Program, instantiate, lower, segment
+from crossdock.runtime.lower import lower
 from crossdock.runtime.order import with_waits
 from crossdock.runtime.plan import HOST, Constraints, Step
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.pool import Deadline
+from crossdock.runtime.program import Program, instantiate, segment
 from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel
 from tests.runtime.closure import done_before

@@ -331,17 +331,15 @@ def test_shapes_may_be_bound_before(costs: object) -> None:
 def test_planning_for_new_shapes_holds_up_no_run_of_known_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from crossdock.runtime import session as module
-
-    reached, go = threading.Event(), threading.Event()
+    reached, go, known = threading.Event(), threading.Event(), prepare.prepare
 
     def slow(*args: Any, **options: Any) -> Any:
         reached.set()
         assert go.wait(30)
-        return prepare.prepare(*args, **options)
+        return known(*args, **options)
 
     with xd.compile(symbolic(), "cpu:0", measure=False, dims={"n": 1}) as session:
-        monkeypatch.setattr(module, "prepare", slow)
+        monkeypatch.setattr(prepare, "prepare", slow)
         futures = [session.submit({"x": np.ones((2, 2), np.float32)}) for _ in range(4)]
         assert reached.wait(10)
         for _ in range(3):
@@ -353,14 +351,14 @@ def test_planning_for_new_shapes_holds_up_no_run_of_known_ones(
 
 
 def test_a_session_closed_while_it_plans_stays_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from crossdock.runtime import session as module
+    known = prepare.prepare
 
     def closing(*args: Any, **options: Any) -> Any:
-        made = prepare.prepare(*args, **options)
+        made = known(*args, **options)
         session.close()
         return made
 
-    monkeypatch.setattr(module, "prepare", closing)
+    monkeypatch.setattr(prepare, "prepare", closing)
     session = xd.compile(symbolic(), "cpu:0", measure=False)
     session.run({"x": np.ones((2, 2), np.float32)})  # was under way when the session was closed
     assert not session._ready

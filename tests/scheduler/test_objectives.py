@@ -10,8 +10,9 @@ import pytest
 from crossdock.runtime.errors import NoPlacement, PlanError
 from crossdock.scheduler import DeviceSpec, LinkSpec, Problem, TaskSpec
 from crossdock.scheduler.decode import decode
+from crossdock.scheduler.objective import Objective
 from crossdock.scheduler.objective_search import Aim, place, shares_of
-from crossdock.scheduler.objectives import Objective, Power, evaluate
+from crossdock.scheduler.objectives import Power, evaluate
 from crossdock.scheduler.policies import rank_order
 from crossdock.scheduler.throughput import Jobs, interval_bound, interval_of, max_cycle_mean
 

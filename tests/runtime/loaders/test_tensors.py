@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from crossdock.runtime.errors import Error, LoadError, MalformedModel, UnsafeModel, UnsupportedModel
 from crossdock.runtime.limits import Limits
-from crossdock.runtime.loaders import load_tensors
+from crossdock.runtime.loaders.tensors import load_tensors
 
 ARRAYS = {
     "float": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -1,0 +1,42 @@
+"""How a session plans and runs: what ``compile`` was asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from crossdock.runtime.fallback import ALLOW, Fallback
+from crossdock.runtime.plan import Constraints, Plan
+from crossdock.scheduler.objective import Objective
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how many of them are done, and how many there are."""
+RUNS_AT_ONCE = 16
+MEASURE_SECONDS = 20.0
+
+PREPARING = threading.RLock()
+"""Held while measuring and planning: the process's cost model has one writer, and what is timed
+should not be disturbed by another timing."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a session plans and runs; the arguments of ``compile``. No ``devices``: all there are."""
+
+    devices: tuple[str, ...] | None = None
+    policy: str = "auto"
+    objective: Objective = field(default_factory=Objective)
+    constraints: Constraints = field(default_factory=Constraints)
+    expected_runs: int = 1000
+    threads: int | None = None
+    measure: bool | float = True
+    skip_passes: tuple[str, ...] = ()
+    runs_at_once: int = RUNS_AT_ONCE
+    search: bool = False
+    watts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    fallback: Fallback = ALLOW
+    plan: Plan | None = None
+    split: bool = True
+    strict: bool = False
+    check_finite: bool = False

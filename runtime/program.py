@@ -1,0 +1,233 @@
+"""A program: compiled ops, resident weights, and segments of each queue.
+
+A segment is what a queue does between two waits on other queues: one command buffer, or one copy.
+An *instance* is one set of arenas with everything bound to it; a run takes one for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device
+from crossdock.runtime.binding import CompiledOp, bind_op
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.plan import HOST, Plan, Step
+from crossdock.runtime.tensor import Array, TensorSpec
+
+if TYPE_CHECKING:
+    from crossdock.runtime.split import Window
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which window of which array of the caller's an input or output of a graph is.
+
+    Those not named are the caller's own. ``specs`` describes the caller's outputs, in order.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    inputs: Mapping[str, Window] = field(default_factory=dict)
+    outputs: Mapping[str, Window] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Steps of one queue without a foreign wait in between; ``waits`` are segment indices."""
+
+    index: int
+    device: str
+    role: str
+    steps: tuple[int, ...]
+    waits: tuple[int, ...]
+    signals: bool
+
+
+@dataclass(frozen=True)
+class Program:
+    """A plan made ready on opened devices; shared by all runs.
+
+    ``watched``: a launch is a segment of its own, and its results are looked at (``finite``).
+    """
+
+    graph: Graph
+    plan: Plan
+    devices: Mapping[str, Device]
+    roots: Mapping[str, str]
+    ops: Mapping[int, CompiledOp]
+    residents: Mapping[tuple[str, str], Buffer]
+    segments: tuple[Segment, ...]
+    windows: Windows
+    watched: bool = False
+
+    @cached_property
+    def offsets(self) -> Mapping[str, Mapping[str, int]]:
+        """Where values lie in the arena, by device and root."""
+        return {d.id: d.offsets for d in self.plan.devices}
+
+    @property
+    def host_only(self) -> bool:
+        """True where nothing leaves the host's compute queue."""
+        return all(s.device == HOST for s in self.segments)
+
+
+@dataclass
+class Instance:
+    """Arenas and what is bound to them: one run at a time.
+
+    ``wanted`` are the inputs as (name, dimensions, dtype, array); ``calls`` do all that a program
+    of the host alone does, in order, and others have none; ``brief`` does the same for one that
+    takes some microseconds, where there is a better way for that.
+    """
+
+    arenas: dict[str, Buffer]
+    commands: dict[int, CommandBuffer]
+    copies: dict[int, tuple[Buffer, Array]]  # segment -> device buffer, host array
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    scratch: list[Buffer] = field(default_factory=list)
+    wanted: tuple[tuple[str, tuple[int, ...], np.dtype[Any], Array], ...] = ()
+    calls: tuple[Callable[[], object], ...] = ()
+    brief: tuple[Callable[[], object], ...] = ()
+
+
+def segment(steps: Sequence[Step], *, singly: bool = False) -> tuple[Segment, ...]:
+    """Cut each queue's steps where a wait or a signal to another queue stands.
+
+    ``singly`` makes every step a segment.
+    """
+    awaited = {w for step in steps for w in step.waits}
+    runs: list[list[Step]] = []
+    open_run: dict[str, list[Step]] = {}
+    for step in steps:
+        run = open_run.get(step.queue)
+        if run is None or step.waits or step.kind == "copy" or singly:
+            run = open_run[step.queue] = []
+            runs.append(run)
+        run.append(step)
+        if step.index in awaited or step.kind == "copy":
+            del open_run[step.queue]
+    home = {step.index: i for i, run in enumerate(runs) for step in run}
+    made = []
+    for i, run in enumerate(runs):
+        device, role = run[0].queue.split("/")
+        made.append(
+            Segment(
+                index=i,
+                device=device,
+                role=role,
+                steps=tuple(s.index for s in run),
+                waits=tuple(dict.fromkeys(home[w] for w in run[0].waits)),
+                signals=run[-1].index in awaited,
+            )
+        )
+    return tuple(made)
+
+
+def instantiate(program: Program) -> Instance:
+    """Allocate arenas and bind everything to them; raises OutOfMemory."""
+    return _Binder(program).instance
+
+
+def buffer_of(program: Program, instance: Instance, value: str, device: str) -> Buffer:
+    """Where a value lies on a device, while it is needed there."""
+    root = program.roots[value]
+    resident = program.residents.get((root, device))
+    if resident is not None:
+        return resident
+    nbytes = max(1, program.graph.specs[root].nbytes)
+    return instance.arenas[device].view(program.offsets[device][root], nbytes)
+
+
+class _Binder:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        arenas = {
+            d.id: program.devices[d.id].allocate(d.arena_bytes, "arena")
+            for d in program.plan.devices
+            if d.arena_bytes
+        }
+        self.instance = Instance(arenas, {}, {}, {}, {})
+        self._scratch = self._allocate_scratch()
+        graph = program.graph
+        for name, spec in graph.inputs.items():
+            self.instance.inputs[name] = self._at(name, HOST).array(spec)
+        for name, value in graph.outputs.items():
+            self.instance.outputs[name] = self._output(value)
+        for part in program.segments:
+            self._bind(part)
+        self.instance.wanted = tuple(
+            (n, a.shape, a.dtype, a) for n, a in self.instance.inputs.items()
+        )
+        if program.host_only:
+            self._call()
+
+    def _call(self) -> None:
+        """Look up what a program of the host alone calls."""
+        queues = self.program.devices[HOST].queues
+        todo = [
+            (queues[part.role], self.instance.commands[part.index])
+            for part in self.program.segments
+        ]
+        self.instance.calls = tuple(queue.prepared(commands) for queue, commands in todo)
+        brief = [queue.brief(commands) for queue, commands in todo]
+        self.instance.brief = tuple(call for call in brief if call is not None)
+        if len(self.instance.brief) < len(brief):
+            self.instance.brief = ()
+
+    def _allocate_scratch(self) -> dict[str, list[Buffer]]:
+        """Scratch of one op at a time on each device: as large as the largest needs."""
+        sizes: dict[str, list[int]] = {}
+        for index, op in self.program.ops.items():
+            want = sizes.setdefault(self.program.plan.steps[index].device, [])
+            for i, n in enumerate(op.lowered.scratch):
+                if i == len(want):
+                    want.append(1)
+                want[i] = max(want[i], n)
+        made = {
+            device: [self.program.devices[device].allocate(n, "scratch") for n in wanted]
+            for device, wanted in sizes.items()
+        }
+        self.instance.scratch = [b for buffers in made.values() for b in buffers]
+        return made
+
+    def _at(self, value: str, device: str) -> Buffer:
+        return buffer_of(self.program, self.instance, value, device)
+
+    def _output(self, value: str) -> Array:
+        graph = self.program.graph
+        root = self.program.roots[value]
+        spec = graph.specs[value]
+        if root not in self.program.offsets.get(HOST, {}):
+            return graph.constants[root].reshape(spec.dims)
+        return self._at(value, HOST).array(spec)
+
+    def _bind(self, part: Segment) -> None:
+        program = self.program
+        step = program.plan.steps[part.steps[0]]
+        if step.kind == "copy":
+            spec = program.graph.specs[step.name]
+            host = self._at(step.name, HOST).array(spec)
+            self.instance.copies[part.index] = (
+                self._at(step.name, part.device),
+                host.reshape(-1).view(np.uint8),
+            )
+            return
+        bound: list[Bound] = []
+        for index in part.steps:
+            bound += self._bind_launch(program.plan.steps[index])
+        self.instance.commands[part.index] = program.devices[part.device].record(bound)
+
+    def _bind_launch(self, step: Step) -> list[Bound]:
+        op = self.program.ops[step.index]
+        inputs = [
+            None if v is None or i in op.lowered.unused else self._at(v, step.device)
+            for i, v in enumerate(step.inputs)
+        ]
+        outputs = [self._at(v, step.device) for v in step.outputs]
+        scratch = self._scratch.get(step.device, [])[: len(op.lowered.scratch)]
+        return bind_op(op, inputs, outputs, scratch, step.name, step.seconds)
