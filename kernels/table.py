@@ -144,6 +144,12 @@ class Candidates:
         return joined(self.rejected)
 
 
+def other_than(name: str, call: OpCall, device: DeviceInfo) -> str | None:
+    """A kernel of the op itself that fits, beside the one named; None where there is none."""
+    found = (k for k in _KERNELS.get(call.op, ()) if k.name != name and device.kind in k.kinds)
+    return next((k.name for k in found if k.when(call, device) is None), None)
+
+
 def candidates(call: OpCall, device: DeviceInfo) -> Candidates:
     """Find the kernels for an op instance on a device."""
     _load_for(device.kind)
