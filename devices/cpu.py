@@ -33,7 +33,8 @@ from crossdock.devices.base import (
     Span,
 )
 from crossdock.devices.cpu_blas import blas
-from crossdock.devices.cpu_native import HelperPool, NativeProgram, NativeRow
+from crossdock.devices.cpu_crew import HelperPool
+from crossdock.devices.cpu_native import NativeProgram, NativeRow
 from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes, is_aligned
 from crossdock.devices.pace import Pace
 from crossdock.devices.program import (
@@ -45,6 +46,7 @@ from crossdock.devices.program import (
     Slot,
     Step,
 )
+from crossdock.runtime import settings
 from crossdock.runtime.errors import CompileError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec
 
@@ -82,6 +84,8 @@ def _blas() -> str:
 
 def _info(device_id: str, threads: int) -> DeviceInfo:
     model, memory = topology.cpu_model(), topology.memory_bytes()
+    level = settings.cpu_level()
+    parts = (model, f"threads {threads}", f"numpy {np.__version__}", _blas(), level)
     return DeviceInfo(
         id=device_id,
         kind=KIND,
@@ -93,10 +97,10 @@ def _info(device_id: str, threads: int) -> DeviceInfo:
         compute_units=threads,
         memory_bytes=memory,
         caps=frozenset({Cap.ARRAY, Cap.NATIVE, Cap.HOST_MEMORY, Cap.MAP, Cap.FLOAT16, Cap.FLOAT64}),
-        fingerprint=f"{model}|threads {threads}|numpy {np.__version__}|{_blas()}",
+        fingerprint="|".join(filter(None, parts)),
         max_allocation=memory,
         alignment=ALIGNMENT,
-        details={"threads": str(threads), "blas": _blas()},
+        details={"threads": str(threads), "blas": _blas(), **({"level": level} if level else {})},
     )
 
 

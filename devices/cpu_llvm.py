@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crossdock.devices import cpu_cache, cpu_object, topology
+from crossdock.runtime import settings
 from crossdock.runtime.errors import CompileError
 
 PASSES = "instcombine, simplifycfg; codegen 3"
@@ -29,17 +30,37 @@ def _target() -> tuple[Any, Any, Any]:
     llvm.initialize_native_asmprinter()
     llvm.initialize_native_asmparser()
     machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=_features(), opt=3, jit=True
+        cpu=_processor(), features=_features(), opt=3, jit=True
     )
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     return llvm, machine, engine
 
 
-@functools.cache
-def _features() -> str:
+_LEVEL2 = (
+    "64bit", "cmov", "crc32", "cx16", "cx8", "fxsr", "mmx", "popcnt", "sahf", "sse", "sse2", "sse3",
+    "sse4.1", "sse4.2", "ssse3",
+)  # fmt: skip
+_LEVEL3 = (*_LEVEL2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave")
+_LEVEL4 = (*_LEVEL3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
+LEVELS = {"x86-64-v2": _LEVEL2, "x86-64-v3": _LEVEL3, "x86-64-v4": _LEVEL4}
+"""Instruction sets of the x86-64 psABI's levels, by LLVM's names."""
+
+
+def _processor() -> str:
+    """The processor that code is tuned for, by LLVM's name."""
     import llvmlite.binding as llvm
 
-    return str(llvm.get_host_cpu_features().flatten())
+    return settings.cpu_level() or str(llvm.get_host_cpu_name())
+
+
+@functools.cache
+def _features() -> str:
+    """What this processor has and code may use (``+``), and what it may not (``-``)."""
+    import llvmlite.binding as llvm
+
+    found, level = llvm.get_host_cpu_features(), settings.cpu_level()
+    kept = LEVELS.get(level, found)
+    return ",".join(f"{'+' if has and name in kept else '-'}{name}" for name, has in found.items())
 
 
 @functools.cache
@@ -60,9 +81,10 @@ def toolchain() -> str:
     if library is None or not library.is_file() or not features:
         llvm = _target()[0]
         version = ".".join(str(part) for part in llvm.llvm_version_info)
-        return "|".join((PASSES, version, llvm.get_host_cpu_name(), _features()))
+        return "|".join((PASSES, version, _processor(), _features()))
     status = library.stat()
-    return "|".join((PASSES, str(status.st_size), str(status.st_mtime_ns), features))
+    level = settings.cpu_level()
+    return "|".join((PASSES, str(status.st_size), str(status.st_mtime_ns), features, level))
 
 
 def compile_ir(text: str, names: Sequence[str]) -> list[int]:

@@ -1,4 +1,11 @@
-"""The compiled loops that walk a table of native steps: alone, leading others, helping."""
+"""The compiled loops that walk a table of native steps: alone, leading others, helping.
+
+A leader puts its program where helpers look, a *post*, and wakes those that sleep. A helper looks
+for a while, then sleeps in a read of a counter that the system keeps; so neither burns the
+processor between runs nor needs the interpreter lock to begin. A program may be given back as soon
+as its leader returns: the leader takes it off the post, and waits for the helpers that are at the
+post, which takes them some instructions, and for those inside the program.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +22,8 @@ from crossdock.devices.cpu_llvm import compile_ir
 _DRIVER = """
 declare i32 @sched_yield()
 declare i32 @clock_gettime(i32, ptr)
+declare i64 @read(i32, ptr, i64)
+declare i64 @write(i32, ptr, i64)
 
 ; The monotonic clock, as seconds and nanoseconds, into pair %i of a table.
 define internal void @stamp(ptr %stamps, i64 %i) {
@@ -25,7 +34,7 @@ entry:
   ret void
 }
 
-; The loops take one address, of four words: table, number of steps, state, time stamps.
+; The loops take one address, of five words: table, number of steps, state, time stamps, post.
 define void @xd_serial(ptr noalias %call) {
 entry:
   %table = load ptr, ptr %call
@@ -112,6 +121,123 @@ done:
   ret void
 }
 
+; A post has its words in cache lines of their own: 0 the number of programs put there so far, 8 the
+; program (or 0), 16 the helpers that look at it, 24 those that are about to sleep, 32 whether it is
+; closed, 40 and 41 the files that the counter is read and written by, 42 looks before a sleep, and
+; 43 a one.
+define internal void @call_helpers(ptr %call, ptr %post) {
+entry:
+  %slot = getelementptr i64, ptr %post, i64 8
+  %asleep = getelementptr i64, ptr %post, i64 24
+  %file.at = getelementptr i64, ptr %post, i64 41
+  %one = getelementptr i64, ptr %post, i64 43
+  %address = ptrtoint ptr %call to i64
+  store atomic i64 %address, ptr %slot seq_cst, align 8
+  %turn = atomicrmw add ptr %post, i64 1 seq_cst
+  %count = atomicrmw xchg ptr %asleep, i64 0 seq_cst
+  %word = load i64, ptr %file.at
+  %file = trunc i64 %word to i32
+  br label %look
+look:
+  %k = phi i64 [0, %entry], [%next, %wake]
+  %more = icmp slt i64 %k, %count
+  br i1 %more, label %wake, label %done
+wake:
+  %ignored = call i64 @write(i32 %file, ptr %one, i64 8)
+  %next = add i64 %k, 1
+  br label %look
+done:
+  ret void
+}
+
+; Take the program off the post, unless another is there, and wait for who may have seen it.
+define internal void @dismiss(ptr %call, ptr %post) {
+entry:
+  %slot = getelementptr i64, ptr %post, i64 8
+  %looking = getelementptr i64, ptr %post, i64 16
+  %address = ptrtoint ptr %call to i64
+  %old = cmpxchg ptr %slot, i64 %address, i64 0 seq_cst seq_cst
+  br label %wait
+wait:
+  %spins = phi i64 [0, %entry], [%spins1, %idle]
+  %who = load atomic i64, ptr %looking seq_cst, align 8
+  %none = icmp eq i64 %who, 0
+  br i1 %none, label %done, label %idle
+idle:
+  call void @relax(i64 %spins)
+  %spins1 = add i64 %spins, 1
+  br label %wait
+done:
+  ret void
+}
+
+; What a helper does from beginning to end; returns when the post is closed or cannot be read.
+define void @xd_crew(ptr %post) {
+entry:
+  %slot = getelementptr i64, ptr %post, i64 8
+  %looking = getelementptr i64, ptr %post, i64 16
+  %asleep = getelementptr i64, ptr %post, i64 24
+  %closed = getelementptr i64, ptr %post, i64 32
+  %file.at = getelementptr i64, ptr %post, i64 40
+  %word = load i64, ptr %file.at
+  %file = trunc i64 %word to i32
+  %most.at = getelementptr i64, ptr %post, i64 42
+  %most = load i64, ptr %most.at
+  %room = alloca i64
+  br label %look
+look:
+  %spins = phi i64 [0, %entry], [0, %out], [%spins1, %rest], [0, %woken], [0, %missed]
+  %seen = phi i64 [0, %entry], [%turn, %out], [%seen, %rest], [%seen, %woken], [%seen, %missed]
+  %shut = load atomic i64, ptr %closed seq_cst, align 8
+  %end = icmp ne i64 %shut, 0
+  br i1 %end, label %done, label %open
+open:
+  %turn = load atomic i64, ptr %post seq_cst, align 8
+  %same = icmp eq i64 %turn, %seen
+  br i1 %same, label %idle, label %enter
+enter:
+  %before = atomicrmw add ptr %looking, i64 1 seq_cst
+  %address = load atomic i64, ptr %slot seq_cst, align 8
+  %there = icmp ne i64 %address, 0
+  br i1 %there, label %take, label %pass
+pass:
+  %after0 = atomicrmw sub ptr %looking, i64 1 seq_cst
+  br label %out
+take:
+  %call = inttoptr i64 %address to ptr
+  %state.at = getelementptr i64, ptr %call, i64 2
+  %state = load ptr, ptr %state.at
+  %inside = getelementptr i64, ptr %state, i64 8
+  %came = atomicrmw add ptr %inside, i64 1 seq_cst
+  %after = atomicrmw sub ptr %looking, i64 1 seq_cst
+  call void @help(ptr %call)
+  br label %out
+out:
+  br label %look
+idle:
+  %spins1 = add i64 %spins, 1
+  %tired = icmp sgt i64 %spins1, %most
+  br i1 %tired, label %sleep, label %rest
+rest:
+  call void @relax(i64 %spins)
+  br label %look
+sleep:
+  %sleepers = atomicrmw add ptr %asleep, i64 1 seq_cst
+  %again = load atomic i64, ptr %post seq_cst, align 8
+  %still = icmp eq i64 %again, %seen
+  br i1 %still, label %wait, label %missed
+missed:
+  br label %look
+wait:
+  %got = call i64 @read(i32 %file, ptr %room, i64 8)
+  %sound = icmp eq i64 %got, 8
+  br i1 %sound, label %woken, label %done
+woken:
+  br label %look
+done:
+  ret void
+}
+
 ; State: word 0 the current step, word 1 set to stop, word 8 the helpers inside, words 16... two
 ; counters a step.
 define void @xd_lead(ptr %call) {
@@ -124,6 +250,8 @@ entry:
   %stamps.at = getelementptr i64, ptr %call, i64 3
   %stamps = load ptr, ptr %stamps.at
   %stop.at = getelementptr i64, ptr %state, i64 1
+  %post.at = getelementptr i64, ptr %call, i64 4
+  %post = load ptr, ptr %post.at
   %inside = getelementptr i64, ptr %state, i64 8
   %counters = getelementptr i64, ptr %state, i64 16
   br label %clear
@@ -141,6 +269,7 @@ clearing:
   br label %clear
 open:
   store atomic i64 0, ptr %state release, align 8
+  call void @call_helpers(ptr %call, ptr %post)
   STAMP(0)
   br label %step
 step:
@@ -189,6 +318,7 @@ advance:
   br label %step
 close:
   store atomic i64 %n, ptr %state seq_cst, align 8
+  call void @dismiss(ptr %call, ptr %post)
   br label %leave
 leave:
   %spins2 = phi i64 [0, %close], [%spins3, %idle2]
@@ -203,7 +333,8 @@ done:
   ret void
 }
 
-define void @xd_help(ptr %call) {
+; Take part in a program, as one that is counted inside.
+define internal void @help(ptr %call) {
 entry:
   %table = load ptr, ptr %call
   %n.at = getelementptr i64, ptr %call, i64 1
@@ -212,7 +343,6 @@ entry:
   %state = load ptr, ptr %state.at
   %inside = getelementptr i64, ptr %state, i64 8
   %counters = getelementptr i64, ptr %state, i64 16
-  %before = atomicrmw add ptr %inside, i64 1 seq_cst
   br label %look
 look:
   %spins = phi i64 [0, %entry], [0, %shared], [%spins1, %idle]
@@ -247,7 +377,7 @@ _PAUSE = {"x86_64": "pause", "amd64": "pause", "aarch64": "yield", "arm64": "yie
 
 @dataclass(frozen=True)
 class Loops:
-    """The compiled loops; each takes the address of a program's four words.
+    """The compiled loops; each takes the address of a program's five words, ``crew`` of a post.
 
     ``brief`` is ``serial`` for programs that are done sooner than the interpreter lock is let go
     and taken again: it keeps the lock.
@@ -256,7 +386,7 @@ class Loops:
     serial: Any
     brief: Any
     lead: Any
-    help: Any
+    crew: Any
 
 
 @functools.cache
@@ -266,10 +396,10 @@ def loops(timed: bool) -> Loops:
     text = text.replace("CLOCK", str(time.CLOCK_MONOTONIC))
     stamp = r"call void @stamp(ptr %stamps, i64 \1)" if timed else ""
     text = re.sub(r"STAMP\((\S+)\)", stamp, text)
-    names = [f"xd_{what}{'_timed' * timed}" for what in ("serial", "lead", "help")]
+    names = [f"xd_{what}{'_timed' * timed}" for what in ("serial", "lead", "crew")]
     for name in names:
         text = text.replace(f"@{name.removesuffix('_timed')}(", f"@{name}(")
     # No types to convert to: arguments are ctypes' own already.
     loop, locked = ctypes.CFUNCTYPE(None), ctypes.PYFUNCTYPE(None)
-    serial, lead, help_ = compile_ir(text, names)
-    return Loops(loop(serial), locked(serial), loop(lead), loop(help_))
+    serial, lead, crew = compile_ir(text, names)
+    return Loops(loop(serial), locked(serial), loop(lead), loop(crew))

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from crossdock.devices.cpu_crew import HelperPool
 from crossdock.devices.cpu_loop import loops
 from crossdock.runtime.tensor import Array
 
-CHUNKS_PER_THREAD = 4
+CHUNKS_PER_THREAD = 16
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class NativeProgram:
         self._pool = pool if shared else None
         self._loops = loops(timed=False)
         self._call = self._call_with(None)
-        self.run: Callable[[], object] = (
-            functools.partial(self._loops.serial, self._call) if self._pool is None else self._lead
+        self.run: Callable[[], object] = functools.partial(
+            self._loops.serial if self._pool is None else self._loops.lead, self._call
         )
         """Executes all steps in the calling thread."""
         self.brief: Callable[[], object] | None = (
@@ -91,15 +91,11 @@ class NativeProgram:
         """What the loops are called with."""
         table, state = (int(part.ctypes.data) for part in (self._table, self._state))
         at = 0 if stamps is None else int(stamps.ctypes.data)
-        words = np.array([table, len(self._table), state, at], np.int64)
+        post = 0 if self._pool is None else self._pool.post
+        words = np.array([table, len(self._table), state, at, post], np.int64)
         call = _Call(int(words.ctypes.data))
-        call.keep = (words, self._table, self._state, self._words, self._keep, stamps)
+        call.keep = (words, self._table, self._state, self._words, self._keep, stamps, self._pool)
         return call
-
-    def _lead(self) -> None:
-        assert self._pool is not None
-        self._pool.wake(self)
-        self._loops.lead(self._call)
 
     def timed(self) -> Array:
         """Execute all steps; when the first began and when each ended, float64 (steps + 1,).
@@ -108,61 +104,10 @@ class NativeProgram:
         """
         stamps = np.zeros((len(self._table) + 1, 2), np.int64)
         call, run = self._call_with(stamps), loops(timed=True)
-        if self._pool is None:
-            run.serial(call)
-        else:
-            self._pool.wake(self)
-            run.lead(call)
+        (run.serial if self._pool is None else run.lead)(call)
         seconds: Array = stamps[:, 0] + 1e-9 * stamps[:, 1]
         return seconds
 
     def stop(self, on: bool) -> None:
         """Make runs end before their next step, or no more; from any thread."""
         self._state[_STOP] = on
-
-    def help(self) -> None:
-        """Take part in a run that another thread leads; returns at once when none is on."""
-        self._loops.help(self._call)
-
-
-class HelperPool:
-    """Threads that sleep until a program is run and then take part in it."""
-
-    def __init__(self, helpers: int, name: str) -> None:
-        self.helpers = helpers
-        self._wake = threading.Condition()
-        self._program: NativeProgram | None = None
-        self._turn = 0
-        self._closed = False
-        self._threads = [
-            threading.Thread(target=self._work, name=f"{name} helper {i}", daemon=True)
-            for i in range(helpers)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def wake(self, program: NativeProgram) -> None:
-        """Call the helpers to a program that is about to run."""
-        with self._wake:
-            self._program = program
-            self._turn += 1
-            self._wake.notify_all()
-
-    def close(self) -> None:
-        """End the threads."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify_all()
-        for thread in self._threads:
-            thread.join()
-
-    def _work(self) -> None:
-        seen = 0
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._closed or self._turn != seen)  # noqa: B023
-                if self._closed:
-                    return
-                seen, program = self._turn, self._program
-            assert program is not None
-            program.help()

@@ -11,8 +11,9 @@ import functools
 
 import numpy as np
 
+from crossdock.devices.cpu_crew import HelperPool
 from crossdock.devices.cpu_llvm import compile_ir
-from crossdock.devices.cpu_native import HelperPool, NativeProgram, NativeRow
+from crossdock.devices.cpu_native import NativeProgram, NativeRow
 
 LANES = 16
 CHAINS = 8

@@ -78,19 +78,19 @@ def cpu_features() -> str:
 
 
 @functools.cache
-def _affinity() -> int:
-    """Processors in the affinity mask when this was first asked.
+def processors() -> frozenset[int]:
+    """Numbers of the processors in the affinity mask when this was first asked.
 
     A thread that pins itself later, so that devices get cores of their own, takes none away.
     """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
 
 
 def cpu_count() -> int:
     """Processors this process may use: its affinity mask, cut by a container's quota."""
-    allowed = _affinity()
+    allowed = len(processors())
     quota = _cpu_quota()
     return allowed if quota is None else max(1, min(allowed, int(quota + 0.5)))
 

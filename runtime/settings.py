@@ -4,6 +4,10 @@
 ``CROSSDOCK_CACHE_DIR``       where profiles and measured costs are kept
                               (default: ``$XDG_CACHE_HOME/crossdock`` or
                               ``~/.cache/crossdock``); ``off`` keeps nothing
+``CROSSDOCK_CPU_LEVEL``       ``x86-64-v2`` (SSE4.2), ``x86-64-v3`` (AVX2) or
+                              ``x86-64-v4`` (AVX-512): generate the processor's
+                              kernels for no more than that (default: all that
+                              the processor has)
 ``CROSSDOCK_CACHE_BYTES``     bytes that planned models may take there, the newest
                               used ones (default: 4 GiB); 0 keeps none
 ``CROSSDOCK_DEVICES``         device ids to look for, comma separated (default:
@@ -61,6 +65,25 @@ def wanted_devices() -> frozenset[str] | None:
     given = os.environ.get("CROSSDOCK_DEVICES", "")
     names = frozenset(part.strip() for part in given.split(",") if part.strip())
     return names or None
+
+
+CPU_LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+"""The x86-64 psABI's microarchitecture levels."""
+
+
+def cpu_level() -> str:
+    """Return the level of instruction sets that generated kernels keep to; empty for no bound.
+
+    Raises:
+        PlanError: the setting is no level.
+    """
+    given = os.environ.get("CROSSDOCK_CPU_LEVEL", "")
+    if given and given not in CPU_LEVELS:
+        raise PlanError(
+            f"CROSSDOCK_CPU_LEVEL is {given!r}; give one of {', '.join(CPU_LEVELS)}, or nothing "
+            "for all that the processor has"
+        )
+    return given
 
 
 MAX_ITERATIONS = 50_000

@@ -9,7 +9,7 @@ import pytest
 
 from crossdock.devices import pace, registry
 from crossdock.devices.base import Span
-from crossdock.devices.cpu_native import HelperPool
+from crossdock.devices.cpu_crew import HelperPool
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import candidates
 from crossdock.runtime.binding import bind_op, compile_op

@@ -45,7 +45,7 @@ def test_processors_follow_affinity() -> None:
     ("text", "count"), [("max 100000", 64), ("150000 100000", 2), ("20000 100000", 1), ("", 64)]
 )
 def test_processors_follow_a_quota(monkeypatch: pytest.MonkeyPatch, text: str, count: int) -> None:
-    monkeypatch.setattr(topology, "_affinity", lambda: 64)
+    monkeypatch.setattr(topology, "processors", lambda: frozenset(range(64)))
     monkeypatch.setattr(
         topology, "_read", lambda path: text if Path(path).name == "cpu.max" else ""
     )
