@@ -36,21 +36,14 @@ def test_kernel(family: str, name: str, device: str, benchmark: Any) -> None:
     work = costing.op_work(call)
     ceiling = Ceiling(opened, work.bytes)
     spent: list[float] = []
-    limits: list[tuple[float, float]] = []
-    starts: list[float] = []
-
-    def look() -> None:
-        limits.append(ceiling.sample())
-        starts.append(ceiling.launch())
-
+    limits: list[tuple[float, float, float]] = []
     benchmark.pedantic(
         lambda: spent.append(best.sample()),
-        setup=look,
+        setup=lambda: limits.append(ceiling.sample()),
         rounds=ROUNDS,
     )
     seconds = statistics.median(spent)
-    flops, bandwidth = (statistics.median(each) for each in zip(*limits, strict=True))
-    start = statistics.median(starts)
+    flops, bandwidth, start = (statistics.median(each) for each in zip(*limits, strict=True))
     row = roofline.timed(name, call.op, best.kernel.name, device, seconds, work, (flops, bandwidth))
     launched = ((row.bound or 0.0) + start) / seconds
     ceiling.close()

@@ -141,7 +141,11 @@ class Ceiling:
         slots = {Out(0): self._bench.buffer("tiny", 64)}
         self._launches = self._bench.record([(tiny, slots)] * (self.LAUNCHES + 1))
 
-    def launch(self) -> float:
+    def sample(self) -> tuple[float, float, float]:
+        """Operations and bytes a second, for a copy of as many as were given; seconds a launch."""
+        return self._flops(), self._bytes(), self._launch()
+
+    def _launch(self) -> float:
         """Seconds of one launch more, timed as kernels are: step by step on the device's clock."""
         spans: list[Span] = []
 
@@ -153,10 +157,6 @@ class Ceiling:
 
         self._bench.device.call("compute", execute)
         return max(spans[-1].end - spans[0].end, 1e-9) / self.LAUNCHES if spans else 0.0
-
-    def sample(self) -> tuple[float, float]:
-        """Operations and bytes a second; the bytes for a copy of as many as were given."""
-        return self._flops(), self._bytes()
 
     def close(self) -> None:
         """Give the memory back."""
