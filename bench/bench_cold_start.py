@@ -1,4 +1,4 @@
-"""A process of its own for a model: time to the first output, and peak memory."""
+"""A process of its own for a model: time to the first output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import peers
 import pytest
 from first_output import process
-from light import NAMES as LIGHT
 from light import path as light_path
 
 ROUNDS = 7
@@ -41,19 +40,3 @@ def test_cold_cache(tmp_path: Path, versus: Any) -> None:
         assert process("crossdock", light_path("resnet50"), 2, more)["seconds"] < TARGET_COLD
 
     versus(cold, {}, rounds=2)
-
-
-@pytest.mark.parametrize("name", LIGHT)
-@pytest.mark.benchmark(group="peak memory")
-def test_peak(name: str, benchmark: Any) -> None:
-    """Peak resident bytes of a process with one session, beside onnxruntime's, and the arenas."""
-    path = light_path(name)
-    process("crossdock", path, 2)  # measures kernels, which takes memory of its own
-    row = benchmark.pedantic(lambda: process("crossdock", path, 2), rounds=1)
-    facts = {"peak": row["peak"], "arena over live": row["arena"]}
-    if peers.installed("onnxruntime"):
-        facts["onnxruntime"] = process("onnxruntime", path, 2)["peak"]
-        facts["ratio"] = facts["onnxruntime"] / row["peak"]
-    benchmark.extra_info.update(facts)
-    said = (f"{k} {v / 2**20:.0f} MiB" if v > 1e3 else f"{k} {v:.3f}" for k, v in facts.items())
-    benchmark.extra_info["note"] = "; ".join(said)

@@ -1,39 +1,43 @@
 """A model in a process of its own, from its start to its first output; prints JSON.
 
-    python first_output.py RUNTIME MODEL.onnx THREADS
+    python first_output.py RUNTIME MODEL.onnx THREADS [FEEDS.npz]
 
-RUNTIME is crossdock or onnxruntime. ``process`` starts one: ``seconds`` are those from before the
-process is made to its first output (``imported``, ``loaded`` and ``compiled`` on the way), ``peak``
-is the most resident memory that it had, in bytes. For crossdock, ``arena`` is the arenas' size over
-the largest sum of live values.
+RUNTIME is crossdock, onnxruntime or openvino. ``process`` starts one: ``seconds`` are those from
+before the process is made to its first output (``imported``, ``loaded`` and ``compiled`` on the
+way), ``peak`` is the most resident memory that it had by then, in bytes. For crossdock, ``arena``
+is the arenas' size over the largest sum of live values. Without feeds, inputs are random float32.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PAGE = 1024  # Linux counts the resident size in kilobytes
+import numpy as np
 
 
 def process(
-    runtime: str, model: Path, threads: int, more: Mapping[str, str] | None = None
+    runtime: str,
+    model: Path,
+    threads: int,
+    more: Mapping[str, str] | None = None,
+    feeds: Path | None = None,
 ) -> dict[str, Any]:
     """Run a model once in a new process; what it printed, its start taken as zero.
 
     Modules' bytecode is kept, as it is for an installed package.
     """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, __file__, runtime, str(model), str(threads)]
     began = time.time()
     done = subprocess.run(
-        [sys.executable, __file__, runtime, str(model), str(threads)],
+        [*command, *([] if feeds is None else [str(feeds)])],
         capture_output=True,
         text=True,
         check=True,
@@ -44,24 +48,41 @@ def process(
     return {**row, **{k: row[k] - began for k in at if k in row}}
 
 
-def ours(model: str, threads: int) -> dict[str, float]:
-    """Times of the stages of crossdock, and its arenas."""
-    import numpy as np
+Feeds = Mapping[str, Any] | None
 
+
+def peak() -> int:
+    """The most resident memory that this program had, in bytes.
+
+    (The system's ``ru_maxrss`` also has what the process was before it ran this program.)
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+def drawn(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Random inputs."""
+    rng = np.random.default_rng(0)
+    return {name: rng.random(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+def crossdock(model: str, threads: int, feeds: Feeds) -> dict[str, float]:
+    """Times of the stages of crossdock, and its arenas."""
     import crossdock as xd
 
     row = {"imported": time.time()}
     graph = xd.load(model)
     row["loaded"] = time.time()
-    rng = np.random.default_rng(0)
-    feeds = {n: rng.random(s.dims, dtype=np.float32) for n, s in graph.inputs.items()}
-    with xd.compile(graph, "cpu:0", threads=threads) as session:
+    given = feeds or drawn({n: s.dims for n, s in graph.inputs.items()})
+    shapes = {n: np.shape(a) for n, a in given.items()} if graph.symbols else None
+    with xd.compile(graph, "cpu:0", threads=threads, shapes=shapes) as session:
         row["compiled"] = time.time()
-        session.run(feeds)
+        session.run(given)
         row["seconds"] = time.time()
-        program = session.ready().program
-        row["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * PAGE
-        row["arena"] = sum(d.arena_bytes for d in program.plan.devices) / live_bytes(program)
+        row["peak"] = peak()
+        if graph.staged is None:
+            program = session.ready().program
+            row["arena"] = sum(d.arena_bytes for d in program.plan.devices) / live_bytes(program)
     return row
 
 
@@ -83,9 +104,8 @@ def live_bytes(program: Any) -> int:
     )
 
 
-def onnxruntime(model: str, threads: int) -> dict[str, float]:
+def onnxruntime(model: str, threads: int, feeds: Feeds) -> dict[str, float]:
     """The same of onnxruntime."""
-    import numpy as np
     import onnxruntime as ort
 
     row = {"imported": time.time()}
@@ -94,14 +114,28 @@ def onnxruntime(model: str, threads: int) -> dict[str, float]:
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     row["compiled"] = time.time()
-    rng = np.random.default_rng(0)
-    feeds = {i.name: rng.random(i.shape, dtype=np.float32) for i in session.get_inputs()}
-    session.run(None, feeds)
+    session.run(None, feeds or drawn({i.name: i.shape for i in session.get_inputs()}))
     row["seconds"] = time.time()
-    row["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * PAGE
+    row["peak"] = peak()
     return row
 
 
+def openvino(model: str, threads: int, feeds: Feeds) -> dict[str, float]:
+    """The same of openvino."""
+    import openvino as ov
+
+    row = {"imported": time.time()}
+    config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = ov.Core().compile_model(model, "CPU", config)
+    row["compiled"] = time.time()
+    compiled(feeds or drawn({i.any_name: tuple(i.shape) for i in compiled.inputs}))
+    row["seconds"] = time.time()
+    row["peak"] = peak()
+    return row
+
+
+RUNTIMES = {"crossdock": crossdock, "onnxruntime": onnxruntime, "openvino": openvino}
+
 if __name__ == "__main__":
-    runner = {"crossdock": ours, "onnxruntime": onnxruntime}[sys.argv[1]]
-    print(json.dumps(runner(sys.argv[2], int(sys.argv[3]))))
+    given = dict(np.load(sys.argv[4])) if len(sys.argv) > 4 else None
+    print(json.dumps(RUNTIMES[sys.argv[1]](sys.argv[2], int(sys.argv[3]), given)))

@@ -20,7 +20,7 @@ from crossdock.devices.cpu_crew import HelperPool
 from crossdock.devices.cpu_loop import loops
 from crossdock.runtime.tensor import Array
 
-CHUNKS_PER_THREAD = 4
+CHUNKS_PER_THREAD = 16
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from crossdock.devices.program import Argument, In, Lowered, NativeCall, Out, Pa
 from crossdock.kernels.cpu_conv_pack import tile_shape
 from crossdock.kernels.cpu_dense_panel import WORDS, DenseWriter, Form
 from crossdock.kernels.cpu_epilogue import epilogue_obstacle, epilogue_of
+from crossdock.kernels.cpu_gemm_dots import MOST_ROWS
 from crossdock.kernels.cpu_ir import compiled
 from crossdock.kernels.cpu_rows import words
 from crossdock.kernels.refusal import Cause, Refusal
@@ -67,12 +68,19 @@ def dense_of(call: OpCall) -> Dense | str:
 
 
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a candidate's guard
+    return obstacle_of(call)
+
+
+def obstacle_of(call: OpCall) -> str | None:
+    """Why a product cannot be done so, or None."""
     if call.outputs[0].dtype != "float32":
         return Refusal(f"{call.outputs[0].dtype}, not float32", Cause.DTYPE)
     if 1 not in call.constants:
         return "the right operand is no constant, so it cannot be packed before"
     if isinstance(found := dense_of(call), str):
         return found
+    if found.turned and found.m <= MOST_ROWS:
+        return Refusal("so few rows that turning the matrix would not pay", Cause.SIZE)
     if found.k == 0:
         return Refusal("there is nothing to add up", Cause.SIZE)
     bias = call.inputs[2] if len(call.inputs) > 2 else None

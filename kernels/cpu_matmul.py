@@ -25,6 +25,7 @@ from crossdock.devices.program import (
     Slot,
     Step,
 )
+from crossdock.kernels import cpu_dense
 from crossdock.kernels.array_kernels import array_call
 from crossdock.kernels.cpu_blas_call import PLAIN, TRANSPOSED, BlasCall
 from crossdock.kernels.cpu_elementwise import elementwise_call, nest
@@ -91,6 +92,8 @@ def _small_fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001
 
 
 def _fused_fits(call: OpCall, device: DeviceInfo) -> str | None:
+    if cpu_dense.obstacle_of(call) is None:
+        return "its matrix is packed once, and BLAS would pack it in each run"
     body, _ = whole_body(call)
     stuck = (why for step in body.steps if (why := obstacle(step)) is not None)
     return _blas_fits(product_of(call), device) or next(stuck, None)

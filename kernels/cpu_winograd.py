@@ -14,12 +14,14 @@ its results, where the convolution has them in the window around it alone.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from crossdock.devices.base import DeviceInfo
+from crossdock.devices.host_memory import aligned_empty
 from crossdock.devices.program import (
     Argument,
     In,
@@ -55,7 +57,6 @@ class Plan:
     """How a layer's tiles and channels are shared out; counts, ``chunk`` in output channels."""
 
     rows: int
-    unit_rows: int
     units: int
     parts: int
     part_rows: int
@@ -107,34 +108,42 @@ def plan_of(layer: Layer, threads: int) -> Plan:
     tile_rows, square = layer.batch * down, layer.n * layer.n
     most = STAGE_BYTES // (4 * square * layer.channels)
     most = max(1, max(most, tile.wide) // across)
-    best: tuple[float, int, int] | None = None
-    for unit_rows in range(1, min(most, tile_rows) + 1):
-        units = -(-tile_rows // unit_rows)
-        vectors = -(-unit_rows * across // tile.lanes)
-        for parts in sorted({1, threads}):
-            if parts > max(1, layer.outputs // (2 * tile.rows)):
-                continue
-            each = -(-layer.outputs // parts)
-            cost = IMAGE_CYCLES * layer.channels + RESULT_CYCLES * each
-            cost += square * layer.channels * each / 2 * 1.1
-            turns = -(-units * parts * layer.groups // threads)
-            filter_traffic = square * layer.channels * each / 4.0
-            cost = turns * (cost * vectors + filter_traffic)
-            if best is None or cost < best[0]:
-                best = cost, unit_rows, parts
-    assert best is not None
-    _, unit_rows, parts = best
-    units = -(-tile_rows // unit_rows)
-    vectors = -(-unit_rows * across // tile.lanes)
+    ways = [
+        (units, parts)
+        for units in sorted({-(-tile_rows // n) for n in range(1, min(most, tile_rows) + 1)})
+        for parts in sorted({1, threads})
+        if parts == 1 or parts * 2 * tile.rows <= layer.outputs
+    ]
+    units, parts = min(ways, key=lambda way: _cycles(layer, way[0], way[1], threads))
+    vectors = max(_vectors(layer, units))
     rows = 2 * tile.rows if vectors == 1 else tile.rows
     part_rows = -(-layer.outputs // (parts * rows)) * rows
     span = vectors * tile.lanes
     chunk = max(1, STAGE_BYTES // 2 // (4 * square * span * rows)) * rows
     jobs = units * parts * layer.groups
     return Plan(
-        rows, unit_rows, units, parts, part_rows, min(chunk, part_rows), span,
-        min(threads, jobs), jobs,
-    )  # fmt: skip
+        rows, units, parts, part_rows, min(chunk, part_rows), span, min(threads, jobs), jobs
+    )
+
+
+def _vectors(layer: Layer, units: int) -> list[int]:
+    """Vectors of tiles in each of so many units, which share the rows of tiles evenly."""
+    down, across = layer.tiles
+    ends = [i * layer.batch * down // units for i in range(units + 1)]
+    lanes = tile_shape().lanes
+    return [-(-(b - a) * across // lanes) for a, b in itertools.pairwise(ends)]
+
+
+def _cycles(layer: Layer, units: int, parts: int, threads: int) -> float:
+    """About what the thread with most to do takes; jobs are dealt out in order."""
+    square, each = layer.n * layer.n, -(-layer.outputs // parts)
+    vector = IMAGE_CYCLES * layer.channels + RESULT_CYCLES * each
+    vector += square * layer.channels * each / 2 * 1.1
+    reading = square * layer.channels * each / 4.0
+    jobs = [vector * count + reading for count in _vectors(layer, units)] * parts * layer.groups
+    items = min(threads, len(jobs))
+    ends = [i * len(jobs) // items for i in range(items + 1)]
+    return max(sum(jobs[a:b]) for a, b in itertools.pairwise(ends))
 
 
 def _item_floats(layer: Layer, plan: Plan, lanes: int) -> int:
@@ -146,20 +155,32 @@ def _item_floats(layer: Layer, plan: Plan, lanes: int) -> int:
     return -(-total // 1024) * 1024 + 16 * lanes
 
 
-def pack_filter(filters: Array, layer: Layer, rows: int) -> Array:
-    """G g G': by group, element of a tile, tile of outputs, channel, output."""
+def pack_filter(filters: Array, layer: Layer, plan: Plan) -> Array:
+    """G g G', in the order in which it is read.
+
+    By group, chunk of output channels, element of a tile, register tile, channel, output.
+    """
     f = filtering(layer.m, layer.r)
     g = as_array(f.filter)
-    square = layer.n * layer.n
+    square, rows = layer.n * layer.n, plan.rows
     both = np.kron(g, g)  # of rows of a window one after the other
     taps = filters.reshape(-1, layer.r * layer.r).astype(np.float64)
     made = (both @ taps.T).astype(np.float32)
     made = made.reshape(square, layer.groups, layer.outputs, layer.channels)
-    tiles = -(-layer.outputs // rows)
-    padded = np.zeros((layer.groups, square, tiles * rows, layer.channels), np.float32)
+    count = -(-layer.outputs // rows) * rows
+    padded = np.zeros((layer.groups, square, count, layer.channels), np.float32)
     padded[:, :, : layer.outputs] = made.transpose(1, 0, 2, 3)
-    padded = padded.reshape(layer.groups, square, tiles, rows, layer.channels)
-    return np.ascontiguousarray(padded.swapaxes(3, 4)).reshape(-1)
+    packed = aligned_empty(padded.size, "float32")
+    at = 0
+    for group in padded:
+        for low in range(0, count, plan.part_rows):
+            high = min(low + plan.part_rows, count)
+            for first in range(low, high, plan.chunk):
+                chunk = group[:, first : min(first + plan.chunk, high)]
+                tiled = chunk.reshape(square, -1, rows, layer.channels).swapaxes(2, 3)
+                packed[at : at + chunk.size].reshape(tiled.shape)[...] = tiled
+                at += chunk.size
+    return packed
 
 
 def _fits(m: int, r: int) -> Callable[[OpCall, DeviceInfo], str | None]:
@@ -199,7 +220,7 @@ def _lower(m: int, r: int) -> Callable[[OpCall, DeviceInfo], Lowered]:
         tile = tile_shape()
         rows = plan.rows
         size = layer.groups * layer.n**2 * layer.channels * -(-layer.outputs // rows) * rows
-        pack = Pack(lambda: pack_filter(filters, layer, rows), TensorSpec("float32", (size,)))
+        pack = Pack(lambda: pack_filter(filters, layer, plan), TensorSpec("float32", (size,)))
         form = Form(tile.lanes, rows, tile.vectors, m, r, epilogue_of(call)[0])
         step = _native(call, layer, plan, form)
         scratch = 4 * plan.items * _item_floats(layer, plan, tile.lanes)
@@ -226,7 +247,7 @@ def _native(call: OpCall, layer: Layer, plan: Plan, form: Form) -> NativeCall:
         "channels": layer.channels, "height": image.dims[2], "width": image.dims[3],
         "out_height": layer.height, "out_width": layer.width, "top": top, "left": left,
         "outputs": layer.outputs, "groups": layer.groups, "tiles_x": across, "tiles_y": down,
-        "tile_rows": layer.batch * down, "unit_rows": plan.unit_rows, "units": plan.units,
+        "tile_rows": layer.batch * down, "units": plan.units,
         "parts": plan.parts, "part_rows": plan.part_rows, "chunk": plan.chunk,
         "items": plan.items, "jobs": plan.jobs, "span": plan.span,
         "item_floats": _item_floats(layer, plan, form.lanes), "biased": int(bias),

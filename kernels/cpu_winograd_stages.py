@@ -17,7 +17,7 @@ from crossdock.kernels.cpu_winograd_math import Filtering, emit_product
 WORDS = (
     "out", "in", "filter", "bias", "residual", "scratch", "channels", "height", "width",
     "out_height", "out_width", "top", "left", "outputs", "groups", "tiles_x", "tiles_y",
-    "tile_rows", "unit_rows", "units", "parts", "part_rows", "chunk", "items", "jobs",
+    "tile_rows", "units", "parts", "part_rows", "chunk", "items", "jobs",
     "span", "item_floats", "biased",
 )  # fmt: skip
 POINTERS = 6
@@ -71,7 +71,7 @@ class StagesWriter:
         self.result_step = code.add(code.mul(w["chunk"], w["span"]), self.lanes)
         tiles = code.div(code.add(w["outputs"], form.rows - 1), form.rows)
         self.ahead = code.mul(w["channels"], form.rows)
-        self.filter_step = code.mul(code.mul(tiles, form.rows), w["channels"])
+        self.padded = code.mul(tiles, form.rows)
 
     def write(self) -> None:
         """Append the whole function: for each item, each of its jobs."""
@@ -99,16 +99,15 @@ class StagesWriter:
     def job(self, index: str) -> _Job:
         """Tile rows and output channels of a job."""
         code, w = self.code, self.w
-        part, rest = code.rem(index, w["parts"]), code.div(index, w["parts"])
-        unit, group = code.rem(rest, w["units"]), code.div(rest, w["units"])
-        first = code.mul(unit, w["unit_rows"])
-        count = code.least(w["unit_rows"], code.sub(w["tile_rows"], first))
+        unit, rest = code.rem(index, w["units"]), code.div(index, w["units"])
+        part, group = code.rem(rest, w["parts"]), code.div(rest, w["parts"])
+        first = code.div(code.mul(unit, w["tile_rows"]), w["units"])
+        after = code.div(code.mul(code.add(unit, 1), w["tile_rows"]), w["units"])
+        count = code.sub(after, first)
         tiles = code.mul(count, w["tiles_x"])
         vectors = code.div(code.add(tiles, self.lanes - 1), self.lanes)
         low = code.mul(part, w["part_rows"])
-        padded = code.mul(code.div(code.add(w["outputs"], self.form.rows - 1), self.form.rows),
-                          self.form.rows)  # fmt: skip
-        high = code.least(code.add(low, w["part_rows"]), padded)
+        high = code.least(code.add(low, w["part_rows"]), self.padded)
         return _Job(group, first, count, vectors, low, high)
 
     # --- tiles of the image ---
@@ -223,16 +222,19 @@ class StagesWriter:
         code, w, rows = self.code, self.w, self.form.rows
         panels = code.div(code.add(job.vectors, self.form.vectors - 1), self.form.vectors)
         n2 = self.f.n * self.f.n
-        filters = code.at(w["filter"], "float", code.mul(code.mul(job.group, n2), self.filter_step))
+        filters = code.mul(code.add(code.mul(job.group, self.padded), low), w["channels"])
+        filters = code.at(w["filter"], "float", code.mul(filters, n2))
+        filter_step = code.mul(code.sub(high, low), w["channels"])
         with code.loop(0, n2) as elements:
             image = code.at(self.image, "float", code.mul(elements.index, self.image_step))
             result = code.at(self.result, "float", code.mul(elements.index, self.result_step))
-            part = code.at(filters, "float", code.mul(elements.index, self.filter_step))
+            part = code.at(filters, "float", code.mul(elements.index, filter_step))
             with code.loop(low, high, rows) as tiles, code.loop(0, panels) as panel:
                 begin = code.div(code.mul(panel.index, job.vectors), panels)
                 end = code.div(code.mul(code.add(panel.index, 1), job.vectors), panels)
                 count, column = code.sub(end, begin), code.mul(begin, self.lanes)
-                a = code.at(part, "float", code.mul(tiles.index, w["channels"]))
+                a = code.mul(code.sub(tiles.index, low), w["channels"])
+                a = code.at(part, "float", a)
                 b = code.at(image, "float", column)
                 at = code.add(code.mul(code.sub(tiles.index, low), w["span"]), column)
                 c = code.at(result, "float", at)
@@ -261,7 +263,8 @@ class StagesWriter:
     def advance(self, values: tuple[str, ...], steps: int, vectors: int) -> list[str]:
         """``steps`` channels: a rank-one update of the tile for each.
 
-        Meanwhile the filter of the next tile comes closer.
+        Meanwhile the filter of the next tile comes closer, in several streams: the processor
+        follows each, and so has more of them under way.
         """
         code, v, (a, b, far, *tile) = self.code, self.vector, values
         fetch = code.declare("llvm.prefetch.p0", "void @(ptr, i32, i32, i32)")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +118,8 @@ def replace(place: Path, fill: Callable[[Callable[[bytes], object]], object]) ->
 
     Returns False where that cannot be done, of which the process is told once.
     """
+    import tempfile  # takes long to load, and most processes only read
+
     made: Path | None = None
     try:
         descriptor, name = tempfile.mkstemp(dir=place.parent, prefix="new-")

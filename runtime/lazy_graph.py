@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from typing import Self
 
 from crossdock.runtime.graph import Graph, Rebuild
 from crossdock.runtime.tensor import TensorSpec
@@ -33,10 +34,20 @@ class LazyGraph(Graph):
             raise AttributeError(f"a graph has no {name!r}")
         with _LOCK:
             if name not in self.__dict__:
-                whole = self._whole()
-                for part in _INSIDE:
-                    self.__dict__.setdefault(part, getattr(whole, part))
-        return self.__dict__[name]
+                self.filled(self._whole())
+            return self.__dict__[name]
+
+    def filled(self, whole: Graph) -> Self:
+        """Take over the inside of the graph that this one is, and return self."""
+        for part in _INSIDE:
+            self.__dict__.setdefault(part, getattr(whole, part))
+        return self
+
+    def forget(self) -> None:
+        """Let go of what can be loaded again; the caller knows that nobody is looking at it."""
+        with _LOCK:
+            for part in _INSIDE:
+                self.__dict__.pop(part, None)
 
 
 def lazy(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -19,15 +20,15 @@ from crossdock.devices.base import Buffer, Cap, Device
 from crossdock.devices.cpu import CpuBuffer, NativeExecutable
 from crossdock.devices.cpu_llvm import toolchain
 from crossdock.devices.program import Lowered
-from crossdock.runtime import record_file, settings
+from crossdock.runtime import call_data, record_file, settings
 from crossdock.runtime.binding import CompiledOp
 from crossdock.runtime.config import Config
-from crossdock.runtime.errors import CompileError
+from crossdock.runtime.errors import CompileError, PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.kept import Folder, key
 from crossdock.runtime.late import LateExplainer
 from crossdock.runtime.lazy_graph import lazy
-from crossdock.runtime.plan import HOST, Explainer, Plan
+from crossdock.runtime.plan import HOST, Explainer, Plan, Step
 from crossdock.runtime.pool import Pool
 from crossdock.runtime.program import Program, Windows, instantiate, segment
 from crossdock.runtime.ready import Ready, Recorder, Watch, check_free
@@ -36,6 +37,8 @@ from crossdock.runtime.sources import stamp
 from crossdock.runtime.tensor import TensorSpec
 
 FOLDER = Folder("programs", 0)
+ARRAY = "array"
+"""The kernel that is an op's array code."""
 NOTE = "plan, kernels and packed weights are those that an earlier process settled on"
 
 
@@ -89,23 +92,41 @@ def save(name: str, ready: Ready) -> bool:
 
 
 def _may_be_kept(program: Program) -> bool:
-    """Whether a program stays on the processor and is its caller's whole graph."""
+    """Whether a program stays on the processor, is its caller's whole graph, and is of our making.
+
+    Third parties' kernels are made from sources that ``stamp`` does not know.
+    """
+    from crossdock.kernels import table  # what makes a program has loaded it already
+
+    theirs = {name.partition(" ")[2] for name in table.foreign_names()}
+    ours = theirs.isdisjoint(step.kernel for step in program.plan.launches())
     windows, outputs = program.windows, program.graph.outputs.values()
     whole = not (windows.inputs or windows.outputs or program.watched or program.plan.rungs)
     made = all(program.roots[value] in program.offsets[HOST] for value in outputs)
-    return program.host_only and whole and made
+    return program.host_only and whole and made and ours
 
 
 def _plain_ops(program: Program) -> list[list[Any]] | None:
-    """The ops as plain data; None where a step is of a kind that is not kept."""
+    """The ops as plain data; None where one has a step of a kind that is not kept."""
     made: list[list[Any]] = []
     for index, op in program.ops.items():
         calls = [e.step for e in op.executables if isinstance(e, NativeExecutable)]
-        steps = [cpu_steps.plain(call) for call in calls]
-        if len(calls) < len(op.executables) or None in steps:
+        steps: list[Any] = [cpu_steps.plain(call) for call in calls]
+        if len(calls) < len(op.executables):
+            steps = [_plain_call(program, program.plan.steps[index])]
+        if None in steps:
             return None
-        made.append([index, steps, list(op.lowered.scratch), sorted(op.lowered.unused)])
+        kind = "native" if len(calls) == len(op.executables) else ARRAY
+        made.append([index, kind, steps, list(op.lowered.scratch), sorted(op.lowered.unused)])
     return made
+
+
+def _plain_call(program: Program, step: Step) -> list[Any] | None:
+    """An op of array code as data, of which its step is made again; None for another kernel's."""
+    from crossdock.runtime.calls import op_call
+
+    node = next(node for node in program.graph.nodes if node.name == step.name)
+    return call_data.plain(op_call(program.graph, node)) if step.kernel == ARRAY else None
 
 
 def _buffers(program: Program) -> list[CpuBuffer]:
@@ -128,11 +149,12 @@ def load(
     descriptor = FOLDER.open(name)
     if descriptor is None:
         return None
-    os.utime(descriptor)
+    with suppress(OSError):  # it is used, if the disk takes note of that
+        os.utime(descriptor)
     try:
         with RecordFile(descriptor, name) as file:
             return _ready(file, graph, devices, remake, threads)
-    except (Damaged, CompileError):
+    except (Damaged, CompileError, PlanError):
         return None
 
 
@@ -177,7 +199,12 @@ def _ready(
 
 
 def _op(device: Device, row: Sequence[Any], packed: Sequence[Buffer]) -> CompiledOp:
-    _, steps, scratch, unused = row
-    calls = tuple(cpu_steps.read(form) for form in steps)
-    lowered = Lowered(calls, tuple(scratch), (), frozenset(unused))
-    return CompiledOp(lowered, tuple(device.compile(call) for call in calls), tuple(packed))
+    _, kind, steps, scratch, unused = row
+    if kind == ARRAY:
+        from crossdock.kernels.array_kernels import lower_array  # ops take long to load
+
+        lowered = lower_array(call_data.read(steps[0]), device.info)
+    else:
+        calls = tuple(cpu_steps.read(form) for form in steps)
+        lowered = Lowered(calls, tuple(scratch), (), frozenset(unused))
+    return CompiledOp(lowered, tuple(map(device.compile, lowered.steps)), tuple(packed))

@@ -13,6 +13,7 @@ from crossdock.devices.topology import cpu_count
 from crossdock.runtime import records
 from crossdock.runtime.config import PREPARING, Config, Progress
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.lazy_graph import LazyGraph
 from crossdock.runtime.plan import Explainer, Plan
 from crossdock.runtime.ready import Ready
 
@@ -32,13 +33,21 @@ def first_ready(
     remake = Remake(graph, config, devices, source)
     if name is None:
         return remake.prepared(progress)
-    threads = config.threads or cpu_count()
-    kept = records.load(name, graph, devices, remake, threads)
-    if kept is not None:
-        return kept
+
+    def kept() -> Ready | None:
+        return records.load(name, graph, devices, remake, config.threads or cpu_count())
+
+    found = kept()
+    if found is not None:
+        return found
     made = remake.prepared(progress)
-    records.save(name, made)
-    return made
+    if not records.save(name, made) or source is not graph or not isinstance(graph, LazyGraph):
+        return made  # other sizes of the graph may come, and share its weights
+    notes = made.recorder.notes
+    del made  # with the weights as the model has them, which no kernel reads
+    graph.forget()
+    found = kept()
+    return remake.prepared() if found is None else found.with_plan(found.program.plan, notes)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 from collections.abc import Callable
@@ -15,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crossdock.runtime.errors import LimitError, LoadError, MalformedModel, UnsupportedModel
+from crossdock.runtime.errors import LimitError, MalformedModel, UnsupportedModel
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.limits import Limits
 from crossdock.runtime.loaders import kept_graphs
 from crossdock.runtime.loaders.content import HEAD, SOUND, describe
-from crossdock.runtime.loaders.source import Source, Sourced, read
+from crossdock.runtime.loaders.source import ModelFile, Source, Sourced, read
 
 __all__ = ["FORMATS", "Format", "load"]
 
@@ -82,26 +81,20 @@ def load(source: Sourced | Any, *, limits: Limits | None = None) -> Graph:
 
 def _from_path(path: Path, limits: Limits | None) -> Graph:
     """The graph of a file: its outside where that is kept, the whole of it where it is not."""
-    digest = kept_graphs.digest_of_file(path, limits)
-    if digest is not None:
-        again = partial(_once_more, path.absolute(), digest, limits)
-        kept = kept_graphs.found(kept_graphs.origin_of(digest, limits), again)
-        if kept is not None:
-            return kept
-    source = read(path, limits)
+    file = ModelFile(path, limits)
+    origin, inside = kept_graphs.origin_of(file), partial(_inside, file)
+    kept = kept_graphs.found(origin, inside)
+    if kept is not None:
+        return kept
+    source = file.source()
     graph = load_source(source)
     if source.taken:  # weights beside the file, which its digest says nothing of
         return graph
-    origin = kept_graphs.origin_of(hashlib.sha256(source.data).hexdigest(), limits)
-    return kept_graphs.remembered(graph, origin)
+    return kept_graphs.remembered(graph, origin, inside)
 
 
-def _once_more(path: Path, digest: str, limits: Limits | None) -> Graph:
-    """Load a file whose outside was known before."""
-    source = read(path, limits)
-    if hashlib.sha256(source.data).hexdigest() != digest:
-        raise LoadError(f"{source.label}: the file has changed since it was loaded; load it again")
-    return load_source(source)
+def _inside(file: ModelFile) -> Graph:
+    return load_source(file.source())
 
 
 def load_source(source: Source) -> Graph:

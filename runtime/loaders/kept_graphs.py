@@ -1,52 +1,35 @@
 """The outside of graphs that were loaded before: to say what a model takes, it need not be parsed.
 
 What is kept says what goes in and out; a model whose content, limits and loader are the same has
-the same. The rest is loaded as ever, where it is looked at, and only then errors of the file that
-have come since show.
+the same. The rest is loaded as ever, where it is looked at.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
-from crossdock.runtime.errors import LoadError
-from crossdock.runtime.files import label_of, open_regular
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.kept import Folder, key
 from crossdock.runtime.lazy_graph import lazy
-from crossdock.runtime.limits import Limits, limits_of
+from crossdock.runtime.loaders.source import ModelFile
 from crossdock.runtime.sources import stamp
 from crossdock.runtime.tensor import DTYPES, TensorSpec
 
 FOLDER = Folder("graphs", 1 << 20)
-_PIECE = 1 << 20
+ALL = 1 << 24
+"""Bytes that all of them may take."""
 
 Load = Callable[[], Graph]
 """Loads a graph; raises LoadError."""
 
 
-def origin_of(digest: str, limits: Limits | None) -> str:
+def origin_of(file: ModelFile) -> str:
     """What a graph is made from: a model's content, its limits, and the loader."""
-    return key("graph", stamp(), digest, repr(limits_of(limits)))
-
-
-def digest_of_file(path: Path, limits: Limits | None) -> str | None:
-    """SHA-256 of a model file within the limits; None for one that the loader will complain of."""
-    try:
-        descriptor = open_regular(path, label_of(path))
-    except LoadError:
-        return None
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        if not 0 < os.fstat(descriptor).st_size <= limits_of(limits).file_bytes:
-            return None
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return key("graph", stamp(), file.digest, repr(file.limits))
 
 
 def found(origin: str, load: Load) -> Graph | None:
@@ -55,22 +38,19 @@ def found(origin: str, load: Load) -> Graph | None:
     if content is None:
         return None
     told = json.loads(content)
-    whole = cache(load)
-    inputs = _specs(told["inputs"])
+    inputs, outputs = _specs(told["inputs"]), _specs(told["output_specs"])
     static = all(spec.is_static for spec in inputs.values())
-    made = lazy(
-        told["name"],
-        inputs,
-        told["outputs"],
-        _specs(told["output_specs"]),
-        whole,
-        rebuild=None if static else partial(_rebuilt, origin, whole),
-    )
+    whole = load if static else cache(load)
+    rebuild = None if static else partial(_rebuilt, origin, whole)
+    made = lazy(told["name"], inputs, told["outputs"], outputs, whole, rebuild=rebuild)
     return made.came_from(origin)
 
 
-def remembered(graph: Graph, origin: str) -> Graph:
-    """A graph just loaded: its outside is kept, as is that of what it becomes with its sizes."""
+def remembered(graph: Graph, origin: str, load: Load) -> Graph:
+    """A graph just loaded: its outside is kept, as is that of what it becomes with its sizes.
+
+    ``load`` gets it once more.
+    """
     if graph.staged is not None:
         return graph
     told = {
@@ -79,11 +59,15 @@ def remembered(graph: Graph, origin: str) -> Graph:
         "outputs": dict(graph.outputs),
         "output_specs": _plain(graph.output_specs),
     }
-    FOLDER.save(origin, json.dumps(told).encode())
-    if graph.rebuild is None:
-        return graph.came_from(origin)
-    made = replace(graph, rebuild=partial(_rebuilt, origin, lambda: graph))
-    return made.came_from(origin)
+    text = json.dumps(told).encode()
+    if FOLDER.make_room(len(text), ALL):
+        FOLDER.save(origin, text)
+    if graph.rebuild is not None:
+        made = replace(graph, rebuild=partial(_rebuilt, origin, lambda: graph))
+        return made.came_from(origin)
+    outputs = graph.output_specs
+    lazily = lazy(graph.name, graph.inputs, graph.outputs, outputs, load).filled(graph)
+    return lazily.came_from(origin)
 
 
 def _rebuilt(origin: str, load: Load, specs: dict[str, TensorSpec]) -> Graph:
@@ -96,7 +80,7 @@ def _rebuilt(origin: str, load: Load, specs: dict[str, TensorSpec]) -> Graph:
         return rebuild(specs)
 
     kept = found(bound, whole)
-    return kept if kept is not None else remembered(whole(), bound)
+    return kept if kept is not None else remembered(whole(), bound, whole)
 
 
 def _plain(specs: Mapping[str, TensorSpec]) -> dict[str, list[Any]]:

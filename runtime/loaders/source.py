@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,7 +62,7 @@ def read(source: Sourced, limits: Limits | None = None) -> Source:
             _check_model(len(source), label, limits)
         return Source(bytes(source), label, limits=limits)
     if isinstance(source, str | os.PathLike):
-        return _from_path(Path(os.fspath(source)), limits)
+        return ModelFile(Path(os.fspath(source)), limits).source()
     method = getattr(source, "read", None)
     if callable(method):
         return _from_file(source, method, limits)
@@ -83,10 +86,36 @@ def _from_file(source: BinaryIO, method: Callable[[int], object], limits: Limits
     return Source(data, label, limits=limits)
 
 
-def _from_path(path: Path, limits: Limits) -> Source:
-    label = label_of(path)
-    data = read_regular(path, label, limits)
-    return Source(data, label, *_folders(path), limits, _linked(path))
+class ModelFile:
+    """A model's file, held open: it can be read again whatever becomes of its name.
+
+    ``digest`` is the SHA-256 of what it held when it was opened.
+    """
+
+    def __init__(self, path: Path, limits: Limits | None) -> None:
+        """Raises what ``read`` does."""
+        self.limits = limits_of(limits)
+        self.label = label_of(path)
+        self._descriptor = open_regular(path, self.label)
+        weakref.finalize(self, os.close, self._descriptor).atexit = False
+        self._facts = (*_folders(path), self.limits, _linked(path))
+        _check_model(os.fstat(self._descriptor).st_size, self.label, self.limits)
+        with self._file() as file:
+            self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _file(self) -> FileIO:
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        return FileIO(self._descriptor, closefd=False)
+
+    def source(self) -> Source:
+        """Its content; raises LoadError where that has changed."""
+        with self._file() as file:
+            data = file.readall()
+        if hashlib.sha256(data).hexdigest() != self.digest:
+            raise LoadError(
+                f"{self.label}: the file has changed since it was loaded; load it again"
+            )
+        return Source(data, self.label, *self._facts)
 
 
 def _linked(path: Path) -> bool:

@@ -19,6 +19,7 @@ from crossdock.runtime.passes.batch_norm import expand_batch_norm
 from crossdock.runtime.passes.constants import fold_constants
 from crossdock.runtime.passes.epilogue import fuse_epilogue
 from crossdock.runtime.passes.fuse import fuse_elementwise
+from crossdock.runtime.passes.gelu import fuse_gelu
 from crossdock.runtime.passes.matmul import fuse_bias, merge_products
 from crossdock.runtime.passes.normalization import fold_affine
 from crossdock.runtime.passes.prune import prune
@@ -29,6 +30,7 @@ PASSES: dict[str, Pass] = {
     "fold-constants": fold_constants,
     "fold-affine": fold_affine,
     "expand-batch-norm": expand_batch_norm,
+    "fuse-gelu": fuse_gelu,
     "fuse-attention": fuse_attention,
     "fuse-bias": fuse_bias,
     "merge-products": merge_products,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ KIND = "float32"
 RESIDUAL = FusedBody(
     (FusedStep("add", {}, (0, 1), KIND, (KIND, KIND)), FusedStep("gelu", {}, (-1,), KIND, (KIND,)))
 )
+ADDED = FusedBody(RESIDUAL.steps[:1])
 RELU = FusedBody((FusedStep("relu", {}, (0,), KIND, (KIND,)),))
 
 
@@ -66,22 +69,26 @@ def test_few_registers(monkeypatch: pytest.MonkeyPatch) -> None:
         check("fused_matmul", arrays, {"body": RESIDUAL}, (1, 2), name=NAME, tolerance=1e-6)
 
 
-def test_the_baseline_that_calls_blas_is_right_too() -> None:
-    arrays = [drawn(9, 20), drawn(20, 40), drawn(40), drawn(9, 40)]
+SINE = FusedBody((FusedStep("sin", {}, (0,), KIND, (KIND,)), RESIDUAL.steps[0]))
+
+
+def test_what_calls_the_c_library_follows_blas() -> None:
+    body = FusedBody((SINE.steps[0], replace(SINE.steps[1], args=(-1, 1))))
+    name = "cpu.fused_matmul.blas"
     for threads in (1, 2):
-        check(
-            "fused_matmul", arrays, {"body": RESIDUAL}, (1, 2), name="cpu.fused_matmul.blas",
-            tolerance=1e-6, threads=threads,
-        )  # fmt: skip
-    check("fused_matmul", [*arrays[:3], None], {}, (1, 2), name="cpu.fused_matmul.blas",
-          tolerance=1e-6)  # fmt: skip
+        for bias, residual in ((drawn(40), drawn(9, 40)), (None, drawn(9, 40))):
+            arrays = [drawn(9, 20), drawn(20, 40), bias, residual]
+            check(
+                "fused_matmul", arrays, {"body": body}, (1, 2), name=name, tolerance=2e-6,
+                threads=threads,
+            )  # fmt: skip
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 120), st.integers(1, 70), st.integers(0, 9))
 def test_any_size(m: int, n: int, k: int, seed: int) -> None:
     arrays = [drawn(m, k, seed=seed), drawn(k, n, seed=seed + 1), drawn(n), drawn(m, n, seed=seed)]
-    check("fused_matmul", arrays, {"body": RESIDUAL}, (1, 2), name=NAME, tolerance=2e-6, threads=2)
+    check("fused_matmul", arrays, {"body": ADDED}, (1, 2), name=NAME, tolerance=2e-6, threads=2)
 
 
 def test_bits_do_not_hang_on_where_the_work_is_cut() -> None:
@@ -101,6 +108,7 @@ def test_what_does_not_fit_is_refused_with_the_reason() -> None:
         ("matmul", [a.astype(np.float64), b.astype(np.float64)], {}, (1,), "float32"),
         ("matmul", [drawn(2, 4, 6), drawn(2, 6, 5)], {}, (1,), "batch"),
         ("gemm", [a, b, c], {}, (1, 2), "addend"),
+        ("gemm", [a, drawn(5, 6), None], {"b_transpose": True}, (1,), "few rows"),
         ("gemm", [drawn(6, 4), b, None], {"a_transpose": True}, (1,), "transposed"),
         ("fused_matmul", [a, b, None, None], {"body": tall}, (1,), "C library"),
     ]

@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 
 import crossdock as xd
 from crossdock.devices import cpu_llvm, registry
+from crossdock.kernels import table
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime import explain, kept, prepare, record_file, records, settings
 from crossdock.runtime.errors import CacheWarning, LoadError
@@ -156,10 +157,27 @@ def test_the_model_itself_is_loaded_when_looked_at(folder: Path, model: Path) ->
     assert graph.inputs == {"x": whole.inputs["x"]}
     assert [n.op for n in graph.nodes] == [n.op for n in whole.nodes]
     assert graph.digest() == whole.digest()
+    kept = xd.load(model)
+    model.unlink()
+    assert [n.op for n in kept.nodes] == [n.op for n in whole.nodes]  # the file is held open
+    write_model(model)
     other = xd.load(model)
-    write_model(model, scale=2.0)
+    model.write_bytes(model.read_bytes()[::-1])
     with pytest.raises(LoadError, match=r"small\.onnx: the file has changed since it was loaded"):
         _ = other.constants
+
+
+def test_weights_are_not_held_twice(folder: Path, model: Path) -> None:
+    graph = xd.load(model)
+    with xd.compile(graph, "cpu:0", threads=1, measure=0.05) as session:
+        session.run({"x": X})
+        assert isinstance(graph, LazyGraph)
+        inside = session.ready().program.graph
+        assert "constants" not in graph.__dict__
+        assert "constants" not in inside.__dict__
+        assert set(graph.constants) == set(xd.load(model).constants)
+        assert {v for n in inside.nodes for v in n.operands} <= {*inside.specs}
+        assert records.NOTE not in session.receipt.notes
 
 
 def test_sizes_bound_later(folder: Path, tmp_path: Path, prepared: list[str]) -> None:
@@ -225,6 +243,38 @@ def test_what_is_made_differently_is_not_kept(folder: Path, model: Path) -> None
     with xd.compile(graph, "cpu:0", threads=1, resident={"x": X}):
         pass
     assert not folder.exists()
+
+
+def test_array_code_is_made_again(folder: Path, tmp_path: Path, prepared: list[str]) -> None:
+    """An op without a native kernel among others that have one."""
+    path = tmp_path / "sum.onnx"
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("CumSum", ["r", "axis"], ["s"], reverse=1),
+        helper.make_node("Exp", ["s"], ["y"]),
+    ]
+    info = [helper.make_tensor_value_info(n, 1, (3, 4)) for n in "xy"]
+    axis = numpy_helper.from_array(np.array(1, np.int64), "axis")
+    graph = helper.make_graph(nodes, "sum", info[:1], info[1:], [axis])
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    x = RNG.standard_normal((3, 4), np.float32)
+    first = run(path, x)
+    with xd.compile(xd.load(path), "cpu:0", threads=1, measure=0.05) as session:
+        assert "array" in {step.kernel for step in session.plan.launches()}
+        np.testing.assert_array_equal(session.run({"x": x})["y"], first)
+    assert prepared == ["sum"]
+
+
+def test_what_third_parties_make_is_not_kept(
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def everyone() -> list[str]:
+        return [f"{k.op} {k.name}" for kernels in table._KERNELS.values() for k in kernels]
+
+    monkeypatch.setattr(table, "foreign_names", everyone)
+    run(model)
+    assert files(folder) == []
 
 
 Harm = Callable[[Path], object]
