@@ -119,7 +119,7 @@ def test_a_step_that_fails_is_told_of_and_gives_its_instance_back(
         def fail() -> None:
             raise raised
 
-        instance.calls = (fail,)
+        instance.calls = instance.brief = (fail,)
         with pytest.raises(expected, match=said):
             session.run(feeds)
         assert list(session.ready().pool.free) == [instance]

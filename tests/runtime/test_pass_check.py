@@ -176,5 +176,5 @@ def test_a_graph_records_its_passes_and_a_plan_runs_by_those_it_was_made_with() 
     with pytest.raises(StalePlan, match="'prune', which is to be left out"):
         xd.compile(graph, "cpu:0", plan=plan, skip_passes=["prune"])
     other = replace(plan, passes=("gone", *plan.passes))
-    with pytest.raises(StalePlan, match="passes gone, fold-constants"):
+    with pytest.raises(StalePlan, match="passes gone, "):
         xd.compile(graph, "cpu:0", plan=other)
