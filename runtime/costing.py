@@ -131,9 +131,22 @@ def _unbuilt(info: DeviceInfo, kernels: Sequence[Kernel], key: str) -> Refusal:
     return Refusal(said, Cause.BROKEN)
 
 
+COMMON = 80
+"""Ranks from which on a kernel is one for any op, written for none."""
+
+
 def _seconds(offer: Offer) -> float:
-    """Predicted seconds; an unknown cost is taken only where all are unknown, best rank first."""
-    return math.inf if offer.estimate.seconds is None else offer.estimate.seconds
+    """Predicted seconds, by which the kernel is chosen.
+
+    An unknown cost is taken only where all are unknown, best rank first. A kernel for any op counts
+    with the upper end of its interval: it has to be the faster one for sure. What else runs on a
+    machine while it is measured slows kernels of several threads most, and those of one, as array
+    calls are, least.
+    """
+    found = offer.estimate
+    if found.seconds is None:
+        return math.inf
+    return found.seconds if offer.kernel.rank < COMMON or found.high is None else found.high
 
 
 def read_costs(path: Path) -> dict[str, Any]:

@@ -26,10 +26,12 @@ BATCH_SECONDS = 2e-4
 MOST_RUNS = 64
 LONG_SECONDS = 5e-3
 """Kernels that take longer are run once a command buffer."""
-EACH = 2
+MOST = 8
 """Command buffers run for a sample."""
+AGREE = 1.1
+"""The two best of them are no further apart where nothing disturbed them."""
 LONG = 0.05
-"""Seconds after which one is enough."""
+"""Seconds after which no more are run."""
 COLD_BYTES = 8 << 20
 """Constants that fill this much are out of a core's own caches when they are read again."""
 MOST_COPIES = 8
@@ -60,16 +62,17 @@ class Trial:
     def sample(self) -> float:
         """Seconds of one run now: of all in the command buffer after the first, shared out.
 
-        The best of a few command buffers: what disturbs makes a run longer, never shorter.
+        The best of a few command buffers: what disturbs makes a run longer, never shorter. It is
+        believed when another takes about as long.
         """
-        best, spent = math.inf, 0.0
-        for _ in range(EACH):
-            seconds = _run(self.device, self.commands, self.runs, self.steps)
-            best, spent = min(best, seconds), spent + seconds * self.runs
-            if spent > LONG:
+        taken: list[float] = []
+        while len(taken) < MOST and sum(taken) * self.runs <= LONG:
+            taken.append(_run(self.device, self.commands, self.runs, self.steps))
+            taken.sort()
+            if len(taken) > 1 and taken[1] <= AGREE * taken[0]:
                 break
-        self.seconds = min(self.seconds, best)
-        return best
+        self.seconds = min(self.seconds, taken[0])
+        return taken[0]
 
     def keep(self, seconds: float, pace: float) -> None:
         """Note a sample that was taken at this pace."""
