@@ -17,6 +17,8 @@ from crossdock.runtime.program import Program, Segment
 
 FACTOR = 10.0
 """How many times its predicted seconds a device may take."""
+_KNOWN = ("measured", "fitted")
+"""Sources of a prediction that are worth anything here."""
 
 
 class Progress:
@@ -45,9 +47,10 @@ class Progress:
     def look(self) -> None:
         """End the run where one of its devices is lost, or takes too long.
 
-        That is ``FACTOR`` times what is predicted for all that the device was given, by all runs,
-        and has not done, and at least ``floor``. The time of a segment counts from when it was
-        first seen to be next, and only while this process looks: it may have been stopped.
+        Allowed are ``FACTOR`` times what is predicted for all that the device was given, by all
+        runs, and has not done, where a step that nothing is known of counts as ``floor``; and
+        ``floor`` at least. The time of a segment counts from when it was first seen to be next, and
+        only while this process looks: it may have been stopped.
         """
         for device in self.program.devices.values():
             if device.gone:
@@ -58,9 +61,9 @@ class Progress:
             took = now - self._since.setdefault(head.index, now)
             if took <= self.floor:
                 continue
-            predicted = sum(run.outstanding(head.device) for run in list(_ACTIVE))
-            if took > max(self.floor, FACTOR * predicted):
-                self.end(_hung(self.program, head, took, predicted))
+            allowed = sum(run.outstanding(head.device) for run in list(_ACTIVE))
+            if took > max(self.floor, allowed):
+                self.end(_hung(self.program, head, took))
                 return
 
     def _head(self, parts: Sequence[Segment]) -> Segment | None:
@@ -72,10 +75,10 @@ class Progress:
         return None
 
     def outstanding(self, device: str) -> float:
-        """Predicted seconds of what a device was given by this run and has not done."""
+        """Seconds allowed for what a device was given by this run and has not done."""
         steps, segments = self.program.plan.steps, self.program.segments
         return sum(
-            steps[step].seconds
+            FACTOR * steps[step].seconds if steps[step].source in _KNOWN else self.floor
             for index in tuple(self.begun)
             if segments[index].device == device and not self.done(index)
             for step in segments[index].steps
@@ -126,8 +129,9 @@ def look_around() -> None:
         progress.look()
 
 
-def _hung(program: Program, part: Segment, took: float, predicted: float) -> DeviceHung:
+def _hung(program: Program, part: Segment, took: float) -> DeviceHung:
     names = [program.plan.steps[i].name for i in part.steps]
+    predicted = sum(program.plan.steps[i].seconds for i in part.steps)
     what = f"{names[0]!r:.80}" + (f" and {len(names) - 1} more steps" if len(names) > 1 else "")
     kind = "the copy of " if program.plan.steps[part.steps[0]].kind == "copy" else ""
     return DeviceHung(
