@@ -105,33 +105,39 @@ def test_matmul_node(versus: Any) -> None:
         versus(ours, many, rounds=50, nodes=NODES, runs=ROW)
 
 
-@pytest.mark.parametrize("callers", [1, 2, 4, 16])
-@pytest.mark.benchmark(group="overhead")
-def test_callers(callers: int, versus: Any) -> None:
-    """1,600 runs of one session, shared by so many threads; onnxruntime's beside it.
-
-    A run is a product of 192x192 matrices. Callers scale where a run's time in machine code, which
-    holds no lock, does.
-    """
+def product(side: int) -> tuple[Any, bytes, Any]:
+    """A product of square matrices, as a graph and as an ONNX model, and what it is fed."""
     rng = np.random.default_rng(0)
-    weight, feed = (rng.random((192, 192), dtype=np.float32) for _ in range(2))
+    weight, feed = (rng.random((side, side), dtype=np.float32) for _ in range(2))
     b = xd.GraphBuilder()
-    graph = b.build({"y": b.matmul(b.input("x", (192, 192)), b.constant(weight))})
+    graph = b.build({"y": b.matmul(b.input("x", (side, side)), b.constant(weight))})
+    return graph, onnx_chain(1, "MatMul", weight), feed
+
+
+@pytest.mark.parametrize("callers", [1, 2, 4, 16])
+@pytest.mark.parametrize(("side", "runs"), [(4, 16000), (192, 1600)], ids=["4x4", "192x192"])
+@pytest.mark.benchmark(group="overhead")
+def test_callers(side: int, runs: int, callers: int, versus: Any) -> None:
+    """Runs of one session, shared by so many threads; onnxruntime's beside it.
+
+    A run is a product of matrices. Callers scale where a run's time in machine code, which holds no
+    lock, does; runs of some microseconds go on one after the other, without waiting for each other.
+    """
+    graph, model, feed = product(side)
 
     def shared(run: Any) -> None:
         def some(_: int) -> None:
-            for _ in range(1600 // callers):
+            for _ in range(runs // callers):
                 run()
 
         list(threads.map(some, range(callers)))
 
     others = {}
     if peers.installed("onnxruntime"):
-        model = onnx_chain(1, "MatMul", weight)
         peer = peers.onnxruntime(model, {"v0": feed}, 1)
         others["onnxruntime"] = lambda: shared(peer)
     with ThreadPoolExecutor(callers) as threads, xd.compile(graph, "cpu:0", threads=1) as session:
-        versus(lambda: shared(lambda: session.run({"x": feed})), others, rounds=5, runs=1600)
+        versus(lambda: shared(lambda: session.run({"x": feed})), others, rounds=5, runs=runs)
 
 
 @pytest.mark.benchmark(group="overhead")

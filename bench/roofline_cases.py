@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 import crossdock as xd
-from crossdock.devices import probe_rates
-from crossdock.devices.base import Device
+from crossdock.devices import probe_kernels, probe_rates
+from crossdock.devices.base import Device, Queue, Span
 from crossdock.devices.probe_trials import Bench
+from crossdock.devices.program import Out
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime import costing
 from crossdock.runtime.plan import Constraints
@@ -124,9 +125,10 @@ def calls(build: Build) -> list[OpCall]:
 
 
 class Ceiling:
-    """What a device does at best, now: multiply-adds in registers, and a copy."""
+    """What a device does at best, now: multiply-adds in registers, a copy, launches of nothing."""
 
     SPAN = 2e-3
+    LAUNCHES = 32
 
     def __init__(self, device: Device, nbytes: float) -> None:
         effort = probe_rates.FULL
@@ -135,10 +137,26 @@ class Ceiling:
         self._bench = Bench(device)
         self._flops = probe_rates.multiply_adds(self._bench, "float32", self.SPAN)
         self._bytes = probe_rates.copying(self._bench, effort, size)
+        tiny = probe_kernels.tiny(probe_kernels.kinds_of(device.info)[0])
+        slots = {Out(0): self._bench.buffer("tiny", 64)}
+        self._launches = self._bench.record([(tiny, slots)] * (self.LAUNCHES + 1))
 
-    def sample(self) -> tuple[float, float]:
-        """Operations and bytes a second; the bytes for a copy of as many as were given."""
-        return self._flops(), self._bytes()
+    def sample(self) -> tuple[float, float, float]:
+        """Operations and bytes a second, for a copy of as many as were given; seconds a launch."""
+        return self._flops(), self._bytes(), self._launch()
+
+    def _launch(self) -> float:
+        """Seconds of one launch more, timed as kernels are: step by step on the device's clock."""
+        spans: list[Span] = []
+
+        def execute(queue: Queue) -> None:
+            event = queue.execute(self._launches, (), spans)
+            queue.flush()
+            if event is not None:
+                event.wait()
+
+        self._bench.device.call("compute", execute)
+        return max(spans[-1].end - spans[0].end, 1e-9) / self.LAUNCHES if spans else 0.0
 
     def close(self) -> None:
         """Give the memory back."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import bisect
 import copy
 import enum
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -25,7 +26,8 @@ import numpy as np
 from crossdock.devices.gauge import Gauge
 from crossdock.devices.program import Step
 from crossdock.devices.worker import Worker as Worker
-from crossdock.runtime.errors import DeviceError, Error, Timeout
+from crossdock.runtime import settings
+from crossdock.runtime.errors import DeviceError, DeviceHung, DeviceLost, Error, Timeout
 from crossdock.runtime.tensor import Array, TensorSpec
 
 T = TypeVar("T")
@@ -233,7 +235,7 @@ class Device(ABC):
                 event.wait()
 
         if source.nbytes:
-            self.call("upload", write)
+            self.call("upload", write, settings.watchdog() + source.nbytes / SLOWEST)
         return buffer
 
     @abstractmethod
@@ -263,10 +265,27 @@ class Device(ABC):
                 queue.feeder = Worker(f"crossdock {self.info.id} {role}")
             return queue.feeder
 
-    def call(self, role: str, job: Callable[[Queue], T]) -> T:
+    def renew(self, role: str) -> None:
+        """Give the queue of this role another thread, which does what its own has not begun.
+
+        For a thread that waits for what never comes; it ends when that comes after all.
+        """
+        queue = self.queues[role]
+        with _WORKERS_LOCK:
+            stuck, queue.feeder = queue.feeder, None
+        if stuck is not None:
+            worker = self.worker(role)
+            for job in stuck.leave():
+                worker.post(job)
+
+    def call(self, role: str, job: Callable[[Queue], T], limit: float = math.inf) -> T:
         """Run ``job`` with the queue of this role on its worker; returns or raises what it does.
 
         For work beside the runs of a plan, which may use the queue at the same time.
+
+        Raises:
+            DeviceHung: it has not ended after ``limit`` seconds.
+            DeviceLost: the device was lost meanwhile.
         """
         queue, worker = self.queues[role], self.worker(role)
         if threading.current_thread() is worker.thread:
@@ -284,13 +303,23 @@ class Device(ABC):
                 done.set()
 
         worker.post(run)
-        done.wait()
+        left = limit  # counted in turns: the process may be stopped meanwhile
+        while not done.wait(min(TURN, left)):
+            name, left = self.info.id, left - TURN
+            if self.gone:
+                raise DeviceLost(f"{name} was lost ({self.gone})", device=name)
+            if left <= 0:
+                raise DeviceHung(f"{name}/{role} does nothing for {limit:.1f} s", device=name)
         if errors:
             raise errors.pop()
         return results.pop()
 
 
 _WORKERS_LOCK = threading.Lock()
+TURN = 0.1
+"""Seconds that who waits for a device does not look whether it is lost."""
+SLOWEST = 1e7
+"""Bytes a second that a device takes at the least, or it hangs."""
 
 
 class Timeline:

@@ -10,7 +10,7 @@ device is one of the simulated kind, ``sim:NAME``, and computes as the device in
 ``sticky``      the call raises LaunchError, and so does every later call
 ``lost``        the call raises DeviceLost, and so does every later call
 ``hang``        what the call asks for is not done for ``seconds``; nor is what follows in its queue
-``corrupt``     the copy arrives with bit ``bit`` flipped
+``corrupt``     the copy arrives with bit ``bit`` flipped, or with a chance another one each time
 ``short``       only the first half of the copy arrives
 ``slow``        this call of the queue and all that follow take ``factor`` times as long
 ``early``       the call says that all is done, and does it ``seconds`` later, or never
@@ -132,7 +132,9 @@ class FaultPlan:
             nth = self._counts.get(call, 0)
             self._counts[call] = nth + 1
             drawn = self._random.setdefault((call, role), random.Random(f"{self.seed}{call}{role}"))
-            found = [f for f in self.faults if f.at == call and _happens(f, nth, drawn)]
+            found = [
+                _moved(f, nth) for f in self.faults if f.at == call and _happens(f, nth, drawn)
+            ]
             self.injected += [Injected(f.kind, call, nth) for f in found]
             return found
 
@@ -143,6 +145,11 @@ class FaultPlan:
 
 def _happens(fault: Fault, nth: int, drawn: random.Random) -> bool:
     return drawn.random() < fault.probability if fault.nth is None else fault.nth == nth
+
+
+def _moved(fault: Fault, nth: int) -> Fault:
+    """The fault with a bit of its own for each call, where it may happen at several."""
+    return fault if fault.nth is not None else replace(fault, bit=fault.bit + 97 * nth)
 
 
 class FaultEvent(Event):
@@ -274,7 +281,7 @@ class FaultQueue(Queue):
                 self._factor = fault.factor
             elif fault.kind == "hang":
                 self._hung = max(self._hung, time.monotonic() + fault.seconds)
-                self.device.fail("")
+                self.device.hang()
             elif fault.kind == "early":
                 self._late.append((time.monotonic() + fault.seconds, work))
                 return None
@@ -328,19 +335,24 @@ def _flipped(array: Array, bit: int) -> Array:
 class FaultDevice(Device):
     """An opened device, with faults.
 
-    ``after`` counts the calls that came after a fatal fault, but for those within ``GRACE``.
+    ``after`` counts the calls that came after a fatal fault, or after the device was found to hang,
+    but for those within ``GRACE``.
     """
 
     def __init__(
-        self, inner: Device, plan: Sequence[Fault] | FaultPlan, seed: int = 0, name: str = "faulty"
+        self,
+        inner: Device,
+        plan: Sequence[Fault] | FaultPlan,
+        seed: int = 0,
+        name: str | None = "faulty",
     ) -> None:
-        """``name`` makes it ``sim:NAME``."""
+        """``name`` makes it ``sim:NAME``; None leaves the id of the device inside."""
         self.inner = inner
         self.faults = plan if isinstance(plan, FaultPlan) else FaultPlan(plan, seed)
         self.gauge = inner.gauge
         self.info: DeviceInfo = replace(
             inner.info,
-            id=f"{sim.KIND}:{name}",
+            id=inner.info.id if name is None else f"{sim.KIND}:{name}",
             fingerprint=f"{inner.info.fingerprint}|with faults as {name}",
         )
         made: dict[int, FaultQueue] = {}
@@ -351,6 +363,7 @@ class FaultDevice(Device):
         self.submits = inner.submits_at_once or "events" in inner.info.caps
         self.after = 0
         self._failed = math.inf  # when a fatal fault happened
+        self._hangs = False
         self._sticks: DeviceError | None = None
         self._give_up = threading.Event()
 
@@ -371,10 +384,16 @@ class FaultDevice(Device):
 
     def touch(self) -> None:
         """Note a call; raises what every call does after a fault that stays."""
+        if self._failed == math.inf and self._hangs and self.gone:
+            self._failed = time.monotonic()
         if time.monotonic() > self._failed + GRACE:
             self.after += 1
         if self._sticks is not None:
             raise self._sticks
+
+    def hang(self) -> None:
+        """From when it is noticed on calls are counted; nobody can know before."""
+        self._hangs = True
 
     def fail(self, kind: str) -> None:
         """From now on calls are counted; ``sticky`` and ``lost`` make them fail, too."""

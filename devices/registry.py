@@ -7,6 +7,7 @@ entry names are kind names.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import threading
@@ -88,16 +89,36 @@ def _why_lost(device_id: str) -> str:
     return f"{device_id} was lost ({_LOST[device_id]})"
 
 
-def lose(device_id: str, why: str) -> None:
-    """Count a device as lost: it is not called any more, and not opened until ``rescan``.
+def lose(device: Device, why: str) -> None:
+    """Count an open device as lost: it is not called any more, and not opened until ``rescan``.
 
     What is open of it is dropped without being closed, which could take for ever. Of the host only
-    the computing is lost: its memory goes on feeding the others.
+    the computing is lost: its memory goes on feeding the others. One that was lost before stays so,
+    whatever was opened in its place since.
     """
+    name = device.info.id
     with _LOCK:
-        _LOST.setdefault(device_id, why)
-        for key in [key for key in _OPEN if key[0] == device_id and device_id != HOST]:
-            _OPEN.pop(key).gone = why
+        if device.gone:
+            return
+        if name == HOST:
+            _LOST.setdefault(name, why)
+            return
+        device.gone = why
+        opened = {key: found for key, found in _OPEN.items() if key[0] == name}
+        if any(found is device for found in opened.values()):
+            _LOST[name] = why
+            for key, found in opened.items():
+                found.gone = why
+                del _OPEN[key]
+
+
+def bury(thing: object) -> None:
+    """Keep something for as long as the process lives, its end included.
+
+    What a device that hangs may still write to must not be freed, and drivers wait for what is
+    under way when they are asked to forget it.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def lost() -> Mapping[str, str]:

@@ -97,6 +97,15 @@ class Worker:
             self._stop = True
             self._wake.notify()
 
+    def leave(self) -> list[Callable[[], None]]:
+        """End the thread after the job that it is at; the jobs that it has not begun."""
+        with self._wake:
+            self._stop = True
+            jobs = list(self._jobs)
+            self._jobs.clear()
+            self._wake.notify()
+            return jobs
+
     def _run(self) -> None:
         while True:
             with self._wake:

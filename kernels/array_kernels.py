@@ -19,6 +19,11 @@ KINDS = ("cpu", "sim", "cuda")
 NUMPY = ("cpu", "sim")
 """Kinds whose arrays are numpy's; the others' libraries have no bfloat16."""
 
+NAME = "array"
+COMPILED = frozenset({"fused_matmul", "fused_attention"})
+"""Ops that passes make of several, for kernels that do them at once; arrays are for where there is
+no such kernel."""
+
 UFUNCS = {
     "add": "add", "sub": "subtract", "mul": "multiply", "abs": "absolute", "neg": "negative",
     "exp": "exp", "log": "log", "sqrt": "sqrt", "sin": "sin", "cos": "cos", "tan": "tan",
@@ -31,6 +36,8 @@ UFUNCS = {
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     if Cap.ARRAY not in device.caps:
         return Refusal(f"{device.id} runs no array calls", Cause.LACKS)
+    if call.op in COMPILED and (found := table.other_than(NAME, call, device)) is not None:
+        return f"{found} does it in one pass, and arrays in several"
     if device.kind in NUMPY:
         return None
     if table.op(call.op).host:
@@ -40,7 +47,7 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     return None
 
 
-@kernel("array", "*", KINDS, when=_fits, rank=90)
+@kernel(NAME, "*", KINDS, when=_fits, rank=90)
 def lower_array(call: OpCall, _device: DeviceInfo) -> Lowered:
     """Lower an op to one array call over all of its operands."""
     return Lowered((array_call(call, array_function(table.op(call.op), call)),))

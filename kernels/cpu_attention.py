@@ -15,7 +15,7 @@ import numpy as np
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Argument, In, Lowered, NativeCall, Out, Scalar
-from crossdock.kernels.cpu_attention_panel import WORDS, AttentionWriter, Form
+from crossdock.kernels.cpu_attention_panel import BITS, WORDS, AttentionWriter, Form
 from crossdock.kernels.cpu_conv_pack import tile_shape
 from crossdock.kernels.cpu_ir import compiled
 from crossdock.kernels.cpu_rows import words
@@ -60,6 +60,7 @@ def lower_attention(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG00
         attrs["causal_offset"] is not None, bool(attrs["softcap"]), attrs.get("hidden_zero", True),
     )  # fmt: skip
     scale = 1 / math.sqrt(sizes.width) if attrs["scale"] is None else attrs["scale"]
+    scale *= 1.0 if form.capped else BITS
     slots: dict[str, Argument] = {
         "out": Out(0), "q": In(0), "k": In(1), "v": In(2), "bias": In(3) if there else In(0),
         "scale": Scalar(np.float64(scale)), "cap": Scalar(np.float64(attrs["softcap"] or 1.0)),

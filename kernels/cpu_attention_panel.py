@@ -21,6 +21,10 @@ KEYS = 64
 """Keys whose scores an item holds at a time: they, a block of queries and its results fit the
 first-level cache."""
 UNROLL = 4
+BITS = 1 / math.log(2)
+"""Scores are exponents of 2: those of e times this."""
+LOWEST = -3.4028234663852886e38
+"""The lowest float32."""
 WORDS = (
     "out", "q", "k", "v", "bias", "length", "keys", "heads", "each", "blocks", "vectors",
     "q_first", "q_batch", "q_head", "q_row", "k_first", "k_batch", "k_head", "k_row",
@@ -50,6 +54,16 @@ class Form:
         return f"{self.width} {self.out_width} {self.bias} {flags}"
 
 
+def by_base_2(v: Vector, bias: Value) -> Value:
+    """A bias as an exponent of 2; the lowest finite ones, which hide keys, stay finite."""
+    made = v.arith("*", bias, v.const("float32", BITS))
+    lowest = v.const("float32", LOWEST)
+    low = v.logic(
+        "and", v.compare("<", made, lowest), v.compare(">", bias, v.const("float32", -math.inf))
+    )
+    return v.select(low, lowest, made)
+
+
 @dataclass(frozen=True)
 class Block:
     """``count`` vectors of queries of one head; where its operands and results begin."""
@@ -76,7 +90,7 @@ class AttentionWriter:
         self.queries = code.stack(self.kind, wide * self._whole(form.width))
         self.results = code.stack(self.kind, wide * self._whole(form.out_width))
         self.scores = code.stack(self.kind, wide * KEYS)
-        self.sums = code.stack(self.kind, wide)
+        self.factors = code.stack(self.kind, wide)
         self.square = code.stack(self.kind, shape.lanes)
         self.scale, self.cap = (
             code.let(f"fptrunc double {code.let(f'bitcast i64 {self.w[n]} to double')} to float")
@@ -113,7 +127,7 @@ class AttentionWriter:
             self.write_results(block)
 
     def along_keys(self, block: Block, n: int) -> None:
-        """Chunks of keys, in order, for ``n`` vectors of queries; leaves results and their sums."""
+        """Chunks of keys, in order, for ``n`` vectors of queries; leaves results and factors."""
         code, v = self.code, self.v
         zero, lowest = v.const("float32", 0.0).name, v.const("float32", -math.inf).name
         with code.loop(0, n * self.form.out_width) as all_results:
@@ -133,8 +147,16 @@ class AttentionWriter:
             totals = self.raise_scores(n, count, shifts, start)
             self.add_values(block, chunk.index, count, less)
             chunk.next = [*most, *totals]
-        for j, total in enumerate(chunk.values[n:]):
-            code.store(self.kind, total, code.at(self.sums, self.kind, j))
+        for j, (top, total) in enumerate(zip(chunk.values[:n], chunk.values[n:], strict=True)):
+            factor = self.factor_of(Value(top, "float32"), Value(total, "float32"))
+            code.store(self.kind, factor.name, code.at(self.factors, self.kind, j))
+
+    def factor_of(self, top: Value, total: Value) -> Value:
+        """What results are multiplied by: 0 or NaN for queries that see no key."""
+        v = self.v
+        hidden = v.compare("==", top, v.const("float32", -math.inf))
+        none = v.const("float32", 0.0 if self.form.zero else math.nan)
+        return v.select(hidden, none, v.arith("/", v.const("float32", 1.0), total))
 
     def last_key(self, block: Block) -> str:
         """How many keys any query of the block sees."""
@@ -188,15 +210,11 @@ class AttentionWriter:
         return reader.load_masked(at, 0, reader.mask(0))
 
     def write_results(self, block: Block) -> None:
-        """Results by the sums, by row; rows past the last query are not stored."""
-        code, v, lanes, width = self.code, self.v, self.lanes, self.form.out_width
-        one, none = v.const("float32", 1.0), v.const("float32", 0.0)
+        """Results times their factors, by row; rows past the last query are not stored."""
+        code, lanes, width = self.code, self.lanes, self.form.out_width
         with code.loop(0, block.count) as vectors:
-            at = code.at(self.sums, self.kind, vectors.index)
-            total = Value(code.load(self.kind, at), "float32")
-            factor = v.arith("/", one, total)
-            if self.form.zero:
-                factor = v.select(v.compare("==", total, none), none, factor)
+            at = code.at(self.factors, self.kind, vectors.index)
+            factor = Value(code.load(self.kind, at), "float32")
             whole = width // lanes * lanes
             with code.loop(0, whole, lanes) as features:
                 self.write_square(block, factor, vectors.index, features.index, lanes)
@@ -292,7 +310,9 @@ class AttentionWriter:
         code, v, w = self.code, self.v, self.w
         if self.form.capped:
             cap = v.splat(Value(self.cap, "float32"))
-            score = v.arith("*", tanh(v, v.arith("/", score, cap)), cap)
+            score = v.arith(
+                "*", tanh(v, v.arith("/", score, cap)), v.arith("*", cap, v.const("float32", BITS))
+            )
         first = code.add(block.first, j * self.lanes)
         if self.form.bias:
             at = code.at(block.bias, "float", code.mul(key, w["b_key"]))
@@ -307,14 +327,14 @@ class AttentionWriter:
         return score
 
     def bias_of(self, at: str, first: str) -> Value:
-        """What is added to the scores of one key."""
+        """What is added to the scores of one key, by base 2."""
         code, v, w = self.code, self.v, self.w
         if self.form.bias == "key":
-            return v.splat(Value(code.load("float", at), "float32"))
+            return v.splat(by_base_2(Vector(code, 1), Value(code.load("float", at), "float32")))
         at = code.at(at, "float", code.mul(first, w["b_row"]))
         left = code.sub(w["length"], first)
         mask = RowReader(code, v, left, 1, "1").mask(0)
-        return RowReader(code, v, left, 0, w["b_row"]).load_masked(at, 0, mask)
+        return by_base_2(v, RowReader(code, v, left, 0, w["b_row"]).load_masked(at, 0, mask))
 
     # --- exponentials and values ---
 
@@ -326,9 +346,7 @@ class AttentionWriter:
 
     def raised(self, score: Value, shift: Value) -> Value:
         """The exponential of what a score lies under ``shift``."""
-        v = self.v
-        under = v.arith("-", score, shift)
-        return exp2_falling(v, v.arith("*", under, v.const("float32", 1 / math.log(2))))
+        return exp2_falling(self.v, self.v.arith("-", score, shift))
 
     def raise_scores(
         self, n: int, count: str, shifts: Sequence[Value], sums: Sequence[str]

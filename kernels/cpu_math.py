@@ -80,15 +80,13 @@ def exp(v: Vector, x: Value) -> Value:
 
 
 def exp2_falling(v: Vector, x: Value) -> Value:
-    """2 to the power of a float32 that is not above 0; 0 where that is below the normal range."""
-    near = v.select(v.compare("<", x, _f(v, -200.0)), _f(v, -200.0), x)
-    shifted = v.arith("+", near, _f(v, 12582912.0))  # 1.5 * 2^23 rounds
-    r = v.arith("-", near, v.arith("-", shifted, _f(v, 12582912.0)))
-    p = v.bitcast(_horner(v, r, _EXP2), "int32").name
-    whole = v.integer("shl", v.bitcast(shifted, "int32").name, 23)
-    raised = v.bitcast(Value(v.code.let(f"add {v.t('int32')} {p}, {whole}"), "int32"), "float32")
-    tiny = v.arith("*", near, _f(v, 0.0))  # 0, or NaN
-    return v.select(v.compare(">=", x, _f(v, -126.0)), raised, tiny)
+    """2 to the power of a float32 that is not above 0; below -126, as of -126 (about 1e-38)."""
+    near = v.select(v.compare("<", x, _f(v, -126.0)), _f(v, -126.0), x)
+    magic = 12582912.0 + 127.0  # 1.5 * 2^23 rounds; the lowest bits are an exponent's
+    shifted = v.arith("+", near, _f(v, magic))
+    r = v.arith("-", near, v.arith("-", shifted, _f(v, magic)))
+    power = Value(v.integer("shl", v.bitcast(shifted, "int32").name, 23), "int32")
+    return v.arith("*", _horner(v, r, _EXP2), v.bitcast(power, "float32"))
 
 
 def _power2(v: Vector, n: str) -> Value:

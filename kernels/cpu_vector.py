@@ -176,6 +176,8 @@ class Vector:
     def _from_float(self, value: Value, kind: str) -> Value:
         if is_float(kind):
             return self.cast("fpext" if kind == "float64" else "fptrunc", value, kind)
+        if bits(kind) < 32:
+            return self._narrowed(value, kind)
         to, source = LLVM_TYPES[kind], LLVM_TYPES[value.kind]
         stem = "fptosi" if is_signed(kind) else "fptoui"
         fn = self.code.declare(
@@ -184,6 +186,17 @@ class Vector:
         )
         text = f"call {self.type(to)} {fn}({self.type(source)} {value.name})"
         return Value(self.code.let(text), kind)
+
+    def _narrowed(self, value: Value, kind: str) -> Value:
+        """A float as an integer of less than 32 bits, by way of one of 32, which is quick."""
+        width, signed = bits(kind), is_signed(kind)
+        ends = (-(1 << (width - 1)), (1 << (width - 1)) - 1) if signed else (0, (1 << width) - 1)
+        low, high = (self.const(value.kind, end) for end in ends)
+        held = self.select(self.compare(">", value, low), value, low)
+        if signed:  # what does not compare became the lowest number
+            held = self.select(self.isnan(value), self.const(value.kind, 0), held)
+        held = self.select(self.compare("<", held, high), held, high)
+        return self.convert(self.cast("fptosi", held, "int32"), kind)
 
     # --- arithmetic ---
 

@@ -37,6 +37,7 @@ FAMILIES = (
     "ops_attention",
     "ops_conv",
     "ops_integer",
+    "ops_quantized",
     "ops_pool",
     "ops_normalization",
     "ops_quantize",
@@ -141,6 +142,12 @@ class Candidates:
     def reason(self) -> str:
         """Why nothing fits, in one line."""
         return joined(self.rejected)
+
+
+def other_than(name: str, call: OpCall, device: DeviceInfo) -> str | None:
+    """A kernel of the op itself that fits, beside the one named; None where there is none."""
+    found = (k for k in _KERNELS.get(call.op, ()) if k.name != name and device.kind in k.kinds)
+    return next((k.name for k in found if k.when(call, device) is None), None)
 
 
 def candidates(call: OpCall, device: DeviceInfo) -> Candidates:

@@ -10,6 +10,8 @@ import numpy as np
 from crossdock.devices.base import Bound, Buffer, Device, Executable
 from crossdock.devices.program import In, Lowered, Out, Pack, Packed, Scratch, Slot
 from crossdock.kernels.spec import Kernel, OpCall
+from crossdock.runtime.errors import CompileError
+from crossdock.runtime.refused import Refused, refuse
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
 
@@ -23,12 +25,22 @@ class CompiledOp:
 
 
 def compile_op(device: Device, kernel: Kernel, call: OpCall) -> CompiledOp:
-    """Lower, compile and make packed constants; raises CompileError."""
+    """Lower, compile and make packed constants.
+
+    Raises:
+        CompileError: a kernel does not build; it is not chosen again in this process.
+    """
     from crossdock.runtime import builds  # which loads the cost model
 
-    builds.note((device.info.fingerprint, kernel.name, call.key()))
+    mark = (device.info.fingerprint, kernel.name, call.key())
+    builds.note(mark)
     lowered = kernel.lowered(call, device.info)
-    executables = tuple(device.compile(step) for step in lowered.steps)
+    try:
+        executables = tuple(device.compile(step) for step in lowered.steps)
+    except CompileError as error:
+        error.device = device.info.id
+        refuse(mark, Refused(device.info.id, kernel.name, str(error), error.log))
+        raise
     packed = tuple(device.resident(packed_by(pack), "packed weights") for pack in lowered.packs)
     return CompiledOp(lowered, executables, packed)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from crossdock.devices.base import DeviceInfo
+from crossdock.runtime.checks import Checks
 from crossdock.runtime.fallback import ALLOW, Fallback
 from crossdock.runtime.plan import Constraints, Plan
 from crossdock.scheduler.objective import Objective
@@ -22,7 +25,12 @@ should not be disturbed by another timing."""
 
 @dataclass(frozen=True)
 class Config:
-    """How a session plans and runs; the arguments of ``compile``. No ``devices``: all there are."""
+    """How a session plans and runs; the arguments of ``compile``. No ``devices``: all there are.
+
+    ``watched``: no run is left to its caller alone, who could not be told of a device that hangs.
+    ``lost`` are devices that constraints may still name; ``broken`` says why one, of these or of
+    those there are, computes nothing.
+    """
 
     devices: tuple[str, ...] | None = None
     policy: str = "auto"
@@ -40,3 +48,8 @@ class Config:
     split: bool = True
     strict: bool = False
     check_finite: bool = False
+    watchdog: float = math.inf
+    watched: bool = False
+    checks: Checks | None = None
+    lost: tuple[DeviceInfo, ...] = ()
+    broken: Mapping[str, str] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from typing import Any
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Work
 from crossdock.kernels import table
+from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import emulation, kept
 from crossdock.runtime.calls import alias_roots as alias_roots
@@ -24,6 +25,7 @@ from crossdock.runtime.calls import is_alias as is_alias
 from crossdock.runtime.calls import op_calls as op_calls
 from crossdock.runtime.errors import Error, PlanError
 from crossdock.runtime.files import read_json
+from crossdock.runtime.refused import refused
 from crossdock.runtime.settings import cache_dir
 from crossdock.runtime.shape_features import shape_of
 from crossdock.scheduler import CostModel, Estimate
@@ -109,16 +111,42 @@ def offers(
             if strict and not kernel.exact:
                 continue
             mark = (info.fingerprint, kernel.name, key)
+            if mark in refused():
+                continue
             if mark not in known:
                 known[mark] = model.estimate(*mark, cost_work(call))
             made.append(Offer(info.id, kernel, known[mark]))
-        best[info.id] = min(made, key=_seconds)
+        if made:
+            best[info.id] = min(made, key=_seconds)
+        else:
+            reasons[info.id] = _unbuilt(info, found.fitting, key)
     return Offers(call, best, reasons)
 
 
+def _unbuilt(info: DeviceInfo, kernels: Sequence[Kernel], key: str) -> Refusal:
+    """Why a device that has kernels for an op offers none of them."""
+    marks = [(info.fingerprint, kernel.name, key) for kernel in kernels]
+    found = [refused()[mark] for mark in marks if mark in refused()]
+    said = "; ".join(f"kernel {one.kernel} did not build: {one.reason}" for one in found)
+    return Refusal(said, Cause.BROKEN)
+
+
+COMMON = 80
+"""Ranks from which on a kernel is one for any op, written for none."""
+
+
 def _seconds(offer: Offer) -> float:
-    """Predicted seconds; an unknown cost is taken only where all are unknown, best rank first."""
-    return math.inf if offer.estimate.seconds is None else offer.estimate.seconds
+    """Predicted seconds, by which the kernel is chosen.
+
+    An unknown cost is taken only where all are unknown, best rank first. A kernel for any op counts
+    with the upper end of its interval: it has to be the faster one for sure. What else runs on a
+    machine while it is measured slows kernels of several threads most, and those of one, as array
+    calls are, least.
+    """
+    found = offer.estimate
+    if found.seconds is None:
+        return math.inf
+    return found.seconds if offer.kernel.rank < COMMON or found.high is None else found.high
 
 
 def read_costs(path: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.errors import Error
 from crossdock.runtime.executor import failed
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.losses import blame
+from crossdock.runtime.plan import HOST
 from crossdock.runtime.pool import Pool
 from crossdock.runtime.program import Program
 from crossdock.runtime.tensor import Array
@@ -72,7 +74,8 @@ class Direct:
             seconds = perf_counter() - began
             self._brief |= seconds < BRIEF  # what took so little once is no longer than that
             return outputs, seconds
-        except Error:
+        except Error as error:
+            blame(error, self._program.devices[HOST])
             raise
         except Exception as error:
             raise failed(self._program, error) from error

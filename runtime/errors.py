@@ -116,7 +116,8 @@ class Unavailable(DeviceError):
 class OutOfMemory(DeviceError):
     """An allocation failed or passed the device's budget.
 
-    ``wanted`` and ``free`` are bytes, 0 where they are not known.
+    ``wanted`` and ``free`` are bytes, and so is ``planned``, what the plan takes of the device in
+    all; 0 where they are not known.
     """
 
     retryable = True
@@ -127,6 +128,7 @@ class OutOfMemory(DeviceError):
         super().__init__(message, device=device)
         self.wanted = wanted
         self.free = free
+        self.planned = 0
 
 
 class CompileError(DeviceError):

@@ -1,11 +1,8 @@
-"""Running a program: each queue's worker walks its segments, waiting only where the plan says.
-
-The order in which runs are posted is the same for every queue, so runs of several sessions never
-wait for each other in a circle. The first failure reaches every waiter of its run.
-"""
+"""Running a program: segment by segment, in the thread of the caller; see ``queued`` for others."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,18 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.devices.base import Event, Point, Queue, Span, Timeline
+from crossdock.devices import registry
+from crossdock.devices.base import Event, Queue, Span
 from crossdock.devices.worker import JOBS, no_more
+from crossdock.runtime.checks import Checks
 from crossdock.runtime.conduct import Conductor
-from crossdock.runtime.errors import Cancelled, Error, ExecutionError, OutOfMemory
+from crossdock.runtime.errors import (
+    Cancelled,
+    DeviceError,
+    Error,
+    ExecutionError,
+    OutOfMemory,
+)
 from crossdock.runtime.finite import Watcher
-from crossdock.runtime.pool import TURN, Deadline
-from crossdock.runtime.program import Instance, Program, Segment
+from crossdock.runtime.losses import blame, check, said
+from crossdock.runtime.plan import HOST
+from crossdock.runtime.pool import Deadline
+from crossdock.runtime.program import Instance, Program, Segment, Windows
+from crossdock.runtime.progress import Progress
 from crossdock.runtime.tensor import Array, to_numpy
-
-LOOK = 0.001
-"""Seconds between looks at work of a device that takes long."""
-_POST = threading.Lock()
 
 
 @dataclass
@@ -42,6 +46,22 @@ class Outcome:
     began: float = 0.0
 
 
+@dataclass(slots=True)
+class Care:
+    """What a run does where a device fails.
+
+    ``salvage`` is called with the run before it gives up its memory, when no living device works
+    for it any more. ``discard`` takes an instance that must not be used again. A device may take
+    ``watchdog`` seconds for any step, and longer where that is predicted. ``checks`` says what is
+    looked at.
+    """
+
+    salvage: Callable[[Run], None] | None = None
+    discard: Callable[[], None] | None = None
+    watchdog: float = math.inf
+    checks: Checks | None = None
+
+
 class Run:
     """One execution of a program on one instance, which it gives back exactly once."""
 
@@ -52,15 +72,23 @@ class Run:
         release: Callable[[], None],
         *,
         profile: bool = False,
+        care: Care | None = None,
     ) -> None:
         self.program, self.instance = program, instance
-        self._release = release
+        self.care = care or Care()
+        self.progress = Progress(program, self.care.watchdog)
+        self.unsettled: set[str] = set()  # devices that may still be at work for this run
+        self._give_back: Callable[[], None] | None = release
         self.spans: dict[str, list[Span]] | None = {} if profile else None
         self.error: BaseException | None = None
         self.cancelled = False
-        self._long = program.plan.predicted >= TURN
-        self._left = 0
-        self._ended = threading.Event()
+        checks = self.care.checks
+        self._sampled = frozenset[int]()
+        if checks is not None:
+            launches = (p.index for p in program.segments if p.index in instance.commands)
+            self._sampled = checks.sampled(launches)
+        self._checked = checks is not None and checks.transfers
+        self._failed = False
         self._lock = threading.Lock()
 
     def inline(self, feeds: Mapping[str, Array]) -> Outcome:
@@ -78,7 +106,13 @@ class Run:
         began = time.perf_counter()
         with self._here():
             self._feed(feeds)
-            Conductor(self.program, self._do, self._check).run()
+            try:
+                Conductor(self.program, self._do, self._check).run()
+            except DeviceError as error:
+                if not error.device:  # waited for outside of a step
+                    others = [d for d in self.program.devices.values() if d.info.id != HOST]
+                    blame(error, others[0])
+                raise
             return self._collect(began)
 
     def watched(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
@@ -112,50 +146,27 @@ class Run:
         except BaseException as error:
             for part in {id(self._queue(p)): p for p in self.program.segments}.values():
                 self._settle(part)
+            self._salvage(error)
             if isinstance(error, Error) or not isinstance(error, Exception):
                 raise
             raise failed(self.program, error) from error
         finally:
             self._release()
 
-    def across(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
-        """Run over the devices' workers and wait for the outputs.
+    def _salvage(self, error: BaseException) -> None:
+        """Let what a failed run has made be taken, before its memory is gone."""
+        if isinstance(error, DeviceError | MemoryError) and self.care.salvage is not None:
+            self.care.salvage(self)
 
-        Giving up, by the deadline, a cancellation or an exception such as KeyboardInterrupt, leaves
-        the instance to the workers: the last of them gives it back.
-        """
-        began = time.perf_counter()
-        try:
-            self._feed(feeds)
-        except BaseException:
-            self._release()
-            raise
-        deadline.wake = self._ended.set
-        try:
-            self._post()
-            ended = deadline.wait(self._ended.wait) and not deadline.cancelled
-        except BaseException:
-            if not self._abandon():
-                self._release()
-            raise
-        if not ended and self._abandon():
-            raise late(self.program, deadline)
-        try:
-            if isinstance(self.error, Error):
-                raise self.error
-            if self.error is not None:
-                raise failed(self.program, self.error) from self.error
-            return self._collect(began)
-        finally:
-            self._release()
-
-    def _abandon(self) -> bool:
-        """Give the run up, unless it ended meanwhile; the last worker then frees its instance."""
+    def _release(self) -> None:
+        """Give the instance back, or away where a device may still write to it; once."""
         with self._lock:
-            if self._left:
-                self.cancelled = True
-                self._stop(on=True)
-            return self.cancelled
+            give_back, self._give_back = self._give_back, None
+        if give_back is None:
+            return
+        discard = self.care.discard
+        spoilt = self._failed and any(d.gone for d in self.program.devices.values())
+        (discard if spoilt and discard is not None else give_back)()
 
     def _stop(self, *, on: bool) -> None:
         for commands in self.instance.commands.values():
@@ -169,68 +180,11 @@ class Run:
             np.copyto(target, source)
 
     def _collect(self, began: float) -> Outcome:
-        made, windows = self.instance.outputs, self.program.windows
-        outputs = {
-            name: np.array(made[name])
-            if name in made
-            else np.empty(spec.dims, to_numpy(spec.dtype))
-            for name, spec in windows.specs.items()
-        }
-        for name, window in windows.outputs.items():
-            np.copyto(window.of(outputs[window.source]), made[name])
+        outputs = collected(self.program.windows, self.instance.outputs)
         return Outcome(outputs, time.perf_counter() - began, self.spans or {}, began)
-
-    def _post(self) -> None:
-        queues: dict[int, list[Segment]] = {}  # roles may share a queue: one job, in plan order
-        for part in self.program.segments:
-            queues.setdefault(id(self._queue(part)), []).append(part)
-        self._timelines = {key: Timeline() for key in queues}
-        self._points: dict[int, Point] = {}
-        for part in self.program.segments:
-            if part.signals:
-                self._points[part.index] = self._timelines[id(self._queue(part))].record()
-        jobs = [
-            (self.program.devices[parts[0].device].worker(parts[0].role), _Job(self, parts))
-            for parts in queues.values()
-        ]
-        self._left = len(jobs)
-        if not jobs:
-            self._ended.set()
-        posted = 0
-        try:
-            with _POST:
-                for worker, job in jobs:
-                    worker.post(job)
-                    posted += 1
-        except BaseException as error:
-            self._fail(error)
-            for _ in jobs[posted:]:
-                self._end()
-            if not isinstance(error, Error):  # ours reach the caller when the posted jobs end
-                raise
 
     def _queue(self, part: Segment) -> Queue:
         return self.program.devices[part.device].queues[part.role]
-
-    def drive(self, parts: list[Segment]) -> None:
-        """Walk one queue's segments (on its worker); never raises."""
-        try:
-            last: Event | None = None
-            for part in parts:
-                self._check()
-                last = self._do(part, self._waits(part))
-                point = self._points.get(part.index)
-                if point is not None:
-                    self._queue(part).flush()
-                    point.signal(last)
-            if last is not None:
-                self._queue(parts[-1]).flush()
-                self._wait(last)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
-            self._fail(error)
-            self._settle(parts[0])
-        finally:
-            self._end()
 
     def _check(self) -> None:
         what = f"run of {self.program.graph.name!r}"
@@ -239,53 +193,49 @@ class Run:
         if JOBS.ending:
             raise no_more(what)
 
-    def _end(self) -> None:
-        """One queue has done its part; the last one ends the run."""
-        with self._lock:
-            self._left -= 1
-            last = self._left == 0
-            release = last and self.cancelled
-        if release:
-            self._stop(on=False)
-            self._release()
-        if last:
-            self._ended.set()
-
-    def _waits(self, part: Segment) -> list[Event]:
-        native: list[Event] = []
-        for index in part.waits:
-            event = self._points[index].event()
-            if event is None:
-                continue
-            if self.program.segments[index].device == part.device:
-                native.append(event)
-            else:
-                self._wait(event)
-        return native
-
-    def _wait(self, event: Event) -> None:
-        """Wait for a device, outside of its driver where that may take long.
-
-        A thread that the interpreter ends inside of a driver takes the process down with it, and a
-        run that is given up need not be waited for.
-        """
-        if self._long:
-            while not event.done():
-                self._check()
-                time.sleep(LOOK)
-        event.wait()
-
     def _do(self, part: Segment, waits: Sequence[Event]) -> Event | None:
+        """Give a segment to its queue; errors say which device is to blame."""
         queue = self._queue(part)
+        if queue.device.gone:
+            check(queue.device)
+        self.progress.begun.add(part.index)
+        try:
+            event = self._given(part, queue, waits)
+        except DeviceError as error:
+            blame(error, queue.device)
+            raise
+        self.progress.taken[part.index] = event
+        return event
+
+    def _given(self, part: Segment, queue: Queue, waits: Sequence[Event]) -> Event | None:
         commands = self.instance.commands.get(part.index)
         spans = None
         if self.spans is not None:
             spans = self.spans.setdefault(f"{part.device}/{part.role}", [])
-        if commands is not None:
+        if commands is None:
+            return self._copied(part, queue, waits, spans)
+        if part.index not in self._sampled:
             return queue.execute(commands, waits, spans)
+        from crossdock.runtime.recompute import Recomputed  # ops take long to load
+
+        for event in waits:
+            event.wait()
+        step = Recomputed(self.program, self.instance, part, queue)
+        step.run(lambda: queue.execute(commands, (), spans))
+        return None
+
+    def _copied(
+        self, part: Segment, queue: Queue, waits: Sequence[Event], spans: list[Span] | None
+    ) -> Event | None:
         buffer, array = self.instance.copies[part.index]
+        name = self.program.plan.steps[part.steps[0]].name
         began = time.perf_counter()
-        if part.role == "upload":
+        event: Event | None = None
+        if self._checked:
+            from crossdock.runtime.recompute import copied
+
+            copied(queue, part, buffer, array, waits, name)
+        elif part.role == "upload":
             event = queue.write(buffer, array, waits)
         else:
             event = queue.read(buffer, array, waits)
@@ -293,42 +243,39 @@ class Run:
             if event is not None:
                 queue.flush()
                 event.wait()
-            name = self.program.plan.steps[part.steps[0]].name
             spans.append(Span(f"copy {name}", began, time.perf_counter()))
         return event
 
-    def _fail(self, error: BaseException) -> None:
-        """Keep the first failure and wake everybody who waits for a step of this run."""
-        with self._lock:
-            if self.error is None:
-                self.error = error
-        for timeline in self._timelines.values():
-            timeline.fail(error)
-
     def _settle(self, part: Segment) -> None:
         """After a failure: wait until the queue touches this run's memory no more."""
-        if JOBS.ending:
+        queue = self._queue(part)
+        self._failed = True
+        if queue.device.gone or JOBS.ending:
             return
         try:
-            self._queue(part).finish()
-        except Exception:  # noqa: BLE001 - the device is gone; the first failure is what is told
-            return
+            queue.finish()
+        except Exception as error:  # noqa: BLE001 - the first failure is what is told
+            self.unsettled.add(part.device)
+            registry.lose(queue.device, said(error))
 
 
-@dataclass(frozen=True)
-class _Job:
-    run: Run
-    parts: list[Segment]
-
-    def __call__(self) -> None:
-        self.run.drive(self.parts)
+def collected(windows: Windows, made: Mapping[str, Array]) -> dict[str, Array]:
+    """Copies of the outputs that a caller gets, from those of the graph that was run."""
+    outputs = {
+        name: np.array(made[name]) if name in made else np.empty(spec.dims, to_numpy(spec.dtype))
+        for name, spec in windows.specs.items()
+    }
+    for name, window in windows.outputs.items():
+        np.copyto(window.of(outputs[window.source]), made[name])
+    return outputs
 
 
 def late(program: Program, deadline: Deadline) -> Error:
     """What a run ends with whose caller waits no more."""
     name, seconds = program.graph.name, deadline.seconds
-    said = f"run of {name!r} not done after {seconds} s; the session stays usable"
-    return deadline.error(name, said)
+    return deadline.error(
+        name, f"run of {name!r} not done after {seconds} s; the session stays usable"
+    )
 
 
 def failed(program: Program, error: BaseException) -> Error:
@@ -336,6 +283,7 @@ def failed(program: Program, error: BaseException) -> Error:
     if isinstance(error, MemoryError):
         return OutOfMemory(
             f"run of {program.graph.name!r:.80}: the host has too little memory for it ({error}); "
-            "use smaller inputs or constraints.memory"
+            "use smaller inputs or constraints.memory",
+            device=HOST,
         )
     return ExecutionError(f"run of {program.graph.name!r} failed: {type(error).__name__}: {error}")

@@ -93,13 +93,22 @@ class Explanation:
         return {**plan_data.plain(self), "sigmas": self.sigmas}
 
 
+_SEARCH = "sooner, which the search did not see"
+_SOONER = {
+    "whole": _SEARCH,
+    "local": _SEARCH,
+    "kernel": "sooner, but not for sure, as a kernel for any op has to be",
+}
+"""What is said of a runner-up that is predicted to be faster, by scope."""
+
+
 def lines(found: Explanation) -> list[str]:
     """An explanation as text."""
     made = [_line(row) for row in found.candidates]
     if found.margin is not None:
         what = {"whole": "the run would end", "local": "the op would end",
                 "kernel": "the op would take"}[found.scope]  # fmt: skip
-        later = "later" if found.margin >= 0 else "sooner, which the search did not see"
+        later = "later" if found.margin >= 0 else _SOONER[found.scope]
         made.append(
             f"on {found.runner_up} {what} {abs(found.margin) * 1e3:.4f} ms {later} "
             f"({found.sigmas or 0:.1f} sigma, confidence {found.confidence or 0:.1%})"

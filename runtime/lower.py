@@ -11,6 +11,7 @@ from crossdock.runtime.binding import CompiledOp, compile_op
 from crossdock.runtime.config import Progress
 from crossdock.runtime.errors import StalePlan
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.losses import blaming
 from crossdock.runtime.plan import Plan, Step
 from crossdock.runtime.program import Program, Windows, segment
 
@@ -24,12 +25,14 @@ def lower(
     windows: Windows | None = None,
     *,
     watched: bool = False,
+    singly: bool = False,
 ) -> Program:
     """Compile the ops of a plan and upload its weights.
 
     Weights that a program in ``kept`` (of the same devices) has there already are shared with it,
     and so are ops where it is of the very same graph.
-    ``windows`` is for a graph whose inputs and outputs are parts of the caller's.
+    ``singly``: a launch is a segment of its own. ``windows`` is for a graph whose inputs and
+    outputs are parts of the caller's.
 
     Raises:
         CompileError: a kernel does not build.
@@ -58,17 +61,18 @@ def lower(
             progress(f"preparing {step.op} on {step.device}", i, len(launches))
         device = devices[step.device]
         there = compiled.get((step.name, step.device, step.kernel))
-        op = ops[step.index] = there or _compiled(step, device, calls[step.name])
-        for at, value in enumerate(step.inputs):
-            root = None if value is None else roots[value]
-            if root is None or root not in graph.constants or at in op.lowered.unused:
-                continue
-            if (root, step.device) not in residents:
-                array = graph.constants[root]
-                copied = shared.get((id(array), step.device))
-                residents[root, step.device] = copied or device.resident(array, root)
+        with blaming(device):
+            op = ops[step.index] = there or _compiled(step, device, calls[step.name])
+            for at, value in enumerate(step.inputs):
+                root = None if value is None else roots[value]
+                if root is None or root not in graph.constants or at in op.lowered.unused:
+                    continue
+                if (root, step.device) not in residents:
+                    array = graph.constants[root]
+                    copied = shared.get((id(array), step.device))
+                    residents[root, step.device] = copied or device.resident(array, root)
     windows = windows or Windows(graph.output_specs)
-    segments = segment(plan.steps, singly=watched)
+    segments = segment(plan.steps, singly=watched or singly)
     return Program(
         graph, plan, dict(devices), roots, ops, residents, segments, windows, watched=watched
     )

@@ -206,6 +206,21 @@ class Operators:
     def quantize_linear(
         self, input: Operand, scale: Operand, zero_point: Operand, *, label: str = "",
     ) -> Operand: ...
+    def quantized_conv2d(
+        self, input: Operand, filter: Operand, scale: Operand, *,
+        input_zero_point: Operand | None = None, filter_zero_point: Operand | None = None,
+        bias: Operand | None = None, offset: Operand | None = None,
+        output_zero_point: Operand | None = None, padding: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None, dilations: Sequence[int] | None = None,
+        groups: int = 1, input_layout: str = "nchw", filter_layout: str = "oihw",
+        min_value: float | None = None, max_value: float | None = None, label: str = "",
+    ) -> Operand: ...
+    def quantized_matmul(
+        self, a: Operand, b: Operand, scale: Operand, *, a_zero_point: Operand | None = None,
+        b_zero_point: Operand | None = None, bias: Operand | None = None,
+        offset: Operand | None = None, output_zero_point: Operand | None = None,
+        min_value: float | None = None, max_value: float | None = None, label: str = "",
+    ) -> Operand: ...
     def reciprocal(self, input: Operand, *, label: str = "") -> Operand: ...
     def reduce_l1(
         self, input: Operand, *, axes: Sequence[int] | None = None, keep_dimensions: bool = False,

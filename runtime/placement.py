@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from crossdock.kernels.refusal import Cause, Refusal
+from crossdock.kernels.refusal import Cause, Refusal, cause_of
 from crossdock.runtime import costing, steps
 from crossdock.runtime.builds import Mark, build_of
 from crossdock.runtime.costing import Offers
@@ -86,8 +86,9 @@ def _costs(
     """Seconds by device id for an op, with the reasons of the devices left out."""
     reasons = dict(offers.reasons)
     costs: dict[str, float] = {}
+    unbuilt = [name for name, why in reasons.items() if cause_of(why) is Cause.BROKEN]
     for info in target.devices:
-        banned = rules.banned(node, info.id)
+        banned = rules.banned(node, info.id, unbuilt)
         if banned:
             reasons[info.id] = banned
             continue

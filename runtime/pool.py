@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +17,16 @@ from crossdock.runtime.program import Instance
 
 TURN = 0.1
 """Seconds that a caller waits before it looks at signals again."""
+
+
+_POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def free_caches() -> None:
+    """Free the instances that sessions keep for runs to come, for a device without memory."""
+    for pool in list(_POOLS):
+        pool.drain()
+    gc.collect()
 
 
 class Deadline:
@@ -69,8 +81,11 @@ class Pool:
     def __init__(self, make: Callable[[], Instance], limit: int, name: str = "") -> None:
         """``name`` is what a caller knows the program by."""
         self._make, self.limit, self._name = make, limit, name
+        self.look: Callable[[], None] | None = None
+        """Called now and then by who waits: what is waited for may never come."""
         self.free: deque[Instance] = deque()
         self._made = 0
+        _POOLS.add(self)
         self._change = threading.Condition()
         self.waiting = 0
 
@@ -115,7 +130,7 @@ class Pool:
         with self._change:
             self.waiting += 1  # from here on, who gives one back tells of it
             try:
-                there = deadline.wait(partial(self._change.wait_for, found))
+                there = deadline.wait(partial(self._turn, found))
             except BaseException:
                 if instance is not None:
                     self.free.append(instance)
@@ -129,6 +144,23 @@ class Pool:
                 self._made += 1
             return instance
 
+    def _turn(self, found: Callable[[], bool], seconds: float) -> bool:
+        if self._change.wait_for(found, seconds):
+            return True
+        if self.look is not None:
+            self.look()
+        return found()
+
+    def drain(self) -> bool:
+        """Free the instances that no run is on; whether there were any."""
+        drained = False
+        with suppress(IndexError):
+            while True:
+                self.free.pop()
+                self._unmake()
+                drained = True
+        return drained
+
     def _unmake(self) -> int:
         """Uncount an instance that could not be made; returns how many there are."""
         with self._change:
@@ -141,6 +173,10 @@ class Pool:
         self.free.append(instance)
         if self.waiting:
             self.tell()
+
+    def discard(self) -> None:
+        """Count an instance as gone for good; another may be made in its place."""
+        self._unmake()
 
     def tell(self) -> None:
         """Wake one who waits: there is something free."""

@@ -84,7 +84,8 @@ def prepare(
         others = [*kept, *alive]
         made = make_ready(
             graph, planned, asked, devices, runs, target.capacity, progress, others,
-            watched=config.check_finite,
+            watched=config.check_finite, watchdog=config.watchdog, alone=not config.watched,
+            checks=config.checks,
         )  # fmt: skip
         made_before[:] = [*map(weakref.ref, alive), weakref.ref(made)]
         return made
@@ -97,7 +98,9 @@ def prepare(
     planned = _planned(graph, splitting, target, options, devices, fits=again)
     ready = make(planned)
     settled = not options.plain or bool(planned.plan.rungs)  # runs are timed one by one
-    settled |= config.check_finite  # and these times are not those of an ordinary run
+    settled |= (
+        config.check_finite or config.checks is not None
+    )  # and these times are not those of an ordinary run
     if not config.measure or settled or _simulated(devices):
         return ready
     settling = Settling(
@@ -118,7 +121,7 @@ def prepare(
 def _planning(config: Config, devices: Mapping[str, Device]) -> tuple[Target, planner.Options]:
     """What is planned for, with what is known now, and how."""
     asked = frozenset(devices if config.devices is None else config.devices)
-    target = replace(target_here(devices, asked), watts=config.watts, strict=config.strict)
+    target = target_of(config, devices, asked)
     options = planner.Options(
         config.policy,
         config.constraints,
@@ -148,6 +151,18 @@ def _replanned(settling: Settling, ready: Ready) -> Ready:
     made.replan = ready.replan
     costing.store().save()
     return made
+
+
+def target_of(config: Config, devices: Mapping[str, Device], asked: frozenset[str]) -> Target:
+    """Opened devices and those that are lost, with what is known of their costs."""
+    here = target_here(devices, asked)
+    return replace(
+        here,
+        devices=(*here.devices, *config.lost),
+        broken={**here.broken, **config.broken},
+        watts=config.watts,
+        strict=config.strict,
+    )
 
 
 def target_here(devices: Mapping[str, Device], asked: frozenset[str]) -> Target:

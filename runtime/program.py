@@ -16,6 +16,7 @@ import numpy as np
 from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device
 from crossdock.runtime.binding import CompiledOp, bind_op
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.losses import blaming
 from crossdock.runtime.plan import HOST, Plan, Step
 from crossdock.runtime.tensor import Array, TensorSpec
 
@@ -147,7 +148,7 @@ class _Binder:
     def __init__(self, program: Program) -> None:
         self.program = program
         arenas = {
-            d.id: program.devices[d.id].allocate(d.arena_bytes, "arena")
+            d.id: self._allocate(d.id, d.arena_bytes, "arena")
             for d in program.plan.devices
             if d.arena_bytes
         }
@@ -189,11 +190,16 @@ class _Binder:
                     want.append(1)
                 want[i] = max(want[i], n)
         made = {
-            device: [self.program.devices[device].allocate(n, "scratch") for n in wanted]
+            device: [self._allocate(device, n, "scratch") for n in wanted]
             for device, wanted in sizes.items()
         }
         self.instance.scratch = [b for buffers in made.values() for b in buffers]
         return made
+
+    def _allocate(self, device_id: str, nbytes: int, label: str) -> Buffer:
+        device = self.program.devices[device_id]
+        with blaming(device):
+            return device.allocate(nbytes, label)
 
     def _at(self, value: str, device: str) -> Buffer:
         return buffer_of(self.program, self.instance, value, device)
@@ -220,7 +226,9 @@ class _Binder:
         bound: list[Bound] = []
         for index in part.steps:
             bound += self._bind_launch(program.plan.steps[index])
-        self.instance.commands[part.index] = program.devices[part.device].record(bound)
+        device = program.devices[part.device]
+        with blaming(device):
+            self.instance.commands[part.index] = device.record(bound)
 
     def _bind_launch(self, step: Step) -> list[Bound]:
         op = self.program.ops[step.index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -12,17 +13,20 @@ from typing import TYPE_CHECKING
 from crossdock.devices import topology
 from crossdock.devices.base import Device, Span
 from crossdock.runtime import limits
+from crossdock.runtime.checks import Checks
 from crossdock.runtime.conduct import conducts
 from crossdock.runtime.config import Progress
 from crossdock.runtime.direct import Direct
 from crossdock.runtime.errors import OutOfMemory
-from crossdock.runtime.executor import Outcome, Run
+from crossdock.runtime.executor import Care, Outcome, Run
 from crossdock.runtime.free_memory import free_bytes
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.pool import TURN, Deadline, Pool
 from crossdock.runtime.program import Program, Windows, instantiate
-from crossdock.runtime.receipt import Receipt, make_receipt
+from crossdock.runtime.progress import look_around
+from crossdock.runtime.queued import QueuedRun
+from crossdock.runtime.receipt import Receipt, Recovery, make_receipt
 from crossdock.runtime.tensor import Array
 
 if TYPE_CHECKING:
@@ -40,12 +44,14 @@ LOOKS = 5
 class Recorder:
     """Writes the receipts of a plan's runs; holds no memory of a device.
 
-    ``notes`` say how it came to this plan, where it was not the first.
+    ``notes`` say how it came to this plan, where it was not the first, and ``recoveries`` what
+    failed while it was made ready.
     """
 
     plan: Plan
     asked: frozenset[str]
     notes: tuple[str, ...] = ()
+    recoveries: tuple[Recovery, ...] = ()
 
     @cached_property
     def _digest(self) -> str:
@@ -64,7 +70,8 @@ class Recorder:
 
     def _made(self, spans: Mapping[str, list[Span]]) -> Receipt:
         made = make_receipt(self.plan, self._digest, 0.0, spans, self.asked)
-        return replace(made, notes=(*made.notes, *self.notes))
+        notes = (*made.notes, *self.notes, *map(str, self.recoveries))
+        return replace(made, notes=notes, recoveries=self.recoveries)
 
 
 class Watch:
@@ -105,8 +112,11 @@ class Ready:
     """A graph of fixed shapes, planned and lowered.
 
     ``graph`` is as its caller feeds it; ``capacity`` says how many devices of a resource group the
-    plan lets compute at once. ``replan`` gives what to run instead when the watch has seen runs
-    that take too long; the caller of it holds the lock of planning.
+    plan lets compute at once. A device may take ``watchdog`` seconds for any step;
+    ``alone``: a caller may run it in its own thread, where nobody can look at it; ``checks``
+    are made of its steps and copies. ``replan`` gives
+    what to run instead when the watch has seen runs that take too long; the caller of it holds the
+    lock of planning.
     """
 
     graph: Graph
@@ -115,20 +125,39 @@ class Ready:
     recorder: Recorder
     capacity: Mapping[str, int]
     watch: Watch
+    watchdog: float = math.inf
+    alone: bool = True
+    checks: Checks | None = None
     replan: Callable[[Ready], Ready] | None = None
 
-    def run(self, arrays: Mapping[str, Array], deadline: Deadline, *, profile: bool) -> Outcome:
-        """Run once, with arrays of the inputs' types and shapes."""
-        instance = self.pool.take(deadline)
-        run = Run(self.program, instance, partial(self.pool.give, instance), profile=profile)
-        if self.program.watched:
-            return run.watched(arrays, deadline)
-        if deadline.seconds is None and self._short:
-            if self.program.host_only:
-                return run.inline(arrays)
-            if not profile and conducts(self.program):
-                return run.conducted(arrays)
-        return run.across(arrays, deadline)
+    def run(
+        self,
+        arrays: Mapping[str, Array],
+        deadline: Deadline,
+        *,
+        profile: bool,
+        salvage: Callable[[Run], None] | None = None,
+    ) -> Outcome:
+        """Run once, with arrays of the inputs' types and shapes.
+
+        ``salvage`` is called with a run that a device has failed, before its memory is given up.
+        """
+        try:
+            instance = self.pool.take(deadline)
+        except OutOfMemory as error:
+            error.planned = _planned(self.program.plan, error.device)
+            raise
+        care = Care(salvage, self.pool.discard, self.watchdog, self.checks)
+        give = partial(self.pool.give, instance)
+        alone = deadline.seconds is None and self._short
+        host = alone and self.program.host_only
+        if self.program.watched or host or (alone and not profile and conducts(self.program)):
+            run = Run(self.program, instance, give, profile=profile, care=care)
+            if self.program.watched:
+                return run.watched(arrays, deadline)
+            return run.inline(arrays) if host else run.conducted(arrays)
+        queued = QueuedRun(self.program, instance, give, profile=profile, care=care)
+        return queued.across(arrays, deadline)
 
     @cached_property
     def direct(self) -> Direct | None:
@@ -140,7 +169,7 @@ class Ready:
     @property
     def _short(self) -> bool:
         """Whether the caller may run it alone: it is deaf to Ctrl-C, and to being cancelled."""
-        return self.program.plan.predicted < TURN
+        return self.alone and self.program.plan.predicted < TURN
 
     def slowdown(self) -> float:
         """How much longer a run takes at the devices' pace of this moment than at their usual."""
@@ -164,6 +193,11 @@ class Ready:
         return replace(self, program=program, recorder=recorder, watch=Watch(plan.high))
 
 
+def _planned(plan: Plan, device: str) -> int:
+    """Bytes that a plan takes of a device."""
+    return sum(part.peak_bytes for part in plan.devices if part.id == device)
+
+
 def make_ready(
     graph: Graph,
     planned: Planned,
@@ -175,10 +209,14 @@ def make_ready(
     kept: Sequence[Ready] = (),
     *,
     watched: bool = False,
+    watchdog: float = math.inf,
+    alone: bool = True,
+    checks: Checks | None = None,
 ) -> Ready:
     """Lower a plan of ``graph`` for opened devices, sharing weights with what is ready already.
 
-    ``watched``: its runs look for what is not finite.
+    ``watched``: its runs look for what is not finite. ``watchdog``, ``alone``,
+    ``checks``: see ``Ready``.
 
     Raises:
         CompileError: a kernel does not build.
@@ -190,9 +228,19 @@ def make_ready(
     opened = {d: devices[d] for d in devices if d in used}
     windows = Windows(graph.output_specs, split.inputs, split.outputs)
     shared = [r.program for r in kept]
-    program = lower(split.graph, plan, opened, progress, shared, windows, watched=watched)
+    singly = checks is not None and checks.share > 0
+    try:
+        program = lower(
+            split.graph, plan, opened, progress, shared, windows, watched=watched, singly=singly
+        )
+    except OutOfMemory as error:
+        error.planned = _planned(plan, error.device)
+        raise
     pool = Pool(partial(instantiate, program), runs_at_once, graph.name)
-    return Ready(graph, program, pool, Recorder(plan, asked), capacity, Watch(plan.high))
+    pool.look = look_around
+    recorder = Recorder(plan, asked)
+    watch = Watch(plan.high)
+    return Ready(graph, program, pool, recorder, capacity, watch, watchdog, alone, checks)
 
 
 def check_free(plan: Plan) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from crossdock.devices.base import Span
 from crossdock.runtime.fallback import fallbacks
-from crossdock.runtime.plan import Plan
+from crossdock.runtime.plan import Plan, Step
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,36 @@ class LinkReceipt:
 
 
 @dataclass(frozen=True)
+class Recovery:
+    """A failure that a run outlived, or a kernel that did not build, and what was done about it.
+
+    ``action`` is "lost" (the device is not used any more), or says how it got by with too little
+    memory, or "next candidate". ``kept`` has the devices of the values that were still good, by
+    name; ``placed`` the devices of the ops that were run from then on, and ``redone`` those of them
+    that had been run before. ``log`` is a compiler's text.
+    """
+
+    device: str
+    error: str
+    action: str
+    kept: Mapping[str, str] = field(default_factory=dict)
+    redone: tuple[str, ...] = ()
+    placed: Mapping[str, str] = field(default_factory=dict)
+    log: str = ""
+
+    def __str__(self) -> str:
+        if not self.placed and not self.kept:
+            return f"{self.device} {self.action} ({self.error})"
+        done = f"{len(self.kept)} values kept, {len(self.placed)} ops run from there"
+        return f"{self.device} {self.action} ({self.error}): {done}, {len(self.redone)} again"
+
+
+@dataclass(frozen=True)
 class Receipt:
-    """A run's record; seconds and bytes. ``links`` says by "SRC->DST" what was copied."""
+    """A run's record; seconds and bytes. ``links`` says by "SRC->DST" what was copied.
+
+    ``recoveries`` are the failures on the way; ``ops`` then say where each op ran last.
+    """
 
     graph_name: str
     plan: str
@@ -67,6 +95,7 @@ class Receipt:
     predicted: float
     measured: float
     notes: tuple[str, ...] = ()
+    recoveries: tuple[Recovery, ...] = ()
 
     @property
     def devices(self) -> dict[str, str]:
@@ -121,6 +150,45 @@ def make_receipt(
     )
     return Receipt(
         plan.graph_name, digest, ops, _transfers(plan, spans), plan.predicted, seconds, notes
+    )
+
+
+def recovered_receipt(
+    first: Receipt,
+    ended: Iterable[Step],
+    physical: Mapping[str, str],
+    crossed: Iterable[Step],
+    told: Iterable[Recovery],
+) -> Receipt:
+    """The record of a run that a device failed.
+
+    ``first`` is that of its first plan; ``ended`` the steps that ended last for each op, and
+    ``crossed`` the copies that were made, under all plans; ``physical`` identifies devices by id.
+    """
+    last = {step.name: step for step in ended}
+    ops = [
+        dataclasses.replace(
+            op,
+            device=last[op.name].device,
+            physical_id=physical.get(last[op.name].device, ""),
+            kernel=last[op.name].kernel,
+            predicted=last[op.name].seconds,
+        )
+        if op.name in last
+        else op
+        for op in first.ops
+    ]
+    links: dict[str, LinkReceipt] = {}
+    for copy in crossed:
+        name, one = f"{copy.src}->{copy.dst}", LinkReceipt(copy.nbytes, 1, copy.seconds, None)
+        links[name] = links[name] + one if name in links else one
+    new = tuple(told)
+    return dataclasses.replace(
+        first,
+        ops=tuple(ops),
+        transfers=links,
+        notes=(*first.notes, *map(str, new)),
+        recoveries=(*first.recoveries, *new),
     )
 
 

@@ -59,6 +59,7 @@ def key_of(graph: Graph, config: Config, devices: Mapping[str, Device]) -> str |
     """What a graph's program is kept by; None where none is kept."""
     virtual = any(Cap.VIRTUAL_TIME in d.info.caps for d in devices.values())
     plain = config.measure and config.plan is None and not config.check_finite and not virtual
+    plain = plain and not (config.watched or config.lost or config.broken)
     if not graph.origin or not plain or not hasattr(os, "preadv"):
         return None
     infos = (device.info for device in devices.values())

@@ -88,6 +88,9 @@ def _check_values(config: Config) -> None:
         value = getattr(config, name)
         if not isinstance(value, bool | np.bool_):
             raise PlanError(f"{name}={value!r:.80}: give True or False")
+    watchdog: Any = config.watchdog
+    if not (isinstance(watchdog, int | float | np.number) and watchdog > 0):
+        raise PlanError(f"watchdog={watchdog!r:.80}: give seconds greater than 0, or float('inf')")
     measure: Any = config.measure
     if not (isinstance(measure, int | float | np.number) and measure >= 0):
         raise PlanError(f"measure={measure!r}: give True, False or a budget in seconds")

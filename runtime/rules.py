@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.kernels.refusal import Cause, Refusal
@@ -90,17 +90,21 @@ class Rules:
                 over[most.id] = (need, float(room))
         return over
 
-    def banned(self, node: Node, device: str) -> str:
-        """Why a constraint keeps a node off a device; empty where none does."""
+    def banned(self, node: Node, device: str, unbuilt: Collection[str] = ()) -> str:
+        """Why a constraint keeps a node off a device; empty where none does.
+
+        A pin to one of the ``unbuilt`` devices, whose kernels did not build, does not bind, and nor
+        does a home.
+        """
         if device in self._target.broken:
             return Refusal(self._target.broken[device], Cause.BROKEN)
         if device in self.full:
             return Refusal("its memory is too small for this graph", Cause.MEMORY)
         home = self._homes.get(node.name, device)
-        if home != device:
+        if home != device and home not in unbuilt:
             return Refusal(f"the part of {home}", Cause.PINNED)
         for pattern, pinned in self._given.pin.items():
-            if pinned != device and matches(pattern, node):
+            if pinned != device and pinned not in unbuilt and matches(pattern, node):
                 return Refusal(f"pinned to {pinned} by {pattern!r}", Cause.PINNED)
         for pattern, forbidden in _flat(self._given.forbid):
             if forbidden == device and matches(pattern, node):

@@ -10,16 +10,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from crossdock.devices import registry
+from crossdock.devices.base import Device
 from crossdock.devices.worker import JOBS, no_more
-from crossdock.runtime import request
+from crossdock.runtime import request, settings
 from crossdock.runtime.background import Background
+from crossdock.runtime.checks import checks_of
 from crossdock.runtime.config import PREPARING, RUNS_AT_ONCE, Config
 from crossdock.runtime.config import Progress as Progress
-from crossdock.runtime.errors import Cancelled, Error, OutOfMemory, PlanError
+from crossdock.runtime.errors import Cancelled, DeviceError, Error, OutOfMemory, PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.feeds import arrays_of
 from crossdock.runtime.fixed import fixed
+from crossdock.runtime.fleet import Fleet
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import Constraints, Plan
@@ -28,6 +32,7 @@ from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.start import first_ready
 from crossdock.runtime.tensor import Array, Dim
+from crossdock.runtime.through import Attempt, run_through
 from crossdock.scheduler.objective import Objective
 
 if TYPE_CHECKING:
@@ -104,6 +109,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     strict: bool = False,
     resident: Mapping[str, Any] | None = None,
     check_finite: bool = False,
+    verify: str | None = None,
+    watchdog: float | None = None,
     progress: Progress | None = None,
 ) -> Session:
     """Compile a graph for this machine.
@@ -145,6 +152,16 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         check_finite: end a run with NotFinite that names the first op, in the graph's order, that
             made a NaN or an infinity out of finite operands. Steps then run one by one and their
             results are read, so runs take several times as long; kernels are the same ones.
+        verify: "transfers" reads back what every copy wrote and compares: one that arrives damaged
+            is made again, and the device is given up where that does not help. "sample:0.01"
+            computes one step in a hundred again on the host, drawn anew for every run, and ends a
+            run with WrongResult where that gives another result. Both, with a comma. Work that a
+            device says is done and is not, and damaged bytes, are noticed by these alone.
+        watchdog: seconds that a device may take for any step before it counts as hung; one that
+            is predicted to take long may take ten times that. Infinity waits for ever; None is
+            ``CROSSDOCK_WATCHDOG``, or 5. A run that its caller does alone is not looked at: one on
+            the host, or on it and one device that takes commands at once, for which under 0.1 s is
+            predicted and no timeout given; with a number given here, every run is.
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:
@@ -169,6 +186,9 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         split,
         strict,
         check_finite,
+        settings.watchdog() if watchdog is None else watchdog,
+        watchdog is not None or verify is not None,
+        checks_of(verify),
     )
     request.check(graph, config)
     graph = fixed(graph, resident) if resident else graph
@@ -204,9 +224,15 @@ class Session:
         self._closed = False
         self._planned = False
         self._background = Background(config.runs_at_once, f"crossdock submit {graph.name}")
-        self.devices = request.open_devices(config)
+        self._graph: Graph | None = bound  # prepared last
+        self._fleet = Fleet(config, request.open_devices(config), self._forget)
         if bound is not None:
             self._prepare(bound)
+
+    @property
+    def devices(self) -> Mapping[str, Device]:
+        """The devices that it uses now, by id; those that are lost are not among them."""
+        return self._fleet.devices
 
     @property
     def plan(self) -> Plan:
@@ -298,7 +324,10 @@ class Session:
         last = self._last
         if last is None or (direct := last.direct) is None:
             return None
-        done = direct.run(feeds)
+        try:
+            done = direct.run(feeds)
+        except DeviceError as error:
+            return self._rescued(last, feeds, error)
         if done is None:
             return None
         outputs, seconds = done
@@ -309,6 +338,18 @@ class Session:
         if last.replan is not None and last.watch.note(seconds):
             self._background.post(partial(self._replan, last))
         return outputs
+
+    def _rescued(
+        self, ready: Ready | StagedReady, feeds: Mapping[str, Any], error: DeviceError
+    ) -> dict[str, Any] | None:
+        """The outputs of a run that the host failed; None where another run has to find out."""
+        if not isinstance(ready, Ready):
+            return None
+        arrays = arrays_of(self.graph, feeds)
+        rescue = Attempt(self._fleet, ready, arrays, Deadline()).rescue
+        outcome = rescue.recover(error)
+        self._receipt = (_as_is, rescue.receipt(outcome.seconds))
+        return outcome.outputs
 
     def submit(self, feeds: Mapping[str, Any], *, timeout: float | None = None) -> RunFuture:
         """Run in the background; the future is also awaitable. The inputs must not change.
@@ -374,17 +415,28 @@ class Session:
         )
 
     def _done(self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool) -> Outcome:
+        if registry.lost():
+            self._fleet.refresh()
         staged = self.graph.staged is not None
         arrays = feeds if staged else arrays_of(self.graph, feeds)
         ready = self._for_graph() if staged else self._for_shapes(arrays)
         if isinstance(ready, Ready):
-            outcome = ready.run(arrays, deadline, profile=profile)
+            outcome, rescue = run_through(self._fleet, ready, arrays, deadline, profile=profile)
+            if rescue is not None:
+                self._receipt = (_as_is, rescue.receipt(outcome.seconds))
+                return outcome
             self._receipt = (ready.recorder.receipt, outcome.seconds, outcome.spans)
             self._learn(ready, outcome, profile=profile)
         else:
             outcome, receipt = ready.run(arrays, deadline, profile=profile)
             self._receipt = (receipt,)
         return outcome
+
+    def _forget(self) -> None:
+        """Plan anew from the next run on: the devices are others."""
+        with self._lock:
+            self._ready.clear()
+            self._last = None
 
     def _learn(self, ready: Ready, outcome: Outcome, *, profile: bool) -> None:
         """Keep the times of a profiled run; plan again where runs take too long."""
@@ -452,36 +504,47 @@ class Session:
                 raise self._no_memory("prepare") from error
             with self._lock:
                 if not self._closed:
-                    self._last = made
+                    self._last, self._graph = made, graph
                     self._ready.put(key, made)
             return made
 
     def _made(self, graph: Graph) -> Ready | StagedReady:
+        self._fleet.refresh()
         if graph.staged is None:
             again, self._planned = self._planned, True
             if not again:
-                return first_ready(graph, self.config, self.devices, self._progress, self.graph)
+                return self._fleet.prepared(
+                    lambda: first_ready(graph, *self._fleet.now(), self._progress, self.graph)
+                )
             kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
             from crossdock.runtime.prepare import prepare  # planning takes long to load
 
-            return prepare(
-                graph, self.config, self.devices, self._progress, again=again, kept=kept,
-                source=self.graph,
+            return self._fleet.prepared(
+                lambda: prepare(
+                    graph, *self._fleet.now(), self._progress, again=again, kept=kept,
+                    source=self.graph,
+                )
             )  # fmt: skip
         from crossdock.runtime.staged import StagedReady
 
-        return StagedReady(graph, graph.staged, self.config, self.devices, self._progress)
+        return StagedReady(graph, graph.staged, self._fleet, self._progress)
 
     def _bound(self) -> Ready | StagedReady:
         found = self._last
         if found is None and self._closed:
             raise PlanError(f"the session of {self.graph.name!r} is closed; compile again")
+        if found is None and self._graph is not None:
+            return self._prepare(self._graph)
         if found is None:
             raise PlanError(
                 f"graph {self.graph.name!r} has symbols {', '.join(self.graph.symbols)} without "
                 "sizes; bind(shapes=...) or run first"
             )
         return found
+
+
+def _as_is(receipt: Receipt) -> Receipt:
+    return receipt
 
 
 def _plan(ready: Ready | StagedReady) -> Plan:

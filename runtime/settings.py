@@ -17,6 +17,9 @@
                               0 allows exact algorithms alone
 ``CROSSDOCK_MAX_ITERATIONS``  iterations that the loops of a model may take in
                               one run (default: 50,000)
+``CROSSDOCK_WATCHDOG``        seconds that a device may take for any step (default:
+                              5; longer where that is predicted) before it counts
+                              as hung; ``off`` waits for ever
 ============================  ================================================
 """
 
@@ -96,6 +99,27 @@ def max_iterations() -> int:
     """
     given = os.environ.get("CROSSDOCK_MAX_ITERATIONS", "").replace("_", "").replace(",", "")
     return max(1, int(given)) if given.isdecimal() and len(given) < 19 else MAX_ITERATIONS
+
+
+WATCHDOG = 5.0
+
+
+def watchdog() -> float:
+    """Return how many seconds a device may take for any step; infinite where it is off.
+
+    Raises:
+        PlanError: the setting is neither "off" nor a number greater than 0.
+    """
+    given = os.environ.get("CROSSDOCK_WATCHDOG", "")
+    try:
+        seconds = math.inf if given == "off" else float(given or WATCHDOG)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0.0:
+        raise PlanError(
+            f"CROSSDOCK_WATCHDOG is {given!r}; give seconds greater than 0, such as 5, or 'off'"
+        )
+    return seconds
 
 
 FAST_ERROR = 1e-4

@@ -9,17 +9,21 @@ from dataclasses import dataclass, field
 
 from crossdock.devices.base import DeviceInfo, Span
 from crossdock.runtime.plan import HOST, DevicePlan, Plan, Step, step_line
-from crossdock.runtime.receipt import LinkReceipt, OpReceipt, Receipt, make_receipt
+from crossdock.runtime.receipt import LinkReceipt, OpReceipt, Receipt, Recovery, make_receipt
 
 
 @dataclass
 class StageRecord:
-    """A stage's plan, how often the run came to it, and the spans of its steps where profiled."""
+    """A stage's plan, how often the run came to it, and the spans of its steps where profiled.
+
+    ``amend`` corrects its receipt where devices failed.
+    """
 
     plan: Plan
     asked: frozenset[str]
     runs: int = 0
     spans: dict[str, list[Span]] = field(default_factory=dict)
+    amend: list[Callable[[Receipt], Receipt]] = field(default_factory=list)
 
 
 @dataclass
@@ -52,6 +56,12 @@ class StageLog:
         for queue, timed in spans.items():
             found.spans.setdefault(queue, []).extend(timed)
 
+    def rescued(self, key: bytes, amend: Callable[[Receipt], Receipt]) -> None:
+        """A device failed in the last run of a stage."""
+        found = self.entries[key]
+        assert isinstance(found, StageRecord)
+        found.amend.append(amend)
+
     def host(self, name: str, op: str, why: str, seconds: float) -> None:
         """Add a run of a host op."""
         found = self.entries.get((name, op))
@@ -80,12 +90,16 @@ class StageLog:
         ops: list[OpReceipt] = []
         links: dict[str, LinkReceipt] = {}
         notes: list[str] = []
+        recoveries: list[Recovery] = []
         for entry in self.entries.values():
             if isinstance(entry, HostRecord):
                 ops.append(_host_receipt(entry, self.host_info.physical_id))
                 notes.append(f"{entry.name} ({entry.op}) ran on the host: {entry.why}")
                 continue
             part = make_receipt(entry.plan, "", 0.0, entry.spans, entry.asked)
+            for amend in entry.amend:
+                part = amend(part)
+            recoveries += part.recoveries
             ops += [
                 dataclasses.replace(op, predicted=_times(op.predicted, entry.runs))
                 for op in part.ops
@@ -96,8 +110,9 @@ class StageLog:
                 links[name] = links[name] + many if name in links else many
         predicted = sum(e.plan.predicted * e.runs for e in self.stages())
         return Receipt(
-            self.name, self.digest(Plan.digest), tuple(ops), links, predicted, seconds, tuple(notes)
-        )
+            self.name, self.digest(Plan.digest), tuple(ops), links, predicted, seconds,
+            tuple(notes), tuple(recoveries),
+        )  # fmt: skip
 
     def digest(self, part: Callable[[Plan], str]) -> str:
         """SHA-256 over a digest of each stage's plan, in order."""

@@ -12,12 +12,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from crossdock.devices.base import Device, Span
-from crossdock.runtime.config import MEASURE_SECONDS, PREPARING, Config, Progress
+from crossdock.devices import registry
+from crossdock.devices.base import Span
+from crossdock.runtime.config import MEASURE_SECONDS, PREPARING, Progress
 from crossdock.runtime.direct import DirectStage, StagedDirect
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.fallback import check_host_op
+from crossdock.runtime.fleet import Fleet
 from crossdock.runtime.graph import Graph, Staged
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import HOST, Plan
@@ -27,6 +29,7 @@ from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.stage_log import StageLog
 from crossdock.runtime.tensor import Array
+from crossdock.runtime.through import run_through
 
 STAGES_KEPT = 64
 """Prepared stages that a session keeps for each set of input shapes."""
@@ -39,18 +42,18 @@ class StagedReady:
         self,
         graph: Graph,
         staged: Staged,
-        config: Config,
-        devices: Mapping[str, Device],
+        fleet: Fleet,
         progress: Progress | None,
     ) -> None:
+        config = fleet.config
         self.name = graph.name
         self._outputs = tuple(graph.outputs)
-        self.host = devices[HOST].info
+        self.host = fleet.devices[HOST].info
         for op in staged.host_ops():
             check_host_op(*op, config.fallback)
         self._staged = staged
         self._stages = staged.open()
-        self._config, self._devices, self._progress = config, devices, progress
+        self.fleet, self._progress = fleet, progress
         self._budget = MEASURE_SECONDS if config.measure is True else float(config.measure)
         self.contract = config.fallback
         self._planned = False
@@ -108,21 +111,26 @@ class StagedReady:
         return StagedDirect(made, self._outputs) if made else None
 
     def stage(self, key: bytes, graph: Graph) -> Ready:
-        """A stage made ready."""
+        """A stage made ready, anew where a device that it was on is lost."""
+        if registry.lost() and self.fleet.refresh():
+            self._ready.clear()
         return self._ready.get_or_make(key, partial(self._made, graph))
 
     def _made(self, graph: Graph) -> Ready:
         """Prepare a stage; all of them share the seconds that may be spent on measuring."""
-        config = self._config
-        config = replace(config, constraints=concerning(graph, config.constraints))
-        if config.measure is not False:
-            config = replace(config, measure=self._budget)
         began = time.perf_counter()
-        kept = self._ready.values()
-        made = prepare(graph, config, self._devices, self._progress, again=self._planned, kept=kept)
+        made = self.fleet.prepared(partial(self._prepared, graph))
         self._planned = True
         self._budget = max(0.0, self._budget - (time.perf_counter() - began))
         return made
+
+    def _prepared(self, graph: Graph) -> Ready:
+        (config, devices), kept = self.fleet.now(), self._ready.values()
+        config = replace(config, constraints=concerning(graph, config.constraints))
+        if config.measure is not False:
+            config = replace(config, measure=self._budget)
+        again = self._planned
+        return prepare(graph, config, devices, self._progress, again=again, kept=kept)
 
 
 class _Runner:
@@ -136,13 +144,12 @@ class _Runner:
     def run(self, key: bytes, graph: Graph, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run a stage, preparing it at need."""
         ready = self._ready.stage(key, graph)
-        if not self._profile and self._deadline.seconds is None and ready.direct is not None:
-            done = ready.direct.run(feeds)
-            if done is not None:
-                self.log.stage(key, ready.recorder.plan, ready.recorder.asked, {})
-                return done[0]
-        outcome = ready.run(feeds, self._deadline, profile=self._profile)
-        self.log.stage(key, ready.recorder.plan, ready.recorder.asked, outcome.spans)
+        fleet, deadline = self._ready.fleet, self._deadline
+        outcome, rescue = run_through(fleet, ready, feeds, deadline, profile=self._profile)
+        recorder = ready.recorder
+        self.log.stage(key, recorder.plan, recorder.asked, outcome.spans)
+        if rescue is not None:
+            self.log.rescued(key, rescue.amendment())
         for queue, spans in outcome.spans.items():
             self.spans.setdefault(queue, []).extend(spans)
         return outcome.outputs

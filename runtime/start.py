@@ -35,7 +35,10 @@ def first_ready(
         return remake.prepared(progress)
 
     def kept() -> Ready | None:
-        return records.load(name, graph, devices, remake, config.threads or cpu_count())
+        found = records.load(name, graph, devices, remake, config.threads or cpu_count())
+        if found is not None:
+            found.watchdog = config.watchdog
+        return found
 
     found = kept()
     if found is not None:

@@ -20,11 +20,11 @@ from crossdock.devices.virtual import (
     VirtualDevice,
     VirtualTime,
 )
-from crossdock.runtime.executor import Run
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import DevicePlan, Plan
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.program import Instance, Program, Windows, segment
+from crossdock.runtime.queued import QueuedRun
 from crossdock.runtime.simulate import Simulation, check, step_seconds
 from crossdock.runtime.tensor import Array
 
@@ -58,7 +58,7 @@ def execute(
     graph = Graph({}, {}, (), {}, name=plan.graph_name)
     program = Program(graph, plan, dict(devices), {}, {}, {}, segments, Windows({}))
     try:
-        Run(program, instance, lambda: None).across({}, Deadline())
+        QueuedRun(program, instance, lambda: None).across({}, Deadline())
     finally:
         for device in devices.values():
             device.close()

@@ -15,6 +15,7 @@ from crossdock.runtime.cases.extension import extension_cases
 from crossdock.runtime.cases.integer import integer_cases
 from crossdock.runtime.cases.kit import Case, Feed, typed, unique
 from crossdock.runtime.cases.nn import nn_cases
+from crossdock.runtime.cases.quantized import quantized_cases
 
 F = Feed
 WIDE = ("float32", "float16")
@@ -362,7 +363,7 @@ CASES: tuple[Case, ...] = unique(
     for family in (
         _unary_cases, _binary_cases, _logic_cases, _cast_cases, _matrix_cases, _shape_cases,
         _gather_cases, _reduce_cases, _along_cases, nn_cases,
-        extension_cases, integer_cases, attention_cases,
+        extension_cases, integer_cases, quantized_cases, attention_cases,
     )
     for case in family()
 )  # fmt: skip

@@ -90,6 +90,8 @@ class LabellingBuilder(GraphBuilder):
     ) -> bool:
         if not super()._may_fold(spec, operands, attrs, outs):
             return False
+        if spec.name == "dequantize_linear" and outs[0].rank > 1:
+            return False  # quantised weights: products of bytes may take them as they are
         work = spec.work([None if o is None else o.spec for o in operands], outs, attrs)
         return work.flops <= FOLD_FLOPS and self.budget.folds(sum(out.nbytes for out in outs))
 

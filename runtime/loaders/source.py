@@ -6,9 +6,8 @@ import hashlib
 import os
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +20,8 @@ MAX_BYTES = (1 << 31) - 1
 """The largest model file read: what one protobuf or flatbuffer message may hold."""
 
 _PIECE = 1 << 24
+_HASHED = 1 << 20
+"""Bytes read at a time where they are hashed: they stay in the cache."""
 
 Sourced = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
@@ -99,18 +100,24 @@ class ModelFile:
         self._descriptor = open_regular(path, self.label)
         weakref.finalize(self, os.close, self._descriptor).atexit = False
         self._facts = (*_folders(path), self.limits, _linked(path))
-        _check_model(os.fstat(self._descriptor).st_size, self.label, self.limits)
-        with self._file() as file:
-            self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self._size = os.fstat(self._descriptor).st_size
+        _check_model(self._size, self.label, self.limits)
+        h = hashlib.sha256()
+        for piece in self._pieces(_HASHED):
+            h.update(piece)
+        self.digest = h.hexdigest()
 
-    def _file(self) -> FileIO:
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        return FileIO(self._descriptor, closefd=False)
+    def _pieces(self, most: int) -> Iterator[bytes]:
+        """The content; threads and forked processes may read it at once."""
+        at = 0
+        while piece := os.pread(self._descriptor, min(most, self._size - at), at):
+            yield piece
+            at += len(piece)
 
     def source(self) -> Source:
         """Its content; raises LoadError where that has changed."""
-        with self._file() as file:
-            data = file.readall()
+        pieces = list(self._pieces(self._size))  # one, but for the largest files
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if hashlib.sha256(data).hexdigest() != self.digest:
             raise LoadError(
                 f"{self.label}: the file has changed since it was loaded; load it again"
@@ -130,15 +137,6 @@ def _folders(path: Path) -> tuple[Path, tuple[Path, ...]]:
     here = path.absolute().parent
     roots = dict.fromkeys((here.resolve(), path.resolve().parent))
     return here, tuple(roots)
-
-
-def read_regular(path: Path, label: str, limits: Limits) -> bytes:
-    """Read a regular file, refusing pipes, devices and folders before anything blocks."""
-    fd = open_regular(path, label)
-    with os.fdopen(fd, "rb") as file:
-        size = os.fstat(fd).st_size
-        _check_model(size, label, limits)
-        return file.read(size)
 
 
 def _check_model(size: int, label: str, limits: Limits) -> None:

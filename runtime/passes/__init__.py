@@ -18,15 +18,20 @@ from crossdock.runtime.passes.attention import fuse_attention
 from crossdock.runtime.passes.batch_norm import expand_batch_norm
 from crossdock.runtime.passes.constants import fold_constants
 from crossdock.runtime.passes.epilogue import fuse_epilogue
+from crossdock.runtime.passes.expand_quantize import expand_quantize
 from crossdock.runtime.passes.fuse import fuse_elementwise
 from crossdock.runtime.passes.gelu import fuse_gelu
 from crossdock.runtime.passes.matmul import fuse_bias, merge_products
+from crossdock.runtime.passes.move_quantize import move_quantize
 from crossdock.runtime.passes.normalization import fold_affine
 from crossdock.runtime.passes.prune import prune
+from crossdock.runtime.passes.quantize import fuse_quantized
 
 Pass = Callable[[Graph, frozenset[str]], Graph]
 
 PASSES: dict[str, Pass] = {
+    "move-quantize": move_quantize,
+    "fuse-quantized": fuse_quantized,
     "fold-constants": fold_constants,
     "fold-affine": fold_affine,
     "expand-batch-norm": expand_batch_norm,
@@ -34,6 +39,7 @@ PASSES: dict[str, Pass] = {
     "fuse-attention": fuse_attention,
     "fuse-bias": fuse_bias,
     "merge-products": merge_products,
+    "expand-quantize": expand_quantize,
     "fuse-elementwise": fuse_elementwise,
     "fuse-epilogue": fuse_epilogue,
     "prune": prune,

@@ -1,7 +1,8 @@
 """Fuse chains of elementwise ops into one ``fused`` op.
 
 A producer joins its consumer where the consumer is its only reader, both have the same shape, and
-the body stays small. The joined node takes the consumer's name and place.
+the body stays small. The joined node takes the consumer's name and place. What maps bytes to bytes
+stays by itself, unless it does so joined as well: it has 256 results, which a device may look up.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def fuse_elementwise(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
             if len(producer.nodes) + len(group.nodes) > MAX_STEPS:
                 continue
             joined = group.behind(producer, value)
-            if len(joined.inputs) <= MAX_INPUTS:
+            apart = _of_bytes(graph, producer) and not _of_bytes(graph, joined)
+            if len(joined.inputs) <= MAX_INPUTS and not apart:
                 group = joined
                 absorbed.add(value)
         groups[node.outputs[0]] = group
@@ -62,6 +64,15 @@ def fuse_elementwise(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
         alone = found is None or len(found.nodes) == 1
         nodes.append(node if alone or found is None else _fused(graph, found))
     return replace(graph, nodes=tuple(nodes))
+
+
+def _of_bytes(graph: Graph, group: _Group) -> bool:
+    """Whether a group's results are bytes that hang on one operand of bytes alone."""
+    varying = [v for v in group.inputs if v not in graph.constants]
+    fixed = [graph.constants[v] for v in group.inputs if v in graph.constants]
+    specs = [graph.specs[v] for v in (*varying, group.nodes[-1].outputs[0])]
+    bytes_ = len(varying) == 1 and all(s.dtype in ("uint8", "int8") for s in specs)
+    return bytes_ and specs[0].dims == specs[1].dims and all(array.size == 1 for array in fixed)
 
 
 def _fusible(graph: Graph, node: Node) -> bool:

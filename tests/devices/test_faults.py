@@ -220,7 +220,7 @@ def test_a_lost_device_is_not_opened_until_a_rescan() -> None:
     first = opened(Fault("lost", 0))
     assert registry.open_device("sim:f") is first
     assert registry.open_device("sim:f", threads=1) is first
-    registry.lose("sim:f", "it broke")
+    registry.lose(first, "it broke")
     assert first.gone == "it broke"
     assert not first.released, "a lost device is not closed"
     assert "sim:f" not in {info.id for info in xd.devices()}
@@ -234,10 +234,12 @@ def test_a_lost_device_is_not_opened_until_a_rescan() -> None:
     assert again is not first
     assert not again.gone
     assert "sim:f" in {info.id for info in xd.devices()}
+    registry.lose(first, "it broke again")  # told late by a thread that was stuck
+    assert registry.open_device("sim:f") is again
 
 
 def test_the_memory_of_the_host_is_never_lost() -> None:
-    registry.lose("cpu:0", "it broke")
+    registry.lose(registry.open_device("cpu:0"), "it broke")
     assert registry.open_device("cpu:0").info.id == "cpu:0"
     assert not registry.open_device("cpu:0").gone
     assert registry.lost() == {"cpu:0": "it broke"}

@@ -232,6 +232,23 @@ def test_intels_runtime_is_found_in_the_environment(
     assert (vendors / "intel.icd").read_text() == str(library)
 
 
+def test_pocl_gets_cores_of_its_own_where_it_may_use_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from crossdock.devices import opencl_platforms
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.delenv("POCL_AFFINITY", raising=False)
+    opencl_platforms._give_pocl_cores()
+    assert "POCL_AFFINITY" not in os.environ
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setenv("POCL_AFFINITY", "0")
+    opencl_platforms._give_pocl_cores()
+    assert os.environ["POCL_AFFINITY"] == "0"
+    monkeypatch.delenv("POCL_AFFINITY")
+    opencl_platforms._give_pocl_cores()
+    assert os.environ.pop("POCL_AFFINITY") == "1"
+
+
 def test_nothing_warns_and_no_cache_is_pickled(tmp_path: Path) -> None:
     """Building in a fresh process: silent under -W error, and pyopencl keeps nothing on disk."""
     code = """

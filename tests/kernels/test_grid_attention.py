@@ -61,5 +61,8 @@ def test_a_query_that_sees_nothing_gives_zero(device: Device) -> None:
 
 def test_it_is_for_processors(device: Device) -> None:
     call, _ = instance((1, 2, 2, 5, 7, 8, 6))
-    assert [k.name for k in grid_kernels(call, device.info)] == ["grid.attention"]
+    assert [k.name for k in grid_kernels(call, device.info)] == [
+        "grid.attention",
+        "grid.attention.low",
+    ]
     assert grid_kernels(call, as_gpu(device.info)) == []

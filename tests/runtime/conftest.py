@@ -74,7 +74,8 @@ class Machine:
             found.close()
 
     def end(self) -> None:
-        """Close and forget everything."""
+        """Close and forget everything, and what was lost."""
+        registry.rescan()
         for name in self._names:
             self.forget(f"sim:{name}")
             sim.unregister(name)

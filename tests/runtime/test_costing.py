@@ -60,6 +60,25 @@ def test_the_cheapest_known_kernel_is_offered() -> None:
     assert costing.offers(call, [CPU], model).best[CPU.id].kernel.name == "array"
 
 
+def test_a_kernel_for_any_op_has_to_be_faster_for_sure() -> None:
+    """Array calls run on one thread, which suffers least while something else runs, too."""
+    call = costing.op_calls(graph())["mm"]
+    model = CostModel()
+
+    def chosen() -> str:
+        return costing.offers(call, [CPU], model).best[CPU.id].kernel.name
+
+    model.record_many(CPU.fingerprint, "cpu.matmul.small", call.key(), [1.0e-6] * 5)
+    model.record_many(CPU.fingerprint, "array", call.key(), [0.5e-6, 1.6e-6, 0.9e-6])
+    found = model.estimate(CPU.fingerprint, "array", call.key())
+    assert found.seconds is not None
+    assert found.high is not None
+    assert found.seconds < 1e-6 < found.high
+    assert chosen() == "cpu.matmul.small"
+    model.record_many(CPU.fingerprint, "array", call.key(), [0.5e-6] * 60)
+    assert chosen() == "array"
+
+
 def test_a_device_without_a_kernel_says_why() -> None:
     made = costing.offers(costing.op_calls(graph())["mm"], [CPU, GPU], CostModel())
     assert set(made.best) == {CPU.id}

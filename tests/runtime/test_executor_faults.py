@@ -1,4 +1,8 @@
-"""Failures at every step of every device: the first cause reaches the caller, and nobody hangs."""
+"""Failures at every step of every device: the run goes on without it, and nobody hangs.
+
+Here the devices of ``devices.sim`` fail, in the ways that they have themselves; see ``faults/`` for
+devices that fail in any way.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,6 @@ from crossdock.runtime.errors import (
     DeviceError,
     DeviceLost,
     ExecutionError,
-    OutOfMemory,
     Timeout,
 )
 from crossdock.runtime.graph import Graph
@@ -29,7 +32,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 pytestmark = pytest.mark.usefixtures("no_hang")
 A, B = "sim:a", "sim:b"
 PLACES = {"n0": A, "n1": B, "n2": A, "n3": "cpu:0", "n4": B, "n5": A, "n6": A}
-WANTED = {"oom": OutOfMemory, "launch": DeviceError, "lost": DeviceLost}
 
 
 def relay() -> Graph:
@@ -66,29 +68,21 @@ EVERYWHERE = [(d, i) for d in (A, B) for i in range(list(PLACES.values()).count(
 
 
 @pytest.mark.parametrize(("device", "step"), EVERYWHERE)
-@pytest.mark.parametrize("kind", ["oom", "launch"])
-def test_a_passing_failure_is_told_and_the_session_goes_on(
+@pytest.mark.parametrize("kind", ["oom", "launch", "lost"])
+def test_a_failure_is_told_of_by_the_receipt_alone(
     machine: Machine, kind: str, device: str, step: int
 ) -> None:
     faulty(machine, device, Fault(kind, step))
     graph = relay()
     with compiled(graph, runs_at_once=1) as session:
-        with pytest.raises(WANTED[kind], match=f"{device}: step {step} .*as its fault plan says"):
-            session.run(whole_feeds(graph, 0))
+        check(session, graph, 0)
+        (told,) = session.receipt.recoveries
+        assert told.device == device
+        assert f"{device}{':' if kind != 'lost' else ' was lost at'} step {step}" in told.error
         for seed in range(3):
             check(session, graph, seed)
-
-
-@pytest.mark.parametrize(("device", "step"), EVERYWHERE)
-def test_a_lost_device_fails_every_run_from_then_on(
-    machine: Machine, device: str, step: int
-) -> None:
-    faulty(machine, device, Fault("lost", step))
-    graph = relay()
-    with compiled(graph, runs_at_once=1) as session:
-        for _ in range(3):
-            with pytest.raises(DeviceLost, match=f"{device} was lost at step {step}"):
-                session.run(whole_feeds(graph, 0))
+            assert not session.receipt.recoveries
+        assert (device in session.devices) == (kind == "oom")
 
 
 @pytest.mark.parametrize(("device", "step"), EVERYWHERE)
@@ -113,7 +107,7 @@ def test_a_hanging_device_lets_the_caller_go_at_the_deadline(
 
 
 @pytest.mark.parametrize("number", range(11))
-def test_a_copy_that_fails_is_told_and_the_session_goes_on(
+def test_a_copy_that_fails_is_made_good(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """Every copy of the plan in turn: up, down, and both hops of one that is staged."""
@@ -135,8 +129,8 @@ def test_a_copy_that_fails_is_told_and_the_session_goes_on(
         assert len(session.plan.copies()) == 11
         for name in ("write", "read"):
             monkeypatch.setattr(sim.SimQueue, name, failing(name))
-        with pytest.raises(DeviceLost, match="the wire broke"):
-            session.run(whole_feeds(graph, 0), timeout=30)
+        check(session, graph, 0)
+        assert "the wire broke" in session.receipt.recoveries[0].error
         check(session, graph, 1)
 
 
@@ -148,19 +142,16 @@ def test_a_slow_device_changes_no_answer(machine: Machine) -> None:
             check(session, graph, seed)
 
 
-def test_a_failure_takes_one_run_of_many(machine: Machine) -> None:
+def test_a_failure_takes_none_of_many_runs(machine: Machine) -> None:
     faulty(machine, "sim:b", Fault("launch", 40))
     graph = relay()
     feeds = [whole_feeds(graph, i) for i in range(8)]
     wants = [evaluate(graph, f) for f in feeds]
     with compiled(graph, runs_at_once=4) as session:
         futures = [(i, session.submit(feeds[i])) for _ in range(5) for i in range(8)]
-        errors = [f.exception(60) for _, f in futures]
-        (failed,) = [e for e in errors if e is not None]
-        assert "sim:b: step 40" in str(failed)
         for i, future in futures:
-            if future.exception() is None:
-                np.testing.assert_array_equal(future.result()["y"], wants[i]["y"])
+            np.testing.assert_array_equal(future.result(60)["y"], wants[i]["y"])
+        assert B not in session.devices
 
 
 def test_what_is_no_error_of_ours_is_wrapped_with_its_cause(
@@ -208,8 +199,8 @@ def test_a_queue_that_cannot_even_finish_is_survived(
     with compiled(graph, runs_at_once=1) as session:
         with monkeypatch.context() as patch:
             patch.setattr(sim.SimQueue, "finish", bad)
-            with pytest.raises(DeviceError, match="sim:a: step 1"):
-                session.run(whole_feeds(graph, 0), timeout=30)
+            check(session, graph, 0)
+            assert "sim:a: step 1" in session.receipt.recoveries[0].error
         check(session, graph, 1)
 
 

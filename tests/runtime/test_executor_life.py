@@ -289,7 +289,7 @@ def test_memory_of_failed_instances_comes_back(machine: Machine) -> None:
     device = machine.sim("a", memory_bytes=60_000)
     b = xd.GraphBuilder()
     graph = b.build({"y": b.add(b.input("x", (50, 50)), b.constant(np.ones((50, 50), np.float32)))})
-    with on(device, graph) as session:
+    with on(device, graph, fallback="forbid") as session:
         other = machine.device(device).allocate(45_000)
         for _ in range(3):
             with pytest.raises(OutOfMemory, match="sim:a"):

@@ -16,7 +16,6 @@ from crossdock.devices.base import Device
 from crossdock.devices.host_memory import HostBuffer
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.errors import OutOfMemory, StalePlan
-from crossdock.runtime.executor import Run
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import lower
 from crossdock.runtime.order import with_waits
@@ -24,6 +23,7 @@ from crossdock.runtime.plan import HOST, Constraints, Step
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.program import Program, instantiate, segment
+from crossdock.runtime.queued import QueuedRun
 from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel
 from tests.runtime.closure import done_before
@@ -100,7 +100,7 @@ def test_a_weight_goes_to_each_device_once(machine: Machine) -> None:
     assert sorted(made.residents) == [(weight, a), (weight, b)]
     assert made.plan.device(a).resident_bytes == made.plan.device(b).resident_bytes == 48
     feeds = whole_feeds(graph, 1)
-    run = Run(made, instantiate(made), lambda: None)
+    run = QueuedRun(made, instantiate(made), lambda: None)
     want = evaluate(graph, feeds)
     for name, array in run.across(feeds, Deadline(30)).outputs.items():
         np.testing.assert_array_equal(array, want[name])

@@ -19,15 +19,16 @@ def test_a_pass_that_there_is_not_is_one_line_with_those_there_are(
     got = call(command, model, "--no-pass", "nope")
     assert got.status == 2
     assert got.err.count("\n") == 1
-    assert "no pass 'nope'; there are fold-constants" in got.err
+    assert f"no pass 'nope'; there are {next(iter(passes.PASSES))}, " in got.err
 
 
 def test_a_pass_left_out_shows_in_the_plan(call: Any, model: Path) -> None:
     common = ("plan", model, "--dim", "N=2", "--device", "cpu:0", "--measure", "0", "--json", "-")
     fused = call(*common).json
-    plain = call(*common, "--no-pass", "fuse-elementwise", "--no-pass", "fuse-epilogue").json
+    out = ("fuse-elementwise", "fuse-epilogue")
+    plain = call(*common, *(word for name in out for word in ("--no-pass", name))).json
     assert fused["passes"] == list(passes.PASSES)
-    assert plain["passes"] == [p for p in passes.PASSES if not p.startswith("fuse")]
+    assert plain["passes"] == [p for p in passes.PASSES if p not in out]
     assert fused["graph"] != plain["graph"] or len(fused["steps"]) == len(plain["steps"])
 
 

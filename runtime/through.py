@@ -1,0 +1,65 @@
+"""Running once, whatever devices fail; what that takes is imported only when one does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from crossdock.runtime.errors import DeviceError
+from crossdock.runtime.executor import Outcome, Run
+from crossdock.runtime.fleet import Fleet
+from crossdock.runtime.pool import Deadline
+from crossdock.runtime.ready import Ready
+from crossdock.runtime.tensor import Array
+
+if TYPE_CHECKING:
+    from crossdock.runtime.recovery import Rescue
+
+
+class Attempt:
+    """One run of ``ready``, and its rescue where it needs one."""
+
+    __slots__ = ("_arrays", "_deadline", "_fleet", "_ready", "_rescue")
+
+    def __init__(
+        self, fleet: Fleet, ready: Ready, arrays: Mapping[str, Array], deadline: Deadline
+    ) -> None:
+        self._fleet, self._ready, self._arrays = fleet, ready, arrays
+        self._deadline = deadline
+        self._rescue: Rescue | None = None
+
+    @property
+    def rescue(self) -> Rescue:
+        """What goes on where a device failed."""
+        if self._rescue is None:
+            from crossdock.runtime.recovery import Rescue  # planning takes long to load
+
+            self._rescue = Rescue(self._fleet, self._ready, self._arrays, self._deadline)
+        return self._rescue
+
+    def salvage(self, run: Run) -> None:
+        """Save what a failed run has made."""
+        self.rescue.salvage(run)
+
+
+def run_through(
+    fleet: Fleet, ready: Ready, arrays: Mapping[str, Array], deadline: Deadline, *, profile: bool
+) -> tuple[Outcome, Rescue | None]:
+    """Run once, whatever devices fail, as long as something is left to run it.
+
+    Returns what came out, and what was done about devices that failed, if one did.
+
+    Raises:
+        DeviceError: nothing is left to run it.
+        ExecutionError: it failed for another reason.
+    """
+    attempt = Attempt(fleet, ready, arrays, deadline)
+    try:
+        if not profile and deadline.seconds is None and ready.direct is not None:
+            done = ready.direct.run(arrays)
+            if done is not None:
+                return Outcome(*done), None
+        outcome = ready.run(arrays, deadline, profile=profile, salvage=attempt.salvage)
+    except DeviceError as error:
+        return attempt.rescue.recover(error), attempt.rescue
+    return outcome, None
