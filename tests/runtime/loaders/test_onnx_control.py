@@ -165,7 +165,6 @@ def test_branches_worth_compiling_run_as_stages(make: Any) -> None:
         for flag in (True, True, False, False, True):
             got = session.run({"x": x, "flag": np.array(flag)})["y"]
             np.testing.assert_allclose(got, x @ w if flag else -(x @ w), rtol=1e-4, atol=1e-3)
-            assert [op.op for op in session.receipt.ops].count("matmul") == 1
-            assert any(op.op == "neg" for op in session.receipt.ops) is not flag
+            assert sum("matmul" in op.op for op in session.receipt.ops) == 1, "one branch alone"
         with pytest.raises(FeedError, match="'x'"):
             session.run({"x": x[0], "flag": np.array(True)})
