@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from crossdock.kernels import table
+from crossdock.kernels.fused_attention import extents_of
 from crossdock.kernels.fused_conv import conv_of
+from crossdock.kernels.fused_matmul import product_of
 from crossdock.kernels.ops_conv import FILTER_AXES, TRANSPOSED_FILTER_AXES
 from crossdock.kernels.spec import Attrs, OpCall
 from crossdock.runtime.tensor import TensorSpec
@@ -221,6 +223,53 @@ def _attention(call: OpCall, axis: int) -> Cut | None:
     return Cut((axis, axis, axis, *biases), (axis,))
 
 
+def _fused_matmul(call: OpCall, axis: int) -> Cut:
+    """The product's cut, with what is added to it cut as the result is."""
+    found, out = _matmul(product_of(call), axis), call.outputs[0]
+    return replace(
+        found, operands=(*found.operands, *(_broadcast(s, out, axis) for s in call.inputs[2:]))
+    )
+
+
+def _fused_attention(call: OpCall, axis: int) -> Cut | None:
+    """Batch, or heads where each has keys, values and columns of its own."""
+    sizes = extents_of(call)
+    heads = 2 if call.attrs["by_row"] else 1
+    if axis == heads and sizes.heads == sizes.shared:
+        ends = [_heads_of(call, i) for i in range(3)]
+        names, along = ("heads", "shared"), 1
+    elif axis == 0:
+        ends = [0 if _spec(call, i).dims[0] % sizes.batch == 0 else None for i in range(3)]
+        names, along = ("batch",), 0
+    else:
+        return None
+    if None in ends:
+        return None
+    scores = call.outputs[0].with_shape((sizes.batch, sizes.heads, sizes.length, sizes.keys))
+    biases = (_broadcast(spec, scores, along) for spec in call.inputs[3:])
+    return Cut((*ends, *biases), (axis,), _fewer(names))
+
+
+def _heads_of(call: OpCall, index: int) -> int | None:
+    """The axis of an operand of which a part is whole heads, as many as of the result."""
+    _, heads, _, width = extents_of(call).operand(index)
+    spec, offset = _spec(call, index), call.attrs["offsets"][index]
+    if offset is None:
+        return 1 if spec.rank == 4 and spec.dims[1] == heads else None
+    return spec.rank - 1 if offset == 0 and spec.dims[-1] == heads * width else None
+
+
+def _fewer(names: Sequence[str]) -> Fit:
+    """Extents that are a part's share."""
+
+    def fit(attrs: Attrs, part: int, whole: int) -> Attrs:
+        sizes = attrs["extents"]
+        less = {n: getattr(sizes, n) * part // whole for n in names}
+        return {**attrs, "extents": replace(sizes, **less)}
+
+    return fit
+
+
 def _spec(call: OpCall, index: int) -> TensorSpec:
     spec = call.inputs[index]
     assert spec is not None, (call.op, index)
@@ -232,6 +281,8 @@ _RULES: dict[str, Callable[[OpCall, int], Cut | None]] = {
     "gemm": _gemm,
     "conv2d": lambda call, axis: _conv(call, axis, FILTER_AXES, 0),
     "fused_conv2d": _fused_conv,
+    "fused_matmul": _fused_matmul,
+    "fused_attention": _fused_attention,
     "conv_transpose2d": lambda call, axis: _conv(call, axis, TRANSPOSED_FILTER_AXES, 1),
     "average_pool2d": _pool,
     "max_pool2d": _pool,
