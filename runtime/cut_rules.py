@@ -235,6 +235,7 @@ def _fused_attention(call: OpCall, axis: int) -> Cut | None:
     """Batch, or heads where each has keys, values and columns of its own."""
     sizes = extents_of(call)
     heads = 2 if call.attrs["by_row"] else 1
+    names: tuple[str, ...]
     if axis == heads and sizes.heads == sizes.shared:
         ends = [_heads_of(call, i) for i in range(3)]
         names, along = ("heads", "shared"), 1

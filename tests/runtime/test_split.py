@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import crossdock as xd
 from crossdock.kernels.reference import evaluate, promoted
+from crossdock.runtime import passes
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.split import SplitGraph, grow, rewrite
 from tests.cases import CASES, Case
@@ -76,6 +77,59 @@ def test_parts_are_the_whole(case: Case, axis: int) -> None:
         got = run_parts(case.graph, wide, feeds)
         for name, value in want.items():
             np.testing.assert_allclose(got[name], value, rtol=1e-9, atol=1e-9)
+
+
+def attention(by_row: bool) -> Graph:
+    """Two heads over a batch of three, with a bias a head; read and written by row or by head."""
+    b = xd.GraphBuilder()
+    operands = []
+    for name in "qkv":
+        x = b.input(name, (3, 4, 8) if by_row else (3, 2, 4, 4))
+        if by_row:
+            x = b.transpose(b.reshape(x, (3, 4, 2, 4)), permutation=(0, 2, 1, 3))
+        operands.append(x)
+    q, k, v = operands
+    scores = b.matmul(q, b.transpose(k, permutation=(0, 1, 3, 2)))
+    scores = b.add(b.mul(scores, b.constant(np.float32(0.5))), b.input("mask", (1, 2, 4, 4)))
+    y = b.matmul(b.softmax(scores, axis=3), v)
+    if by_row:
+        y = b.reshape(b.transpose(y, permutation=(0, 2, 1, 3)), (3, 4, 8))
+    return b.build({"y": y})
+
+
+def product() -> Graph:
+    """A product with bias, activation and residual."""
+    rng = np.random.default_rng(3)
+    w, c = (b_.astype(np.float32) for b_ in (rng.random((8, 6)), rng.random(6)))
+    b = xd.GraphBuilder()
+    y = b.tanh(b.add(b.matmul(b.input("x", (2, 4, 8)), b.constant(w)), b.constant(c)))
+    return b.build({"y": b.add(y, b.input("r", (2, 4, 6)))})
+
+
+@pytest.mark.parametrize(
+    ("graph", "op", "axes"),
+    [
+        (attention(by_row=True), "fused_attention", {0, 2}),
+        (attention(by_row=False), "fused_attention", {0, 1}),
+        (product(), "fused_matmul", {0, 1, 2}),
+    ],
+    ids=["attention by row", "attention by head", "product"],
+)
+def test_parts_of_ops_that_passes_fuse_are_the_whole(graph: Graph, op: str, axes: set[int]) -> None:
+    fused = passes.run(graph)
+    node = next(n for n in fused.nodes if n.op == op)
+    feeds = {n: np.random.default_rng(1).random(s.dims) for n, s in graph.inputs.items()}
+    want = evaluate(graph, feeds, dtype="float64")["y"]
+    done = set()
+    for axis in range(fused.specs[node.outputs[0]].rank):
+        region = grow(fused, node, axis)
+        if region is None:
+            continue
+        done.add(axis)
+        made = rewrite(SplitGraph(fused), region, (1, region.units - 1))
+        got = run_parts(fused, replace(made, graph=promoted(made.graph)), feeds)["y"]
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+    assert done == axes
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
