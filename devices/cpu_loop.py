@@ -269,8 +269,8 @@ clearing:
   br label %clear
 open:
   store atomic i64 0, ptr %state release, align 8
-  call void @call_helpers(ptr %call, ptr %post)
   STAMP(0)
+  call void @call_helpers(ptr %call, ptr %post)
   br label %step
 step:
   %i = phi i64 [0, %open], [%next, %advance]

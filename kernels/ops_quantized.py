@@ -111,7 +111,7 @@ def _decompose_for(op: str) -> Any:
         min_value: float | None, max_value: float | None, **attrs: Any,
     ) -> Any:  # fmt: skip
         def along(x: Any) -> Any:
-            return b.reshape(x, [] if x.spec.size == 1 else [-1, *[1] * (-1 - axis)])
+            return b.reshape(x, [] if x.spec.size == 1 else [x.spec.size, *[1] * (-1 - axis)])
 
         axis = channel_axis(op, attrs)
         names = table.op(PLAIN[op]).operands[2:]

@@ -146,11 +146,14 @@ def test_a_constant_filter_in_another_layout_is_packed(device: Device) -> None:
         np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-def test_one_candidate_for_each_convolution(device: Device) -> None:
+def test_few_candidates_for_each_convolution(device: Device) -> None:
     """Nothing is built and measured that cannot win."""
     for shape, filter_shape, attrs in CONVOLUTIONS:
         arrays = [normal(*shape), normal(*filter_shape), None]
-        assert len(grid_kernels(call_of("conv2d", arrays, attrs), device.info)) == 1
+        call = call_of("conv2d", arrays, attrs)
+        shapes = 3 if attrs.get("groups", 1) == shape[1] else 1  # of a depthwise one's blocks
+        assert len(grid_kernels(call, device.info)) <= shapes
+        assert len(grid_kernels(call, as_gpu(device.info))) == 1
 
 
 @given(

@@ -17,7 +17,7 @@ from crossdock.devices.sim import Fault
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime import conduct, costing
 from crossdock.runtime.conduct import Conductor, conducts
-from crossdock.runtime.errors import DeviceError
+from crossdock.runtime.errors import DeviceError, DeviceLost
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Constraints
 from crossdock.runtime.planner import Options, make_plan
@@ -84,7 +84,7 @@ def test_no_thread_is_woken(machine: Machine, monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_allclose(outcome.outputs["y"], np.tanh(np.exp(-1.0)), rtol=1e-6)
 
 
-def test_a_failure_is_told_and_the_next_run_works(machine: Machine) -> None:
+def test_a_failure_is_told_and_the_device_is_lost(machine: Machine) -> None:
     quick(machine, Fault("launch", 3))
     graph = back_and_forth()
     ready = ready_of(machine, graph, {"there": BOTH[1], "here": BOTH[0], "again": BOTH[1]})
@@ -97,7 +97,8 @@ def test_a_failure_is_told_and_the_next_run_works(machine: Machine) -> None:
             break
     else:
         pytest.fail("no run failed")
-    assert ready.run(feeds, Deadline(), profile=False).outputs["y"].shape == (4, 8)
+    with pytest.raises(DeviceLost, match=r"failed to launch.*rescan"):
+        ready.run(feeds, Deadline(), profile=False)
 
 
 @pytest.mark.parametrize(("again", "left"), [("cpu:0", True), ("sim:quick", False)])

@@ -49,12 +49,14 @@ async def test_the_loop_turns_while_runs_wait(machine: Machine, gate: Gate) -> N
 
 
 async def test_errors_are_raised_where_the_run_is_awaited(machine: Machine) -> None:
-    with on(machine.sim("a", faults=(Fault("launch", 1),))) as session:
+    faults = (Fault("launch", 1),)
+    with on(machine.sim("a", faults=faults), fallback="forbid") as session:
         assert (await session.submit(feed(1)))["y"][0] == 2
         with pytest.raises(DeviceError, match="sim:a: step 1"):
             await session.submit(feed(1))
         with pytest.raises(FeedError, match="'x' is not fed"):
             await session.submit({})
+        xd.rescan()
         assert (await session.submit(feed(1)))["y"][0] == 2
 
 
