@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -58,14 +59,22 @@ DEPTHWISE: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = 
 ENDINGS = ("plain", "relu", "residual")
 
 
-@pytest.mark.parametrize("at", range(len(SHAPES)), ids=list(SHAPES))
+def cases(names: Collection[str]) -> list[Any]:
+    """Places of cases; those after the first three are slow: each builds four kernels."""
+    return [
+        pytest.param(at, id=name, marks=pytest.mark.slow if at > 2 else ())
+        for at, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize("at", cases(SHAPES))
 def test_convolution(device: Device, at: int) -> None:
     image, filters, attrs = list(SHAPES.values())[at]
     ending = ENDINGS[at % 3]
     check_convolution(device, image, filters, attrs, ending, {"grid.conv2d.direct_widest"})
 
 
-@pytest.mark.parametrize("at", range(len(DEPTHWISE)), ids=list(DEPTHWISE))
+@pytest.mark.parametrize("at", cases(DEPTHWISE))
 def test_depthwise(device: Device, at: int) -> None:
     image, filters, attrs = list(DEPTHWISE.values())[at]
     ending = ENDINGS[at % 3]
