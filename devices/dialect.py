@@ -170,6 +170,10 @@ X_VECTOR(16)
 #define X_ATAN(a) atan(a)
 #define X_TANH(a) tanh(a)
 #define X_ERF(a) erf(a)
+DEVICE OVERLOAD float X_NORMCDF(float a) { return 0.5f * erfc(-0.70710678f * a); }
+#ifdef HAS_F64
+DEVICE OVERLOAD double X_NORMCDF(double a) { return 0.5 * erfc(-0.70710678118654752 * a); }
+#endif
 #define X_FLOOR(a) floor(a)
 #define X_CEIL(a) ceil(a)
 #define X_RINT(a) rint(a)
@@ -184,7 +188,7 @@ def _cuda_maths() -> str:
     """Overloads on float and double, since C++ would convert a float silently to double."""
     unary = ("abs", "exp", "log", "sqrt", "sin", "cos", "tan", "tanh", "erf", "floor", "ceil")
     lines = []
-    for name in (*unary, "rint", "acos", "asin", "atan"):
+    for name in (*unary, "rint", "acos", "asin", "atan", "normcdf"):
         plain = "fabs" if name == "abs" else name
         lines.append(f"DEVICE float X_{name.upper()}(float a) {{ return {plain}f(a); }}")
         lines.append(f"DEVICE double X_{name.upper()}(double a) {{ return {plain}(a); }}")

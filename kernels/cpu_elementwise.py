@@ -18,9 +18,10 @@ import numpy as np
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.cpu_llvm import host_features
 from crossdock.devices.program import In, Lowered, NativeCall, Out, Scalar, Slot
-from crossdock.kernels.cpu_expression import calls_library, emit_body, obstacle
+from crossdock.kernels.cpu_expression import calls_library, emit_body, obstacle, walk
 from crossdock.kernels.cpu_ir import Code, compiled
 from crossdock.kernels.cpu_vector import LLVM_TYPES, Value, Vector, bits
+from crossdock.kernels.expression import Call
 from crossdock.kernels.fused import FusedBody, FusedStep, body_of
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
@@ -171,10 +172,14 @@ def _seconds(body: FusedBody, dtypes: Sequence[str]) -> float:
     return 0.05e-9 * moved + sum(_step_seconds(step) for step in body.steps)
 
 
+HEAVY = frozenset({"exp", "log", "tanh", "erf", "normcdf"})
+"""Functions of twenty operations and more."""
+
+
 def _step_seconds(step: FusedStep) -> float:
     if calls_library(step):
         return 10e-9
-    heavy = any(f"{fn}(" in str(step.expr()) for fn in ("exp", "log", "tanh", "erf"))
+    heavy = any(isinstance(n, Call) and n.fn in HEAVY for n in walk(step.expr()))
     return 1e-9 if heavy else 0.1e-9
 
 

@@ -18,9 +18,6 @@ from crossdock.kernels.refusal import Cause, Refusal
 Operand = Value | float | int
 """A value, or a literal that has no type yet."""
 
-OWN = {"gelu": cpu_math.gelu}
-"""Ops of one float32 that have code of their own."""
-
 COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 
 
@@ -62,10 +59,6 @@ def emit_body(vector: Vector, body: FusedBody, operands: Sequence[Value]) -> Val
     made: list[Value] = []
     for step in body.steps:
         args = [operands[a] if a >= 0 else made[-1 - a] for a in step.args]
-        own = OWN.get(step.op)
-        if own is not None and [x.kind for x in args] == ["float32"]:
-            made.append(own(vector, args[0]))
-            continue
         emitter = _Emitter(vector, args)
         kind = "float32" if step.dtype in ("float16", "bfloat16") else step.dtype
         made.append(vector.convert(emitter.value(step.expr(), kind), kind))
@@ -165,6 +158,7 @@ class _Emitter:
             "log": cpu_math.log,
             "tanh": cpu_math.tanh,
             "erf": cpu_math.erf,
+            "normcdf": cpu_math.normcdf,
         }
         return own[fn](v, x) if fn in own else v.libm(fn, x)
 

@@ -12,11 +12,12 @@ import math
 from collections.abc import Sequence
 
 from crossdock.kernels.cpu_vector import Value, Vector
+from crossdock.kernels.normal import NORMAL, NORMAL_END
 
 LIBM = frozenset({"sin", "cos", "tan", "acos", "asin", "atan", "pow", "mod"})
 """Functions that call the C library in every precision; float64 calls it for ``LIBM64`` too."""
 
-LIBM64 = LIBM | {"exp", "log", "tanh", "erf"}
+LIBM64 = LIBM | {"exp", "log", "tanh", "erf", "normcdf"}
 
 # (exp(r) - 1 - r) / r^2 for |r| <= ln(2)/2
 _EXP = (0.5, 0.1666666716337204, 0.041666269302368164, 0.008333264850080013,
@@ -34,15 +35,6 @@ _TANH = (-0.3333333134651184, 0.13333210349082947, -0.05394720286130905, 0.02170
 # erf(x)/x - 1 as a polynomial of x^2 for |x| <= 1
 _ERF = (0.12837916612625122, -0.3761262595653534, 0.11283600330352783, -0.026854444295167923,
         0.005189535208046436, -0.0008020841050893068, 7.889119297033176e-05)  # fmt: skip
-# (normal(x) - 1/2) / x as a polynomial of 2 (x/5.5)^2 - 1 for |x| <= 5.5, where normal is the
-# distribution function: powers of this variable keep their digits
-_NORMAL = (0.1285519301891327, -0.06417233496904373, 0.04773762822151184, -0.03879278525710106,
-           0.032070260494947433, -0.026048259809613228, 0.020364567637443542,
-           -0.014999077655375004, 0.010227825492620468, -0.006819910369813442,
-           0.00462178373709321, -0.002418649150058627, 0.000720103969797492,
-           -0.0005291324341669679, 0.0006315598147921264,
-           -0.0002364176034461707)  # fmt: skip
-_NORMAL_END = 5.5
 # -log(erfc(x)) for 1 <= x <= 4
 _ERFC = (0.00032056443160399795, 1.1271716356277466, 0.638012170791626, 0.10321826487779617,
          -0.02188967354595661, 0.0029601221904158592, -0.00018760564853437245)  # fmt: skip
@@ -143,10 +135,13 @@ def erf(v: Vector, x: Value) -> Value:
     return v.select(v.compare("<", a, _f(v, 1.0)), small, signed)
 
 
-def gelu(v: Vector, x: Value) -> Value:
-    """The Gaussian error linear unit: x times the distribution function of the normal law."""
-    shifted = v.fma(v.arith("*", x, x), _f(v, 2 / _NORMAL_END**2), _f(v, -1.0))
-    share = v.fma(_horner(v, shifted, _NORMAL), x, _f(v, 0.5))
-    share = v.select(v.compare(">", x, _f(v, _NORMAL_END)), _f(v, 1.0), share)
-    share = v.select(v.compare("<", x, _f(v, -_NORMAL_END)), _f(v, 0.0), share)
-    return v.arith("*", x, share)
+def normcdf(v: Vector, x: Value) -> Value:
+    """The distribution function of the normal law: a polynomial where it is neither 0 nor 1."""
+    if x.kind != "float32":
+        inner = v.libm("erf", v.arith("*", x, v.const(x.kind, math.sqrt(0.5))))
+        half = v.const(x.kind, 0.5)
+        return v.fma(half, inner, half)
+    shifted = v.fma(v.arith("*", x, x), _f(v, 2 / NORMAL_END**2), _f(v, -1.0))
+    share = v.fma(_horner(v, shifted, NORMAL), x, _f(v, 0.5))
+    share = v.select(v.compare(">", x, _f(v, NORMAL_END)), _f(v, 1.0), share)
+    return v.select(v.compare("<", x, _f(v, -NORMAL_END)), _f(v, 0.0), share)

@@ -25,11 +25,12 @@ from crossdock.runtime.errors import GraphError
 
 FUNCTIONS: dict[str, int] = {
     "min": 2, "max": 2, "abs": 1, "exp": 1, "log": 1, "sqrt": 1, "sin": 1, "cos": 1, "tan": 1,
-    "tanh": 1, "erf": 1, "floor": 1, "ceil": 1, "rint": 1, "pow": 2, "isnan": 1, "isinf": 1,
-    "sign": 1, "mod": 2, "fma": 3, "acos": 1, "asin": 1, "atan": 1, "bit_and": 2, "bit_or": 2,
-    "bit_xor": 2, "bit_not": 1, "shift_left": 2, "shift_right": 2,
+    "tanh": 1, "erf": 1, "normcdf": 1, "floor": 1, "ceil": 1, "rint": 1, "pow": 2,
+    "isnan": 1, "isinf": 1, "sign": 1, "mod": 2, "fma": 3, "acos": 1, "asin": 1, "atan": 1,
+    "bit_and": 2, "bit_or": 2, "bit_xor": 2, "bit_not": 1, "shift_left": 2, "shift_right": 2,
 }  # fmt: skip
-"""Functions and their arity. min, max propagate NaN; rint rounds half to even; mod is Python's.
+"""Functions and their arity. min, max propagate NaN; rint rounds half to even; mod is Python's;
+normcdf is the distribution function of the normal law.
 
 Those on bits are for integers alone; a shift by the type's width or more gives 0, or for a negative
 number to the right -1.

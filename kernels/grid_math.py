@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from crossdock.kernels.normal import NORMAL, NORMAL_END
+
 _BASE = r"""
 #ifdef __clang__
 #define G_SQRT(x) __builtin_sqrtf(x)
@@ -107,14 +109,30 @@ DEVICE float G_ERF(float x) {
 """
 """An odd polynomial where it matters; centred, so that no terms cancel."""
 
+
+def _normcdf() -> str:
+    head, *rest = (f"{c:.9g}f" for c in reversed(NORMAL))
+    steps = "".join(f"    p = p * u + {c};\n" for c in rest)
+    return f"""
+DEVICE float G_NORMCDF(float x) {{
+    const float u = x * x * {2 / NORMAL_END**2:.9g}f - 1.0f;
+    float p = {head};
+{steps}    p = p * x + 0.5f;
+    p = x > {NORMAL_END}f ? 1.0f : p;
+    return x < -{NORMAL_END}f ? 0.0f : p;
+}}
+"""
+
+
 _PARTS = (
     ("exp", ("exp", "tanh"), _EXP),
     ("log", ("log",), _LOG),
     ("tanh", ("tanh",), _TANH),
     ("erf", ("erf",), _ERF),
+    ("normcdf", ("normcdf",), _normcdf()),
 )
 
-INLINE = frozenset({"abs", "sqrt", "floor", "ceil", "rint", "exp", "log", "tanh", "erf"})
+INLINE = frozenset({"abs", "sqrt", "floor", "ceil", "rint", "exp", "log", "tanh", "erf", "normcdf"})
 """Functions that have an inlined form for ``float``: ``G_`` and the name in capitals."""
 
 

@@ -136,7 +136,7 @@ _activation(
 _activation(
     "gelu",
     _gelu,
-    f"0.5 * {{0}} * (1 + erf({{0}} * {SQRT_HALF}))",
+    "{0} * normcdf({0})",
     _gelu_steps,
     flops=2 * TRANSCENDENTAL + 4,
 )

@@ -19,7 +19,8 @@ UNARY = {
     "abs": np.abs, "exp": np.exp, "log": np.log, "sqrt": np.sqrt, "sin": np.sin, "cos": np.cos,
     "tan": np.tan, "tanh": np.tanh, "floor": np.floor, "ceil": np.ceil, "rint": np.rint,
     "acos": np.arccos, "asin": np.arcsin, "atan": np.arctan,
-    "erf": np.vectorize(math.erf), "isnan": np.isnan, "isinf": np.isinf, "sign": np.sign,
+    "erf": np.vectorize(math.erf), "normcdf": np.vectorize(lambda x: math.erfc(-x / 2**0.5) / 2),
+    "isnan": np.isnan, "isinf": np.isinf, "sign": np.sign,
 }  # fmt: skip
 BINARY = {"min": np.minimum, "max": np.maximum, "pow": np.power, "mod": np.mod}
 VECTORS = """

@@ -140,6 +140,14 @@ def test_functions_are_accurate(op: str, dtype: str) -> None:
     np.testing.assert_array_equal(got[~finite], want[~finite].astype(dtype))
 
 
+def test_gelu_is_off_by_no_more_than_its_operands_last_place() -> None:
+    x = np.concatenate([np.linspace(-8, 8, 4001), [-1e4, 1e4, 0.0]]).astype(np.float32)
+    call = call_of("gelu", [x])
+    (got,) = execute(candidate(call, NAME), call, [x])
+    want = table.op("gelu").run(np, x.astype(np.float64))
+    assert (np.abs(got - want) <= 2.0**-23 * np.abs(x) + 2.0**-22 * np.abs(want)).all()
+
+
 @pytest.mark.parametrize("op", ["exp", "log", "tanh", "erf", "abs", "floor", "sign", "relu"])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_special_values(op: str, dtype: str) -> None:

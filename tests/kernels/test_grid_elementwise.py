@@ -150,6 +150,15 @@ def test_a_cast_to_half_rounds_within_a_chain(device: Device) -> None:
         np.testing.assert_array_equal(got, a.astype(np.float16).astype(np.float32))
 
 
+def test_gelu_is_off_by_no_more_than_its_operands_last_place(device: Device) -> None:
+    x = np.concatenate([np.linspace(-8, 8, 4001), [-1e4, 1e4, 0.0]]).astype(np.float32)
+    call = call_of("gelu", [x])
+    (kernel,) = grid_kernels(call, device.info)
+    (got,) = execute(kernel.lower(call, device.info), call, [x], device)
+    want = table.op("gelu").run(np, x.astype(np.float64))
+    assert (np.abs(got - want) <= 2.0**-23 * np.abs(x) + 2.0**-22 * np.abs(want)).all()
+
+
 @pytest.mark.parametrize("function", ["exp", "log", "tanh", "erf", "sqrt", "floor", "ceil"])
 def test_mathematics_over_the_whole_range(device: Device, function: str) -> None:
     edges = [0.0, -0.0, 1.0, -1.0, 89.0, -104.0, 1e-40, 3e38, np.inf, -np.inf, np.nan, 0.625, 4.0]

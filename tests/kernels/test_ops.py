@@ -73,6 +73,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "isinf": np.isinf,
     "pow": np.power,
     "erf": lambda x: table.op("erf").run(np, x),
+    "normcdf": lambda x: (1 + table.op("erf").run(np, x / np.sqrt(x.dtype.type(2)))) / 2,
     "acos": np.arccos,
     "asin": np.arcsin,
     "atan": np.arctan,
