@@ -456,7 +456,12 @@ def register(
     """Make ``sim:NAME`` an opened device with faults; ``sim.unregister`` forgets it.
 
     It is opened anew where it was lost and ``registry.rescan`` was called since.
+
+    Raises:
+        DeviceError: ``inner`` is no opened device.
     """
+    if not isinstance(inner, Device):
+        raise DeviceError(f"sim:{name}: {inner!r:.80} is no opened device; open one first")
     made = [FaultDevice(inner, plan, seed, name)]
 
     def opened() -> Device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -69,6 +69,14 @@ def _check_passes(names: tuple[str, ...]) -> None:
     from crossdock.runtime import passes  # takes long to load
 
     passes.check(names)
+
+
+def pass_names(names: object) -> tuple[str, ...]:
+    """The names of passes given; raises PlanError for what is no list of names."""
+    found = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else (None,)
+    if not all(isinstance(name, str) for name in found):
+        raise PlanError(f"skip_passes={names!r:.80}: give a list of names, such as ['fuse-bias']")
+    return cast(tuple[str, ...], found)
 
 
 def _check_policy(name: str) -> None:

@@ -177,7 +177,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         expected_runs,
         threads,
         measure,
-        tuple(skip_passes),
+        request.pass_names(skip_passes),
         runs_at_once,
         search,
         dict(watts or {}),

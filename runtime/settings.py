@@ -58,9 +58,19 @@ CACHE_BYTES = 4 << 30
 
 
 def cache_bytes() -> int:
-    """Return how many bytes kept programs may take on disk; what is unreadable is not set."""
-    given = os.environ.get("CROSSDOCK_CACHE_BYTES", "").replace("_", "").replace(",", "")
-    return int(given) if given.isdecimal() and len(given) < 19 else CACHE_BYTES
+    """Return how many bytes kept programs may take on disk; raises PlanError for no number."""
+    return _whole("CROSSDOCK_CACHE_BYTES", CACHE_BYTES)
+
+
+def _whole(name: str, default: int) -> int:
+    """A whole number of at least 0, with or without separators."""
+    given = os.environ.get(name, "")
+    digits = given.replace("_", "").replace(",", "")
+    if not digits:
+        return default
+    if not digits.isdecimal() or len(digits) > 18:
+        raise PlanError(f"{name} is {given!r:.80}; give a whole number, such as {default}")
+    return int(digits)
 
 
 def wanted_devices() -> frozenset[str] | None:
@@ -93,12 +103,14 @@ MAX_ITERATIONS = 50_000
 
 
 def max_iterations() -> int:
-    """Return how many iterations the loops of a run may take; what is unreadable is not set.
+    """Return how many iterations the loops of a run may take.
 
     A model can ask for 2^62 of them, and so never end.
+
+    Raises:
+        PlanError: the setting is no number.
     """
-    given = os.environ.get("CROSSDOCK_MAX_ITERATIONS", "").replace("_", "").replace(",", "")
-    return max(1, int(given)) if given.isdecimal() and len(given) < 19 else MAX_ITERATIONS
+    return max(1, _whole("CROSSDOCK_MAX_ITERATIONS", MAX_ITERATIONS))
 
 
 WATCHDOG = 5.0

@@ -91,6 +91,8 @@ def verify(
     """
     output = Output(json_to)
     if model is not None:
+        if graphs is not None:
+            raise click.UsageError("--passes checks one model, --graphs random ones; give one")
         ctx.exit(verify_passes(output, model, feeding, only_devices, no_pass, tolerance))
     if graphs is not None:
         found = list(only_devices) or [info.id for info in registry.devices()]

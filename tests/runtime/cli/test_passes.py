@@ -63,3 +63,9 @@ def test_a_wrong_pass_is_found(call: Any, model: Path, monkeypatch: pytest.Monke
     assert data["culprit"]["name"] == "spoil"
     assert [row["name"] for row in data["passes"]] == ["", "spoil", *list(passes.PASSES)[1:]]
     assert call(*common, "--no-pass", "spoil").status == 0
+
+
+def test_one_model_or_random_graphs_are_verified(call: Any, model: Path) -> None:
+    got = call("verify", "--passes", model, "--graphs", "3")
+    assert got.status == 2
+    assert "--passes checks one model, --graphs random ones; give one" in got.err

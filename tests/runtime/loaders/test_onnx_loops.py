@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from crossdock.kernels.reference import evaluate
-from crossdock.runtime.errors import FeedError, IterationLimit, MalformedModel
+from crossdock.runtime.errors import FeedError, IterationLimit, MalformedModel, PlanError
 from crossdock.runtime.loaders import load
 from crossdock.runtime.settings import MAX_ITERATIONS, max_iterations
 
@@ -179,7 +179,8 @@ def test_iterations_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         evaluate(graph, feeds)
     assert len(evaluate(graph, {**feeds, "trips": np.array(7)})["rows"]) == 7
     monkeypatch.setenv("CROSSDOCK_MAX_ITERATIONS", "many")
-    assert max_iterations() == MAX_ITERATIONS
+    with pytest.raises(PlanError, match=rf"is 'many'; give .* such as {MAX_ITERATIONS}"):
+        max_iterations()
 
 
 def test_a_body_that_does_not_fit_is_malformed() -> None:
