@@ -7,8 +7,8 @@ from typing import Any
 import inputs
 import pytest
 from bench_coexecution import found
-from bench_models import LIGHT
 from coexecution_graphs import GRAPHS
+from light import NAMES as LIGHT
 
 
 @pytest.mark.parametrize("threads", ["all", "1"])

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import inputs
 import numpy as np
 import two_branches
-from bench_models import light_path
+from light import path as light_path
 
 import crossdock as xd
 from crossdock.devices import registry, throttle

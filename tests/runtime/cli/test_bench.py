@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +83,25 @@ def test_a_wheel_has_no_suites(call: Any, tmp_path: Path, monkeypatch: pytest.Mo
     got = call("bench")
     assert got.status == 2
     assert "not in the wheel" in got.err
+
+
+def test_every_suite_of_the_checkout_can_be_collected() -> None:
+    """Suites share modules, and a name that one of them lost is seen when they are imported."""
+    folder = Path(__file__).resolve().parents[3] / "bench"
+    suites = sorted(folder.glob("bench_*.py"))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--collect-only",
+            "-q",
+            *suites,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
