@@ -34,7 +34,7 @@ class Result:
     measured: float
     shares: dict[str, float]
     plan: xd.Plan
-    notes: int
+    lacking: int
 
 
 def main() -> int:
@@ -88,7 +88,8 @@ def run(name: str, devices: str | list[str], feeds: dict[str, inputs.Array]) -> 
             start = time.perf_counter()
             session.run(feeds)
             times.append(time.perf_counter() - start)
-    plan, notes = session.plan, len(session.receipt.notes)
+    plan, ran = session.plan, session.receipt.ops
+    lacking = sum(op.device not in devices for op in ran)
     session.close()
     return Result(
         outputs,
@@ -98,7 +99,7 @@ def run(name: str, devices: str | list[str], feeds: dict[str, inputs.Array]) -> 
         statistics.median(times),
         plan.shares(),
         plan,
-        notes,
+        lacking,
     )
 
 
@@ -112,7 +113,7 @@ def run_everywhere(name: str, feeds: dict[str, inputs.Array]) -> dict[str, Resul
             label,
             f"{r.predicted * 1e3:.2f} ({r.low * 1e3:.2f} to {r.high * 1e3:.2f})",
             f"{r.measured * 1e3:.2f}",
-            shares + (f" ({r.notes} for want of a kernel)" if r.notes else ""),
+            shares + (f" ({r.lacking} for want of a kernel)" if r.lacking else ""),
         )
     OUT.print(table)
     placed = list(results.values())[-1].plan
