@@ -1,9 +1,12 @@
-"""The nine models of the onnx wheel, at any batch."""
+"""The nine models of the onnx wheel, whose weights are fills: at any batch, with random weights."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 NAMES = (
     "resnet50",
@@ -51,3 +54,34 @@ def model(name: str, batch: int) -> bytes:
             tensor.CopyFrom(numpy_helper.from_array(shape, tensor.name))
     del graph.value_info[:]
     return bytes(loaded.SerializeToString())
+
+
+def with_weights(name: str, opset: int | None = None) -> Any:
+    """A model with weights of a sound size (He et al. 2015, equation 10) for its fills.
+
+    In the form of ``opset``, where one is given.
+    """
+    import onnx
+    import onnx.version_converter
+    from onnx import numpy_helper
+
+    model = onnx.load(path(name))
+    if opset is not None:
+        model = onnx.version_converter.convert_version(model, opset)
+    rng = np.random.default_rng(0)
+    shapes = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    kept = []
+    for node in model.graph.node:
+        if node.op_type != "ConstantOfShape":
+            kept.append(node)
+            continue
+        shape = tuple(int(d) for d in shapes[node.input[0]])
+        if len(shape) < 2:
+            array = rng.uniform(0.5, 1.5, shape)
+        else:
+            array = rng.standard_normal(shape, np.float32) * np.sqrt(2 / np.prod(shape[1:]))
+        tensor = numpy_helper.from_array(array.astype(np.float32), node.output[0])
+        model.graph.initializer.append(tensor)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return model

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import light
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -15,37 +15,9 @@ IMAGES = 2
 """Random images that the ranges of activations are taken from."""
 
 
-def light_path(name: str) -> Path:
-    """A light model of the onnx wheel."""
-    found = importlib.util.find_spec("onnx")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent / "backend/test/data/light" / f"light_{name}.onnx"
-
-
 def weighted(name: str) -> Any:
-    """A light model, opset 13, with weights of a sound size (He et al. 2015, equation 10)."""
-    import onnx
-    import onnx.version_converter
-    from onnx import numpy_helper
-
-    model = onnx.version_converter.convert_version(onnx.load(light_path(name)), 13)
-    rng = np.random.default_rng(0)
-    shapes = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-    kept = []
-    for node in model.graph.node:
-        if node.op_type != "ConstantOfShape":
-            kept.append(node)
-            continue
-        shape = tuple(int(d) for d in shapes[node.input[0]])
-        if len(shape) < 2:
-            array = rng.uniform(0.5, 1.5, shape)
-        else:
-            array = rng.standard_normal(shape, np.float32) * np.sqrt(2 / np.prod(shape[1:]))
-        tensor = numpy_helper.from_array(array.astype(np.float32), node.output[0])
-        model.graph.initializer.append(tensor)
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+    """A light model of opset 13 with random weights, as onnxruntime's tools take it."""
+    model = light.with_weights(name, opset=13)
     known = {tensor.name for tensor in model.graph.initializer}
     for value in [v for v in model.graph.input if v.name in known]:
         model.graph.input.remove(value)  # an initializer that is an input is not constant

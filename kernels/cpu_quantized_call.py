@@ -8,8 +8,18 @@ from functools import cache
 
 import numpy as np
 
-from crossdock.devices.program import Argument, In, NativeCall, Pack, Packed, Scalar, Slot
-from crossdock.kernels.cpu_dots import TILES, Unit
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.program import (
+    Argument,
+    In,
+    Lowered,
+    NativeCall,
+    Pack,
+    Packed,
+    Scalar,
+    Slot,
+)
+from crossdock.kernels.cpu_dots import TILES, Unit, tile_unit, vector_unit
 from crossdock.kernels.cpu_ir import compiled
 from crossdock.kernels.cpu_quantized_epilogue import EACH, NONE, ONE
 from crossdock.kernels.cpu_quantized_product import PANEL_WORDS, WORDS, Form, ProductWriter
@@ -28,6 +38,7 @@ from crossdock.kernels.ops_quantized import (
 )
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
+from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import Array, TensorSpec
 
 GRAIN_OPS, GRAIN_TILE_OPS = 1e7, 4e7
@@ -39,6 +50,33 @@ Made = Callable[[], Array]
 def zeros_of(call: OpCall) -> tuple[int, int]:
     """Where the zero points of the two factors stand."""
     return (ZERO_A, ZERO_B) if call.op in PLAIN else (2, 3)
+
+
+When = Callable[[OpCall, DeviceInfo], str | None]
+
+
+def offer(op: str, when: When, lower: Callable[[OpCall, int, Unit], Lowered]) -> None:
+    """Register a product of bytes, quantised or exact: in tile registers, and in vector ones.
+
+    ``lower`` is given the threads and the unit.
+    """
+
+    def tiles_fit(call: OpCall, device: DeviceInfo) -> str | None:
+        if tile_unit() is None:
+            return Refusal("this processor has no tile registers", Cause.LIBRARY)
+        return when(call, device)
+
+    def on_tiles(call: OpCall, device: DeviceInfo) -> Lowered:
+        unit = tile_unit()
+        assert unit is not None
+        return lower(call, device.compute_units, unit)
+
+    def on_vectors(call: OpCall, device: DeviceInfo) -> Lowered:
+        return lower(call, device.compute_units, vector_unit())
+
+    for name in (op, PLAIN[op]):
+        kernel(f"cpu.{op}.tiles", name, ("cpu",), when=tiles_fit, rank=10)(on_tiles)
+        kernel(f"cpu.{op}.vectors", name, ("cpu",), when=when, rank=15)(on_vectors)
 
 
 def common_obstacle(call: OpCall) -> str | None:

@@ -18,13 +18,14 @@ import numpy as np
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.host_memory import aligned_empty
 from crossdock.devices.program import Argument, In, Lowered, NativeCall, Out, Scratch
-from crossdock.kernels.cpu_dots import TILES, Unit, tile_unit, vector_unit
+from crossdock.kernels.cpu_dots import TILES, Unit
 from crossdock.kernels.cpu_ir import compiled
 from crossdock.kernels.cpu_quantized_call import (
     Operands,
     Weights,
     bounded,
     common_obstacle,
+    offer,
     panels_of,
     product_step,
 )
@@ -33,9 +34,7 @@ from crossdock.kernels.cpu_quantized_pack import WORDS as PACK_WORDS
 from crossdock.kernels.cpu_quantized_pack import PackForm, PackWriter
 from crossdock.kernels.cpu_quantized_product import ROWS, Form, tile_config
 from crossdock.kernels.cpu_rows import words
-from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
-from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import Array, TensorSpec
 
 GRAIN_BYTES = 256 << 10
@@ -51,28 +50,6 @@ def fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a ca
     if attrs["input_layout"] != "nchw" or attrs["filter_layout"] != "oihw":
         return f"layouts {attrs['input_layout']} and {attrs['filter_layout']}, not nchw and oihw"
     return common_obstacle(call)
-
-
-def _tiles_fit(call: OpCall, device: DeviceInfo) -> str | None:
-    if tile_unit() is None:
-        return Refusal("this processor has no tile registers", Cause.LIBRARY)
-    return fits(call, device)
-
-
-@kernel("cpu.quantized_conv2d.tiles", "quantized_conv2d", ("cpu",), when=_tiles_fit, rank=10)
-@kernel("cpu.quantized_conv2d.tiles", "conv_integer", ("cpu",), when=_tiles_fit, rank=10)
-def lower_tiles(call: OpCall, device: DeviceInfo) -> Lowered:
-    """Lower a convolution to packing and a product in tile registers."""
-    unit = tile_unit()
-    assert unit is not None
-    return lowered(call, device.compute_units, unit)
-
-
-@kernel("cpu.quantized_conv2d.vectors", "quantized_conv2d", ("cpu",), when=fits, rank=15)
-@kernel("cpu.quantized_conv2d.vectors", "conv_integer", ("cpu",), when=fits, rank=15)
-def lower_vectors(call: OpCall, device: DeviceInfo) -> Lowered:
-    """Lower a convolution to packing and a product in vector registers."""
-    return lowered(call, device.compute_units, vector_unit())
 
 
 @dataclass(frozen=True)
@@ -293,3 +270,6 @@ def pack_call(g: Geometry, operands: Operands, *, signed: bool) -> NativeCall:
         extent=batch * g.groups * g.quads,
         grain=max(1, GRAIN_BYTES // g.quad_size),
     )
+
+
+offer("quantized_conv2d", fits, lowered)

@@ -17,12 +17,13 @@ import numpy as np
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.host_memory import aligned_empty
 from crossdock.devices.program import In, Lowered, Out
-from crossdock.kernels.cpu_dots import TILES, Unit, tile_unit, vector_unit
+from crossdock.kernels.cpu_dots import TILES, Unit
 from crossdock.kernels.cpu_quantized_call import (
     Operands,
     Weights,
     bounded,
     common_obstacle,
+    offer,
     panels_of,
     product_step,
 )
@@ -30,7 +31,6 @@ from crossdock.kernels.cpu_quantized_epilogue import Terms
 from crossdock.kernels.cpu_quantized_product import COLUMNS, NOTHING, Form, tile_config
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
-from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import Array, TensorSpec
 
 STEP = 16
@@ -51,28 +51,6 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a c
     if a.dims[-1] < 4:
         return Refusal("fewer than four terms", Cause.SIZE)
     return None
-
-
-def _tiles_fit(call: OpCall, device: DeviceInfo) -> str | None:
-    if tile_unit() is None:
-        return Refusal("this processor has no tile registers", Cause.LIBRARY)
-    return _fits(call, device)
-
-
-@kernel("cpu.quantized_matmul.tiles", "quantized_matmul", ("cpu",), when=_tiles_fit, rank=10)
-@kernel("cpu.quantized_matmul.tiles", "matmul_integer", ("cpu",), when=_tiles_fit, rank=10)
-def lower_tiles(call: OpCall, device: DeviceInfo) -> Lowered:
-    """Lower a product to one in tile registers."""
-    unit = tile_unit()
-    assert unit is not None
-    return lowered(call, device.compute_units, unit)
-
-
-@kernel("cpu.quantized_matmul.vectors", "quantized_matmul", ("cpu",), when=_fits, rank=15)
-@kernel("cpu.quantized_matmul.vectors", "matmul_integer", ("cpu",), when=_fits, rank=15)
-def lower_vectors(call: OpCall, device: DeviceInfo) -> Lowered:
-    """Lower a product to one in vector registers."""
-    return lowered(call, device.compute_units, vector_unit())
 
 
 @dataclass(frozen=True)
@@ -180,3 +158,6 @@ def step_table(s: Shape, parts: int) -> Array:
     """Where each step begins in a row and in a vector of columns."""
     starts = [start for start, _ in s.starts] * parts
     return np.array([(k, i * s.step_size) for i, k in enumerate(starts)], np.int64)
+
+
+offer("quantized_matmul", _fits, lowered)

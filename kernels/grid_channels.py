@@ -19,12 +19,11 @@ from crossdock.kernels.grid_common import (
     vectors,
 )
 from crossdock.kernels.grid_conv import Convolution, bias_of
-from crossdock.kernels.grid_direct import Lines, fits_known, packed, split
+from crossdock.kernels.grid_direct import Lines, fits_known, known_operands, split
 from crossdock.kernels.grid_ending import ending
 from crossdock.kernels.grid_window import Assembly
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
-from crossdock.runtime.tensor import TensorSpec
 
 _CHANNELS = r"""
 KERNEL BLOCK_SIZE(1, 1, 1)
@@ -80,17 +79,7 @@ def _lower(call: OpCall, device: DeviceInfo, most: int, vecs: int) -> Lowered:
     if lines.copied:
         slot = parts.buffer(4 * conv.image[0] * conv.image[1] * lines.plane)
         parts.steps.append(split(conv, lines, slot, device))
-    known, layout, wide = call.constants[1], call.attrs["filter_layout"], vecs * width
-    per_in, per_out = conv.per_group
-    panels, k = -(-per_out // wide), per_in * conv.window[0] * conv.window[1]
-    weights = parts.pack(
-        lambda: packed(known, layout, conv.groups, wide),
-        TensorSpec("float32", (conv.groups, panels, k, wide)),
-    )
-    parts.unused.add(1)
-    taps = lines.taps(conv)
-    table = parts.pack(lambda: taps, TensorSpec.of(taps))
-    slots = (slot, weights, table)
+    slots = (slot, *known_operands(parts, call, conv, lines, vecs * width))
     parts.steps.append(_launch(call, lines, slots, device, (most, vecs)))
     return parts.lowered()
 

@@ -207,18 +207,25 @@ def _lower(call: OpCall, device: DeviceInfo, rows: int, vecs: int) -> Lowered:
     if lines.copied:
         slot = parts.buffer(4 * (conv.image[0] * conv.image[1] * lines.plane + 2 * vecs * width))
         parts.steps.append(split(conv, lines, slot, device))
+    slots = (slot, *known_operands(parts, call, conv, lines, rows))
+    parts.steps.append(_direct(call, lines, slots, device, (rows, vecs)))
+    return parts.lowered()
+
+
+def known_operands(
+    parts: Assembly, call: OpCall, conv: Convolution, lines: Lines, together: int
+) -> tuple[Slot, Slot]:
+    """The filters packed with ``together`` output channels side by side, and where taps read."""
     known, layout = call.constants[1], call.attrs["filter_layout"]
     per_in, per_out = conv.per_group
-    blocks, k = -(-per_out // rows), per_in * conv.window[0] * conv.window[1]
+    blocks, k = -(-per_out // together), per_in * conv.window[0] * conv.window[1]
     weights = parts.pack(
-        lambda: packed(known, layout, conv.groups, rows),
-        TensorSpec("float32", (conv.groups, blocks, k, rows)),
+        lambda: packed(known, layout, conv.groups, together),
+        TensorSpec("float32", (conv.groups, blocks, k, together)),
     )
     parts.unused.add(1)
     taps = lines.taps(conv)
-    table = parts.pack(lambda: taps, TensorSpec.of(taps))
-    parts.steps.append(_direct(call, lines, (slot, weights, table), device, (rows, vecs)))
-    return parts.lowered()
+    return weights, parts.pack(lambda: taps, TensorSpec.of(taps))
 
 
 def split(conv: Convolution, lines: Lines, target: Slot, device: DeviceInfo) -> GridLaunch:

@@ -1,8 +1,8 @@
-"""Edits of a graph that trade time for memory: a value made again, or kept elsewhere meanwhile."""
+"""Edits of a graph: values made again or kept elsewhere to save memory; names for what is new."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from dataclasses import replace
 
 from crossdock.runtime.calls import is_alias
@@ -52,6 +52,15 @@ def _inserted(
         nodes.append(old)
     specs = {**graph.specs, result: graph.specs[value]}
     return replace(graph, nodes=tuple(nodes), specs=specs).check(), node.name
+
+
+def fresh(name: str, taken: Container[str]) -> str:
+    """The name, with a number behind it where it is taken."""
+    number, made = 0, name
+    while made in taken:
+        number += 1
+        made = f"{name}_{number}"
+    return made
 
 
 def _fresh(graph: Graph, name: str, how: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from crossdock.kernels import table
 from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.graph_edits import fresh
 from crossdock.runtime.passes.prune import prune
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
@@ -65,9 +66,9 @@ class _Expansion:
         instead: dict[str, str] = {}
         for value in mine:
             source = self.own[value]
-            made = self.fresh(f"{value}.again", self.specs)
+            made = fresh(f"{value}.again", self.specs)
             self.specs[made] = self.specs[value]
-            name = self.fresh(f"{source.name}.again", self.names)
+            name = fresh(f"{source.name}.again", self.names)
             self.names.add(name)
             self.dequantize(Node(name, source.op, source.inputs, (made,), {}))
             instead[value] = made
@@ -108,35 +109,27 @@ class _Expansion:
         array = self.constants.get(zero)
         if array is not None:
             return self.constant(f"{zero}.real", array.astype(np.float32))
-        made = self.fresh(f"{zero}.real", self.specs)
+        made = fresh(f"{zero}.real", self.specs)
         self.specs[made] = self.specs[zero].with_dtype("float32")
         self.add(node, "cast", (zero,), made, {"data_type": "float32"})
         return made
 
     def step(self, node: Node, op: str, inputs: tuple[str, ...], attrs: Any = None) -> str:
         """Append an op with a result of the node's shape."""
-        made = self.fresh(f"{node.outputs[0]}.{op}", self.specs)
+        made = fresh(f"{node.outputs[0]}.{op}", self.specs)
         self.specs[made] = self.specs[node.outputs[0]].with_dtype("float32")
         self.add(node, op, inputs, made, attrs or {})
         return made
 
     def add(self, node: Node, op: str, inputs: tuple[str, ...], made: str, attrs: Any) -> None:
         """Append a node of a name of its own."""
-        name = self.fresh(f"{node.name}.{op}", self.names)
+        name = fresh(f"{node.name}.{op}", self.names)
         self.names.add(name)
         self.nodes.append(Node(name, op, inputs, (made,), attrs))
 
     def constant(self, name: str, array: Array) -> str:
         """Add a constant."""
-        name = self.fresh(name, self.specs)
+        name = fresh(name, self.specs)
         array.flags.writeable = False
         self.constants[name], self.specs[name] = array, TensorSpec.of(array)
         return name
-
-    def fresh(self, name: str, taken: object) -> str:
-        """A name not taken."""
-        number, made = 0, name
-        while made in taken:  # type: ignore[operator]
-            number += 1
-            made = f"{name}_{number}"
-        return made

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.graph_edits import fresh
 from crossdock.runtime.passes.prune import prune
 from crossdock.runtime.passes.quantized_chain import BYTES, Known
 from crossdock.runtime.tensor import TensorSpec
@@ -102,7 +103,7 @@ class _Moving:
         assert value is not None
         assert array is not None
         if self.specs[value].rank:
-            value = self.fresh(f"{value}.scalar", self.specs)
+            value = fresh(f"{value}.scalar", self.specs)
             self.constants[value] = array.reshape(())
             self.specs[value] = TensorSpec.of(array.reshape(()))
         return value
@@ -110,10 +111,10 @@ class _Moving:
     def move(self, node: Node, source: _Scaled) -> None:
         """The op on the bytes, and then the dequantisation."""
         value = node.outputs[0]
-        made = self.fresh(f"{value}.bytes", self.specs)
+        made = fresh(f"{value}.bytes", self.specs)
         self.specs[made] = self.specs[value].with_dtype(source.key[2])
         self.nodes.append(replace(node, inputs=(source.value, *node.inputs[1:]), outputs=(made,)))
-        name = self.fresh(f"{node.name}.dequantize", self.names)
+        name = fresh(f"{node.name}.dequantize", self.names)
         self.names.add(name)
         inputs = (made, source.scale, source.zero)
         self.nodes.append(Node(name, "dequantize_linear", inputs, (value,), {}))
@@ -138,9 +139,9 @@ class _Moving:
         found = self.scaled[value]
         if found.key == key:
             return found.value
-        made = self.fresh(f"{value}.again", self.specs)
+        made = fresh(f"{value}.again", self.specs)
         self.specs[made] = self.specs[value].with_dtype(key[2])
-        name = self.fresh(f"{node.name}.part", self.names)
+        name = fresh(f"{node.name}.part", self.names)
         self.names.add(name)
         target = self.of(value, node, key)
         inputs = (value, target.scale, target.zero)
@@ -154,11 +155,3 @@ class _Moving:
     def alone(self, value: str) -> bool:
         """Whether one node reads it, and nothing else does."""
         return value not in self.outputs and len(self.readers[value]) == 1
-
-    def fresh(self, name: str, taken: object) -> str:
-        """A name not taken."""
-        number, made = 0, name
-        while made in taken:  # type: ignore[operator]
-            number += 1
-            made = f"{name}_{number}"
-        return made

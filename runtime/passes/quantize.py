@@ -17,6 +17,7 @@ import numpy as np
 from crossdock.kernels.ops_conv import FILTER_AXES
 from crossdock.kernels.ops_quantized import CONV, MATMUL, channel_axis
 from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.graph_edits import fresh
 from crossdock.runtime.passes.prune import prune
 from crossdock.runtime.passes.quantized_chain import BYTES, Chain, Known, along
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -198,9 +199,9 @@ class _Fusion:
             shape = () if spec.size == 1 else (spec.size,)
             terms["scale"] = chain.runtime
             if spec.dims != shape:
-                made = self.fresh(f"{value}.scale", self.specs)
+                made = fresh(f"{value}.scale", self.specs)
                 self.specs[made] = TensorSpec("float32", shape)
-                name = self.fresh(f"{last.name}.scale", self.names)
+                name = fresh(f"{last.name}.scale", self.names)
                 self.names.add(name)
                 attrs = {"new_shape": shape}
                 before = [Node(name, "reshape", (chain.runtime,), (made,), attrs)]
@@ -247,20 +248,11 @@ class _Fusion:
 
     def constant(self, name: str, array: Array) -> str:
         """Add a constant."""
-        name = self.fresh(name, self.specs)
+        name = fresh(name, self.specs)
         array = np.ascontiguousarray(array).reshape(array.shape)
         array.flags.writeable = False
         self.constants[name], self.specs[name] = array, TensorSpec.of(array)
         return name
-
-    def fresh(self, name: str, taken: object) -> str:
-        """A name not taken."""
-        number = 0
-        made = name
-        while made in taken:  # type: ignore[operator]
-            number += 1
-            made = f"{name}_{number}"
-        return made
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,22 +15,12 @@ from crossdock.runtime import costing
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.session import Session
 from tests.models import signals
+from tests.models.scripts import script
 
-ROOT = Path(__file__).resolve().parents[2]
 Feeds = dict[str, Any]
 
 
-def _examples() -> Any:
-    """The example's inputs, which are a script's and no package's."""
-    spec = importlib.util.spec_from_file_location("inputs", ROOT / "examples" / "inputs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules.setdefault("inputs", importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
-
-
-inputs = _examples()
+inputs = script("examples", "inputs")
 MODELS: tuple[str, ...] = tuple(inputs.PATHS)
 SOUND = signals.utterances([(0.2, 1.16)], 1.4)
 

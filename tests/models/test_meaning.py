@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.models import real, signals
+from tests.models import real, scripts, signals
 
 inputs = real.inputs
 pytestmark = pytest.mark.usefixtures("models_dir")
@@ -47,7 +47,7 @@ def test_types_of_this_repositorys_files(where: str) -> None:
         "examples/demo.py": "python", "pyproject.toml": "toml", "Makefile": "makefile",
         "README.md": "markdown", "examples/line.png": "png",
     }  # fmt: skip
-    given = {"bytes": inputs.magika_bytes([real.ROOT / name for name in names])}
+    given = {"bytes": inputs.magika_bytes([scripts.ROOT / name for name in names])}
     (scores,) = run("magika", given, where).values()
     assert [label for label, _ in inputs.magika_labels(scores)] == list(names.values())
 

@@ -26,6 +26,7 @@ from crossdock.runtime.errors import (
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.session import Session
 from tests.runtime.conftest import Machine
+from tests.runtime.faults.graphs import branches
 from tests.runtime.strategies import whole_feeds
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -35,16 +36,7 @@ PLACES = {"n0": A, "n1": B, "n2": A, "n3": "cpu:0", "n4": B, "n5": A, "n6": A}
 
 
 def relay() -> Graph:
-    """Values handed from device to device, with branches that run at the same time."""
-    b = xd.GraphBuilder()
-    x = b.input("x", (3, 4))
-    n0 = b.add(x, x, label="n0")
-    n1 = b.mul(n0, x, label="n1")
-    n2 = b.sub(n0, x, label="n2")
-    n3 = b.add(n1, n2, label="n3")
-    n4 = b.max(n3, n1, label="n4")
-    n5 = b.transpose(b.add(n3, n4, label="n5"), label="n6")
-    return b.build({"y": n5, "z": n4})
+    return branches()[0]
 
 
 def compiled(graph: Graph, **options: Any) -> Session:
