@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crossdock.devices.registry import devices, rescan
     from crossdock.runtime.builder import GraphBuilder, Operand
     from crossdock.runtime.calibrate import calibrate
+    from crossdock.runtime.compiling import compile  # noqa: A004
     from crossdock.runtime.fallback import Fallback
     from crossdock.runtime.graph import Graph
     from crossdock.runtime.limits import Limits
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from crossdock.runtime.onnx_backend import onnx_backend
     from crossdock.runtime.plan import Constraints, Plan
     from crossdock.runtime.receipt import Receipt
-    from crossdock.runtime.session import Estimate, Session, compile  # noqa: A004
+    from crossdock.runtime.session import Estimate, Session
     from crossdock.runtime.support import Context
 
 __version__ = "0.1.0.dev0"
@@ -46,7 +47,7 @@ _WHERE = {
     "Receipt": "crossdock.runtime.receipt",
     "Session": "crossdock.runtime.session",
     "calibrate": "crossdock.runtime.calibrate",
-    "compile": "crossdock.runtime.session",
+    "compile": "crossdock.runtime.compiling",
     "load": "crossdock.runtime.loaders",
     "load_tensors": "crossdock.runtime.loaders.tensors",
     "onnx_backend": "crossdock.runtime.onnx_backend",

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from crossdock.devices import registry
+from crossdock.runtime.compiling import compile  # noqa: A004
 from crossdock.runtime.errors import FeedError, LoadError, PlanError, Unavailable
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.loaders import load
 from crossdock.runtime.loaders.onnx_parse import onnx_package
-from crossdock.runtime.session import Session, compile  # noqa: A004
+from crossdock.runtime.session import Session
 
 try:
     from onnx.backend.base import Backend, BackendRep

@@ -14,7 +14,8 @@ import numpy as np
 
 from crossdock.devices.program import Work
 from crossdock.kernels.reference import evaluate, graph_work
-from crossdock.runtime import passes, session
+from crossdock.runtime import passes
+from crossdock.runtime.compiling import compile as compile_graph
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.passes import Applied
 from crossdock.runtime.plan import Plan
@@ -113,7 +114,7 @@ def on_devices(devices: str | Sequence[str], threads: int | None = None) -> Runn
 
     def run(graph: Graph, feeds: Feeds) -> tuple[Outputs, Plan]:
         every = tuple(passes.PASSES)
-        with session.compile(
+        with compile_graph(
             graph, devices, threads=threads, measure=False, skip_passes=every
         ) as made:
             return made.run(dict(feeds)), made.plan

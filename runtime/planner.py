@@ -33,7 +33,7 @@ from crossdock.scheduler.objective import Objective
 
 @dataclass(frozen=True)
 class Options:
-    """How to plan; see ``session.compile``.
+    """How to plan; see ``compiling.compile``.
 
     ``search`` lets the policy search on with compiled code for ``budget_s`` seconds: better plans,
     but code that takes seconds to load, and a plan that depends on the time there was. Without,

@@ -31,10 +31,10 @@ assert xd.devices()[0].id == "cpu:0"
 """
 LAST = """
 import crossdock.devices.registry
-import crossdock.runtime.session
+import crossdock.runtime.compiling
 import crossdock as xd
 assert xd.devices()[0].id == "cpu:0"
-assert xd.compile is crossdock.runtime.session.compile
+assert xd.compile is crossdock.runtime.compiling.compile
 """
 STARRED = """
 from crossdock import *

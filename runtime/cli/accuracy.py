@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from crossdock.devices import registry
-from crossdock.runtime import session as sessions
 from crossdock.runtime.accuracy import Measurement, measure_accuracy
 from crossdock.runtime.cli import options
 from crossdock.runtime.cli.calibrate import calibrate_missing
@@ -19,6 +18,7 @@ from crossdock.runtime.cli.inputs import about, load_model, only_for, prepare
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, add_row, make_table
 from crossdock.runtime.cli.text import millis, percent, seconds, short
+from crossdock.runtime.config import Progress
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.metrics import Metrics, Pair, metrics, spearman
@@ -134,7 +134,7 @@ def measure(
     placing: Placing,
     devices: Sequence[str],
     repeat: int,
-    progress: sessions.Progress | None = None,
+    progress: Progress | None = None,
 ) -> Measurement:
     """Run a model on a set of devices, whole and with every step timed."""
     with compiled(graph, placing, progress, devices=devices) as session:

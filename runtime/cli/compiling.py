@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crossdock.runtime import session as sessions
 from crossdock.runtime.cli import options
 from crossdock.runtime.cli.options import Placing
+from crossdock.runtime.compiling import compile  # noqa: A004
+from crossdock.runtime.config import Progress
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Plan
+from crossdock.runtime.session import Session
 
 
 def compiled(
     graph: Graph,
     placing: Placing,
-    progress: sessions.Progress | None,
+    progress: Progress | None,
     *,
     devices: Sequence[str] | None = None,
     plan: Plan | None = None,
-) -> sessions.Session:
+) -> Session:
     """A session with everything that ``placing`` says; ``devices`` take the place of its own."""
-    return sessions.compile(
+    return compile(
         graph,
         devices=devices or placing.devices or "auto",
         policy=placing.policy,

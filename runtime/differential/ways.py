@@ -12,6 +12,7 @@ from crossdock.devices import registry
 from crossdock.kernels import table
 from crossdock.runtime import passes
 from crossdock.runtime.calls import is_alias, op_call
+from crossdock.runtime.compiling import compile as compile_graph
 from crossdock.runtime.differential import to_onnx
 from crossdock.runtime.differential.recipe import Recipe
 from crossdock.runtime.emulation import candidates
@@ -21,7 +22,6 @@ from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prepare import target_here
 from crossdock.runtime.ready import make_ready
-from crossdock.runtime.session import compile as compile_graph
 from crossdock.runtime.split import SplitGraph, grow, rewrite
 from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.tensor import Array

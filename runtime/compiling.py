@@ -1,0 +1,125 @@
+"""Compile a graph for this machine: what a caller asks for, checked, then a session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from crossdock.runtime import request, settings
+from crossdock.runtime.checks import checks_of
+from crossdock.runtime.config import RUNS_AT_ONCE, Config, Progress
+from crossdock.runtime.fallback import Fallback, contract_of
+from crossdock.runtime.fixed import fixed
+from crossdock.runtime.graph import Graph
+from crossdock.runtime.plan import Constraints, Plan
+from crossdock.runtime.session import Session
+from crossdock.scheduler.objective import Objective
+
+
+def compile(  # noqa: A001 - the public name, used as crossdock.compile
+    graph: Graph,
+    devices: str | Sequence[str] = "auto",
+    policy: str = "auto",
+    objective: str | Mapping[str, float] = "latency",
+    constraints: Constraints | None = None,
+    expected_runs: int = 1000,
+    threads: int | None = None,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    measure: bool | float = True,
+    skip_passes: Sequence[str] = (),
+    runs_at_once: int = RUNS_AT_ONCE,
+    search: bool = False,
+    watts: Mapping[str, tuple[float, float]] | None = None,
+    fallback: str | Fallback = "allow",
+    plan: Plan | None = None,
+    split: bool = True,
+    strict: bool = False,
+    resident: Mapping[str, Any] | None = None,
+    check_finite: bool = False,
+    verify: str | None = None,
+    watchdog: float | None = None,
+    progress: Progress | None = None,
+) -> Session:
+    """Compile a graph for this machine.
+
+    Args:
+        graph: from ``load`` or a ``GraphBuilder``.
+        devices: "auto" for every device there is, or device ids; ops that none of them can run
+            are run on the host, and the receipt says so.
+        policy: placement policy by name (``crossdock.scheduler.policies``).
+        objective: "latency" (seconds of a run), "throughput" (seconds between the ends of
+            successive runs, many of them submitted at once), "energy" (joules of a run), or
+            weights of them such as ``{"latency": 0.5, "energy": 0.5}``, each term over its value
+            on the best single device.
+        constraints: pins, forbidden devices, memory budgets.
+        expected_runs: runs over which uploads of weights are spread.
+        threads: processor threads a CPU-backed device may use (None: all).
+        shapes, dims: bind a graph's symbols now, by input or by symbol; else the first run does.
+        measure: time kernels not measured before; a number is the budget in seconds. Shapes after
+            the first are planned with costs fitted to what was measured.
+        skip_passes: graph passes to leave out, by name (``crossdock.runtime.passes``).
+        runs_at_once: runs in flight before callers wait; each has arenas of its own.
+        search: search on from the policy's plan with compiled code: better plans where devices
+            share a graph; the first use on a machine compiles that code, for a minute or two.
+        watts: what a device draws (idle, computing), by device id, for ``objective="energy"``.
+        fallback: which ops may run on the host because no device asked for can run them: "allow"
+            any, "forbid" none, or a ``Fallback`` (decided before anything runs; a stage of a
+            staged graph before that stage runs).
+        split: cut an op, or ops that share a dimension, into parts for several devices where that
+            is predicted to pay; only for latency, where devices compute at once, and for the first
+            shapes that a session is prepared for.
+        strict: only kernels of the ops' plain arithmetic: no Winograd convolution, which has a
+            larger error (bounded by ``CROSSDOCK_FAST_ERROR``) and spreads an infinity or NaN over
+            a tile of results.
+        plan: a plan to run, made before for the same graph, constraints and devices; nothing is
+            planned or measured then, and shapes that it is not for are refused. It may come from a
+            file that nobody vouches for.
+        resident: inputs that keep a value from run to run, by name: copied once to the devices
+            that read them, as weights are, and not fed any more.
+        check_finite: end a run with NotFinite that names the first op, in the graph's order, that
+            made a NaN or an infinity out of finite operands. Steps then run one by one and their
+            results are read, so runs take several times as long; kernels are the same ones.
+        verify: "transfers" reads back what every copy wrote and compares: one that arrives damaged
+            is made again, and the device is given up where that does not help. "sample:0.01"
+            computes one step in a hundred again on the host, drawn anew for every run, and ends a
+            run with WrongResult where that gives another result. Both, with a comma. Work that a
+            device says is done and is not, and damaged bytes, are noticed by these alone.
+        watchdog: seconds that a device may take for any step before it counts as hung; one that
+            is predicted to take long may take ten times that. Infinity waits for ever; None is
+            ``CROSSDOCK_WATCHDOG``, or 5. A run that its caller does alone is not looked at: one on
+            the host, or on it and one device that takes commands at once, for which under 0.1 s is
+            predicted and no timeout given; with a number given here, every run is.
+        progress: called with (what, done, total) while measuring and compiling.
+
+    Raises:
+        PlanError: no placement, no such policy or objective, over a memory budget, or an op would
+            fall back to the host that may not; or the plan given is stale or damaged.
+        DeviceError: a device named cannot be opened, or a kernel does not build.
+    """
+    config = Config(
+        request.device_ids(devices),
+        policy,
+        Objective.of(objective),
+        constraints or Constraints(),
+        expected_runs,
+        threads,
+        measure,
+        request.pass_names(skip_passes),
+        runs_at_once,
+        search,
+        dict(watts or {}),
+        contract_of(fallback),
+        plan,
+        split,
+        strict,
+        check_finite,
+        settings.watchdog() if watchdog is None else watchdog,
+        watchdog is not None or verify is not None,
+        checks_of(verify),
+    )
+    request.check(graph, config)
+    graph = fixed(graph, resident) if resident else graph
+    now = not graph.symbols or shapes or dims
+    return Session(graph, config, progress, graph.bind(dims, shapes) if now else None)
