@@ -7,7 +7,7 @@ from typing import Any
 
 from crossdock.runtime import request, settings
 from crossdock.runtime.checks import checks_of
-from crossdock.runtime.config import RUNS_AT_ONCE, Config, Progress
+from crossdock.runtime.config import RUNS_AT_ONCE, WAITING, Config, Progress
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.fixed import fixed
 from crossdock.runtime.graph import Graph
@@ -30,6 +30,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     measure: bool | float = True,
     skip_passes: Sequence[str] = (),
     runs_at_once: int = RUNS_AT_ONCE,
+    waiting: int = WAITING,
     search: bool = False,
     watts: Mapping[str, tuple[float, float]] | None = None,
     fallback: str | Fallback = "allow",
@@ -61,6 +62,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             the first are planned with costs fitted to what was measured.
         skip_passes: graph passes to leave out, by name (``crossdock.runtime.passes``).
         runs_at_once: runs in flight before callers wait; each has arenas of its own.
+        waiting: runs submitted that wait for those in flight before ``submit`` waits, or says Busy.
         search: search on from the policy's plan with compiled code: better plans where devices
             share a graph; the first use on a machine compiles that code, for a minute or two.
         watts: what a device draws (idle, computing), by device id, for ``objective="energy"``.
@@ -118,6 +120,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         settings.watchdog() if watchdog is None else watchdog,
         watchdog is not None or verify is not None,
         checks_of(verify),
+        waiting,
     )
     request.check(graph, config)
     graph = fixed(graph, resident) if resident else graph

@@ -16,6 +16,7 @@ from crossdock.scheduler.objective import Objective
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many of them are done, and how many there are."""
 RUNS_AT_ONCE = 16
+WAITING = 1024
 MEASURE_SECONDS = 20.0
 
 PREPARING = threading.RLock()
@@ -51,5 +52,6 @@ class Config:
     watchdog: float = math.inf
     watched: bool = False
     checks: Checks | None = None
+    waiting: int = WAITING
     lost: tuple[DeviceInfo, ...] = ()
     broken: Mapping[str, str] = field(default_factory=dict)

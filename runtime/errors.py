@@ -29,6 +29,7 @@
         |-- IterationLimit     a loop of the model went on for too long
         |-- NotFinite          an op made a NaN or an infinity, and that was looked for
         |-- Timeout            the deadline passed
+        |-- Busy               as many runs wait as may, and the caller does not
         `-- Cancelled          the caller gave up
 
 A message is one line: what, where, and what to do.
@@ -208,6 +209,10 @@ class NotFinite(ExecutionError):
 
 class Timeout(ExecutionError, TimeoutError):
     """The deadline passed before the run ended."""
+
+
+class Busy(ExecutionError):
+    """As many runs wait as may (``waiting``), and the caller was not to wait for room."""
 
 
 class Cancelled(ExecutionError, CancelledError):

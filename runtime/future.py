@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
@@ -17,6 +17,8 @@ class RunFuture(Future[dict[str, Any]]):
         super().__init__()
         self._deadline = deadline
         self._given_up = False
+        self.withdraw: Callable[[], None] | None = None
+        """Takes a run that has not begun out of those that wait."""
 
     def cancel(self) -> bool:
         """Give the run up, at once and even while it runs; False where it has ended.
@@ -25,6 +27,9 @@ class RunFuture(Future[dict[str, Any]]):
         end a run that nobody waits for as soon as they can, and its memory comes back then.
         """
         if super().cancel():
+            withdraw, self.withdraw = self.withdraw, None
+            if withdraw is not None:
+                withdraw()
             return True
         self._given_up = True  # before anybody is told of the end
         try:

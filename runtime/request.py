@@ -88,7 +88,7 @@ def _check_policy(name: str) -> None:
 
 def _check_values(config: Config) -> None:
     """Refuse numbers and flags that are none."""
-    for name in ("expected_runs", "runs_at_once", "threads"):
+    for name in ("expected_runs", "runs_at_once", "waiting", "threads"):
         value = getattr(config, name)
         if value is not None and not (isinstance(value, int | float | np.number) and value >= 1):
             raise PlanError(f"{name}={value!r}: give 1 or more")

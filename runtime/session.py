@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import InvalidStateError
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +12,6 @@ from crossdock.devices import registry
 from crossdock.devices.base import Device
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime import request
-from crossdock.runtime.background import Background
 from crossdock.runtime.config import PREPARING, Config, Progress
 from crossdock.runtime.errors import DeviceError, Error, OutOfMemory, PlanError
 from crossdock.runtime.executor import Outcome
@@ -28,6 +25,7 @@ from crossdock.runtime.pool import Deadline
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.start import first_ready
+from crossdock.runtime.submitted import Submissions
 from crossdock.runtime.tensor import Array, Dim
 from crossdock.runtime.through import Attempt, run_through
 
@@ -75,7 +73,9 @@ class Session:
         )
         self._closed = False
         self._planned = False
-        self._background = Background(config.runs_at_once, f"crossdock submit {graph.name}")
+        self._submissions = Submissions(
+            graph.name, self._outputs, config.runs_at_once, config.waiting
+        )
         self._graph: Graph | None = bound  # prepared last
         self._fleet = Fleet(config, request.open_devices(config), self._forget)
         if bound is not None:
@@ -188,7 +188,7 @@ class Session:
             return outputs
         self._receipt = (last.recorder.receipt, seconds, {})
         if last.replan is not None and last.watch.note(seconds):
-            self._background.post(partial(self._replan, last))
+            self._submissions.post(partial(self._replan, last))
         return outputs
 
     def _rescued(
@@ -203,21 +203,41 @@ class Session:
         self._receipt = (_as_is, rescue.receipt(outcome.seconds))
         return outcome.outputs
 
-    def submit(self, feeds: Mapping[str, Any], *, timeout: float | None = None) -> RunFuture:
+    def submit(
+        self, feeds: Mapping[str, Any], *, timeout: float | None = None, block: bool = True
+    ) -> RunFuture:
         """Run in the background; the future is also awaitable. The inputs must not change.
 
-        Everything that goes wrong, ``run``'s errors included, is raised by the future, but for a
-        timeout that is no number; the ``timeout`` counts from now.
+        At most ``waiting`` runs (see ``compile``) wait behind those in flight; then this waits for
+        room. ``timeout`` counts from now, that wait included. In a coroutine use ``run_async``.
+
+        Everything that goes wrong, ``run``'s errors included, is raised by the future, but for:
+
+        Raises:
+            FeedError: the timeout is no number.
+            Busy: there is no room, and ``block`` is False or this is called back by a future in a
+                thread that room could wait for; such calls may pass ``waiting`` by
+                ``runs_at_once`` runs.
         """
         deadline = request.deadline(timeout)
-        future = RunFuture(deadline)
         try:
             self._unforked()
         except Error as error:
+            future = RunFuture(deadline)
             future.set_exception(error)
             return future
-        self._background.post(partial(self._fulfil, future, feeds, deadline))
-        return future
+        return self._submissions.submit(feeds, deadline, block=block)
+
+    async def run_async(
+        self, feeds: Mapping[str, Any], *, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """``run`` for a coroutine: the event loop goes on while it waits for room and the result.
+
+        The inputs must not change meanwhile. A task that is cancelled gives its run up.
+        """
+        deadline = request.deadline(timeout)
+        self._unforked()
+        return await self._submissions.awaited(feeds, deadline)
 
     def profile(self, feeds: Mapping[str, Any]) -> Outcome:
         """Run once with every step timed (slower: steps are waited for one by one)."""
@@ -232,6 +252,7 @@ class Session:
             self._closed = True
             self._ready.clear()
             self._last = None
+        self._submissions.close()
 
     def __enter__(self) -> Self:
         return self
@@ -239,20 +260,11 @@ class Session:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _fulfil(self, future: RunFuture, feeds: Mapping[str, Any], deadline: Deadline) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            outputs = self._directly(feeds) if deadline.seconds is None else None
-            if outputs is None:
-                outputs = self._run(feeds, deadline, profile=False).outputs
-            with suppress(InvalidStateError):  # given up meanwhile
-                future.set_result(outputs)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
-            with suppress(InvalidStateError):
-                future.set_exception(error)
-        finally:
-            del future  # an error's traceback holds this frame: no cycle with the future
+    def _outputs(self, feeds: Mapping[str, Any], deadline: Deadline) -> dict[str, Any]:
+        outputs = self._directly(feeds) if deadline.seconds is None else None
+        if outputs is None:
+            outputs = self._run(feeds, deadline, profile=False).outputs
+        return outputs
 
     def _run(self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool) -> Outcome:
         try:
@@ -303,7 +315,7 @@ class Session:
                 model = costing.store().model
                 observe(outcome, program.plan, program.graph, program.devices, model)
         elif ready.watch.note(outcome.seconds):
-            self._background.post(partial(self._replan, ready))
+            self._submissions.post(partial(self._replan, ready))
 
     def _replan(self, ready: Ready) -> None:
         """Swap in what runs faster; runs in flight end as they began."""
