@@ -45,7 +45,7 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a c
     return None if blas() is not None else Refusal("numpy's BLAS is not OpenBLAS", Cause.LIBRARY)
 
 
-@kernel("cpu.lstm", "lstm", ("cpu",), when=_fits, rank=20)
+@kernel("cpu.lstm", "lstm", ("cpu",), when=_fits, rank=20, steady=False)
 def lower_lstm(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
     """Lower an lstm to one product and one call over the steps."""
     image, weight = call.inputs[0], call.inputs[WEIGHT]

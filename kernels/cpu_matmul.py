@@ -99,7 +99,7 @@ def _fused_fits(call: OpCall, device: DeviceInfo) -> str | None:
     return _blas_fits(product_of(call), device) or next(stuck, None)
 
 
-@kernel("cpu.matmul.blas", "matmul", ("cpu",), when=_blas_fits, rank=20)
+@kernel("cpu.matmul.blas", "matmul", ("cpu",), when=_blas_fits, rank=20, steady=False)
 def lower_matmul(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
     """Lower a product, or a batch of them, to one native call."""
     product = _matmul(call)
@@ -131,7 +131,7 @@ def lower_small(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - 
     return Lowered((step,))
 
 
-@kernel("cpu.gemm.blas", "gemm", ("cpu",), when=_blas_fits, rank=20)
+@kernel("cpu.gemm.blas", "gemm", ("cpu",), when=_blas_fits, rank=20, steady=False)
 def lower_gemm(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
     """Lower a general product: the addend is spread over the result first, then added to."""
     attrs, out = call.attrs, call.outputs[0]
@@ -151,7 +151,7 @@ def lower_gemm(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - t
     return Lowered(tuple(steps))
 
 
-@kernel("cpu.fused_matmul.blas", "fused_matmul", ("cpu",), when=_fused_fits, rank=20)
+@kernel("cpu.fused_matmul.blas", "fused_matmul", ("cpu",), when=_fused_fits, rank=20, steady=False)
 def lower_fused(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
     """Lower a product and what follows it: BLAS, then elementwise steps where its result lies."""
     product, out = _matmul(product_of(call)), call.outputs[0]

@@ -108,7 +108,8 @@ class Kernel:
 
     ``name`` is stable (``opencl.matmul.tiled``) and keys measurements. ``rank`` orders candidates
     where costs do not decide (smaller is more specific). ``native`` is False for emulation,
-    ``exact`` for algorithms that lose bits which the op's plain arithmetic keeps.
+    ``exact`` for algorithms that lose bits which the op's plain arithmetic keeps, ``steady`` for
+    sums whose bits hang on how many threads there are.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Kernel:
     rank: int = 50
     native: bool = True
     exact: bool = True
+    steady: bool = True
 
     def lowered(self, call: OpCall, device: DeviceInfo) -> Lowered:
         """The op by this kernel; without a step where the result has no element.

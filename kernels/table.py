@@ -99,6 +99,7 @@ def kernel(
     rank: int = 50,
     native: bool = True,
     exact: bool = True,
+    steady: bool = True,
 ) -> Callable[[Callable[[OpCall, DeviceInfo], Lowered]], Callable[[OpCall, DeviceInfo], Lowered]]:
     """Decorator: register the function as the ``lower`` of a kernel candidate for ``op``.
 
@@ -109,7 +110,7 @@ def kernel(
         lower: Callable[[OpCall, DeviceInfo], Lowered],
     ) -> Callable[[OpCall, DeviceInfo], Lowered]:
         _KERNELS.setdefault(op, []).append(
-            Kernel(name, op, frozenset(kinds), when, lower, rank, native, exact)
+            Kernel(name, op, frozenset(kinds), when, lower, rank, native, exact, steady)
         )
         return lower
 

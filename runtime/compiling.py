@@ -8,6 +8,7 @@ from typing import Any
 from crossdock.runtime import request, settings
 from crossdock.runtime.checks import checks_of
 from crossdock.runtime.config import RUNS_AT_ONCE, WAITING, Config, Progress
+from crossdock.runtime.determined import determined
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.fixed import fixed
 from crossdock.runtime.graph import Graph
@@ -41,6 +42,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     check_finite: bool = False,
     verify: str | None = None,
     watchdog: float | None = None,
+    deterministic: bool = False,
     progress: Progress | None = None,
 ) -> Session:
     """Compile a graph for this machine.
@@ -93,6 +95,15 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             ``CROSSDOCK_WATCHDOG``, or 5. A run that its caller does alone is not looked at: one on
             the host, or on it and one device that takes commands at once, for which under 0.1 s is
             predicted and no timeout given; with a number given here, every run is.
+        deterministic: the same bits for the same inputs, run to run, session to session and process
+            to process, as long as graph, arguments, devices (with their threads), settings and
+            versions are the same, and no device fails meanwhile (a receipt tells of it). Kernels
+            are chosen by a fixed rank, places by a fixed policy; nothing is measured, no op is
+            split and no plan swapped for another, so runs may take longer. With ``strict``, what
+            the host's array library makes of the same arrays aside, the bits depend neither on
+            devices, pins and other constraints, nor on ``threads``, nor on devices that fail: ops
+            that round or compare run on the host alone, others where they are placed; a pin of such
+            an op to another device is refused, and so are budgets that only split ops fit in.
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:
@@ -121,8 +132,11 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         watchdog is not None or verify is not None,
         checks_of(verify),
         waiting,
+        deterministic,
     )
     request.check(graph, config)
+    if deterministic:
+        config = determined(config)
     graph = fixed(graph, resident) if resident else graph
     now = not graph.symbols or shapes or dims
     return Session(graph, config, progress, graph.bind(dims, shapes) if now else None)

@@ -53,5 +53,6 @@ class Config:
     watched: bool = False
     checks: Checks | None = None
     waiting: int = WAITING
+    deterministic: bool = False
     lost: tuple[DeviceInfo, ...] = ()
     broken: Mapping[str, str] = field(default_factory=dict)

@@ -93,23 +93,28 @@ def offers(
     memo: Memo | None = None,
     *,
     strict: bool = False,
+    same_bits: bool = False,
 ) -> Offers:
     """Find and cost the kernels for an op on each device; ``memo`` serves the ops of one graph.
 
-    ``strict`` leaves out kernels that are not exact; every op has others.
+    ``strict`` leaves out kernels that are not exact; every op has others. ``same_bits`` leaves out
+    kernels that are not steady, and for ops that round or compare all devices but the host.
     """
     best: dict[str, Offer] = {}
     reasons: dict[str, str] = {}
     known = {} if memo is None else memo
     key = call.key()
     for info in devices:
+        if same_bits and call.op not in MOVES and info.kind != "cpu":
+            reasons[info.id] = ELSEWHERE
+            continue
         found = emulation.candidates(call, info)
         if not found.fitting:
             reasons[info.id] = found.reason()
             continue
         made = []
         for kernel in found.fitting:
-            if strict and not kernel.exact:
+            if (strict and not kernel.exact) or (same_bits and not kernel.steady):
                 continue
             mark = (info.fingerprint, kernel.name, key)
             if mark in refused():
@@ -122,6 +127,19 @@ def offers(
         else:
             reasons[info.id] = _unbuilt(info, found.fitting, key)
     return Offers(call, best, reasons)
+
+
+MOVES = frozenset({
+    "bit_cast", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "concat", "expand",
+    "gather", "gather_elements", "gather_nd", "identity", "logical_and", "logical_not",
+    "logical_or", "logical_xor", "reshape", "reverse", "slice", "split", "tile", "transpose",
+    "triangular", "where",
+})  # fmt: skip
+"""Ops that neither round nor compare: every device makes the same bits."""
+ELSEWHERE = Refusal(
+    "its bits may differ from the host's, and deterministic and strict ask for the same everywhere",
+    Cause.FORM,
+)
 
 
 def _unbuilt(info: DeviceInfo, kernels: Sequence[Kernel], key: str) -> Refusal:

@@ -73,7 +73,12 @@ class Known:
             if found is None:
                 call = op_call(graph, node)
                 offers = costing.offers(
-                    call, target.devices, target.model, self.estimates, strict=target.strict
+                    call,
+                    target.devices,
+                    target.model,
+                    self.estimates,
+                    strict=target.strict,
+                    same_bits=target.same_bits,
                 )
                 found = self.offers[id(node)] = node, offers  # the node is kept, and so its id
             made[node.name] = found[1]

@@ -60,7 +60,7 @@ def prepare(
     what the session has ready, to share weights with.
     ``source`` is the graph before its symbols were bound.
     """
-    passes_of = partial(simplify, constraints=config.constraints, skip=_skipped(config))
+    passes_of = partial(simplify, constraints=_kept(config), skip=_skipped(config))
     batch = None if source is None else batch_of(source, graph, passes_of)
     graph = passes_of(graph)
     asked = frozenset(devices if config.devices is None else config.devices)
@@ -73,6 +73,7 @@ def prepare(
 
     def make(planned: Planned) -> Ready:
         plan, split = planned.plan, planned.split
+        _check_whole(planned, config)
         fallback.check(plan, asked, config.fallback, split.graph)
         if not plan.rungs:
             homes = {s.name: s.device for s in plan.launches() if s.name in split.parts}
@@ -136,7 +137,7 @@ def explained(
     plan: Plan, graph: Graph, config: Config, devices: Mapping[str, Device], source: Graph
 ) -> Explainer:
     """What explains a plan that an earlier process made of a graph, with the costs of now."""
-    passes_of = partial(simplify, constraints=config.constraints, skip=config.skip_passes)
+    passes_of = partial(simplify, constraints=_kept(config), skip=config.skip_passes)
     batch = batch_of(source, graph, passes_of)
     made = explain.attach(plan, passes_of(graph), *_planning(config, devices), batch)
     assert made.explainer is not None
@@ -156,12 +157,21 @@ def _replanned(settling: Settling, ready: Ready) -> Ready:
 def target_of(config: Config, devices: Mapping[str, Device], asked: frozenset[str]) -> Target:
     """Opened devices and those that are lost, with what is known of their costs."""
     here = target_here(devices, asked)
-    return replace(
+    made = replace(
         here,
         devices=(*here.devices, *config.lost),
         broken={**here.broken, **config.broken},
         watts=config.watts,
         strict=config.strict,
+    )
+    if not config.deterministic:
+        return made
+    return replace(  # nothing that was measured or built meanwhile counts
+        made,
+        model=CostModel(),
+        broken=dict(config.broken),
+        built=frozenset(),
+        same_bits=config.strict,
     )
 
 
@@ -261,6 +271,21 @@ def concerning(graph: Graph, constraints: Constraints) -> Constraints:
         forbid={p: devices for p, devices in constraints.forbid.items() if some(p)},
         residency={p: d for p, d in constraints.residency.items() if some(p) or fed(p)},
     )
+
+
+def _kept(config: Config) -> Constraints:
+    """The constraints whose nodes passes leave alone: none where they must not tell in the bits."""
+    return Constraints() if config.deterministic and config.strict else config.constraints
+
+
+def _check_whole(planned: Planned, config: Config) -> None:
+    """Refuse ops in parts where these could make other bits than the whole ops."""
+    if config.deterministic and config.strict and planned.split.parts:
+        op = next(iter(planned.split.parts))
+        raise PlanError(
+            f"graph {planned.plan.graph_name!r:.80} fits constraints.memory only with ops split "
+            f"({op!r:.80} is a part), which may change bits; raise the budget, or leave out strict"
+        )
 
 
 def _skipped(config: Config) -> Sequence[str]:

@@ -92,7 +92,7 @@ def _check_values(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and not (isinstance(value, int | float | np.number) and value >= 1):
             raise PlanError(f"{name}={value!r}: give 1 or more")
-    for name in ("search", "split", "strict", "check_finite"):
+    for name in ("search", "split", "strict", "check_finite", "deterministic"):
         value = getattr(config, name)
         if not isinstance(value, bool | np.bool_):
             raise PlanError(f"{name}={value!r:.80}: give True or False")

@@ -20,7 +20,8 @@ class Target:
     placed on (the host alone runs what no asked device can). ``capacity`` says how many devices
     of a resource group may compute at once; ``broken`` why a device computes nothing, by id;
     ``watts`` what a device draws when idle and when it computes, by id, where that is known;
-    ``built`` are the kernels that need no building any more; ``strict`` allows exact kernels alone.
+    ``built`` are the kernels that need no building any more; ``strict`` allows exact kernels alone;
+    ``same_bits`` allows other devices than the host only ops that make the same bits everywhere.
     """
 
     devices: tuple[DeviceInfo, ...]
@@ -31,6 +32,7 @@ class Target:
     watts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     built: frozenset[tuple[str, str, str]] = frozenset()
     strict: bool = False
+    same_bits: bool = False
 
     def link(self, src: DeviceInfo, dst: DeviceInfo) -> LinkModel:
         """The measured link, or the default."""
