@@ -28,6 +28,7 @@ from crossdock.runtime import refused
 from tests.runtime.faults.graphs import GRAPHS
 from tests.runtime.faults.machine import FaultyMachine
 from tests.runtime.strategies import whole_feeds
+from tests.soak.figures import Figure
 
 BATCH, EPISODE = 4, 10
 """Runs in flight, and batches with one set of devices."""
@@ -95,14 +96,37 @@ def _times(kind: str) -> dict[str, Any]:
 
 def soak(runs: int, seed: int, chance: float) -> Report:
     """Runs in batches, on devices that are opened anew now and then."""
+    before = os.environ.get("CROSSDOCK_WATCHDOG")
     os.environ["CROSSDOCK_WATCHDOG"] = str(WATCHDOG)  # for weights, too, before the first run
     report, began = Report(), time.perf_counter()
     episode = 0
-    while report.runs < runs:
-        _episode(report, random.Random(f"{seed} {episode}"), chance, runs - report.runs)
-        episode += 1
+    try:
+        while report.runs < runs:
+            _episode(report, random.Random(f"{seed} {episode}"), chance, runs - report.runs)
+            episode += 1
+    finally:
+        if before is None:
+            del os.environ["CROSSDOCK_WATCHDOG"]
+        else:
+            os.environ["CROSSDOCK_WATCHDOG"] = before
     report.seconds = time.perf_counter() - began
     return report
+
+
+def faults(runs: int, seed: int = 0, chance: float = 0.01) -> list[Figure]:
+    """``soak`` with its figures; the counts of what was injected are in their names."""
+    report = soak(runs, seed, chance)
+    injected, errors = sum(report.injected.values()), sum(report.errors.values())
+    told = f"of {report.runs:,} runs (seed {seed}, {injected:,} faults, {report.recovered:,} recovered)"
+    unaccounted = abs(report.runs - report.right - report.wrong - report.lost - errors)
+    return [
+        Figure("S5", f"lost {told}", report.lost, 0),
+        Figure("S5", "ended twice", report.twice, 0),
+        Figure("S5", "silently wrong", report.wrong, 0),
+        Figure("S5", "calls of failed devices", report.touched, 0),
+        Figure("S5", "not accounted for", unaccounted, 0),
+        Figure("S5", "ended with a typed error", errors, report.runs // 10),
+    ]
 
 
 def _episode(report: Report, drawn: random.Random, chance: float, most: int) -> None:
