@@ -87,9 +87,9 @@ pause:
 }
 
 ; Claim chunks of step %i until there are none left. The chunks are as many ranges as there are
-; threads; thread %who begins with its own, so that it goes on where it worked in the step before and
-; finds in its caches what it made there, and then helps with the others. Counters: for each range a
-; row of chunks claimed, by step, then a row of chunks complete; rows take whole cache lines.
+; threads; thread %who begins with its own, so that it goes on where it worked in the step before
+; and finds in its caches what it made there, and then helps with the others. Counters: for each
+; range a row of chunks claimed, by step, then a row of chunks complete; rows are whole cache lines.
 define internal void @share(ptr %call, i64 %i, i64 %who) {
 entry:
   %table = load ptr, ptr %call
