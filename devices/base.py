@@ -145,6 +145,11 @@ class CommandBuffer(ABC):
     def stop(self, on: bool) -> None:  # noqa: B027 - most devices cannot; a switch
         """Make an execution that nobody waits for end early, where it can, or run whole again."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What executions had to do without, and why: a line each."""
+        return ()
+
 
 @dataclass
 class Span:
