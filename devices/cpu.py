@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.devices import topology
+from crossdock.devices import cpu_llvm, topology
 from crossdock.devices.base import (
     Bound,
     Buffer,
@@ -299,6 +299,18 @@ class CpuDevice(Device):
         raise CompileError(
             f"{self.info.id}: runs array and native calls, not {type(step).__name__}"
         )
+
+    def compile_ahead(
+        self,
+        steps: Sequence[Step],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Compile the native code of steps on all processors."""
+        calls = [step for step in steps if isinstance(step, NativeCall)]
+        asked = [part for call in calls for part in (call.address, *call.args)]
+        found = {part.name: part.source for part in asked if isinstance(part, Function)}
+        sources = {name: source for name, source in found.items() if source is not None}
+        cpu_llvm.compile_ahead(sources, progress)
 
     def record(self, bound: Sequence[Bound]) -> CpuCommands:
         """Prebuild views, argument words and closures; steps keep their buffers alive."""

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 from crossdock.devices.cpu_llvm import compile_ir
 from crossdock.devices.program import Function
@@ -214,16 +215,21 @@ def compiled(key: str, write: Callable[[Code], None], signature: str = SIGNATURE
     """The kernel ``key``, made by ``write`` when its address is first asked for."""
     name = "xd_" + hashlib.sha256(key.encode()).hexdigest()[:24]
 
+    @cache
+    def source() -> str:
+        code = Code()
+        write(code)
+        return code.text(name, signature)
+
     def address() -> int:
         found = _ADDRESSES.get(key)
         if found is None:
             with _LOCK:
                 found = _ADDRESSES.get(key)
                 if found is None:
-                    code = Code()
-                    write(code)
-                    found = compile_ir(code.text(name, signature), (name,))[0]
+                    found = compile_ir(source(), (name,))[0]
                     _ADDRESSES[key] = found
+        source.cache_clear()
         return found
 
-    return Function(name, address)
+    return Function(name, address, source)
