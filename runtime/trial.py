@@ -192,10 +192,11 @@ def _more_constants(
     if first.nbytes < COLD_BYTES // (MOST_COPIES * MOST_COPIES):
         return []
     wanted = min(MOST_COPIES, -(-COLD_BYTES // first.nbytes))
+    arrays = [pack.make() for pack in op.lowered.packs] if wanted > 1 else []
     made = []
     for _ in range(wanted - 1):
         inputs = {i: device.upload(call.constants[i], "measuring") for i in first.inputs}
-        packed = tuple(device.upload(pack.make(), "measuring") for pack in op.lowered.packs)
+        packed = tuple(device.upload(array, "measuring") for array in arrays)
         held += [*inputs.values(), *packed]
         made.append(_Constants(inputs, packed))
     return made
