@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from crossdock.devices import cpu_compilers, cpu_llvm
+from crossdock.devices import cpu_compiler, cpu_compilers, cpu_llvm
 from crossdock.devices.cpu_compilers import compile_all
 from crossdock.devices.cpu_llvm import compile_ahead, compile_ir
 from crossdock.runtime.errors import CompileError
@@ -106,3 +106,35 @@ define void @wide(ptr %p) {
     for level, found in made.items():
         compile_all({"wide": text}, level, found.__setitem__)
     assert len(made[""]["wide"]) != len(made["x86-64-v2"]["wide"])
+
+
+LOOP = """
+define i64 @NAME(ptr %p) {
+entry:
+  br label %loop
+loop:
+  %i = phi i64 [0, %entry], [%next, %loop]
+  %sum = phi i64 [0, %entry], [%more, %loop]
+  %row = mul i64 %i, 24
+  %a = getelementptr i8, ptr %p, i64 %row
+  %x = load i64, ptr %a
+  %more = add i64 %sum, %x
+  %next = add i64 %i, 1
+  %on = icmp slt i64 %next, 4
+  br i1 %on, label %loop, label %done
+done:
+  ret i64 %more
+}
+"""
+
+
+def test_addresses_as_written_are_those_of_one_text_alone() -> None:
+    target = cpu_compiler.machine("")
+    text = LOOP.replace("NAME", "as_written")
+    plain = cpu_compiler.object_code(target, text)
+    written = cpu_compiler.object_code(target, cpu_compiler.AS_WRITTEN + text)
+    assert written != plain
+    assert cpu_compiler.object_code(target, text) == plain
+    address = compile_ir(cpu_compiler.AS_WRITTEN + text, ["as_written"])[0]
+    numbers = (ctypes.c_int64 * 12)(*range(12))
+    assert called(address, ctypes.addressof(numbers)) == 0 + 3 + 6 + 9
