@@ -11,9 +11,10 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 
 from crossdock.devices import cpu_compiler, topology
 
@@ -21,7 +22,7 @@ WORTH = 1 << 19
 """Characters of IR that take longer to compile than processes take to start."""
 
 Progress = Callable[[int, int], None]
-"""Told how many of how many are done; from any thread, by one at a time."""
+"""Told how many of how many are done."""
 
 
 def compile_all(
@@ -30,28 +31,32 @@ def compile_all(
     made: Callable[[str, bytes], None],
     progress: Progress | None = None,
 ) -> None:
-    """Compile modules, by key, and hand object code to ``made``, by one thread at a time.
+    """Compile modules, by key, and hand object code to ``made``, in the calling thread.
 
     ``level`` is the level of instruction sets, or empty. Modules that are compiled in less time
     than processes take to start are left out.
     """
     if sum(map(len, texts.values())) < WORTH or not _can_start():
         return
-    work = _Work(texts, level, made, progress)
+    work = _Work(texts, level)
     count = min(topology.cpu_count(), len(texts))
     processes = [found for _ in range(count) if (found := _started()) is not None]
     threads = [threading.Thread(target=work.share, args=(p,), daemon=True) for p in processes]
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        for done, (name, code) in enumerate(work.results(len(threads)), 1):
+            if progress is not None:
+                progress(done, len(texts))
+            if code is not None:
+                made(name, code)
     finally:
         work.left.clear()
         for process in processes:
             process.kill()
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
         for process in processes:
             with suppress(OSError):  # what was still to be written has nobody to read it
                 process.communicate()
@@ -60,17 +65,19 @@ def compile_all(
 class _Work:
     """Modules to compile, which threads share out among processes."""
 
-    def __init__(
-        self,
-        texts: Mapping[str, str],
-        level: str,
-        made: Callable[[str, bytes], None],
-        progress: Progress | None,
-    ) -> None:
-        self.texts, self.level, self.made, self.progress = texts, level, made, progress
+    def __init__(self, texts: Mapping[str, str], level: str) -> None:
+        self.texts, self.level = texts, level
         self.left = sorted(texts, key=lambda name: len(texts[name]))  # the longest is taken first
-        self.done = 0
-        self._lock = threading.Lock()
+        self._found: SimpleQueue[tuple[str, bytes | None] | None] = SimpleQueue()
+
+    def results(self, threads: int) -> Iterator[tuple[str, bytes | None]]:
+        """Modules' object code as it comes, None where LLVM refuses; ends with the threads."""
+        while threads:
+            found = self._found.get()
+            if found is None:
+                threads -= 1
+            else:
+                yield found
 
     def share(self, process: subprocess.Popen[bytes]) -> None:
         """Let a process compile until nothing is left."""
@@ -82,21 +89,18 @@ class _Work:
             while (name := self._next()) is not None:
                 cpu_compiler.write_frame(asked, self.texts[name].encode())
                 sound = answers.read(1) == b"\1"
-                self._take(name, cpu_compiler.read_frame(answers), sound=sound)
+                answer = cpu_compiler.read_frame(answers)
+                self._found.put((name, answer if sound else None))
         except (OSError, EOFError):  # it died; others go on, and so does who asked
             return
+        finally:
+            self._found.put(None)
 
     def _next(self) -> str | None:
-        with self._lock:
-            return self.left.pop() if self.left else None
-
-    def _take(self, name: str, answer: bytes, *, sound: bool) -> None:
-        with self._lock:
-            self.done += 1
-            if self.progress is not None:
-                self.progress(self.done, len(self.texts))
-            if sound:
-                self.made(name, answer)
+        try:
+            return self.left.pop()
+        except IndexError:
+            return None
 
 
 def _can_start() -> bool:

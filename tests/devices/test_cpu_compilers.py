@@ -44,6 +44,19 @@ def test_what_was_compiled_ahead_is_not_compiled_again(monkeypatch: pytest.Monke
     assert not cpu_llvm._AHEAD
 
 
+def test_what_the_caller_raises_ends_it() -> None:
+    texts = {str(i): plus(f"ended_{i}", i) for i in range(30)}
+
+    def stop(done: int, _total: int) -> None:
+        if done == 2:
+            raise TimeoutError
+
+    made: dict[str, bytes] = {}
+    with pytest.raises(TimeoutError):
+        compile_all(texts, "", made.__setitem__, stop)
+    assert len(made) == 1
+
+
 def test_what_is_kept_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     text = plus("kept_ahead", 1)
     compile_ahead({"kept_ahead": lambda: text})
