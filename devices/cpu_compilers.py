@@ -85,7 +85,8 @@ class _Work:
         assert asked is not None
         assert answers is not None
         try:
-            cpu_compiler.write_frame(asked, json.dumps([sys.path, self.level]).encode())
+            path = [str(place) for place in sys.path]
+            cpu_compiler.write_frame(asked, json.dumps([path, self.level]).encode())
             while (name := self._next()) is not None:
                 cpu_compiler.write_frame(asked, self.texts[name].encode())
                 sound = answers.read(1) == b"\1"
