@@ -24,13 +24,15 @@ from crossdock.runtime.tensor import Array
 from crossdock.runtime.trial import Trial, prepare_trial
 from crossdock.scheduler import CostModel, LinkModel, Source
 
-ROUNDS = 4
-FAR = 2.5
-"""A kernel whose first runs take so many times those of the best of its op gets no sample more."""
-CLOSE = 1.25
-"""One that takes so many times the best by its samples could still be the best."""
+LIMITS = (2.5, 1.6, 1.25, 1.25)
+"""In each round, how many times the best of its op a kernel may take and still get a sample.
+
+What disturbs may hit the only sample that there is, and hardly two.
+"""
 SURE = 2
 """Samples of a kernel that has no rival left: what it takes within a graph is seen there."""
+AHEAD = 1.0
+"""Seconds of a budget in which many kernels can be timed, so that all are compiled beforehand."""
 GROUP = 32  # kernels timed in turn
 GROUP_BYTES = 512 << 20  # of device memory that they may take together
 LINK_SIZES = (4 << 10, 64 << 10, 1 << 20, 8 << 20)
@@ -70,7 +72,7 @@ def run_trials(
     time, and so spoils a sample of several kernels rather than all of one.
     """
     deadline = time.monotonic() + budget_s
-    ahead = _compile_ahead(todo, progress)
+    ahead = _compile_ahead(todo, progress) if budget_s >= AHEAD else {}
     group: list[Trial] = []
     best: dict[tuple[str, int], float] = {}
     done = 0
@@ -134,12 +136,11 @@ def _rounds(group: Sequence[Trial], best: dict[tuple[str, int], float], deadline
         mark = (trial.device.info.id, id(trial.call))
         rivals.setdefault(mark, []).append(trial)
         best[mark] = min(best.get(mark, math.inf), trial.seconds)
-    for number in range(ROUNDS):
+    for number, far in enumerate(LIMITS):
         if number and time.monotonic() > deadline:
             break
         for mark, trials in rivals.items():
-            limit = (CLOSE if number else FAR) * best[mark]
-            near = [t for t in trials if t.shortest() <= limit]
+            near = [t for t in trials if t.shortest() <= far * best[mark]]
             if not number or len(near) > (number >= SURE):
                 _sample(near if number else trials, near)
                 best[mark] = min(t.shortest() for t in (near or trials))
