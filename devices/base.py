@@ -247,6 +247,13 @@ class Device(ABC):
     def compile(self, step: Step) -> Executable:
         """Compile a step; raises CompileError with the compiler's log. Results are cached."""
 
+    def compile_ahead(  # noqa: B027 - most devices' compilers gain nothing by it
+        self,
+        steps: Sequence[Step],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Compile all at once what ``compile`` will be asked for, which says what goes wrong."""
+
     @abstractmethod
     def record(self, bound: Sequence[Bound]) -> CommandBuffer:
         """Make a command buffer from bound steps."""
