@@ -26,6 +26,9 @@ from crossdock.runtime.target import Target
 LEAST = 2
 """Ops that are worth it: one alone leaves nothing in the caches."""
 
+CACHED = 1 << 20
+"""Bytes of a plan's values that a core's caches hold, so that taking turns gains nothing."""
+
 Measure = Callable[[Mapping[str, OpCall]], None]
 """Measures ops on one thread of the processor."""
 

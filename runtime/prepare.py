@@ -133,7 +133,8 @@ def _by_image(
     """What runs ops of a batch image by image, where that measures faster than what is ready."""
     plan, host = ready.program.plan, devices[HOST]
     constrained = rules.named(graph, config.constraints) or config.constraints.memory
-    if constrained or plan.splits or any(s.device != HOST for s in plan.steps):
+    small = plan.device(HOST).arena_bytes <= images.CACHED
+    if small or constrained or plan.splits or any(s.device != HOST for s in plan.steps):
         return ready
     thread = registry.open_device(HOST, threads=1)
     deadline = time.monotonic() + _budget(config)
