@@ -7,7 +7,7 @@ from typing import Any
 
 from crossdock.runtime import request, settings
 from crossdock.runtime.checks import checks_of
-from crossdock.runtime.config import RUNS_AT_ONCE, Config, Progress
+from crossdock.runtime.config import NOT_STRICT, RUNS_AT_ONCE, Config, Progress
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.fixed import fixed
 from crossdock.runtime.graph import Graph
@@ -72,7 +72,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             shapes that a session is prepared for.
         strict: only kernels of the ops' plain arithmetic: no Winograd convolution, which has a
             larger error (bounded by ``CROSSDOCK_FAST_ERROR``) and spreads an infinity or NaN over
-            a tile of results.
+            a tile of results; and subnormal weights stay what they are, however slow.
         plan: a plan to run, made before for the same graph, constraints and devices; nothing is
             planned or measured then, and shapes that it is not for are refused. It may come from a
             file that nobody vouches for.
@@ -98,6 +98,9 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             fall back to the host that may not; or the plan given is stale or damaged.
         DeviceError: a device named cannot be opened, or a kernel does not build.
     """
+    skipped = request.pass_names(skip_passes)
+    if strict:
+        skipped += tuple(name for name in NOT_STRICT if name not in skipped)
     config = Config(
         request.device_ids(devices),
         policy,
@@ -106,7 +109,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         expected_runs,
         threads,
         measure,
-        request.pass_names(skip_passes),
+        skipped,
         runs_at_once,
         search,
         dict(watts or {}),
