@@ -24,6 +24,7 @@ from crossdock.kernels.table import kernel
 CELLS = 16384
 """Pixels of a plane with its zeros, at most."""
 WIDEST = 5
+DOWN = 2
 REGISTERS = 32
 """Vector registers of the processors that have many."""
 
@@ -35,16 +36,23 @@ class Form:
     lanes: int
     kh: int
     kw: int
+    down: int
     rows: int
     bias: bool
     epilogue: Epilogue
 
     def __str__(self) -> str:
-        return f"{self.kh}x{self.kw}x{self.rows} {self.lanes} {self.bias} {self.epilogue}"
+        window = f"{self.kh}x{self.kw}/{self.down}x{self.rows}"
+        return f"{window} {self.lanes} {self.bias} {self.epilogue}"
+
+    @property
+    def lines(self) -> int:
+        """Rows of the plane that a block reads."""
+        return (self.rows - 1) * self.down + self.kh
 
 
 def rows_of(height: int, kh: int, kw: int) -> int:
-    """Rows of results of a block: the most that registers hold of those that waste fewest."""
+    """Rows of results of a block: of those that waste fewest, the most that registers hold."""
     room = REGISTERS - 1 - kh * kw if tile_shape().rows >= 8 else 0  # a register for the pixels
     fitting = [rows for rows in (4, 5, 6, 7, 8) if rows <= max(4, room)]
     return min(fitting, key=lambda rows: (-(-height // rows) * rows, -rows))
@@ -57,8 +65,12 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
     filters, attrs = call.inputs[1], call.attrs
     assert filters is not None
     kh, kw = filters.dims[2:]
-    if (*attrs["strides"], *attrs["dilations"]) != (1, 1, 1, 1) or max(kh, kw) > WIDEST:
-        return f"not a window of at most {WIDEST} x {WIDEST} with strides and dilations of 1"
+    down, across = attrs["strides"]
+    if (across, *attrs["dilations"]) != (1, 1, 1) or down > DOWN or max(kh, kw) > WIDEST:
+        return (
+            f"not a window of at most {WIDEST} x {WIDEST}, dilations of 1, and strides of at most "
+            f"{DOWN} from row to row and of 1 along them"
+        )
     numbers = window_geometry(call, kh, kw)
     rows, pitch = _buffer(numbers, register_lanes())
     if rows * pitch > CELLS:
@@ -69,7 +81,8 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
 def _buffer(numbers: dict[str, int], lanes: int) -> tuple[int, int]:
     """Rows of a plane with its zeros, and elements from one to the next."""
     block = rows_of(numbers["out_height"], numbers["kh"], numbers["kw"])
-    rows = -(-numbers["out_height"] // block) * block + numbers["kh"] - 1
+    results = -(-numbers["out_height"] // block) * block
+    rows = (results - 1) * numbers["sh"] + numbers["kh"]
     widest = max(numbers["width"], numbers["out_width"])
     pitch = -(-widest // lanes) * lanes + numbers["left"] + lanes
     return max(rows, numbers["top"] + numbers["height"]), pitch
@@ -89,7 +102,8 @@ def lower_depthwise_rows(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: 
     lanes = register_lanes()
     rows, pitch = _buffer(numbers, lanes)
     epilogue, residual = epilogue_of(call)
-    form = Form(lanes, kh, kw, rows_of(numbers["out_height"], kh, kw), bias, epilogue)
+    block = rows_of(numbers["out_height"], kh, kw)
+    form = Form(lanes, kh, kw, numbers["sh"], block, bias, epilogue)
     slots: dict[str, Argument] = {
         "out": Out(0), "in": In(0), "filter": In(1), "bias": In(2) if bias else In(1),
         "residual": residual,
@@ -158,10 +172,11 @@ class _Writer:
 
     def expect(self, image: str, row: str, column: str) -> None:
         """Ask for a part of the plane that comes next, while this one is computed."""
-        code, w = self.code, self.w
+        code, w, down = self.code, self.w, self.form.down
         fn = code.declare("llvm.prefetch.p0", "void @(ptr, i32, i32, i32)")
-        for r in range(self.form.rows):
-            at = code.add(code.mul(code.add(row, r), w["width"]), column)
+        first = code.mul(row, down)
+        for r in range(self.form.rows * down):
+            at = code.add(code.mul(code.add(first, r), w["width"]), column)
             code.do(f"call void {fn}(ptr {code.at(image, 'float', at)}, i32 0, i32 3, i32 1)")
 
     def weights(self, channel: str) -> list[list[Value]]:
@@ -181,15 +196,15 @@ class _Writer:
     def block(self, taps: list[list[Value]], start: Value, row: str, column: str) -> list[Value]:
         """One vector of several rows of results."""
         code, form = self.code, self.form
-        at = code.add(code.mul(row, self.w["pitch"]), column)
+        at = code.add(code.mul(code.mul(row, form.down), self.w["pitch"]), column)
         line = code.at(self.cells, "float", at)
         sums = [start] * form.rows
-        for i in range(form.rows + form.kh - 1):
+        for i in range(form.lines):
             for k in range(form.kw):
                 pixels = self.vector.load(code.at(line, "float", k), "float32")
                 for r in range(form.rows):
-                    if 0 <= i - r < form.kh:
-                        sums[r] = self.vector.fma(pixels, taps[i - r][k], sums[r])
+                    if 0 <= i - r * form.down < form.kh:
+                        sums[r] = self.vector.fma(pixels, taps[i - r * form.down][k], sums[r])
             line = code.at(line, "float", self.w["pitch"])
         return sums
 
