@@ -164,8 +164,9 @@ class ClQueue(Queue):
         assert isinstance(commands, ClCommands)
         if any(root.released for root in commands.roots):
             raise DeviceError(f"{self.device.info.id}: a buffer of this run has been released")
-        events = self._enqueue(commands, waits, spans is not None)
-        event = ClEvent(self.device, events[-1], commands)
+        shared = self.device.home is not None
+        events = self._enqueue(commands, waits, spans is not None or shared)
+        event = ClEvent(self.device, events[-1], commands, events if shared else ())
         if spans is not None and commands.launches:
             event.wait()
             offset = self._clock_offset()

@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -279,6 +281,30 @@ def test_a_caller_is_brought_to_the_cores_that_the_driver_leaves_it(
     assert asked == []
     opencl_cores.settle(frozenset({0}))
     assert asked == [{0}, on]
+
+
+def test_a_pause_works_at_the_next_part_that_is_not_done() -> None:
+    from crossdock.devices.opencl_memory import ClEvent
+
+    waited: list[str] = []
+
+    def part(name: str, status: int, error: Exception | None = None) -> SimpleNamespace:
+        def wait() -> None:
+            waited.append(name)
+            if error is not None:
+                raise error
+
+        return SimpleNamespace(command_execution_status=status, wait=wait)
+
+    device: Any = SimpleNamespace(cl=SimpleNamespace(Error=ValueError))
+    parts = (part("done", 0), part("first", 2), part("fails", 2, ValueError()), part("last", 3))
+    event = ClEvent(device, parts[-1], parts=parts)
+    event.pause(0.0)
+    assert waited == ["first"]
+    event.pause(0.0)
+    event.pause(0.0)
+    event.pause(0.0)
+    assert waited == ["first", "fails", "last"]
 
 
 def test_nothing_warns_and_no_cache_is_pickled(tmp_path: Path) -> None:
