@@ -98,6 +98,14 @@ class Event(ABC):
     def done(self) -> bool:
         """True when the work is done or failed; never blocks."""
 
+    def pause(self, seconds: float) -> None:
+        """Let some time pass between looks at ``done``.
+
+        Where a driver lets threads that wait work, this one works at a part instead, however long
+        that takes.
+        """
+        time.sleep(seconds)
+
     def span(self) -> tuple[float, float] | None:
         """Start and end on the device's clock in seconds, where it is profiled and done."""
         return None

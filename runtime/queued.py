@@ -213,7 +213,7 @@ class QueuedRun(Run):
             if self._long:
                 while not event.done():
                     self._check()
-                    time.sleep(LOOK)
+                    event.pause(LOOK)
             event.wait()
         except DeviceError as error:
             blame(error, self.program.devices[device])
