@@ -25,7 +25,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def names() -> list[str]:
     """Test ids of devices; one of a kind that is absent stays, and is skipped with the reason."""
     opencl = [info.id for info in registry.probe_all(["opencl"])[0].devices] or ["opencl:0"]
-    return ["cpu:0", "sim", *opencl, *(name + ONE_CORE for name in opencl), FAKE, "cuda:0"]
+    isolated = [f"isolated:{opencl[0]}"]
+    return [
+        "cpu:0",
+        "sim",
+        *opencl,
+        *(name + ONE_CORE for name in opencl),
+        *isolated,
+        FAKE,
+        "cuda:0",
+    ]
 
 
 def _open(name: str, monkeypatch: pytest.MonkeyPatch) -> Device:
