@@ -75,12 +75,24 @@ def soon(true: Callable[[], object]) -> bool:
     return False
 
 
-def is_running(pid: int) -> bool:
+def state(pid: int) -> str:
+    """The letter of a process' state; empty where there is none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
     except OSError:
-        return False
-    return text.rpartition(") ")[2][0] != "Z"
+        return ""
+    return text.rpartition(") ")[2][0]
+
+
+def is_running(pid: int) -> bool:
+    return state(pid) not in ("", "Z")
+
+
+def stop(pid: int) -> None:
+    """Stop a process; it does nothing more when this returns."""
+    os.kill(pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{pid}/task")
+    assert soon(lambda: all(state(int(t.name)) in ("T", "") for t in tasks.iterdir()))
 
 
 def endless(device: IsolatedDevice) -> Any:
@@ -170,7 +182,7 @@ def test_a_process_may_end_at_anything() -> None:
     for what, call in DOING.items():
         device = opened()
         held = device.allocate(64), device.compile(ENDLESS)
-        os.kill(device.process.pid, signal.SIGSTOP)
+        stop(device.process.pid)
         threading.Timer(0.05, os.kill, (device.process.pid, signal.SIGKILL)).start()
         with pytest.raises(DeviceLost, match="SIGKILL"):
             call(device, held)
@@ -181,7 +193,7 @@ def test_a_process_may_end_at_anything() -> None:
 def test_a_driver_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     device = opened()
     monkeypatch.setenv("CROSSDOCK_WATCHDOG", "0.01")
-    os.kill(device.process.pid, signal.SIGSTOP)
+    stop(device.process.pid)
     with pytest.raises(DeviceHung, match="has not answered 'allocate'") as caught:
         device.allocate(100)
     registry.lose(device, str(caught.value))
