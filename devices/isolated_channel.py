@@ -36,12 +36,15 @@ _OPEN: weakref.WeakSet[Channel] = weakref.WeakSet()
 class Channel:
     """One end of a pair of sockets. One thread at a time may receive; any may send.
 
+    File descriptors come over one that ``takes_descriptors``, which makes receiving slower.
+
     Raises:
         EOFError: the other end is gone, from every call then.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, takes_descriptors: bool = False) -> None:
         self._socket = sock
+        self._takes_descriptors = takes_descriptors
         self._received = bytearray()
         self._descriptors: list[int] = []
         self._sending = threading.Lock()
@@ -108,10 +111,13 @@ class Channel:
 
     def _fill(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._socket, _CHUNK, MOST_DESCRIPTORS)
+            if self._takes_descriptors:
+                data, found, _, _ = socket.recv_fds(self._socket, _CHUNK, MOST_DESCRIPTORS)
+                self._descriptors += found
+            else:
+                data = self._socket.recv(_CHUNK)
         except OSError as error:
             raise EOFError from error
-        self._descriptors += descriptors
         if not data:
             raise EOFError
         self._received += data

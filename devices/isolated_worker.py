@@ -243,7 +243,7 @@ def main() -> None:
     """Serve the process at the other end of the socket that standard input is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other process to answer
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    control = Channel(socket.socket(fileno=os.dup(0)))
+    control = Channel(socket.socket(fileno=os.dup(0)), takes_descriptors=True)
     try:
         control.receive()
         _end_with(control.descriptors(1)[0])
