@@ -64,6 +64,12 @@ def kind_names() -> list[str]:
     return [*BUILT_IN, *sorted(_entry_points().keys() - {*BUILT_IN, *BY_NAME})]
 
 
+def kinds_for(ids: Iterable[str]) -> list[str]:
+    """The kinds to look for: all, of those ``BY_NAME`` the ones that ids or the setting name."""
+    named = {name.partition(":")[0] for name in (*ids, *(settings.wanted_devices() or ()))}
+    return [*kind_names(), *(kind for kind in BY_NAME if kind in named)]
+
+
 def probe_all(kinds: Iterable[str] | None = None) -> list[Probe]:
     """Probe every kind, or the given ones. Never raises: a kind that fails says why.
 
@@ -71,9 +77,7 @@ def probe_all(kinds: Iterable[str] | None = None) -> list[Probe]:
     not listed.
     """
     wanted = settings.wanted_devices()
-    if kinds is None:
-        named = {name.partition(":")[0] for name in wanted or ()}
-        kinds = [*kind_names(), *(kind for kind in BY_NAME if kind in named)]
+    kinds = kinds_for(()) if kinds is None else kinds
     found = [_probe(kind, wanted) for kind in kinds]
     return [_without_lost(probe) for probe in found] if _LOST else found
 
