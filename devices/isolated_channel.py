@@ -69,6 +69,9 @@ class Channel:
                 self._socket.sendall(data)
         except OSError as error:
             raise EOFError from error
+        except BaseException:  # interrupted: half a message may have been sent
+            self.end()
+            raise
 
     def receive(self, seconds: float | None = None) -> Any:
         """The next message; None where there is none within so many seconds (0: at once)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,8 @@ from crossdock.runtime.tensor import TensorSpec
 
 HOME = "crossdock."
 _SLOTS: dict[str, Any] = {kind.__name__: kind for kind in (In, Out, Scratch, Packed)}
+_FIELDS = ("log", "source", "wanted", "free")
+"""What errors carry beside their text."""
 _ERRORS: dict[str, type[DeviceError]] = {
     kind.__name__: kind
     for kind in (
@@ -153,7 +154,7 @@ def error_form(error: BaseException, inner: str, outer: str) -> list[Any]:
     text = text if known is type(error) else f"{name}: {text or 'no message'}"
     more = {
         field: getattr(error, field)
-        for field in ("log", "source", "wanted", "free")
+        for field in _FIELDS
         if isinstance(getattr(error, field, None), str | int)
     }
     if inner not in text:
@@ -171,7 +172,7 @@ def read_error(form: list[Any], device: str) -> DeviceError:
     """The error that ``error_form`` wrote."""
     name, text, more = form
     made = _ERRORS[name](text, device=device)
-    fields: Mapping[str, Any] = more
-    for field, value in fields.items():
-        setattr(made, field, value)
+    for field in _FIELDS:
+        if field in more:
+            setattr(made, field, more[field])
     return made

@@ -6,6 +6,7 @@ it alive: it ends when this process does, by the end of a pipe.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -30,6 +31,19 @@ _ENDING = 2.0
 _CODE = (
     "import sys; sys.path[:] = {path!r}; from crossdock.devices.isolated_worker import main; main()"
 )
+
+
+_PROCESSES: weakref.WeakSet[Process] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """In a child: let go of the workers of its parent, which end with the last who holds on."""
+    for process in list(_PROCESSES):
+        process.let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class Deaths:
@@ -59,19 +73,22 @@ class Process:
         """Start a process for the device ``name``; raises Unavailable."""
         self.name = name
         self.control, other = Channel.pair()
-        lifeline, self._lifeline = os.pipe2(os.O_CLOEXEC)
+        lifeline, holding = os.pipe2(os.O_CLOEXEC)
         try:
             self.pid = _spawned(other, name)
             self._status: int | None = None
             self._ended = threading.Event()
             self._asking = threading.Lock()
+            self._numbers = itertools.count()
             threading.Thread(
                 target=_watch,
                 args=(weakref.ref(self), self.pid, self._ended, ended),
                 name=f"crossdock {name} watch",
                 daemon=True,
             ).start()
-            weakref.finalize(self, os.close, self._lifeline).atexit = False
+            self.let_go = weakref.finalize(self, os.close, holding)
+            self.let_go.atexit = False
+            _PROCESSES.add(self)
             self.control.send(["begin"], [lifeline])
         except EOFError:
             raise self.death() from None
@@ -88,27 +105,32 @@ class Process:
             DeviceHung: there was no answer within ``limit`` seconds, in which this process ran.
         """
         with self._asking:
+            number = next(self._numbers)
             try:
-                self.control.send([what, *args], descriptors)
-                answer = self._answer(limit, what)
+                self.control.send([number, what, *args], descriptors)
+                failed, value = self._answer(number, limit, what)
             except EOFError:
                 raise self.death() from None
-        failed, value = answer
         if failed is not None:
             raise read_error(failed, self.name)
         return value
 
-    def _answer(self, limit: float, what: str) -> Any:
+    def _answer(self, number: int, limit: float, what: str) -> tuple[Any, Any]:
         left = limit
-        while (answer := self.control.receive(min(TURN, left))) is None:
+        while True:
+            answer = self.control.receive(min(TURN, left))
+            if answer is not None and answer[0] == number:
+                return answer[1], answer[2]
+            if answer is not None:
+                continue  # whoever asked for that was interrupted
             left -= TURN  # counted in turns: the process may be stopped meanwhile
             if left <= 0:
+                self.kill()
                 raise DeviceHung(
                     f"{self.name}: its process {self.pid} has not answered {what!r} for "
                     f"{limit:.1f} s; set CROSSDOCK_WATCHDOG where that may take longer",
                     device=self.name,
                 )
-        return answer
 
     @property
     def alive(self) -> bool:

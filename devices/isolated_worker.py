@@ -138,11 +138,11 @@ class Server:
     def serve(self) -> None:
         """Answer requests until the device is closed, or nobody is left to ask."""
         while True:
-            what, *args = self.control.receive()
+            number, what, *args = self.control.receive()
             try:
-                answer = [None, self._does[what](*args)]
+                answer = [number, None, self._does[what](*args)]
             except Exception as error:  # noqa: BLE001 - whatever it is, it is told to who asked
-                answer = [self.told(error), None]
+                answer = [number, self.told(error), None]
             self.control.send(answer)
             if what == "close":
                 return
