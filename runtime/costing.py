@@ -17,6 +17,7 @@ from typing import Any
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Work
 from crossdock.kernels import table
+from crossdock.kernels.kernel_set import kernel_set
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import emulation, kept
@@ -164,10 +165,19 @@ def read_costs(path: Path) -> dict[str, Any]:
     return data
 
 
+KERNELS_OF = "kernel_set"
+"""Names, in the file of costs, the kernels that were measured."""
+
+OF_KERNELS = ("kernels", "elasticity", "learnt", "calibrated")
+"""What the file of costs says of kernels."""
+
+
 class CostStore:
     """The measured costs of this machine, kept in the cache directory.
 
-    A damaged or unwritable file means measuring again, never a failure.
+    Those of kernels go with the kernels' sources: where another version wrote the file, only the
+    rates, links and paces of the devices are taken from it. A damaged or unwritable file means
+    measuring again, never a failure.
     """
 
     FILE = "costs.json"
@@ -185,15 +195,18 @@ class CostStore:
         if self.path is None or not self.path.is_file():
             return None
         try:
-            return read_costs(self.path)
+            data = read_costs(self.path)
         except Error:
             return None
+        if data.get(KERNELS_OF) != kernel_set():
+            data.update({key: [] for key in OF_KERNELS})
+        return data
 
     def save(self) -> None:
         """Write the costs atomically, with what other processes measured meanwhile added."""
         if self.path is None:
             return
-        data = self.model.to_json()
+        data = {KERNELS_OF: kernel_set(), **self.model.to_json()}
         _add_missing(data, self._kept() or {})
         text = json.dumps(data)
         kept.replace(self.path, lambda write: write(text.encode()))

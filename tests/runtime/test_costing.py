@@ -135,6 +135,20 @@ def test_what_another_process_measured_meanwhile_is_not_lost(folder: Path) -> No
     assert both.link("cpu", "device of b") is not None
 
 
+def test_times_of_other_kernels_are_not_believed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels that were changed are measured again; devices and links are what they were."""
+    filled("a", folder).save()
+    monkeypatch.setattr(costing, "kernel_set", lambda: "another")
+    other = CostStore()
+    assert not other.model.samples("cpu", "kernel", "a")
+    assert other.model.rates("device of a") is not None
+    assert other.model.link("cpu", "device of a") is not None
+    other.save()
+    assert not json.loads((folder / "costs.json").read_text())["kernels"]
+
+
 @pytest.mark.parametrize("junk", ["", "{", "[]", "3", '{"schema": "other"}', "\x00\xff"])
 def test_a_damaged_file_means_measuring_again(folder: Path, junk: str) -> None:
     (folder / "costs.json").write_text(junk, encoding="latin-1")
