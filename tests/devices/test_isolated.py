@@ -177,9 +177,15 @@ DOING: dict[str, Callable[[IsolatedDevice, Any], object]] = {
 }
 
 
-def test_a_process_may_end_at_anything() -> None:
+BRIEFLY = ("compile", "upload", "download")
+
+
+@pytest.mark.parametrize(
+    "doing", [BRIEFLY, pytest.param(tuple(DOING), marks=pytest.mark.slow)], ids=["short", "long"]
+)
+def test_a_process_may_end_at_anything(doing: tuple[str, ...]) -> None:
     """It is stopped first, so that it surely is at what it is asked for when it ends."""
-    for what, call in DOING.items():
+    for what, call in ((what, DOING[what]) for what in doing):
         device = opened()
         held = device.allocate(64), device.compile(ENDLESS)
         stop(device.process.pid)

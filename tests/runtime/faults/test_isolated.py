@@ -53,7 +53,7 @@ def run(session: Session, first: float) -> list[Any]:
     """Run with this first value, hold the outputs to what they should be; what was recovered."""
     x = np.arange(64, dtype=np.float32)
     x[0] = first
-    made = session.run({"x": x}, timeout=30)
+    made = session.run({"x": x}, timeout=120)
     assert np.array_equal(made["z"], -x)
     assert np.array_equal(made["y"], (1 - x) * x)
     return list(session.receipt.recoveries)
@@ -79,7 +79,11 @@ def test_a_kernel_that_writes_out_of_bounds_takes_only_its_process_down() -> Non
         assert where(session) == {"cpu:0", ID}
 
 
-def test_a_kernel_that_never_ends_is_killed_and_its_memory_comes_back() -> None:
+def test_a_kernel_that_never_ends_is_killed_and_its_memory_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    buried: list[object] = []
+    monkeypatch.setattr(registry, "bury", buried.append)
     with compiled(watchdog=0.5) as session:
         run(session, 1.0)
         device: Any = session.devices[ID]
@@ -87,8 +91,7 @@ def test_a_kernel_that_never_ends_is_killed_and_its_memory_comes_back() -> None:
         assert told.device == ID
         assert told.error.startswith("DeviceHung")
         assert device.process.wait(10.0)
-        threads = {thread.name for thread in threading.enumerate() if thread.is_alive()}
-        assert f"crossdock {ID} watch" not in threads
+        assert not buried  # what hung can write to nothing here any more
         xd.rescan()
         assert run(session, 2.0) == []
         assert where(session) == {"cpu:0", ID}
@@ -120,7 +123,7 @@ def test_an_idle_process_that_is_killed_is_planned_without() -> None:
 
 
 @pytest.mark.parametrize(
-    "kills", [5, pytest.param(100, marks=pytest.mark.slow)], ids=["short", "long"]
+    "kills", [3, pytest.param(100, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 def test_killed_at_any_moment_of_a_run(kills: int) -> None:
     """Nothing is lost and nothing is wrong, whatever the process was at; receipts tell of it."""
