@@ -145,6 +145,11 @@ class CommandBuffer(ABC):
     def stop(self, on: bool) -> None:  # noqa: B027 - most devices cannot; a switch
         """Make an execution that nobody waits for end early, where it can, or run whole again."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What executions had to do without, and why: a line each."""
+        return ()
+
 
 @dataclass
 class Span:
@@ -243,6 +248,13 @@ class Device(ABC):
     @abstractmethod
     def compile(self, step: Step) -> Executable:
         """Compile a step; raises CompileError with the compiler's log. Results are cached."""
+
+    def compile_ahead(  # noqa: B027 - most devices' compilers gain nothing by it
+        self,
+        steps: Sequence[Step],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Compile all at once what ``compile`` will be asked for, which says what goes wrong."""
 
     @abstractmethod
     def record(self, bound: Sequence[Bound]) -> CommandBuffer:

@@ -62,11 +62,13 @@ class Function:
     """A function as an argument: its address, which each process has its own of.
 
     ``name`` stands for the same function in every process: that of compiled code, or
-    ``blas.sgemm`` and the like. ``address`` finds it, compiling it if need be.
+    ``blas.sgemm`` and the like. ``address`` finds it, compiling it if need be; ``source`` writes
+    the text that is compiled, where there is one.
     """
 
     name: str
     address: Callable[[], int] = field(compare=False)
+    source: Callable[[], str] | None = field(default=None, compare=False)
 
     def __call__(self) -> int:
         """The address."""

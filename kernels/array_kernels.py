@@ -22,7 +22,7 @@ NUMPY = ("cpu", "sim")
 """Kinds whose arrays are numpy's; the others' libraries have no bfloat16."""
 
 NAME = "array"
-COMPILED = frozenset({"fused_matmul", "fused_attention"})
+COMPILED = frozenset({"fused_matmul", "fused_attention", "by_image"})
 """Ops that passes make of several, for kernels that do them at once; arrays are for where there is
 no such kernel."""
 
