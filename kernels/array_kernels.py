@@ -16,6 +16,7 @@ from crossdock.kernels import call_data, table
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall, OpSpec
 from crossdock.kernels.table import kernel
+from crossdock.runtime.tensor import Array
 
 KINDS = ("cpu", "sim", "cuda")
 NUMPY = ("cpu", "sim")
@@ -57,14 +58,15 @@ def lower_array(call: OpCall, _device: DeviceInfo) -> Lowered:
 
 
 def _form(call: OpCall) -> tuple[str, str, Any] | None:
-    """What ``remade`` makes the op's function of in another process."""
-    data = call_data.plain(call)
-    return None if data is None else (__name__, remade.__name__, data)
+    """What ``remade`` makes the op's function of elsewhere; None with a large attribute."""
+    large: list[Array] = []
+    data = call_data.plain(call, large)
+    return None if data is None or large else (__name__, remade.__name__, data)
 
 
 def remade(data: list[Any]) -> ArrayFn:
     """The function of an op that ``call_data.plain`` wrote."""
-    call = call_data.read(data)
+    call = call_data.read(data, ())
     return array_function(table.op(call.op), call)
 
 
