@@ -225,6 +225,8 @@ class Device(ABC):
     """Why the device is lost; from then on nothing of it is called, and its buffers are void."""
     submits_at_once: bool = False
     """Its queues take commands from any thread without waiting for work or copying data."""
+    apart: bool = False
+    """It works in a process of its own: once lost, nothing of it touches the memory of this one."""
 
     @abstractmethod
     def allocate(self, nbytes: int, label: str = "") -> Buffer:
@@ -269,6 +271,9 @@ class Device(ABC):
     @abstractmethod
     def close(self) -> None:
         """Wait for the queues and release everything."""
+
+    def abandon(self) -> None:  # noqa: B027 - what a driver is at in this process cannot be ended
+        """End what the device is at, where that can be done; called once when it is lost."""
 
     def pace(self) -> float:
         """How long arithmetic takes now, relative to a fixed reference: 2 is half as fast.

@@ -47,7 +47,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     Args:
         graph: from ``load`` or a ``GraphBuilder``.
         devices: "auto" for every device there is, or device ids; ops that none of them can run
-            are run on the host, and the receipt says so.
+            are run on the host, and the receipt says so. "isolated:opencl:0" is "opencl:0" in a
+            process of its own, for drivers that crash or hang (``crossdock.devices.isolated``).
         policy: placement policy by name (``crossdock.scheduler.policies``).
         objective: "latency" (seconds of a run), "throughput" (seconds between the ends of
             successive runs, many of them submitted at once), "energy" (joules of a run), or

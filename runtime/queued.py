@@ -103,7 +103,8 @@ class QueuedRun(Run):
             abandoned, self.cancelled = self.cancelled, True
         if over:
             return
-        registry.bury(self)  # what hangs may still write to its memory
+        if not self.program.devices[error.device].apart:
+            registry.bury(self)  # what hangs may still write to its memory
         self._stop(on=True)
         self._fail(error)
         self._ended.set()

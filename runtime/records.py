@@ -22,7 +22,8 @@ from crossdock.devices.base import Buffer, Cap, Device
 from crossdock.devices.cpu import CpuBuffer, NativeExecutable
 from crossdock.devices.cpu_llvm import toolchain
 from crossdock.devices.program import Lowered
-from crossdock.runtime import call_data, record_file, settings
+from crossdock.kernels import call_data
+from crossdock.runtime import record_file, settings
 from crossdock.runtime.binding import CompiledOp
 from crossdock.runtime.config import Config
 from crossdock.runtime.errors import CompileError, PlanError

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import crossdock as xd
+from crossdock.kernels import call_data
 from crossdock.kernels.fused import FusedBody, FusedStep
 from crossdock.kernels.reference import evaluate
 from crossdock.kernels.spec import OpCall
-from crossdock.runtime import call_data
 from crossdock.runtime.tensor import TensorSpec
 
 SPEC = TensorSpec("float32", (2, 3))

@@ -1,4 +1,4 @@
-"""Ops as kernels see them as plain data, for programs that are kept on disk.
+"""Ops as plain data, for programs that are kept on disk and for other processes.
 
 An attribute is a number, a text, a sequence, a mapping, an array, a static graph (a branch), or a
 dataclass of the kernels that holds such. Anything else has no form, nor has its op. Large arrays
