@@ -70,7 +70,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             staged graph before that stage runs).
         split: cut an op, or ops that share a dimension, into parts for several devices where that
             is predicted to pay; only for latency, where devices compute at once, and for the first
-            shapes that a session is prepared for.
+            shapes that a session is prepared for. And take ops of a batch image by image, where
+            that measures faster; such a plan cannot be given as ``plan`` again.
         strict: only kernels of the ops' plain arithmetic: no Winograd convolution, which has a
             larger error (bounded by ``CROSSDOCK_FAST_ERROR``) and spreads an infinity or NaN over
             a tile of results; and subnormal weights stay what they are, however slow.

@@ -134,7 +134,13 @@ def _by_image(
     plan, host = ready.program.plan, devices[HOST]
     constrained = rules.named(graph, config.constraints) or config.constraints.memory
     small = plan.device(HOST).arena_bytes <= images.CACHED
-    if small or constrained or plan.splits or any(s.device != HOST for s in plan.steps):
+    if (
+        not config.split
+        or small
+        or constrained
+        or plan.splits
+        or any(s.device != HOST for s in plan.steps)
+    ):
         return ready
     thread = registry.open_device(HOST, threads=1)
     deadline = time.monotonic() + _budget(config)
@@ -239,7 +245,7 @@ def _given(plan: Plan, graph: Graph, target: Target, options: planner.Options) -
     if any(step.op == "by_image" for step in plan.steps):
         raise StalePlan(
             f"the plan of {plan.graph_name!r} takes ops image by image as they measured in the "
-            "process that made it; plan again"
+            "process that made it; plan again, with split=False for a plan to keep"
         )
     split = given.in_parts(plan, graph)
     made = given.checked(plan, split.graph, target)

@@ -9,6 +9,7 @@ sources of this package. The graph itself is loaded only if somebody looks at it
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -159,8 +160,8 @@ def load(
     descriptor = FOLDER.open(name)
     if descriptor is None:
         return None
-    with suppress(OSError):  # it is used, if the disk takes note of that
-        os.utime(descriptor)
+    with suppress(OSError):  # it is used, if the disk takes note of that; its own clock is coarse
+        os.utime(descriptor, ns=(time.time_ns(), time.time_ns()))
     try:
         with RecordFile(descriptor, name) as file:
             return _ready(file, graph, devices, remake, threads)
