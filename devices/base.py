@@ -98,6 +98,14 @@ class Event(ABC):
     def done(self) -> bool:
         """True when the work is done or failed; never blocks."""
 
+    def pause(self, seconds: float) -> None:
+        """Let some time pass between looks at ``done``.
+
+        Where a driver lets threads that wait work, this one works at a part instead, however long
+        that takes.
+        """
+        time.sleep(seconds)
+
     def span(self) -> tuple[float, float] | None:
         """Start and end on the device's clock in seconds, where it is profiled and done."""
         return None
@@ -144,6 +152,11 @@ class CommandBuffer(ABC):
 
     def stop(self, on: bool) -> None:  # noqa: B027 - most devices cannot; a switch
         """Make an execution that nobody waits for end early, where it can, or run whole again."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What executions had to do without, and why: a line each."""
+        return ()
 
 
 @dataclass
@@ -212,6 +225,8 @@ class Device(ABC):
     """Why the device is lost; from then on nothing of it is called, and its buffers are void."""
     submits_at_once: bool = False
     """Its queues take commands from any thread without waiting for work or copying data."""
+    apart: bool = False
+    """It works in a process of its own: once lost, nothing of it touches the memory of this one."""
 
     @abstractmethod
     def allocate(self, nbytes: int, label: str = "") -> Buffer:
@@ -242,6 +257,13 @@ class Device(ABC):
     def compile(self, step: Step) -> Executable:
         """Compile a step; raises CompileError with the compiler's log. Results are cached."""
 
+    def compile_ahead(  # noqa: B027 - most devices' compilers gain nothing by it
+        self,
+        steps: Sequence[Step],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Compile all at once what ``compile`` will be asked for, which says what goes wrong."""
+
     @abstractmethod
     def record(self, bound: Sequence[Bound]) -> CommandBuffer:
         """Make a command buffer from bound steps."""
@@ -249,6 +271,9 @@ class Device(ABC):
     @abstractmethod
     def close(self) -> None:
         """Wait for the queues and release everything."""
+
+    def abandon(self) -> None:  # noqa: B027 - what a driver is at in this process cannot be ended
+        """End what the device is at, where that can be done; called once when it is lost."""
 
     def pace(self) -> float:
         """How long arithmetic takes now, relative to a fixed reference: 2 is half as fast.

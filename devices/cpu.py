@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.devices import topology
+from crossdock.devices import cpu_llvm, topology
 from crossdock.devices.base import (
     Bound,
     Buffer,
@@ -32,7 +32,7 @@ from crossdock.devices.base import (
     Queue,
     Span,
 )
-from crossdock.devices.cpu_blas import blas
+from crossdock.devices.cpu_blas import Blas, blas
 from crossdock.devices.cpu_crew import HelperPool
 from crossdock.devices.cpu_native import NativeProgram, NativeRow
 from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes, is_aligned
@@ -215,18 +215,25 @@ class CpuQueue(Queue):
     def prepared(self, commands: CommandBuffer) -> Callable[[], object]:
         """The one call of a native program, where that is all there is to do."""
         part = self._whole(commands)
-        return super().prepared(commands) if part is None else part.call
+        if part is None:
+            return super().prepared(commands)
+        library = self.device.library if self._uses(commands) else None
+        return part.call if library is None else functools.partial(_alone, library, part.call)
 
     def brief(self, commands: CommandBuffer) -> Callable[[], object] | None:
         """The same call with the interpreter lock kept, where no helper takes part."""
-        part = self._whole(commands)
+        part = None if self._uses(commands) else self._whole(commands)
         return None if part is None or part.program is None else part.program.brief
 
     def _whole(self, commands: CommandBuffer) -> _Part | None:
         """The one native program that is all there is to do."""
         assert isinstance(commands, CpuCommands)
-        plain = not commands.quiet and (self.device.library is None or not commands.blas)
-        return commands.parts[0] if plain and len(commands.parts) == 1 else None
+        return commands.parts[0] if not commands.quiet and len(commands.parts) == 1 else None
+
+    def _uses(self, commands: CommandBuffer) -> bool:
+        """Whether a BLAS library takes part that has to be kept to one thread."""
+        assert isinstance(commands, CpuCommands)
+        return commands.blas and self.device.library is not None
 
     def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> None:
         """Copy a C-contiguous array into a buffer."""
@@ -244,6 +251,15 @@ class CpuQueue(Queue):
 
     def finish(self) -> None:
         """Nothing is ever pending."""
+
+
+def _alone(library: Blas, call: Call) -> None:
+    """Make a call with the library kept to one thread."""
+    library.enter()
+    try:
+        call()
+    finally:
+        library.leave()
 
 
 def _run(commands: CpuCommands, spans: list[Span] | None) -> None:
@@ -299,6 +315,18 @@ class CpuDevice(Device):
         raise CompileError(
             f"{self.info.id}: runs array and native calls, not {type(step).__name__}"
         )
+
+    def compile_ahead(
+        self,
+        steps: Sequence[Step],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Compile the native code of steps on all processors."""
+        calls = [step for step in steps if isinstance(step, NativeCall)]
+        asked = [part for call in calls for part in (call.address, *call.args)]
+        found = {part.name: part.source for part in asked if isinstance(part, Function)}
+        sources = {name: source for name, source in found.items() if source is not None}
+        cpu_llvm.compile_ahead(sources, progress)
 
     def record(self, bound: Sequence[Bound]) -> CpuCommands:
         """Prebuild views, argument words and closures; steps keep their buffers alive."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -38,27 +37,38 @@ class Blas:
     set_threads: Callable[[int], None]
 
     def enter(self) -> None:
-        """Keep the library to one thread until as many calls of ``leave`` as of this."""
-        global _INSIDE, _BEFORE
-        with _LOCK:
-            if _INSIDE == 0:
-                _BEFORE = self.get_threads()
-                if _BEFORE != 1:
-                    self.set_threads(1)
-            _INSIDE += 1
+        """Keep the library to one thread until as many calls of ``leave`` as of this.
+
+        Callers take no lock and do not wait for each other. A call of the library that begins in
+        the microseconds in which another thread is the last to leave may still use its threads.
+        """
+        _INSIDE.append(None)
+        found = self.get_threads()
+        if found != 1:
+            _TAKEN[:] = [found]
+            self.set_threads(1)
 
     def leave(self) -> None:
-        """Give back the count of threads, where nobody else is inside."""
-        global _INSIDE
-        with _LOCK:
-            _INSIDE -= 1
-            if _INSIDE == 0 and _BEFORE != 1:
-                self.set_threads(_BEFORE)
+        """Give back the count of threads, where nobody else is inside.
+
+        Only who takes the count to be given back sets it, and looks afterwards who has come.
+        """
+        _INSIDE.pop()
+        while not _INSIDE:
+            try:
+                count = _TAKEN.pop()
+            except IndexError:
+                return
+            self.set_threads(count)
+            if _INSIDE:
+                _TAKEN[:] = [count]
+                self.set_threads(1)
 
 
-_LOCK = threading.Lock()
-_INSIDE = 0
-_BEFORE = 1
+_INSIDE: list[None] = []
+"""One for each caller inside. What is done to these lists is atomic."""
+_TAKEN: list[int] = []
+"""The count of threads to be given back, where one was taken away."""
 
 
 @functools.cache
@@ -112,9 +122,10 @@ def _bind(library: ctypes.CDLL, prefix: str, suffix: str, wide: bool) -> Blas | 
         put = getattr(library, f"{prefix}openblas_set_num_threads{suffix}")
     except AttributeError:
         return None
-    get.restype, get.argtypes = ctypes.c_int, []
-    put.restype, put.argtypes = None, [ctypes.c_int]
-    return Blas(sgemm, dgemm, sgemv, dgemv, wide, get, put)
+    # They take no time: to let the interpreter lock go, and wait for it, would.
+    told = ctypes.PYFUNCTYPE(ctypes.c_int)(_address(get))
+    tell = ctypes.PYFUNCTYPE(None, ctypes.c_int)(_address(put))
+    return Blas(sgemm, dgemm, sgemv, dgemv, wide, told, tell)
 
 
 def _address(function: object) -> int:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import functools
 import importlib.util
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crossdock.devices import cpu_cache, cpu_object, topology
+from crossdock.devices import cpu_cache, cpu_compiler, cpu_object, topology
+from crossdock.devices.cpu_compiler import PASSES
 from crossdock.runtime import settings
 from crossdock.runtime.errors import CompileError
-
-PASSES = "instcombine, simplifycfg; codegen 3"
 
 _LOCK = threading.Lock()
 _ADDRESSES: dict[str, int] = {}
 _MADE: dict[str, str] = {}
 """Functions loaded by this process, by name: where they are, and the key of their code."""
+_AHEAD: dict[str, bytes] = {}
+"""Code compiled ahead and not loaded yet, by key."""
 
 
 @functools.cache
@@ -26,47 +27,29 @@ def _target() -> tuple[Any, Any, Any]:
     """The LLVM binding, the machine description of this processor, and the engine."""
     import llvmlite.binding as llvm
 
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    llvm.initialize_native_asmparser()
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=_processor(), features=_features(), opt=3, jit=True
-    )
+    machine = cpu_compiler.machine(settings.cpu_level())
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     return llvm, machine, engine
-
-
-_LEVEL2 = (
-    "64bit", "cmov", "crc32", "cx16", "cx8", "fxsr", "mmx", "popcnt", "sahf", "sse", "sse2", "sse3",
-    "sse4.1", "sse4.2", "ssse3",
-)  # fmt: skip
-_LEVEL3 = (*_LEVEL2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave")
-_LEVEL4 = (*_LEVEL3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
-LEVELS = {"x86-64-v2": _LEVEL2, "x86-64-v3": _LEVEL3, "x86-64-v4": _LEVEL4}
-"""Instruction sets of the x86-64 psABI's levels, by LLVM's names."""
-
-
-def _processor() -> str:
-    """The processor that code is tuned for, by LLVM's name."""
-    import llvmlite.binding as llvm
-
-    return settings.cpu_level() or str(llvm.get_host_cpu_name())
 
 
 @functools.cache
 def _features() -> str:
     """What this processor has and code may use (``+``), and what it may not (``-``)."""
-    import llvmlite.binding as llvm
-
-    found, level = llvm.get_host_cpu_features(), settings.cpu_level()
-    kept = LEVELS.get(level, found)
-    return ",".join(f"{'+' if has and name in kept else '-'}{name}" for name, has in found.items())
+    return cpu_compiler.features(settings.cpu_level())
 
 
 @functools.cache
 def host_features() -> frozenset[str]:
-    """The processor's instruction sets by LLVM's names (``avx2``, ``fma``, ``f16c`` ...)."""
-    return frozenset(f[1:] for f in _features().split(",") if f.startswith("+"))
+    """The processor's instruction sets by LLVM's names (``avx2``, ``fma``, ``f16c`` ...).
+
+    What LLVM says is kept on disk: to load it takes a tenth of a second and 40 MB.
+    """
+    key = cpu_cache.key("features", toolchain())
+    kept = cpu_cache.load(key)
+    told = _features() if kept is None else kept.decode()
+    if kept is None:
+        cpu_cache.save(key, told.encode())
+    return frozenset(f[1:] for f in told.split(",") if f.startswith("+"))
 
 
 @functools.cache
@@ -78,22 +61,20 @@ def toolchain() -> str:
     found = importlib.util.find_spec("llvmlite")
     library = Path(found.origin or "").parent / "binding" / "libllvmlite.so" if found else None
     features = topology.cpu_features()
+    level = settings.cpu_level()
     if library is None or not library.is_file() or not features:
         llvm = _target()[0]
         version = ".".join(str(part) for part in llvm.llvm_version_info)
-        return "|".join((PASSES, version, _processor(), _features()))
+        return "|".join((PASSES, version, cpu_compiler.processor(level), _features()))
     status = library.stat()
-    level = settings.cpu_level()
     return "|".join((PASSES, str(status.st_size), str(status.st_mtime_ns), features, level))
 
 
 def compile_ir(text: str, names: Sequence[str]) -> list[int]:
     """Compile LLVM IR and return the addresses of the functions ``names``.
 
-    A name stands for the same code as long as the process lives, and so does the code. Only cheap
-    passes are run: kernels are written with vector types and with their invariants outside of
-    loops. Object code is kept on disk, and then LLVM is not even loaded. Safe to call from any
-    thread.
+    A name stands for the same code as long as the process lives, and so does the code. Object code
+    is kept on disk, and then LLVM is not even loaded. Safe to call from any thread.
 
     Raises:
         CompileError: the IR is refused; ``log`` has LLVM's text and ``source`` the IR.
@@ -101,12 +82,33 @@ def compile_ir(text: str, names: Sequence[str]) -> list[int]:
     with _LOCK:
         key = cpu_cache.key(toolchain(), text)
         if not all(_MADE.get(name) == key for name in names):
-            code = cpu_cache.load(key)
+            code = _AHEAD.pop(key, None) or cpu_cache.load(key)
             if code is None:
                 code = _object_code(text, names)
                 cpu_cache.save(key, code)
             _link(code, names, key)
         return [_ADDRESSES[name] for name in names]
+
+
+def compile_ahead(
+    sources: Mapping[str, Callable[[], str]], progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Compile, on every processor, what ``compile_ir`` will be asked for, where that pays.
+
+    ``sources`` are texts by the name of the one function in each. What cannot be compiled is
+    found out by ``compile_ir``.
+    """
+    from crossdock.devices.cpu_compilers import compile_all
+
+    wanted: dict[str, str] = {}
+    for name, source in sources.items():
+        if name not in _MADE:
+            text = source()
+            wanted[cpu_cache.key(toolchain(), text)] = text
+    missing = {key: text for key, text in wanted.items() if cpu_cache.load(key) is None}
+    compile_all(missing, settings.cpu_level(), _AHEAD.__setitem__, progress)
+    for key in missing.keys() & _AHEAD.keys():
+        cpu_cache.save(key, _AHEAD[key])
 
 
 def made_as(name: str) -> str | None:
@@ -140,19 +142,9 @@ def _link(code: bytes, names: Sequence[str], key: str) -> None:
 
 
 def _object_code(text: str, names: Sequence[str]) -> bytes:
-    llvm, machine, _ = _target()
     try:
-        module = llvm.parse_assembly(text)
-        module.triple = machine.triple
-        module.data_layout = str(machine.target_data)
-        module.verify()
+        return cpu_compiler.object_code(_target()[1], text)
     except RuntimeError as error:
         raise CompileError(
             f"cpu: LLVM refuses the code of {', '.join(names)}", log=str(error), source=text
         ) from error
-    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(1))
-    passes = llvm.create_new_module_pass_manager()
-    passes.add_instruction_combine_pass()
-    passes.add_simplify_cfg_pass()
-    passes.run(module, builder)
-    return bytes(machine.emit_object(module))

@@ -34,7 +34,8 @@ entry:
   ret void
 }
 
-; The loops take one address, of five words: table, number of steps, state, time stamps, post.
+; The loops take one address, of seven words: table, number of steps, state, time stamps, post,
+; threads, and words from one row of counters to the next.
 define void @xd_serial(ptr noalias %call) {
 entry:
   %table = load ptr, ptr %call
@@ -85,9 +86,20 @@ pause:
   ret void
 }
 
-; Claim chunks of step %i until there are none left. Counters: claimed, complete.
-define internal void @share(ptr %table, ptr %counters, i64 %i) {
+; Claim chunks of step %i until there are none left. The chunks are as many ranges as there are
+; threads; thread %who begins with its own, so that it goes on where it worked in the step before
+; and finds in its caches what it made there, and then helps with the others. Counters: for each
+; range a row of chunks claimed, by step, then a row of chunks complete; rows are whole cache lines.
+define internal void @share(ptr %call, i64 %i, i64 %who) {
 entry:
+  %table = load ptr, ptr %call
+  %state.at = getelementptr i64, ptr %call, i64 2
+  %state = load ptr, ptr %state.at
+  %counters = getelementptr i64, ptr %state, i64 16
+  %ranges.at = getelementptr i64, ptr %call, i64 5
+  %ranges = load i64, ptr %ranges.at
+  %pitch.at = getelementptr i64, ptr %call, i64 6
+  %pitch = load i64, ptr %pitch.at
   %row = mul i64 %i, 5
   %p0 = getelementptr i64, ptr %table, i64 %row
   %p1 = getelementptr i64, ptr %p0, i64 1
@@ -101,23 +113,46 @@ entry:
   %chunks = load i64, ptr %p4
   %fn = inttoptr i64 %w0 to ptr
   %args = inttoptr i64 %w1 to ptr
-  %pair = mul i64 %i, 2
-  %claimed = getelementptr i64, ptr %counters, i64 %pair
-  %complete = getelementptr i64, ptr %claimed, i64 1
+  br label %range
+range:
+  %k = phi i64 [0, %entry], [%k1, %empty]
+  %made = phi i64 [0, %entry], [%made1, %empty]
+  %some = icmp slt i64 %k, %ranges
+  br i1 %some, label %enter, label %done
+enter:
+  %sum = add i64 %who, %k
+  %r = urem i64 %sum, %ranges
+  %low.all = mul i64 %r, %chunks
+  %low = udiv i64 %low.all, %ranges
+  %high.all = add i64 %low.all, %chunks
+  %high = udiv i64 %high.all, %ranges
+  %count = sub i64 %high, %low
+  %before = mul i64 %r, %pitch
+  %word = add i64 %before, %i
+  %claimed = getelementptr i64, ptr %counters, i64 %word
   br label %claim
 claim:
+  %made1 = phi i64 [%made, %enter], [%made2, %run]
   %c = atomicrmw add ptr %claimed, i64 1 acq_rel
-  %mine = icmp slt i64 %c, %chunks
-  br i1 %mine, label %run, label %done
+  %mine = icmp slt i64 %c, %count
+  br i1 %mine, label %run, label %empty
 run:
-  %begin = mul i64 %c, %size
+  %chunk = add i64 %low, %c
+  %begin = mul i64 %chunk, %size
   %far = add i64 %begin, %size
   %over = icmp sgt i64 %far, %extent
   %end = select i1 %over, i64 %extent, i64 %far
   call void %fn(ptr %args, i64 %begin, i64 %end)
-  %old = atomicrmw add ptr %complete, i64 1 acq_rel
+  %made2 = add i64 %made1, 1
   br label %claim
+empty:
+  %k1 = add i64 %k, 1
+  br label %range
 done:
+  %all = mul i64 %ranges, %pitch
+  %last = add i64 %all, %i
+  %complete = getelementptr i64, ptr %counters, i64 %last
+  %old = atomicrmw add ptr %complete, i64 %made acq_rel
   ret void
 }
 
@@ -210,7 +245,8 @@ take:
   %inside = getelementptr i64, ptr %state, i64 8
   %came = atomicrmw add ptr %inside, i64 1 seq_cst
   %after = atomicrmw sub ptr %looking, i64 1 seq_cst
-  call void @help(ptr %call)
+  %who = add i64 %came, 1
+  call void @help(ptr %call, i64 %who)
   br label %out
 out:
   br label %look
@@ -238,8 +274,8 @@ done:
   ret void
 }
 
-; State: word 0 the current step, word 1 set to stop, word 8 the helpers inside, words 16... two
-; counters a step.
+; State: word 0 the current step, word 1 set to stop, word 8 the helpers inside, words 16... the
+; counters.
 define void @xd_lead(ptr %call) {
 entry:
   %table = load ptr, ptr %call
@@ -254,17 +290,20 @@ entry:
   %post = load ptr, ptr %post.at
   %inside = getelementptr i64, ptr %state, i64 8
   %counters = getelementptr i64, ptr %state, i64 16
+  %ranges.at = getelementptr i64, ptr %call, i64 5
+  %ranges = load i64, ptr %ranges.at
+  %pitch.at = getelementptr i64, ptr %call, i64 6
+  %pitch = load i64, ptr %pitch.at
+  %results = mul i64 %ranges, %pitch
+  %words = add i64 %results, %pitch
   br label %clear
 clear:
   %k = phi i64 [0, %entry], [%knext, %clearing]
-  %unclear = icmp slt i64 %k, %n
+  %unclear = icmp slt i64 %k, %words
   br i1 %unclear, label %clearing, label %open
 clearing:
-  %two = mul i64 %k, 2
-  %q0 = getelementptr i64, ptr %counters, i64 %two
-  %q1 = getelementptr i64, ptr %q0, i64 1
-  store atomic i64 0, ptr %q0 monotonic, align 8
-  store atomic i64 0, ptr %q1 monotonic, align 8
+  %q = getelementptr i64, ptr %counters, i64 %k
+  store atomic i64 0, ptr %q monotonic, align 8
   %knext = add i64 %k, 1
   br label %clear
 open:
@@ -297,10 +336,9 @@ alone:
   call void %fn(ptr %args, i64 0, i64 %extent)
   br label %advance
 shared:
-  call void @share(ptr %table, ptr %counters, i64 %i)
-  %pair = mul i64 %i, 2
-  %pair1 = add i64 %pair, 1
-  %complete = getelementptr i64, ptr %counters, i64 %pair1
+  call void @share(ptr %call, i64 %i, i64 0)
+  %last = add i64 %results, %i
+  %complete = getelementptr i64, ptr %counters, i64 %last
   br label %wait
 wait:
   %spins = phi i64 [0, %shared], [%spins1, %idle]
@@ -333,8 +371,8 @@ done:
   ret void
 }
 
-; Take part in a program, as one that is counted inside.
-define internal void @help(ptr %call) {
+; Take part in a program, as one that is counted inside; %who is a number from 1 on.
+define internal void @help(ptr %call, i64 %who) {
 entry:
   %table = load ptr, ptr %call
   %n.at = getelementptr i64, ptr %call, i64 1
@@ -342,7 +380,6 @@ entry:
   %state.at = getelementptr i64, ptr %call, i64 2
   %state = load ptr, ptr %state.at
   %inside = getelementptr i64, ptr %state, i64 8
-  %counters = getelementptr i64, ptr %state, i64 16
   br label %look
 look:
   %spins = phi i64 [0, %entry], [0, %shared], [%spins1, %idle]
@@ -360,7 +397,7 @@ step:
   %join = and i1 %several, %fresh
   br i1 %join, label %shared, label %idle
 shared:
-  call void @share(ptr %table, ptr %counters, i64 %i)
+  call void @share(ptr %call, i64 %i, i64 %who)
   br label %look
 idle:
   call void @relax(i64 %spins)
@@ -377,7 +414,7 @@ _PAUSE = {"x86_64": "pause", "amd64": "pause", "aarch64": "yield", "arm64": "yie
 
 @dataclass(frozen=True)
 class Loops:
-    """The compiled loops; each takes the address of a program's five words, ``crew`` of a post.
+    """The compiled loops; each takes the address of a program's words, ``crew`` of a post.
 
     ``brief`` is ``serial`` for programs that are done sooner than the interpreter lock is let go
     and taken again: it keeps the lock.

@@ -1,10 +1,10 @@
 """The compiled loop that runs native steps, and the threads that help it.
 
 ``NativeProgram`` is a table of native steps run by one compiled loop that holds no interpreter
-lock. With helper threads, a step of several chunks is shared: every thread claims chunks with an
-atomic counter, and the leading thread goes on to the next step when all chunks of this one are
-complete. A helper that wakes late only leaves more chunks to the others, so nobody waits for a
-sleeping thread.
+lock. With helper threads, a step of several chunks is shared: every thread claims chunks with
+atomic counters, first those of its own part of the step, and the leading thread goes on to the next
+step when all chunks of this one are complete. A helper that wakes late only leaves more chunks to
+the others, so nobody waits for a sleeping thread.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ class NativeProgram:
             shared = shared or chunks > 1
             self._table[i] = (row.address, base + 8 * at, row.extent, size, chunks)
             at += len(row.words)
-        self._state = np.zeros(2 * _LINE + 2 * len(rows), np.int64)
+        self._threads = threads
+        self._pitch = -(-len(rows) // _LINE) * _LINE
+        room = np.zeros(3 * _LINE + (threads + 1) * self._pitch, np.int64)
+        self._state = room[-(int(room.ctypes.data) // 8) % _LINE :]
         self._state[0] = len(rows)
         self._pool = pool if shared else None
         self._loops = loops(timed=False)
@@ -92,7 +95,8 @@ class NativeProgram:
         table, state = (int(part.ctypes.data) for part in (self._table, self._state))
         at = 0 if stamps is None else int(stamps.ctypes.data)
         post = 0 if self._pool is None else self._pool.post
-        words = np.array([table, len(self._table), state, at, post], np.int64)
+        sizes = self._threads, self._pitch
+        words = np.array([table, len(self._table), state, at, post, *sizes], np.int64)
         call = _Call(int(words.ctypes.data))
         call.keep = (words, self._table, self._state, self._words, self._keep, stamps, self._pool)
         return call

@@ -34,6 +34,7 @@ from crossdock.devices.base import (
     Queue,
     Span,
 )
+from crossdock.devices.cuda_graph import Segment, segments
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
 from crossdock.devices.dialect import CUDA_HEADER, assemble, misfit
 from crossdock.devices.gauge import Gauge
@@ -147,6 +148,7 @@ class CudaCommands(CommandBuffer):
 
     def __init__(self, calls: Sequence[Callable[[], Any]], bound: Sequence[Bound]) -> None:
         self.calls = tuple(calls)
+        self.parts = segments(self.calls, [_launches(item) for item in bound])
         self.labels = [item.label for item in bound]
         self.roots = {
             buffer.root
@@ -157,6 +159,19 @@ class CudaCommands(CommandBuffer):
 
     def __len__(self) -> int:
         return len(self.calls)
+
+    def run(self, cp: Any, stream: Any) -> None:
+        """Make every call on the stream, which has to be the current one."""
+        for part in self.parts:
+            if isinstance(part, Segment):
+                part.run(cp, stream)
+            else:
+                part()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why launches are not replayed as graphs, where the driver refused."""
+        return tuple(p.reason for p in self.parts if isinstance(p, Segment) and p.reason)
 
 
 class CudaQueue(Queue):
@@ -208,8 +223,7 @@ class CudaQueue(Queue):
             self._wait_for(waits)
             with self.stream, cp.cuda.using_allocator(self.device.pool.malloc):
                 if spans is None:
-                    for call in commands.calls:
-                        call()
+                    commands.run(cp, self.stream)
                 else:
                     self._timed(commands, spans)
             return self._mark(commands)
@@ -411,6 +425,11 @@ class CudaDevice(Device):
 
 def _nothing() -> None:
     """The launch of an empty grid."""
+
+
+def _launches(item: Bound) -> bool:
+    executable = item.executable
+    return isinstance(executable, CudaExecutable) and isinstance(executable.step, GridLaunch)
 
 
 def _array(item: Bound, slot: Any, spec: TensorSpec) -> Any:

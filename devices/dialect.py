@@ -19,8 +19,9 @@ with NVRTC, which gets no include path. What the names mean:
   and 16. Addresses are multiples of 16 bytes.
 * Maths, on float or double by the arguments' type: ``X_EXP`` and so on, one for each function of
   the expression language. ``X_MIN X_MAX`` propagate NaN and take integers too, as ``X_SIGN``
-  does; these three evaluate their arguments more than once. Integers have ``X_IABS``, ``X_IDIV``
-  (truncates) and ``X_IMOD`` (Python's sign); dividing by zero gives 0 instead of a trap.
+  does; these three evaluate their arguments more than once. Integers have ``X_NEG`` and ``X_IABS``
+  (the least number stays), ``X_IDIV`` (truncates) and ``X_IMOD`` (Python's sign); dividing by zero
+  gives 0 instead of a trap. Signed integers must not overflow: what wraps is computed unsigned.
 * ``FMA(a, b, c)``: fused where that is fast. ``AS_U32(x) AS_F32(u)`` move bits.
   ``UNROLL`` before a loop; ``UNROLL_N(4)``; ``VECTORIZE(16)`` before one whose rounds may be lanes;
   ``INTERLEAVE(16, 4)`` where so many vectors are to be in flight, too.
@@ -56,9 +57,15 @@ typedef double f64;
 #define X_SIGN(a) ((a) > 0 ? 1 : (a) < 0 ? -1 : (a) != (a) ? (a) : 0)
 #define X_ISNAN(a) ((a) != (a))
 #define X_ISINF(a) (X_ABS(a) == INFINITY)
-#define X_IABS(a) ((a) < 0 ? -(a) : (a))
+#define X_DEFINE_NEG(T, U) \
+    DEVICE OVERLOAD T X_NEG(T a) { return (T)((U)0 - (U)a); }
+X_DEFINE_NEG(i32, u32)
+X_DEFINE_NEG(u32, u32)
+X_DEFINE_NEG(i64, u64)
+X_DEFINE_NEG(u64, u64)
+#define X_IABS(a) ((a) < 0 ? X_NEG(a) : (a))
 #define X_TRAPS(b) ((b) == 0 || ((b) < 0 && (b) == -1))
-#define X_IDIV(a, b) ((b) == 0 ? 0 : X_TRAPS(b) ? -(a) : (a) / (b))
+#define X_IDIV(a, b) ((b) == 0 ? 0 : X_TRAPS(b) ? X_NEG(a) : (a) / (b))
 #define X_IREM(a, b) (X_TRAPS(b) ? 0 : (a) % (b))
 #define X_IMOD(a, b) \
     (X_IREM(a, b) + ((X_IREM(a, b) != 0 && (X_IREM(a, b) < 0) != ((b) < 0)) ? (b) : 0))
@@ -227,6 +234,20 @@ def _cuda_vector(width: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+CUDA_HALF = r"""
+DEVICE float x_from_half(u16 h) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
+    return x;
+}
+DEVICE u16 x_to_half(float x) {
+    u16 h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    return h;
+}
+"""
+"""Half precision in PTX: the one part of the header that no other C++ compiler takes."""
+
 CUDA_HEADER = (
     r"""
 #define HAS_F64 1
@@ -267,16 +288,9 @@ typedef unsigned long long u64;
 #define AS_U32(x) __float_as_uint(x)
 DEVICE float FMA(float a, float b, float c) { return fmaf(a, b, c); }
 DEVICE double FMA(double a, double b, double c) { return fma(a, b, c); }
-DEVICE float x_from_half(u16 h) {
-    float x;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
-    return x;
-}
-DEVICE u16 x_to_half(float x) {
-    u16 h;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
-    return h;
-}
+"""
+    + CUDA_HALF
+    + r"""
 #define LOAD_HALF(p, i) x_from_half((p)[i])
 #define STORE_HALF(p, i, x) ((p)[i] = x_to_half(x))
 """

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.devices import topology
+from crossdock.devices import opencl_cores, topology
 from crossdock.devices.base import (
     Bound,
     Buffer,
@@ -164,8 +164,9 @@ class ClQueue(Queue):
         assert isinstance(commands, ClCommands)
         if any(root.released for root in commands.roots):
             raise DeviceError(f"{self.device.info.id}: a buffer of this run has been released")
-        events = self._enqueue(commands, waits, spans is not None)
-        event = ClEvent(self.device, events[-1], commands)
+        shared = self.device.home is not None
+        events = self._enqueue(commands, waits, spans is not None or shared)
+        event = ClEvent(self.device, events[-1], commands, events if shared else ())
         if spans is not None and commands.launches:
             event.wait()
             offset = self._clock_offset()
@@ -188,6 +189,8 @@ class ClQueue(Queue):
         wait_for = self._wait_for(waits)
         events: list[Any] = []
         event = None
+        if self.device.home is not None:
+            opencl_cores.settle(self.device.home)
         try:
             for kernel, grid, block in commands.launches:
                 event = enqueue(queue, kernel, grid, block, None, wait_for)
@@ -275,7 +278,8 @@ class OpenCLDevice(Device):
     def __init__(self, cl: Any, info: DeviceInfo, handle: Any, limit: int | None = None) -> None:
         self.cl = cl
         self.info = info
-        self.context = cl.Context([handle])
+        self.context = opencl_cores.context(cl, handle)
+        self.home = opencl_cores.home(handle)
         self.budget = info.memory_bytes if limit is None else min(limit, info.memory_bytes)
         self._handle = handle
         self._programs = Programs(cl, self.context, handle, info.id)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from crossdock.devices.base import Buffer, Event
@@ -12,14 +16,21 @@ if TYPE_CHECKING:
 
 
 class ClEvent(Event):
-    """Completion of an OpenCL command; keeps alive what the command uses."""
+    """Completion of an OpenCL command; keeps alive what the command uses.
 
-    __slots__ = ("device", "event", "keep")
+    ``parts`` are the events of the commands that it ends with, where the driver lets threads that
+    wait for them work.
+    """
 
-    def __init__(self, device: OpenCLDevice, event: Any, keep: object = None) -> None:
+    __slots__ = ("device", "event", "keep", "parts")
+
+    def __init__(
+        self, device: OpenCLDevice, event: Any, keep: object = None, parts: Iterable[Any] = ()
+    ) -> None:
         self.device = device
         self.event = event
         self.keep = keep
+        self.parts = deque(parts)
 
     def wait(self) -> None:
         """Block until the command is done, without the interpreter lock."""
@@ -31,6 +42,16 @@ class ClEvent(Event):
     def done(self) -> bool:
         """True when the command is done or failed (a negative status)."""
         return int(self.event.command_execution_status) <= 0
+
+    def pause(self, seconds: float) -> None:
+        """Work at the next part that is not done, or sleep."""
+        while self.parts:
+            part = self.parts.popleft()
+            if int(part.command_execution_status) > 0:
+                with suppress(self.device.cl.Error):  # ``wait`` raises what has failed
+                    part.wait()
+                return
+        time.sleep(seconds)
 
     def span(self) -> tuple[float, float] | None:
         """Start and end in seconds on the device's clock."""

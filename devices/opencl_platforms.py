@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdock.devices import topology
+from crossdock.devices import opencl_cores, topology
 from crossdock.devices.base import Cap, DeviceInfo
 from crossdock.runtime import settings
 
@@ -25,7 +25,7 @@ def load() -> Any:
     if mine:
         os.environ[switch] = "1"
     _give_pocl_a_cache()
-    _give_pocl_cores()
+    opencl_cores.give_threads_cores()
     _show_intels_runtime()
     try:
         import pyopencl
@@ -49,15 +49,6 @@ def _give_pocl_a_cache() -> None:
         writable = os.access(base, os.W_OK)
     if not writable and (ours := settings.cache_dir()) is not None:
         os.environ["POCL_CACHE_DIR"] = str(ours / "pocl")
-
-
-def _give_pocl_cores() -> None:
-    """Let PoCL give each of its threads a core: a kernel that is alone else runs on one for long.
-
-    It counts cores from the first: a process that may not run on all of them is left as it is.
-    """
-    if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == os.cpu_count():
-        os.environ.setdefault("POCL_AFFINITY", "1")
 
 
 def _show_intels_runtime() -> None:

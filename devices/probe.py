@@ -61,8 +61,9 @@ def probe(
     Raises:
         Unavailable: a device in ``devices`` is not here; says why and what to install.
     """
-    everything = registry.probe_all()
-    found = _chosen(everything, devices)
+    wanted = None if devices is None else tuple(devices)
+    everything = registry.probe_all(registry.kinds_for(wanted or ()))
+    found = _chosen(everything, wanted)
     infos = _infos(found)
     versions = _versions(infos)
     fingerprint = _fingerprint(infos, threads)

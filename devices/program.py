@@ -62,11 +62,13 @@ class Function:
     """A function as an argument: its address, which each process has its own of.
 
     ``name`` stands for the same function in every process: that of compiled code, or
-    ``blas.sgemm`` and the like. ``address`` finds it, compiling it if need be.
+    ``blas.sgemm`` and the like. ``address`` finds it, compiling it if need be; ``source`` writes
+    the text that is compiled, where there is one.
     """
 
     name: str
     address: Callable[[], int] = field(compare=False)
+    source: Callable[[], str] | None = field(default=None, compare=False)
 
     def __call__(self) -> int:
         """The address."""
@@ -124,7 +126,9 @@ class ArrayCall:
     """A function over arrays of the device's namespace (numpy, cupy).
 
     The device passes views of its buffers shaped by ``in_specs``/``out_specs`` for the slots in
-    ``ins``/``outs``. ``fn`` must write every element of every output.
+    ``ins``/``outs``. ``fn`` must write every element of every output. ``form`` gives what another
+    process makes ``fn`` of: a module of this package, a function of it, and the plain data that
+    it takes; or None.
     """
 
     fn: ArrayFn
@@ -132,6 +136,7 @@ class ArrayCall:
     outs: tuple[Slot, ...]
     in_specs: tuple[TensorSpec | None, ...]
     out_specs: tuple[TensorSpec, ...]
+    form: Callable[[], tuple[str, str, Any] | None] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

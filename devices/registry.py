@@ -1,8 +1,9 @@
 """The device kinds there are, and the devices that have been opened.
 
-A *kind* is a module or object that fulfils ``DeviceKind``. Four are built in and imported only
-when they are asked for; others come in through the entry-point group ``crossdock.devices``, whose
-entry names are kind names.
+A *kind* is a module or object that fulfils ``DeviceKind``. Built-in ones are imported only when
+they are asked for; others come in through the entry-point group ``crossdock.devices``, whose entry
+names are kind names. Devices that others' drivers run, such as ``isolated:opencl:0``, are looked
+for only where ``CROSSDOCK_DEVICES`` names them or their kind, and opened by their id.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ GROUP = "crossdock.devices"
 """Entry-point group of third-party device kinds."""
 
 BUILT_IN = ("cpu", "cuda", "opencl", "sim")
+BY_NAME = ("isolated",)
+"""Built-in kinds whose devices are those of the others once more."""
 HOST = "cpu:0"
 FIX = "call crossdock.rescan() once it works again"
 
@@ -58,7 +61,13 @@ _LOST: dict[str, str] = {}
 
 def kind_names() -> list[str]:
     """Names of all kinds: the processor's first, built-in ones, then third parties' by name."""
-    return [*BUILT_IN, *sorted(_entry_points().keys() - set(BUILT_IN))]
+    return [*BUILT_IN, *sorted(_entry_points().keys() - {*BUILT_IN, *BY_NAME})]
+
+
+def kinds_for(ids: Iterable[str]) -> list[str]:
+    """The kinds to look for: all, of those ``BY_NAME`` the ones that ids or the setting name."""
+    named = {name.partition(":")[0] for name in (*ids, *(settings.wanted_devices() or ()))}
+    return [*kind_names(), *(kind for kind in BY_NAME if kind in named)]
 
 
 def probe_all(kinds: Iterable[str] | None = None) -> list[Probe]:
@@ -68,7 +77,8 @@ def probe_all(kinds: Iterable[str] | None = None) -> list[Probe]:
     not listed.
     """
     wanted = settings.wanted_devices()
-    found = [_probe(kind, wanted) for kind in (kind_names() if kinds is None else kinds)]
+    kinds = kinds_for(()) if kinds is None else kinds
+    found = [_probe(kind, wanted) for kind in kinds]
     return [_without_lost(probe) for probe in found] if _LOST else found
 
 
@@ -104,12 +114,16 @@ def lose(device: Device, why: str) -> None:
             _LOST.setdefault(name, why)
             return
         device.gone = why
+        gone = [device]
         opened = {key: found for key, found in _OPEN.items() if key[0] == name}
         if any(found is device for found in opened.values()):
             _LOST[name] = why
             for key, found in opened.items():
                 found.gone = why
+                gone.append(found)
                 del _OPEN[key]
+    for found in {id(found): found for found in gone}.values():
+        found.abandon()
 
 
 def bury(thing: object) -> None:
@@ -155,6 +169,15 @@ def listen(listener: Listener) -> None:
     """Tell a listener of every ``rescan`` for as long as it lives."""
     with _LOCK:
         _LISTENERS.add(listener)
+
+
+def is_there(device_id: str) -> bool:
+    """Whether a device of this id can be opened, be it one that ``devices`` does not list."""
+    if device_id.partition(":")[0] in BY_NAME:
+        infos = _without_lost(_probe(device_id.partition(":")[0], None)).devices
+    else:
+        infos = tuple(devices())
+    return any(info.id == device_id for info in infos)
 
 
 def devices() -> list[DeviceInfo]:
@@ -246,7 +269,7 @@ def _said(error: Exception) -> str:
 
 
 def _kind(name: str) -> DeviceKind:
-    if name in BUILT_IN:
+    if name in BUILT_IN or name in BY_NAME:
         return cast(DeviceKind, importlib.import_module(f"crossdock.devices.{name}"))
     entry = _entry_points().get(name)
     if entry is None:

@@ -136,6 +136,11 @@ def unregister(name: str) -> None:
     _ADOPTED_INFO.pop(name, None)
 
 
+def spec_of(device_id: str) -> SimSpec | None:
+    """What a registered device is, by its id; None where it changes a real one, or is none."""
+    return _SPECS.get(device_id.removeprefix(f"{KIND}:"))
+
+
 def probe() -> Probe:
     """List the registered devices."""
     infos = (*(_info(spec) for spec in _SPECS.values()), *_ADOPTED_INFO.values())

@@ -6,21 +6,24 @@ memory, or written there at once where the op is one ufunc.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from crossdock.devices.base import Cap, DeviceInfo
 from crossdock.devices.program import ArrayCall, ArrayFn, In, Lowered, Out
-from crossdock.kernels import table
+from crossdock.kernels import call_data, table
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall, OpSpec
 from crossdock.kernels.table import kernel
+from crossdock.runtime.tensor import Array
 
 KINDS = ("cpu", "sim", "cuda")
 NUMPY = ("cpu", "sim")
 """Kinds whose arrays are numpy's; the others' libraries have no bfloat16."""
 
 NAME = "array"
-COMPILED = frozenset({"fused_matmul", "fused_attention"})
+COMPILED = frozenset({"fused_matmul", "fused_attention", "by_image"})
 """Ops that passes make of several, for kernels that do them at once; arrays are for where there is
 no such kernel."""
 
@@ -50,7 +53,21 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
 @kernel(NAME, "*", KINDS, when=_fits, rank=90)
 def lower_array(call: OpCall, _device: DeviceInfo) -> Lowered:
     """Lower an op to one array call over all of its operands."""
-    return Lowered((array_call(call, array_function(table.op(call.op), call)),))
+    step = array_call(call, array_function(table.op(call.op), call))
+    return Lowered((replace(step, form=partial(_form, call)),))
+
+
+def _form(call: OpCall) -> tuple[str, str, Any] | None:
+    """What ``remade`` makes the op's function of elsewhere; None with a large attribute."""
+    large: list[Array] = []
+    data = call_data.plain(call, large)
+    return None if data is None or large else (__name__, remade.__name__, data)
+
+
+def remade(data: list[Any]) -> ArrayFn:
+    """The function of an op that ``call_data.plain`` wrote."""
+    call = call_data.read(data, ())
+    return array_function(table.op(call.op), call)
 
 
 def array_call(call: OpCall, fn: ArrayFn) -> ArrayCall:

@@ -12,7 +12,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
+from crossdock.devices.cpu_compiler import AS_WRITTEN
 from crossdock.devices.cpu_llvm import compile_ir
 from crossdock.devices.program import Function
 
@@ -210,9 +212,24 @@ _ADDRESSES: dict[str, int] = {}
 _LOCK = threading.Lock()
 
 
-def compiled(key: str, write: Callable[[Code], None], signature: str = SIGNATURE) -> Function:
-    """The kernel ``key``, made by ``write`` when its address is first asked for."""
+def compiled(
+    key: str,
+    write: Callable[[Code], None],
+    signature: str = SIGNATURE,
+    *,
+    as_written: bool = False,
+) -> Function:
+    """The kernel ``key``, made by ``write`` when its address is first asked for.
+
+    ``as_written``: LLVM is to leave the loops' addresses as they are (see ``AS_WRITTEN``).
+    """
     name = "xd_" + hashlib.sha256(key.encode()).hexdigest()[:24]
+
+    @cache
+    def source() -> str:
+        code = Code()
+        write(code)
+        return AS_WRITTEN * as_written + code.text(name, signature)
 
     def address() -> int:
         found = _ADDRESSES.get(key)
@@ -220,10 +237,9 @@ def compiled(key: str, write: Callable[[Code], None], signature: str = SIGNATURE
             with _LOCK:
                 found = _ADDRESSES.get(key)
                 if found is None:
-                    code = Code()
-                    write(code)
-                    found = compile_ir(code.text(name, signature), (name,))[0]
+                    found = compile_ir(source(), (name,))[0]
                     _ADDRESSES[key] = found
+        source.cache_clear()
         return found
 
-    return Function(name, address)
+    return Function(name, address, source)

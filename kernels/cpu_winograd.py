@@ -259,7 +259,11 @@ def _native(call: OpCall, layer: Layer, plan: Plan, form: Form) -> NativeCall:
     f = filtering(form.m, form.r)
     return NativeCall(
         name="winograd",
-        address=compiled(f"winograd {form}", lambda code: StagesWriter(code, form, f).write()),
+        address=compiled(
+            f"winograd {form}",
+            lambda code: StagesWriter(code, form, f).write(),
+            as_written=True,
+        ),
         args=words(WORDS, slots, numbers),
         extent=plan.items,
     )

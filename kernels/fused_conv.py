@@ -20,7 +20,7 @@ from crossdock.runtime.tensor import TensorSpec
 
 NAME = "fused_conv2d"
 SCALAR = "scalar"
-INTERNAL = frozenset({"fused", NAME, SCALAR, "fused_matmul", "fused_attention"})
+INTERNAL = frozenset({"fused", NAME, SCALAR, "fused_matmul", "fused_attention", "by_image"})
 """Ops that graph passes make and no builder offers."""
 
 

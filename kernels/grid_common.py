@@ -42,6 +42,9 @@ COMPUTE = {
 }  # fmt: skip
 """Type that each element type is computed in."""
 
+WRAPPING = {"i32": "u32", "i64": "u64"}
+"""Types that C lets nothing overflow in, and those that wrap in their place, as numpy's do."""
+
 RAW = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}
 """Type that moves an element of so many bytes."""
 
@@ -91,6 +94,14 @@ def half_store(dtype: str, pointer: str, index: str, value: str) -> str:
     if dtype == "bool":
         return f"({pointer})[{index}] = ({value}) != 0"
     return f"({pointer})[{index}] = ({C_TYPES[dtype]})({value})"
+
+
+def wrapped(x: str, op: str, y: str, kind: str) -> str:
+    """The C expression of a sum, difference or product that wraps where ``kind`` is an integer."""
+    if kind not in WRAPPING:
+        return f"{x} {op} {y}"
+    unsigned = WRAPPING[kind]
+    return f"({kind})(({unsigned}){x} {op} ({unsigned}){y})"
 
 
 def accessors(dtype: str, tag: str = "T") -> Defines:

@@ -16,7 +16,7 @@ import numpy as np
 from crossdock.kernels import grid_math
 from crossdock.kernels.expression import BITWISE, Binary, Call, Expr, Num, Ref, Select, Unary
 from crossdock.kernels.fused import FusedBody
-from crossdock.kernels.grid_common import C_TYPES, COMPUTE
+from crossdock.kernels.grid_common import C_TYPES, COMPUTE, WRAPPING, wrapped
 
 FLOATING = ("f32", "f64")
 _ORDER = ("i32", "u32", "i64", "u64", "f32", "f64")
@@ -25,13 +25,13 @@ COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 
 _INTEGER_POWER = r"""
 DEVICE T_POW int_pow(T_POW base, T_POW power) {
-    T_POW result = 1;
+    T_WRAP result = 1, square = (T_WRAP)base;
     if (power < 0) return base == 1 ? 1 : base == (T_POW)-1 ? (power % 2 ? base : 1) : 0;
     for (; power != 0; power >>= 1) {
-        if (power & 1) result *= base;
-        base *= base;
+        if (power & 1) result *= square;
+        square *= square;
     }
-    return result;
+    return (T_POW)result;
 }
 """
 
@@ -163,7 +163,7 @@ class _Emitter:
         kind, (text,) = self.unified(x)
         if op == "!":
             return self.let(f"{text} == 0", "i32")
-        return self.let(f"-{text}", kind)
+        return self.let(f"-{text}" if kind in FLOATING else f"X_NEG({text})", kind)
 
     def binary(self, op: str, a: Value, b: Value) -> Value:
         if op in ("&&", "||"):
@@ -175,7 +175,7 @@ class _Emitter:
             return self.let(f"{x} {op} {y}", "i32")
         if op == "/" and kind not in FLOATING:
             return self.let(f"X_IDIV({x}, {y})", kind)
-        return self.let(f"{x} {op} {y}", kind)
+        return self.let(wrapped(x, op, y, kind), kind)
 
     def call(self, fn: str, args: list[Value]) -> Value:
         kind, texts = self.unified(*args)
@@ -206,11 +206,12 @@ class _Emitter:
         if fn in ("isnan", "isinf"):
             return self.let("0", "i32")
         if fn == "fma":
-            return self.let(f"{texts[0]} * {texts[1]} + {texts[2]}", kind)
+            product = wrapped(texts[0], "*", texts[1], kind)
+            return self.let(wrapped(product, "+", texts[2], kind), kind)
         if fn == "pow":
             name = f"int_pow_{kind}"
-            text = _INTEGER_POWER.replace("T_POW", kind).replace("int_pow", name)
-            self.helpers[name] = text
+            text = _INTEGER_POWER.replace("T_WRAP", WRAPPING.get(kind, kind))
+            self.helpers[name] = text.replace("T_POW", kind).replace("int_pow", name)
             return self.let(f"{name}({joined})", kind)
         if fn in BITWISE:
             return self.let(_on_bits(fn, kind, texts), kind)

@@ -32,7 +32,7 @@ from crossdock.kernels.grid_emit import Body, Step, Value, emit
 from crossdock.runtime.tensor import TensorSpec
 
 LOOP = 4096
-"""Elements of a work item on a processor."""
+"""Elements of a work item on a processor, at least; in a long row at most four times as many."""
 
 LONG_BODY = 8
 """From so many operations an element on, a processor had better work on several vectors at a time:
@@ -224,7 +224,7 @@ def decode(source: str, rank: int) -> list[str]:
 def _loops(text: _Text, space: Space, rows: int, device: DeviceInfo) -> GridLaunch:
     """For processors: an item does some rows, or a part of a long one, with a plain loop."""
     columns = space.dims[-1]
-    chunk = min(columns, LOOP)
+    chunk = min(columns, max(LOOP, min(4 * LOOP, columns // (8 * max(1, device.compute_units)))))
     per = max(1, min(LOOP // chunk, rows // (4 * max(1, device.compute_units))))
     numbers = _Numbers()
     for name, value in (("columns", columns), ("rows", rows), ("chunk", chunk), ("per", per)):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import GridLaunch, In, Lowered, Out, Scratch, Slot, Step
 from crossdock.kernels.grid_common import (
+    COMPUTE,
     KINDS,
     Args,
     Defines,
@@ -25,6 +26,7 @@ from crossdock.kernels.grid_common import (
     obstacle,
     on_cpu,
     operand,
+    wrapped,
 )
 from crossdock.kernels.grid_lines import (
     LOG_SUM_EXP_COLUMNS,
@@ -45,19 +47,19 @@ LANES = 128
 
 # first value, step with the next one, and what is made of the end; x is in the compute type
 REDUCTIONS: dict[str, tuple[str, str, str]] = {
-    "sum": ("0", "acc + x", "acc"),
-    "mean": ("0", "acc + x", "acc / (T_C)length"),
+    "sum": ("0", "PLUS(acc, x)", "acc"),
+    "mean": ("0", "PLUS(acc, x)", "acc / (T_C)length"),
     "max": ("FIRST", "X_MAX(acc, x)", "acc"),
     "min": ("FIRST", "X_MIN(acc, x)", "acc"),
-    "product": ("1", "acc * x", "acc"),
-    "l1": ("0", "acc + ABS(x)", "acc"),
-    "l2": ("0", "acc + x * x", "X_SQRT(acc)"),
-    "log_sum": ("0", "acc + x", "X_LOG(acc)"),
-    "sum_square": ("0", "acc + x * x", "acc"),
+    "product": ("1", "TIMES(acc, x)", "acc"),
+    "l1": ("0", "PLUS(acc, ABS(x))", "acc"),
+    "l2": ("0", "PLUS(acc, TIMES(x, x))", "X_SQRT(acc)"),
+    "log_sum": ("0", "PLUS(acc, x)", "X_LOG(acc)"),
+    "sum_square": ("0", "PLUS(acc, TIMES(x, x))", "acc"),
 }
 """reduce_NAME by its steps; log_sum_exp has a text of its own."""
 
-_MERGE = {"max": "X_MAX(acc, x)", "min": "X_MIN(acc, x)", "product": "acc * x"}
+_MERGE = {"max": "X_MAX(acc, x)", "min": "X_MIN(acc, x)", "product": "TIMES(acc, x)"}
 
 _ONE = r"""
 KERNEL BLOCK_SIZE(BLOCK, 1, 1)
@@ -281,12 +283,15 @@ def reduction(name: str, dtype: str, shape: Shape, source: Slot, device: DeviceI
 def _steps(name: str, dtype: str, first: str) -> Defines:
     init, step, done = REDUCTIONS[name]
     absolute = "X_ABS(v)" if dtype in FLOATS else ("(v)" if "uint" in dtype else "X_IABS(v)")
+    kind = COMPUTE[dtype]
     return (
+        ("PLUS(a, b)", wrapped("(a)", "+", "(b)", kind)),
+        ("TIMES(a, b)", wrapped("(a)", "*", "(b)", kind)),
         ("INIT", init.replace("FIRST", f"T_LOAD({first})")),
         ("STEP", step),
         ("DONE", done),
         ("ABS(v)", absolute),
-        ("MERGE", _MERGE.get(name, "acc + x")),
+        ("MERGE", _MERGE.get(name, "PLUS(acc, x)")),
     )
 
 

@@ -7,6 +7,7 @@ import math
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import In, Lowered, Out
 from crossdock.kernels.grid_common import (
+    COMPUTE,
     KINDS,
     Args,
     accessors,
@@ -19,6 +20,7 @@ from crossdock.kernels.grid_common import (
     on_cpu,
     operand,
     vector_width,
+    wrapped,
 )
 from crossdock.kernels.grid_math import prelude
 from crossdock.kernels.spec import OpCall
@@ -34,7 +36,7 @@ KERNEL void scan(CONSTANT T *RESTRICT x, GLOBAL T *RESTRICT y, i32 count, i32 le
             const i32 at = base + (REVERSED ? length - 1 - k : k) * inner;
             const T_C v = T_LOAD(x, at);
             if (EXCLUSIVE) T_STORE(y, at, acc);
-            acc = acc JOIN v;
+            acc = JOIN(acc, v);
             if (!EXCLUSIVE) T_STORE(y, at, acc);
         }
     }
@@ -101,10 +103,12 @@ def lower_running(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 
     axis = attrs["axis"]
     inner = math.prod(spec.dims[axis + 1 :])
     count = spec.size // spec.dims[axis]
+    sign = "+" if call.op == "cumulative_sum" else "*"
     defines = (
         *accessors(spec.dtype),
         *define(REVERSED=int(attrs["reversed"]), EXCLUSIVE=int(attrs["exclusive"])),
-        *(define(FIRST=0, JOIN="+") if call.op == "cumulative_sum" else define(FIRST=1, JOIN="*")),
+        ("FIRST", "0" if call.op == "cumulative_sum" else "1"),
+        ("JOIN(a, b)", wrapped("(a)", sign, "(b)", COMPUTE[spec.dtype])),
     )
     args: Args = (In(0), Out(0), *i32(count, spec.dims[axis], inner))
     return Lowered((launch(_RUNNING, "scan", args, (count,), (BLOCK,), defines),))

@@ -10,6 +10,7 @@ from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import In, Lowered, Out
 from crossdock.kernels.grid_common import (
     C_TYPES,
+    COMPUTE,
     KINDS,
     Args,
     Defines,
@@ -19,6 +20,7 @@ from crossdock.kernels.grid_common import (
     launch,
     obstacle,
     operand,
+    wrapped,
 )
 from crossdock.kernels.grid_gather import PLACED, along, points, sliced, start
 from crossdock.kernels.spec import OpCall
@@ -54,7 +56,8 @@ KERNEL void combine(CONSTANT T *RESTRICT updates, CONSTANT INDEX *RESTRICT indic
 }
 """
 
-COMBINED = {"add": "a + b", "mul": "a * b", "max": "X_MAX(a, b)", "min": "X_MIN(a, b)"}
+COMBINED = {"max": "X_MAX(a, b)", "min": "X_MIN(a, b)"}
+SIGNS = {"add": "+", "mul": "*"}
 
 BLOCK = 64
 
@@ -68,9 +71,11 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
 
 
 def _defines(call: OpCall) -> Defines:
+    dtype, reduction = operand(call, 0).dtype, call.attrs["reduction"]
+    combined = COMBINED.get(reduction) or wrapped("a", SIGNS[reduction], "b", COMPUTE[dtype])
     return (
-        *accessors(operand(call, 0).dtype),
-        *define(INDEX=C_TYPES[operand(call, 1).dtype], COMBINED=COMBINED[call.attrs["reduction"]]),
+        *accessors(dtype),
+        *define(INDEX=C_TYPES[operand(call, 1).dtype], COMBINED=combined),
     )
 
 

@@ -48,6 +48,7 @@ FAMILIES = (
     "fused_conv",
     "fused_matmul",
     "fused_attention",
+    "by_image",
     "array_kernels",
     "cpu_kernels",
 )

@@ -24,8 +24,10 @@ class CompiledOp:
     packed: tuple[Buffer, ...]
 
 
-def compile_op(device: Device, kernel: Kernel, call: OpCall) -> CompiledOp:
-    """Lower, compile and make packed constants.
+def compile_op(
+    device: Device, kernel: Kernel, call: OpCall, lowered: Lowered | None = None
+) -> CompiledOp:
+    """Lower, unless that is done, compile and make packed constants.
 
     Raises:
         CompileError: a kernel does not build; it is not chosen again in this process.
@@ -34,7 +36,8 @@ def compile_op(device: Device, kernel: Kernel, call: OpCall) -> CompiledOp:
 
     mark = (device.info.fingerprint, kernel.name, call.key())
     builds.note(mark)
-    lowered = kernel.lowered(call, device.info)
+    if lowered is None:
+        lowered = kernel.lowered(call, device.info)
     try:
         executables = tuple(device.compile(step) for step in lowered.steps)
     except CompileError as error:

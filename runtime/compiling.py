@@ -7,7 +7,7 @@ from typing import Any
 
 from crossdock.runtime import request, settings
 from crossdock.runtime.checks import checks_of
-from crossdock.runtime.config import RUNS_AT_ONCE, WAITING, Config, Progress
+from crossdock.runtime.config import NOT_STRICT, RUNS_AT_ONCE, WAITING, Config, Progress
 from crossdock.runtime.determined import determined
 from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.fixed import fixed
@@ -50,7 +50,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     Args:
         graph: from ``load`` or a ``GraphBuilder``.
         devices: "auto" for every device there is, or device ids; ops that none of them can run
-            are run on the host, and the receipt says so.
+            are run on the host, and the receipt says so. "isolated:opencl:0" is "opencl:0" in a
+            process of its own, for drivers that crash or hang (``crossdock.devices.isolated``).
         policy: placement policy by name (``crossdock.scheduler.policies``).
         objective: "latency" (seconds of a run), "throughput" (seconds between the ends of
             successive runs, many of them submitted at once), "energy" (joules of a run), or
@@ -73,10 +74,11 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             staged graph before that stage runs).
         split: cut an op, or ops that share a dimension, into parts for several devices where that
             is predicted to pay; only for latency, where devices compute at once, and for the first
-            shapes that a session is prepared for.
+            shapes that a session is prepared for. And take ops of a batch image by image, where
+            that measures faster; such a plan cannot be given as ``plan`` again.
         strict: only kernels of the ops' plain arithmetic: no Winograd convolution, which has a
             larger error (bounded by ``CROSSDOCK_FAST_ERROR``) and spreads an infinity or NaN over
-            a tile of results.
+            a tile of results; and subnormal weights stay what they are, however slow.
         plan: a plan to run, made before for the same graph, constraints and devices; nothing is
             planned or measured then, and shapes that it is not for are refused. It may come from a
             file that nobody vouches for.
@@ -111,6 +113,9 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             fall back to the host that may not; or the plan given is stale or damaged.
         DeviceError: a device named cannot be opened, or a kernel does not build.
     """
+    skipped = request.pass_names(skip_passes)
+    if strict:
+        skipped += tuple(name for name in NOT_STRICT if name not in skipped)
     config = Config(
         request.device_ids(devices),
         policy,
@@ -119,7 +124,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         expected_runs,
         threads,
         measure,
-        request.pass_names(skip_passes),
+        skipped,
         runs_at_once,
         search,
         dict(watts or {}),

@@ -15,6 +15,9 @@ from crossdock.scheduler.objective import Objective
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many of them are done, and how many there are."""
+NOT_STRICT = ("flush-subnormals",)
+"""Graph passes that change results, if by far less than rounding does."""
+
 RUNS_AT_ONCE = 16
 WAITING = 1024
 MEASURE_SECONDS = 20.0

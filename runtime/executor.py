@@ -35,7 +35,7 @@ from crossdock.runtime.tensor import Array, to_numpy
 
 @dataclass
 class Outcome:
-    """What a run did: outputs, seconds from feeding to outputs, spans where profiled.
+    """What a run did: outputs, seconds from feeding to outputs, spans where profiled, and notes.
 
     Outputs are arrays; a staged graph's may also be lists (sequences) or None (empty optionals).
     """
@@ -44,6 +44,7 @@ class Outcome:
     seconds: float
     spans: dict[str, list[Span]] = field(default_factory=dict)
     began: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -181,7 +182,9 @@ class Run:
 
     def _collect(self, began: float) -> Outcome:
         outputs = collected(self.program.windows, self.instance.outputs)
-        return Outcome(outputs, time.perf_counter() - began, self.spans or {}, began)
+        notes = (note for commands in self.instance.commands.values() for note in commands.notes)
+        seconds = time.perf_counter() - began
+        return Outcome(outputs, seconds, self.spans or {}, began, tuple(notes))
 
     def _queue(self, part: Segment) -> Queue:
         return self.program.devices[part.device].queues[part.role]

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 
 from crossdock.devices.base import Buffer, Cap, Device, Event, Queue
+from crossdock.devices.program import Lowered, Step
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import builds, costing, emulation
@@ -21,8 +24,15 @@ from crossdock.runtime.tensor import Array
 from crossdock.runtime.trial import Trial, prepare_trial
 from crossdock.scheduler import CostModel, LinkModel, Source
 
-ROUNDS = 4
-FAR = 2.5  # times slower than the best kernel of the same op there: one sample is enough
+LIMITS = (2.5, 1.6, 1.25, 1.25)
+"""In each round, how many times the best of its op a kernel may take and still get a sample.
+
+What disturbs may hit the only sample that there is, and hardly two.
+"""
+SURE = 2
+"""Samples of a kernel that has no rival left: what it takes within a graph is seen there."""
+AHEAD = 1.0
+"""Seconds of a budget in which many kernels can be timed, so that all are compiled beforehand."""
 GROUP = 32  # kernels timed in turn
 GROUP_BYTES = 512 << 20  # of device memory that they may take together
 LINK_SIZES = (4 << 10, 64 << 10, 1 << 20, 8 << 20)
@@ -62,6 +72,7 @@ def run_trials(
     time, and so spoils a sample of several kernels rather than all of one.
     """
     deadline = time.monotonic() + budget_s
+    ahead = _compile_ahead(todo, progress) if budget_s >= AHEAD else {}
     group: list[Trial] = []
     best: dict[tuple[str, int], float] = {}
     done = 0
@@ -78,7 +89,7 @@ def run_trials(
         if progress is not None:
             progress(f"measuring {call.op} on {device.info.id}", i, len(todo))
         try:
-            group.append(_trial(device, kernel, call))
+            group.append(_trial(device, kernel, call, ahead.get(i)))
         except Exception:  # noqa: BLE001 - kernels of third parties and drivers raise anything
             continue
         if len(group) >= GROUP or sum(trial.nbytes for trial in group) > GROUP_BYTES:
@@ -87,16 +98,35 @@ def run_trials(
     return done
 
 
-def _trial(device: Device, kernel: Kernel, call: OpCall) -> Trial:
+def _compile_ahead(todo: Sequence[Candidate], progress: Progress | None) -> dict[int, Lowered]:
+    """Compile all kernels at once where the device's compiler gains by it.
+
+    Returns what they were lowered to, by their place in ``todo``.
+    """
+    made: dict[int, Lowered] = {}
+    devices = {d.info.id: d for d, _, _ in todo if Cap.NATIVE in d.info.caps}
+    for name, opened in devices.items():
+        steps: list[Step] = []
+        for i, (device, kernel, call) in enumerate(todo):
+            if device is opened:
+                with suppress(Exception):  # it will be met again when it is compiled
+                    made[i] = kernel.lowered(call, device.info)
+                    steps += made[i].steps
+        said = None if progress is None else partial(progress, f"compiling kernels on {name}")
+        opened.compile_ahead(steps, said)
+    return made
+
+
+def _trial(device: Device, kernel: Kernel, call: OpCall, lowered: Lowered | None) -> Trial:
     """Ready with whole numbers zero, or one where zero chooses what cannot run (a branch)."""
     try:
-        return prepare_trial(device, kernel, call)
+        return prepare_trial(device, kernel, call, lowered=lowered)
     except FeedError:
         return prepare_trial(device, kernel, call, whole=1)
 
 
 def _rounds(group: Sequence[Trial], best: dict[tuple[str, int], float], deadline: float) -> None:
-    """Take samples round by round; kernels that are far from the best of their op take one.
+    """Take samples round by round, of fewer kernels each: those that may be the best of their op.
 
     ``best`` holds the shortest time of a run so far by device and op. Kernels of one op are timed
     one after the other and count as timed at one pace: it is between them that is chosen.
@@ -106,18 +136,24 @@ def _rounds(group: Sequence[Trial], best: dict[tuple[str, int], float], deadline
         mark = (trial.device.info.id, id(trial.call))
         rivals.setdefault(mark, []).append(trial)
         best[mark] = min(best.get(mark, math.inf), trial.seconds)
-    for number in range(ROUNDS):
+    for number, far in enumerate(LIMITS):
         if number and time.monotonic() > deadline:
             break
         for mark, trials in rivals.items():
-            near = [t for t in trials if t.seconds <= FAR * best[mark]]
-            taken = near if number else trials
-            device = trials[0].device
-            before = device.pace()
-            seconds = [t.sample() if t in near else t.seconds for t in taken]
-            pace = math.sqrt(before * device.pace())
-            for trial, found in zip(taken, seconds, strict=True):
-                trial.keep(found, pace)
+            near = [t for t in trials if t.shortest() <= far * best[mark]]
+            if not number or len(near) > (number >= SURE):
+                _sample(near if number else trials, near)
+                best[mark] = min(t.shortest() for t in (near or trials))
+
+
+def _sample(taken: Sequence[Trial], near: Sequence[Trial]) -> None:
+    """A sample of each kernel of one op: those not ``near`` keep what their first runs took."""
+    device = taken[0].device
+    before = device.pace()
+    seconds = [t.sample() if t in near else t.seconds for t in taken]
+    pace = math.sqrt(before * device.pace())
+    for trial, found in zip(taken, seconds, strict=True):
+        trial.keep(found, pace)
 
 
 def _keep(group: Sequence[Trial], model: CostModel) -> int:

@@ -90,7 +90,7 @@ class onnx_backend(Backend):  # noqa: N801 - the public name, as the other backe
             name = device_id(device)
         except Unavailable:
             return False
-        return name == "auto" or any(info.id == name for info in registry.devices())
+        return name == "auto" or registry.is_there(name)
 
     @classmethod
     def prepare(cls, model: Any, device: str = "CPU", **kwargs: Any) -> PreparedModel:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from crossdock.devices import topology
+from crossdock.devices import registry, topology
 from crossdock.devices.base import Cap, Device, DeviceInfo
 from crossdock.devices.machine import DeviceProfile, Status
 from crossdock.devices.probe import probe
@@ -21,12 +21,14 @@ from crossdock.runtime import (
     explain,
     fallback,
     given,
+    images,
     measure,
     passes,
     planner,
     profiles,
     rules,
 )
+from crossdock.runtime.calls import op_call
 from crossdock.runtime.config import MEASURE_SECONDS, Config, Progress
 from crossdock.runtime.errors import PlanError, StalePlan
 from crossdock.runtime.flips import batch_of
@@ -113,10 +115,48 @@ def prepare(
     if not again:
         before = model.version
         ready = settling.settle(ready)
+        ready = _by_image(ready, graph, config, target, options, devices, settling)
         if model.version != before:
             costing.store().save()
     ready.replan = partial(_replanned, settling)
     return ready
+
+
+def _by_image(
+    ready: Ready,
+    graph: Graph,
+    config: Config,
+    target: Target,
+    options: planner.Options,
+    devices: Mapping[str, Device],
+    settling: Settling,
+) -> Ready:
+    """What runs ops of a batch image by image, where that measures faster than what is ready."""
+    plan, host = ready.program.plan, devices[HOST]
+    constrained = rules.named(graph, config.constraints) or config.constraints.memory
+    small = plan.device(HOST).arena_bytes <= images.CACHED
+    if (
+        not config.split
+        or small
+        or constrained
+        or plan.splits
+        or any(s.device != HOST for s in plan.steps)
+    ):
+        return ready
+    thread = registry.open_device(HOST, threads=1)
+    deadline = time.monotonic() + _budget(config)
+
+    def measured(device: Device, calls: Mapping[str, OpCall]) -> None:
+        left = deadline - time.monotonic()
+        measure.measure_ops(calls, [device], target.model, budget_s=left)
+
+    made = images.by_image(graph, target, host.info, thread.info, partial(measured, thread))
+    if made is None:
+        return ready
+    joined = (n for n in made.nodes if n.op == "by_image")
+    measured(host, {n.name: op_call(made, n) for n in joined})
+    found = planner.make_plan(made, target, options)
+    return settling.rival(ready, Planned(SplitGraph(made), replace(found, graph=plan.graph)))
 
 
 def _planning(config: Config, devices: Mapping[str, Device]) -> tuple[Target, planner.Options]:
@@ -211,6 +251,11 @@ def _given(plan: Plan, graph: Graph, target: Target, options: planner.Options) -
         raise StalePlan(
             f"the plan of {plan.graph_name!r} was fitted into a memory budget for the run it was "
             "made for; plan again, with constraints.memory"
+        )
+    if any(step.op == "by_image" for step in plan.steps):
+        raise StalePlan(
+            f"the plan of {plan.graph_name!r} takes ops image by image as they measured in the "
+            "process that made it; plan again, with split=False for a plan to keep"
         )
     split = given.in_parts(plan, graph)
     made = given.checked(plan, split.graph, target)

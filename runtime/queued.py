@@ -103,7 +103,8 @@ class QueuedRun(Run):
             abandoned, self.cancelled = self.cancelled, True
         if over:
             return
-        registry.bury(self)  # what hangs may still write to its memory
+        if not self.program.devices[error.device].apart:
+            registry.bury(self)  # what hangs may still write to its memory
         self._stop(on=True)
         self._fail(error)
         self._ended.set()
@@ -213,7 +214,7 @@ class QueuedRun(Run):
             if self._long:
                 while not event.done():
                     self._check()
-                    time.sleep(LOOK)
+                    event.pause(LOOK)
             event.wait()
         except DeviceError as error:
             blame(error, self.program.devices[device])

@@ -57,11 +57,15 @@ class Recorder:
     def _digest(self) -> str:
         return self.plan.digest()
 
-    def receipt(self, seconds: float, spans: Mapping[str, list[Span]]) -> Receipt:
-        """The record of a run that took ``seconds``, with the spans of its steps if profiled."""
-        if not spans:
-            return replace(self._unprofiled, measured=seconds)
-        return replace(self._made(spans), measured=seconds)
+    def receipt(
+        self, seconds: float, spans: Mapping[str, list[Span]], notes: tuple[str, ...] = ()
+    ) -> Receipt:
+        """The record of a run that took ``seconds``, with the spans of its steps if profiled.
+
+        ``notes`` say what the devices had to do without in it.
+        """
+        made = self._made(spans) if spans else self._unprofiled
+        return replace(made, measured=seconds, notes=(*made.notes, *notes))
 
     @cached_property
     def _unprofiled(self) -> Receipt:

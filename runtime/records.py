@@ -9,18 +9,22 @@ sources of this package. The graph itself is loaded only if somebody looks at it
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
+
 from crossdock.devices import cpu_steps
 from crossdock.devices.base import Buffer, Cap, Device
 from crossdock.devices.cpu import CpuBuffer, NativeExecutable
 from crossdock.devices.cpu_llvm import toolchain
 from crossdock.devices.program import Lowered
-from crossdock.runtime import call_data, record_file, settings
+from crossdock.kernels import call_data
+from crossdock.runtime import record_file, settings
 from crossdock.runtime.binding import CompiledOp
 from crossdock.runtime.config import Config
 from crossdock.runtime.errors import CompileError, PlanError
@@ -34,7 +38,7 @@ from crossdock.runtime.program import Program, Windows, instantiate, segment
 from crossdock.runtime.ready import Ready, Recorder, Watch, check_free
 from crossdock.runtime.record_file import Damaged, RecordFile
 from crossdock.runtime.sources import stamp
-from crossdock.runtime.tensor import TensorSpec
+from crossdock.runtime.tensor import Array, TensorSpec
 
 FOLDER = Folder("programs", 0)
 ARRAY = "array"
@@ -71,7 +75,8 @@ def key_of(graph: Graph, config: Config, devices: Mapping[str, Device]) -> str |
 def save(name: str, ready: Ready) -> bool:
     """Keep a program under its key; False where it is of a kind that is not, or cannot be."""
     program = ready.program
-    ops = _plain_ops(program) if _may_be_kept(program) else None
+    large: list[Array] = []
+    ops = _plain_ops(program, large) if _may_be_kept(program) else None
     if ops is None:
         return False
     order = {id(buffer): i for i, buffer in enumerate(_buffers(program))}
@@ -87,8 +92,10 @@ def save(name: str, ready: Ready) -> bool:
         "capacity": dict(ready.capacity),
         "asked": sorted(ready.recorder.asked),
         "runs": ready.pool.limit,
+        "large": len(large),
     }
     blocks = [buffer.bytes() for buffer in _buffers(program)]
+    blocks += [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in large]
     return record_file.save(FOLDER, name, told, blocks, settings.cache_bytes())
 
 
@@ -107,14 +114,17 @@ def _may_be_kept(program: Program) -> bool:
     return program.host_only and whole and made and ours
 
 
-def _plain_ops(program: Program) -> list[list[Any]] | None:
-    """The ops as plain data; None where one has a step of a kind that is not kept."""
+def _plain_ops(program: Program, large: list[Array]) -> list[list[Any]] | None:
+    """The ops as plain data; None where one has a step of a kind that is not kept.
+
+    Arrays that are blocks of the file are appended to ``large``.
+    """
     made: list[list[Any]] = []
     for index, op in program.ops.items():
         calls = [e.step for e in op.executables if isinstance(e, NativeExecutable)]
         steps: list[Any] = [cpu_steps.plain(call) for call in calls]
         if len(calls) < len(op.executables):
-            steps = [_plain_call(program, program.plan.steps[index])]
+            steps = [_plain_call(program, program.plan.steps[index], large)]
         if None in steps:
             return None
         kind = "native" if len(calls) == len(op.executables) else ARRAY
@@ -122,12 +132,12 @@ def _plain_ops(program: Program) -> list[list[Any]] | None:
     return made
 
 
-def _plain_call(program: Program, step: Step) -> list[Any] | None:
+def _plain_call(program: Program, step: Step, large: list[Array]) -> list[Any] | None:
     """An op of array code as data, of which its step is made again; None for another kernel's."""
     from crossdock.runtime.calls import op_call
 
     node = next(node for node in program.graph.nodes if node.name == step.name)
-    return call_data.plain(op_call(program.graph, node)) if step.kernel == ARRAY else None
+    return call_data.plain(op_call(program.graph, node), large) if step.kernel == ARRAY else None
 
 
 def _buffers(program: Program) -> list[CpuBuffer]:
@@ -150,8 +160,8 @@ def load(
     descriptor = FOLDER.open(name)
     if descriptor is None:
         return None
-    with suppress(OSError):  # it is used, if the disk takes note of that
-        os.utime(descriptor)
+    with suppress(OSError):  # it is used, if the disk takes note of that; its own clock is coarse
+        os.utime(descriptor, ns=(time.time_ns(), time.time_ns()))
     try:
         with RecordFile(descriptor, name) as file:
             return _ready(file, graph, devices, remake, threads)
@@ -167,8 +177,13 @@ def _ready(
     plan = replace(plan, explainer=LateExplainer(partial(remake.explainer, plan)))
     check_free(plan)
     device = devices[HOST]
-    buffers = [device.allocate(max(1, n), "weights") for n in file.sizes()]
-    file.read([b.bytes() for b in buffers if isinstance(b, CpuBuffer)], threads)
+    sizes = file.sizes()
+    weights = len(sizes) - told["large"]
+    buffers = [device.allocate(max(1, n), "weights") for n in sizes[:weights]]
+    large = [np.empty(n, np.uint8) for n in sizes[weights:]]
+    file.read([*(b.bytes() for b in buffers if isinstance(b, CpuBuffer)), *large], threads)
+    for array in large:
+        array.flags.writeable = False
     specs = {name: TensorSpec(dtype, tuple(dims)) for name, (dtype, *dims) in told["specs"].items()}
     inside = lazy(
         graph.name,
@@ -185,7 +200,7 @@ def _ready(
         {HOST: device},
         told["roots"],
         {
-            row[0]: _op(device, row, [buffers[i] for i in packed])
+            row[0]: _op(device, row, [buffers[i] for i in packed], large)
             for row, packed in zip(told["ops"], told["packed"], strict=True)
         },
         {(root, HOST): buffers[i] for root, i in told["residents"]},
@@ -199,12 +214,14 @@ def _ready(
     return ready
 
 
-def _op(device: Device, row: Sequence[Any], packed: Sequence[Buffer]) -> CompiledOp:
+def _op(
+    device: Device, row: Sequence[Any], packed: Sequence[Buffer], large: Sequence[Array]
+) -> CompiledOp:
     _, kind, steps, scratch, unused = row
     if kind == ARRAY:
         from crossdock.kernels.array_kernels import lower_array  # ops take long to load
 
-        lowered = lower_array(call_data.read(steps[0]), device.info)
+        lowered = lower_array(call_data.read(steps[0], large), device.info)
     else:
         calls = tuple(cpu_steps.read(form) for form in steps)
         lowered = Lowered(calls, tuple(scratch), (), frozenset(unused))

@@ -107,8 +107,7 @@ def _check_values(config: Config) -> None:
 def open_devices(config: Config) -> dict[str, Device]:
     """Open the devices asked for, the host first (it is always there to feed the others)."""
     if config.plan is not None:  # one that is not here makes the plan stale, which is said then
-        there = {d.id for d in registry.devices()}
-        ids: Iterable[str] = [name for name in config.plan.device_ids() if name in there]
+        ids: Iterable[str] = [n for n in config.plan.device_ids() if registry.is_there(n)]
     elif config.devices is None:
         ids = [d.id for d in registry.devices()]
     else:

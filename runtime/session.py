@@ -289,7 +289,8 @@ class Session:
             if rescue is not None:
                 self._receipt = (_as_is, rescue.receipt(outcome.seconds))
                 return outcome
-            self._receipt = (ready.recorder.receipt, outcome.seconds, outcome.spans)
+            write = ready.recorder.receipt
+            self._receipt = (write, outcome.seconds, outcome.spans, outcome.notes)
             self._learn(ready, outcome, profile=profile)
         else:
             outcome, receipt = ready.run(arrays, deadline, profile=profile)

@@ -10,8 +10,11 @@
                               the processor has)
 ``CROSSDOCK_CACHE_BYTES``     bytes that planned models may take there, the newest
                               used ones (default: 4 GiB); 0 keeps none
-``CROSSDOCK_DEVICES``         device ids to look for, comma separated (default:
-                              all)
+``CROSSDOCK_DEVICES``         device ids or kinds to look for, comma separated
+                              (default: all). ``isolated:ID`` is a device in a
+                              process of its own, which may crash or hang without
+                              harm; such a device is listed only where it, or
+                              ``isolated``, is named here
 ``CROSSDOCK_FAST_ERROR``      error over the largest result that a fast algorithm
                               may have on a layer's weights (default: 1e-4);
                               0 allows exact algorithms alone

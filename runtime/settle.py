@@ -104,6 +104,11 @@ class Settling:
             return best, other
         return self._predicted(best), self._predicted(other)
 
+    def rival(self, best: Ready, planned: Planned) -> Ready:
+        """The better of what is ready and of another plan, run in turns."""
+        best, other = self._in_turns(best, self.make(planned))
+        return other if _beats(other.program.plan, best.program.plan) else best
+
     def _predicted(self, ready: Ready) -> Ready:
         """The same with what runs take by what is known now."""
         program = ready.program

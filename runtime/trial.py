@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crossdock.devices.base import Bound, Buffer, Cap, CommandBuffer, Device, Queue, Span
+from crossdock.devices.program import Lowered
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import builds, costing
 from crossdock.runtime.binding import CompiledOp, bind_op, compile_op
@@ -59,6 +60,10 @@ class Trial:
     paces: list[float] = field(default_factory=list)
     build: float | None = None
 
+    def shortest(self) -> float:
+        """Seconds of a run by the best sample, or by the first runs where there is none yet."""
+        return min(self.samples, default=self.seconds)
+
     def sample(self) -> float:
         """Seconds of one run now: of all in the command buffer after the first, shared out.
 
@@ -91,28 +96,43 @@ class Trial:
         self.buffers.clear()
 
 
-def prepare_trial(device: Device, kernel: Kernel, call: OpCall, *, whole: int = 0) -> Trial:
+def prepare_trial(
+    device: Device,
+    kernel: Kernel,
+    call: OpCall,
+    *,
+    whole: int = 0,
+    lowered: Lowered | None = None,
+) -> Trial:
     """Compile a kernel and make it ready to be timed; it has run a few times.
 
-    Operands that are no constants hold floats in (0.1, 1), or the integer ``whole``.
+    Operands that are no constants hold floats in (0.1, 1), or the integer ``whole``. ``lowered`` is
+    what the kernel lowers the op to, where that is known.
 
     Raises:
         Error: it does not compile or run. Drivers raise errors of their own, too.
     """
     held: list[Buffer] = []
     try:
-        return _prepare(device, kernel, call, whole, held)
+        return _prepare(device, kernel, call, whole, held, lowered)
     except BaseException:
         for buffer in held:
             buffer.release()
         raise
 
 
-def _prepare(device: Device, kernel: Kernel, call: OpCall, whole: int, held: list[Buffer]) -> Trial:
+def _prepare(
+    device: Device,
+    kernel: Kernel,
+    call: OpCall,
+    whole: int,
+    held: list[Buffer],
+    lowered: Lowered | None,
+) -> Trial:
     mark = (device.info.fingerprint, kernel.name, call.key())
     new = mark not in builds.done() and Cap.VIRTUAL_TIME not in device.info.caps
     began = time.perf_counter()
-    op = compile_op(device, kernel, call)
+    op = compile_op(device, kernel, call, lowered)
     built = time.perf_counter() - began
     held += op.packed
     read = [
@@ -172,10 +192,11 @@ def _more_constants(
     if first.nbytes < COLD_BYTES // (MOST_COPIES * MOST_COPIES):
         return []
     wanted = min(MOST_COPIES, -(-COLD_BYTES // first.nbytes))
+    arrays = [pack.make() for pack in op.lowered.packs] if wanted > 1 else []
     made = []
     for _ in range(wanted - 1):
         inputs = {i: device.upload(call.constants[i], "measuring") for i in first.inputs}
-        packed = tuple(device.upload(pack.make(), "measuring") for pack in op.lowered.packs)
+        packed = tuple(device.upload(array, "measuring") for array in arrays)
         held += [*inputs.values(), *packed]
         made.append(_Constants(inputs, packed))
     return made

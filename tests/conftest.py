@@ -48,6 +48,21 @@ def _folder(path: Path, reason: str) -> Path:
     return path
 
 
+LONG = (
+    "scheduler/test_compiled", "kernels/test_grid_windows", "runtime/test_webnn_cases",
+    "kernels/test_nvrtc", "kernels/test_host", "kernels/test_ops_extension", "soak/test_short",
+    "devices/test_cuda_mutants", "devices/test_isolated", "runtime/faults/test_isolated",
+    "runtime/test_executor_life", "runtime/faults/test_exhaustive", "kernels/test_grid",
+)  # fmt: skip
+"""Files that take longest. They come first, so that no worker begins one when the rest is done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; a file's tests keep their order."""
+    place = {f"{ROOT}/tests/{name}.py": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(str(item.path), len(place)))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip by name what this machine cannot run."""
     for marker, missing in (("cuda", _no_cuda), ("intel", _no_intel)):

@@ -44,8 +44,26 @@ def _fetch(lib: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
     return text.raw
 
 
+def version() -> str:
+    """The compiler's version, such as ``12.9``."""
+    lib = library()
+    assert lib is not None, ABSENT
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _check(lib, lib.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+    return f"{major.value}.{minor.value}"
+
+
 def compile_text(text: str, arch: str, options: tuple[str, ...] = ()) -> bytes:
     """Machine code of a text for an architecture such as ``sm_80``; no include path is given."""
+    return _compiled(text, arch, options)[0]
+
+
+def compile_log(text: str, arch: str, options: tuple[str, ...] = ()) -> str:
+    """The log of a compilation that succeeds."""
+    return _compiled(text, arch, options)[1]
+
+
+def _compiled(text: str, arch: str, options: tuple[str, ...]) -> tuple[bytes, str]:
     lib = library()
     assert lib is not None, ABSENT
     program = ctypes.c_void_p()
@@ -56,9 +74,9 @@ def compile_text(text: str, arch: str, options: tuple[str, ...] = ()) -> bytes:
         status = lib.nvrtcCompileProgram(
             program, len(flags), (ctypes.c_char_p * len(flags))(*flags)
         )
+        log = _fetch(lib, program, "ProgramLog").rstrip(b"\0").decode()
         if status:
-            log = _fetch(lib, program, "ProgramLog").rstrip(b"\0").decode()
             raise BuildError(f"{lib.nvrtcGetErrorString(status).decode()}\n{log}")
-        return _fetch(lib, program, "CUBIN")
+        return _fetch(lib, program, "CUBIN"), log
     finally:
         lib.nvrtcDestroyProgram(ctypes.byref(program))

@@ -245,7 +245,8 @@ def placing(command: Command) -> Command:
         command,
         gather,
         click.option("--device", metavar="ID", multiple=True, help="A device to place ops on; "
-                     "may be given several times (default: every device)."),
+                     "may be given several times (default: every device). isolated:ID is a "
+                     "device in a process of its own."),
         click.option("--policy", metavar="NAME", default="auto", show_default=True,
                      help="Placement policy."),
         click.option("--objective", metavar="NAME", default="latency", show_default=True,

@@ -154,7 +154,9 @@ def scene_of(
     config = Config(threads=placing.threads, measure=placing.budget)
     if machine is not None:
         return Scene(_with_watts(_profiled(graph, machine, placing), placing), config, {})
-    asked = _chosen([info.id for info in registry.devices()], placing)
+    there = [info.id for info in registry.devices()]
+    there += [name for name in placing.devices if name not in there and registry.is_there(name)]
+    asked = _chosen(there, placing)
     devices = {
         name: registry.open_device(name, threads=placing.threads)
         for name in dict.fromkeys((HOST, *sorted(asked)))

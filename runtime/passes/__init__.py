@@ -26,6 +26,7 @@ from crossdock.runtime.passes.move_quantize import move_quantize
 from crossdock.runtime.passes.normalization import fold_affine
 from crossdock.runtime.passes.prune import prune
 from crossdock.runtime.passes.quantize import fuse_quantized
+from crossdock.runtime.passes.subnormals import flush_subnormals
 
 Pass = Callable[[Graph, frozenset[str]], Graph]
 
@@ -35,6 +36,7 @@ PASSES: dict[str, Pass] = {
     "fold-constants": fold_constants,
     "fold-affine": fold_affine,
     "expand-batch-norm": expand_batch_norm,
+    "flush-subnormals": flush_subnormals,
     "fuse-gelu": fuse_gelu,
     "fuse-attention": fuse_attention,
     "fuse-bias": fuse_bias,

@@ -15,6 +15,7 @@ from crossdock.devices.base import Cap, Device
 from tests.fakes import cupy_fake
 
 FAKE = "cuda-fake"
+ISOLATED = "isolated:"
 ONE_CORE = "/1"
 
 
@@ -25,7 +26,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def names() -> list[str]:
     """Test ids of devices; one of a kind that is absent stays, and is skipped with the reason."""
     opencl = [info.id for info in registry.probe_all(["opencl"])[0].devices] or ["opencl:0"]
-    return ["cpu:0", "sim", *opencl, *(name + ONE_CORE for name in opencl), FAKE, "cuda:0"]
+    isolated = [ISOLATED + opencl[0]]
+    return [
+        "cpu:0",
+        "sim",
+        *opencl,
+        *(name + ONE_CORE for name in opencl),
+        *isolated,
+        FAKE,
+        "cuda:0",
+    ]
 
 
 def _open(name: str, monkeypatch: pytest.MonkeyPatch) -> Device:
@@ -42,13 +52,26 @@ def _open(name: str, monkeypatch: pytest.MonkeyPatch) -> Device:
     if name == "sim":
         name = _simulated(driver)
     wanted, threads = name.removesuffix(ONE_CORE), 1 if name.endswith(ONE_CORE) else None
+    if name in _ALIVE and _ALIVE[name].process.alive:
+        return _ALIVE[name]
     found = driver.probe()
     if wanted not in {info.id for info in found.devices}:
         pytest.skip(f"no {wanted}: {found.reason}")
     opened: Device = driver.open_device(wanted, threads=threads)
     if kind == "sim":
         driver.unregister("conformance")
+    if name.startswith(ISOLATED):
+        _ALIVE[name] = opened
     return opened
+
+
+_ALIVE: dict[str, Any] = {}
+"""Devices that take a second to open, and are open from one test to the next."""
+
+
+def pytest_unconfigure() -> None:
+    for opened in _ALIVE.values():
+        opened.close()
 
 
 def _simulated(driver: Any) -> str:
@@ -63,9 +86,11 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     marker = request.node.get_closest_marker("needs")
     missing = [Cap(cap) for cap in (marker.args if marker else ()) if cap not in opened.info.caps]
     if missing:
-        opened.close()
+        if request.param not in _ALIVE:
+            opened.close()
         pytest.skip(f"{request.param} has no {', '.join(missing)}")
     yield opened
-    opened.close()
+    if request.param not in _ALIVE:
+        opened.close()
     if request.param == FAKE:
         assert vars(sys.modules["cupy"])["machine"].errors == []

@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -232,21 +234,77 @@ def test_intels_runtime_is_found_in_the_environment(
     assert (vendors / "intel.icd").read_text() == str(library)
 
 
-def test_pocl_gets_cores_of_its_own_where_it_may_use_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    from crossdock.devices import opencl_platforms
+@pytest.mark.parametrize("name", ["POCL_AFFINITY", "DPCPP_CPU_PLACES", "DPCPP_CPU_CU_AFFINITY"])
+def test_drivers_give_threads_cores_where_they_may_use_all(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from crossdock.devices import opencl_cores
 
+    for each in opencl_cores._PINNING:
+        monkeypatch.setenv(each, "given")  # put back afterwards
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    monkeypatch.delenv("POCL_AFFINITY", raising=False)
-    opencl_platforms._give_pocl_cores()
-    assert "POCL_AFFINITY" not in os.environ
+    monkeypatch.delenv(name)
+    opencl_cores.give_threads_cores()
+    assert name not in os.environ
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setenv("POCL_AFFINITY", "0")
-    opencl_platforms._give_pocl_cores()
-    assert os.environ["POCL_AFFINITY"] == "0"
-    monkeypatch.delenv("POCL_AFFINITY")
-    opencl_platforms._give_pocl_cores()
-    assert os.environ.pop("POCL_AFFINITY") == "1"
+    monkeypatch.setenv(name, "given")
+    opencl_cores.give_threads_cores()
+    assert os.environ[name] == "given"
+    monkeypatch.delenv(name)
+    opencl_cores.give_threads_cores()
+    assert os.environ[name] == opencl_cores._PINNING[name]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_a_thread_that_opens_a_device_keeps_its_cores() -> None:
+    from crossdock.devices import opencl_cores, opencl_platforms
+
+    before = os.sched_getaffinity(0)
+    cl = opencl_platforms.load()
+    for found in opencl_platforms.found_devices():
+        opencl_cores.context(cl, found.handle)
+        assert os.sched_getaffinity(0) == before
+
+
+def test_a_caller_is_brought_to_the_cores_that_the_driver_leaves_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from crossdock.devices import opencl_cores
+
+    on, asked = {0, 1, 2}, []
+    monkeypatch.setattr(opencl_cores, "_here", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: on, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, to: asked.append(to), raising=False)
+    opencl_cores.settle(frozenset({2}))
+    opencl_cores.settle(frozenset({3}))  # not one of its own
+    assert asked == []
+    opencl_cores.settle(frozenset({0}))
+    assert asked == [{0}, on]
+
+
+def test_a_pause_works_at_the_next_part_that_is_not_done() -> None:
+    from crossdock.devices.opencl_memory import ClEvent
+
+    waited: list[str] = []
+
+    def part(name: str, status: int, error: Exception | None = None) -> SimpleNamespace:
+        def wait() -> None:
+            waited.append(name)
+            if error is not None:
+                raise error
+
+        return SimpleNamespace(command_execution_status=status, wait=wait)
+
+    device: Any = SimpleNamespace(cl=SimpleNamespace(Error=ValueError))
+    parts = (part("done", 0), part("first", 2), part("fails", 2, ValueError()), part("last", 3))
+    event = ClEvent(device, parts[-1], parts=parts)
+    event.pause(0.0)
+    assert waited == ["first"]
+    event.pause(0.0)
+    event.pause(0.0)
+    event.pause(0.0)
+    assert waited == ["first", "fails", "last"]
 
 
 def test_nothing_warns_and_no_cache_is_pickled(tmp_path: Path) -> None:

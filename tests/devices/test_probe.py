@@ -135,7 +135,7 @@ def machine_of(monkeypatch: pytest.MonkeyPatch, broken: Mapping[str, Any]) -> li
             raise Unavailable(f"{device_id} cannot be opened: no permission")
         return Broken(infos[device_id], broken[device_id])
 
-    monkeypatch.setattr(registry, "probe_all", lambda: kinds)
+    monkeypatch.setattr(registry, "probe_all", lambda _kinds: kinds)
     monkeypatch.setattr(registry, "open_device", open_device)
     return seen
 

@@ -186,6 +186,37 @@ class Machine:
     def _later(a: Clock, b: Clock) -> Clock:
         return {key: max(a.get(key, 0), b.get(key, 0)) for key in {*a, *b}}
 
+    # --- captures --------------------------------------------------------------------------------
+
+    def begin_capture(self, stream: int) -> None:
+        """From now on the stream's launches by this thread are kept instead of run."""
+        captures = self._captures()
+        if stream in captures:
+            raise self.problem("the stream captures already")
+        captures[stream] = []
+
+    def end_capture(self, stream: int) -> list[Callable[[], None]]:
+        """The launches kept since the capture began."""
+        if stream not in self._captures():
+            raise self.problem("the end of a capture that has not begun")
+        return self._captures().pop(stream)
+
+    def capture_of(self, stream: int) -> list[Callable[[], None]] | None:
+        """What the calling thread captures on a stream, or None."""
+        return self._captures().get(stream)
+
+    def refuse_capture(self, what: str, stream: int | None = None) -> None:
+        """A call that a capture of this thread forbids: on one stream, or (None) on any."""
+        captures = self._captures()
+        if captures if stream is None else stream in captures:
+            raise self.problem(f"{what} while a stream captures")
+
+    def _captures(self) -> dict[int, list[Callable[[], None]]]:
+        if not hasattr(self._local, "captures"):
+            self._local.captures = {}
+        found: dict[int, list[Callable[[], None]]] = self._local.captures
+        return found
+
     # --- memory ----------------------------------------------------------------------------------
 
     def allocate(self, nbytes: int, pinned: bool = False) -> Allocation:

@@ -41,6 +41,7 @@ class Context:
 
     def touch(self, reads: list[Any], writes: list[Any], what: str) -> None:
         spans = [[s for a in arrays if (s := self._span(a))] for arrays in (reads, writes)]
+        self.machine.refuse_capture(f"an array call ({what})", self.current())
         self.machine.submit(self.current(), spans[0], spans[1], what)
 
     def _span(self, array: np.ndarray) -> Range | None:

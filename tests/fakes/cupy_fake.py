@@ -141,6 +141,7 @@ class _Runtime(ModuleType):
     CUDARuntimeError = CUDARuntimeError
     memcpyHostToDevice = 1  # noqa: N815 - cupy's name
     memcpyDeviceToHost = 2  # noqa: N815 - cupy's name
+    streamCaptureModeThreadLocal = 1  # noqa: N815 - cupy's name
 
     def __init__(self, machine: Machine) -> None:
         super().__init__("cupy.cuda.runtime")
@@ -173,6 +174,7 @@ class _Runtime(ModuleType):
 
     def memcpyAsync(self, dst: int, src: int, size: int, kind: int, stream: int) -> None:  # noqa: N802
         self.check()
+        self._machine.refuse_capture("a copy", stream)
         self._machine.copy(dst, src, size, stream)
 
     def eventQuery(self, event: int) -> int:  # noqa: N802
@@ -255,19 +257,49 @@ class Stream:
     def __exit__(self, *error: object) -> None:
         self.cuda.streams().pop()
 
+    def begin_capture(self, mode: int = 2) -> None:
+        self.cuda.runtime.check()
+        self.cuda.machine.begin_capture(self.ptr)
+
+    def end_capture(self) -> Graph:
+        self.cuda.runtime.check()
+        return Graph(self, self.cuda.machine.end_capture(self.ptr))
+
+    def is_capturing(self) -> bool:
+        return self.cuda.machine.capture_of(self.ptr) is not None
+
     def record(self, event: Any = None) -> Any:
         self.cuda.runtime.check()
+        self.cuda.machine.refuse_capture("an event's record", self.ptr)
         event = event or self.cuda.Event()
         event.clock = self.cuda.machine.clock(self.ptr)
         event.seconds = time.perf_counter() if event.timed else None
         return event
 
     def wait_event(self, event: Any) -> None:
+        self.cuda.machine.refuse_capture("a wait for an event from outside", self.ptr)
         self.cuda.machine.wait(self.ptr, event.clock)
 
     def synchronize(self) -> None:
         self.cuda.runtime.check()
+        self.cuda.machine.refuse_capture("a wait for the stream")
         self.cuda.machine.synchronize(self.cuda.machine.clock(self.ptr))
+
+
+class Graph:
+    """``cupy.cuda.Graph``: the launches that a stream was given while it captured."""
+
+    def __init__(self, stream: Stream, launches: list[Any]) -> None:
+        self._stream = stream
+        self._launches = launches
+
+    def launch(self, stream: Any = None) -> None:
+        target = stream or self._stream
+        target.cuda.runtime.check()
+        target.cuda.machine.refuse_capture("a graph's launch", target.ptr)
+        with target:
+            for launch in self._launches:
+                launch()
 
 
 class MemoryPool:
@@ -286,6 +318,7 @@ class MemoryPool:
 
     def malloc(self, nbytes: int) -> MemoryPointer:
         self.cuda.runtime.check()
+        self.cuda.machine.refuse_capture("an allocation")
         if self.used_bytes() + nbytes > self._limit:
             raise OutOfMemoryError(nbytes, self.used_bytes(), self._limit)
         return MemoryPointer(Memory(self.cuda.machine, nbytes), 0)

@@ -65,19 +65,24 @@ class Function:
         self._check_shape(name, grid, block)
         if len(args) != len(self._params):
             raise self._machine.problem(f"{name} takes {len(self._params)} arguments")
-        arrays = []
+        arrays, scalars = [], []
         for i, (arg, (kind, const)) in enumerate(zip(args, self._params, strict=True)):
             if kind.endswith("*"):
                 if not isinstance(arg, self._cupy.ndarray):
                     raise self._machine.problem(f"{name}: argument {i} has to be a device array")
                 arrays.append((i, arg, const))
             elif isinstance(arg, np.generic) and arg.dtype == C_TYPES[kind]:
-                self._kernel.set_arg(i, arg)
+                scalars.append((i, arg))
             else:
                 raise self._machine.problem(
                     f"{name}: argument {i} is a {kind}, not a {type(arg).__name__}"
                 )
-        self._launch(name, grid, block, arrays)
+        launch = functools.partial(self._launch, name, grid, block, arrays, scalars)
+        captured = self._machine.capture_of(self._cupy.current())
+        if captured is None:
+            launch()
+        else:
+            captured.append(launch)
 
     def _check_shape(self, name: str, grid: Any, block: Any) -> None:
         if any(g > most for g, most in zip(grid, MAX_GRID, strict=False)):
@@ -85,12 +90,14 @@ class Function:
         if math.prod(block) > 1024 or 0 in (*grid, *block):
             raise self._machine.problem(f"{name}: {grid} blocks of {block} cannot be launched")
 
-    def _launch(self, name: str, grid: Any, block: Any, arrays: Any) -> None:
+    def _launch(self, name: str, grid: Any, block: Any, arrays: Any, scalars: Any) -> None:
         cl, context, queue = pocl().cl, pocl().context, pocl().queue
         flags = cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR
         spans = [(i, Range(a._a.ctypes.data, a.nbytes), const) for i, a, const in arrays]
         reads, writes = [s for _, s, _ in spans], [s for _, s, const in spans if not const]
         self._machine.submit(self._cupy.current(), reads, writes, f"kernel {name}")
+        for i, value in scalars:
+            self._kernel.set_arg(i, value)
         whole: dict[int, Any] = {}
         parts = []
         for i, span, _ in spans:

@@ -63,3 +63,24 @@ def test_runs_at_once_share_the_card(card: str) -> None:
         futures = [session.submit(f) for f in feeds]
         for f, future in zip(feeds, futures, strict=True):
             np.testing.assert_array_equal(future.result(60)["y"], evaluate(graph, f)["y"])
+
+
+def test_a_receipt_says_why_launches_are_not_replayed(
+    card: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = xd.GraphBuilder()
+    x = b.input("x", (4, 4))
+    graph = b.build({"y": b.transpose(b.softmax(x, axis=1), permutation=[1, 0])})
+    stream = registry.open_device(card).queues["compute"].stream
+
+    def refuse(*mode: int) -> None:
+        raise cupy_fake.CUDARuntimeError(801)
+
+    monkeypatch.setattr(stream, "begin_capture", refuse)
+    monkeypatch.setattr(stream, "end_capture", refuse)
+    rules = xd.Constraints(pin={"*": card})
+    with xd.compile(graph, [card], constraints=rules, measure=False) as session:
+        for _ in range(2):
+            feeds = whole_feeds(graph, 1)
+            np.testing.assert_allclose(session.run(feeds)["y"], evaluate(graph, feeds)["y"], 1e-5)
+        assert session.receipt.notes == ("no CUDA graph of 2 launches: error 801",)

@@ -117,7 +117,7 @@ def faults(runs: int, seed: int = 0, chance: float = 0.01) -> list[Figure]:
     """``soak`` with its figures; the counts of what was injected are in their names."""
     report = soak(runs, seed, chance)
     injected, errors = sum(report.injected.values()), sum(report.errors.values())
-    told = f"of {report.runs:,} runs (seed {seed}, {injected:,} faults, {report.recovered:,} recovered)"
+    told = f"of {report.runs:,} runs (seed {seed}, {injected:,} faults injected)"
     unaccounted = abs(report.runs - report.right - report.wrong - report.lost - errors)
     return [
         Figure("S5", f"lost {told}", report.lost, 0),

@@ -1,0 +1,45 @@
+"""Kernel texts that op cases lower to, and how many of them go into one file of C++."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.program import GridLaunch
+from crossdock.kernels import table
+from tests.cases import Case
+from tests.kernels.test_cpu import instance
+
+Text = tuple[str, tuple[tuple[str, str], ...], str]
+"""A text with its defines and its entry."""
+
+
+def text_of(step: GridLaunch) -> Text:
+    """The text that a launch runs."""
+    return (step.source, step.defines, step.entry)
+
+
+def texts_of(cases: Iterable[Case], info: DeviceInfo) -> dict[Text, str]:
+    """Every distinct text of these cases on a device, and the first kernel and case it is of."""
+    found: dict[Text, str] = {}
+    for case in cases:
+        call, _ = instance(case)
+        for kernel in table.candidates(call, info).fitting:
+            for step in kernel.lower(call, info).steps:
+                if isinstance(step, GridLaunch):
+                    found.setdefault(text_of(step), f"{kernel.name} of {case}")
+    return found
+
+
+def apart(number: int, text: Text) -> str:
+    """A text that can stand with others in one file: names and macros of its own.
+
+    Its entry is ``entry_number`` in a namespace ``n`` and the number.
+    """
+    source, defines, entry = text
+    macros = [name for name, _ in defines] + re.findall(r"^\s*#\s*define\s+(\w+)", source, re.M)
+    lines = [f"#define {name} {value}" for name, value in defines]
+    lines += [f"#define {entry} {entry}_{number}", f"namespace n{number} {{", source, "}"]
+    lines += [f"#undef {name.partition('(')[0]}" for name in (*dict.fromkeys(macros), entry)]
+    return "\n".join(lines) + "\n"
