@@ -100,12 +100,15 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         deterministic: the same bits for the same inputs, run to run, session to session and process
             to process, as long as graph, arguments, devices (with their threads), settings and
             versions are the same, and no device fails meanwhile (a receipt tells of it). Kernels
-            are chosen by a fixed rank, places by a fixed policy; nothing is measured, no op is
-            split and no plan swapped for another, so runs may take longer. With ``strict``, what
-            the host's array library makes of the same arrays aside, the bits depend neither on
-            devices, pins and other constraints, nor on ``threads``, nor on devices that fail: ops
-            that round or compare run on the host alone, others where they are placed; a pin of such
-            an op to another device is refused, and so are budgets that only split ops fit in.
+            are chosen by a fixed rank, places by a fixed policy (the host where it is among
+            ``devices`` and no pin says otherwise); nothing is measured, no op is split (but to fit
+            ``constraints.memory``) and no plan swapped for another, so runs may take longer.
+
+            With ``strict`` the bits depend neither on devices, pins and other constraints, nor on
+            ``threads``, nor on devices that fail: ops that round or compare run on the host alone,
+            others where they are placed. A pin of such an op to another device is refused, and so
+            is a budget that only split ops fit in. Threads of the host's array library are its own
+            settings' (``OPENBLAS_NUM_THREADS``).
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:

@@ -105,7 +105,7 @@ async def _awaited(
             longest, last = max(longest, now - last), now
 
     turning = asyncio.create_task(turn())
-    tasks = [asyncio.ensure_future(session.submit(fed[i % len(fed)])) for i in range(count)]
+    tasks = [asyncio.create_task(session.run_async(fed[i % len(fed)])) for i in range(count)]
     found = await asyncio.gather(*tasks)
     going = False
     await turning
