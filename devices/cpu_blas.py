@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -39,36 +40,41 @@ class Blas:
     def enter(self) -> None:
         """Keep the library to one thread until as many calls of ``leave`` as of this.
 
-        Callers take no lock and do not wait for each other. A call of the library that begins in
-        the microseconds in which another thread is the last to leave may still use its threads.
+        Only the first to come takes a lock. A call of the library that begins in the microseconds
+        in which another thread is the last to leave may still use its threads.
         """
         _INSIDE.append(None)
+        if self.get_threads() != 1:
+            with _TURN:
+                self._take()
+
+    def leave(self) -> None:
+        """Give back the count of threads, where nobody else is inside.
+
+        Only the last to leave takes a lock. Who comes meanwhile finds the count at one, and no
+        reason to wait: so it is looked afterwards who has come.
+        """
+        _INSIDE.pop()
+        if not _INSIDE:
+            with _TURN:
+                if _TAKEN and not _INSIDE:
+                    self.set_threads(_TAKEN.pop())
+                    if _INSIDE:
+                        self._take()
+
+    def _take(self) -> None:
         found = self.get_threads()
         if found != 1:
             _TAKEN[:] = [found]
             self.set_threads(1)
 
-    def leave(self) -> None:
-        """Give back the count of threads, where nobody else is inside.
-
-        Only who takes the count to be given back sets it, and looks afterwards who has come.
-        """
-        _INSIDE.pop()
-        while not _INSIDE:
-            try:
-                count = _TAKEN.pop()
-            except IndexError:
-                return
-            self.set_threads(count)
-            if _INSIDE:
-                _TAKEN[:] = [count]
-                self.set_threads(1)
-
 
 _INSIDE: list[None] = []
-"""One for each caller inside. What is done to these lists is atomic."""
+"""One for each caller inside; it is appended to and popped from, which is atomic."""
 _TAKEN: list[int] = []
 """The count of threads to be given back, where one was taken away."""
+_TURN = threading.Lock()
+"""Held while the count is changed."""
 
 
 @functools.cache

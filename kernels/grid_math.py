@@ -8,7 +8,7 @@ reduced ranges; errors stay within three units in the last place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from crossdock.kernels.normal import NORMAL, NORMAL_END
 
@@ -110,20 +110,14 @@ DEVICE float G_ERF(float x) {
 """An odd polynomial where it matters; centred, so that no terms cancel."""
 
 
-def _horner(name: str, coefficients: Sequence[float], of: str) -> str:
-    """Statements that evaluate a polynomial, lowest coefficient first."""
-    head, *rest = (f"{c:.9g}f" for c in reversed(coefficients))
-    steps = "".join(f"    {name} = {name} * {of} + {c};\n" for c in rest)
-    return f"    float {name} = {head};\n{steps}"
-
-
 def _normcdf() -> str:
-    """Even and odd powers apart: one chain would wait for itself longer than others are at hand."""
-    powers = _horner("even", NORMAL[::2], "s") + _horner("odd", NORMAL[1::2], "s")
+    head, *rest = (f"{c:.9g}f" for c in reversed(NORMAL))
+    steps = "".join(f"    p = p * u + {c};\n" for c in rest)
     return f"""
 DEVICE float G_NORMCDF(float x) {{
-    const float u = x * x * {2 / NORMAL_END**2:.9g}f - 1.0f, s = u * u;
-{powers}    float p = (odd * u + even) * x + 0.5f;
+    const float u = x * x * {2 / NORMAL_END**2:.9g}f - 1.0f;
+    float p = {head};
+{steps}    p = p * x + 0.5f;
     p = x > {NORMAL_END}f ? 1.0f : p;
     return x < -{NORMAL_END}f ? 0.0f : p;
 }}

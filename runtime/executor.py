@@ -255,11 +255,14 @@ class Run:
         self._failed = True
         if queue.device.gone or JOBS.ending:
             return
+        self.progress.settling[id(queue)] = part
         try:
             queue.finish()
         except Exception as error:  # noqa: BLE001 - the first failure is what is told
             self.unsettled.add(part.device)
             registry.lose(queue.device, said(error))
+        finally:
+            del self.progress.settling[id(queue)]
 
 
 def collected(windows: Windows, made: Mapping[str, Array]) -> dict[str, Array]:

@@ -25,10 +25,12 @@ class Progress:
     """What the queues were given of a run (``begun``) and took (``taken``, with its event).
 
     ``queues`` has the segments of each queue in order; ``end`` gives the run up with an error.
+    ``settling`` has, by queue, the segment after whose failure the queue's work is waited for, this
+    run's and any other's.
     ``floor`` is the least time that any device is allowed, in seconds.
     """
 
-    __slots__ = ("_since", "begun", "end", "floor", "program", "queues", "taken")
+    __slots__ = ("_since", "begun", "end", "floor", "program", "queues", "settling", "taken")
 
     def __init__(self, program: Program, floor: float) -> None:
         self.program = program
@@ -36,8 +38,10 @@ class Progress:
         self.begun: set[int] = set()
         self.taken: dict[int, Event | None] = {}
         self.queues: Sequence[Sequence[Segment]] = ()
+        self.settling: dict[int, Segment] = {}
         self.end: Callable[[DeviceLost], None] = _ignored
-        self._since: dict[int, float] = {}  # when a segment was first seen at the head of a queue
+        # When a segment was first seen at the head of a queue, or a queue settling.
+        self._since: dict[tuple[str, int], float] = {}
 
     def done(self, index: int) -> bool:
         """Whether a segment is done; never blocks."""
@@ -57,13 +61,15 @@ class Progress:
                 self.end(lost(device))
                 return
         now = _awake()
-        for head in filter(None, map(self._head, self.queues)):
-            took = now - self._since.setdefault(head.index, now)
+        heads = [("at", part.index, part) for part in filter(None, map(self._head, self.queues))]
+        heads += [("settling", key, part) for key, part in tuple(self.settling.items())]
+        for how, key, part in heads:
+            took = now - self._since.setdefault((how, key), now)
             if took <= self.floor:
                 continue
-            allowed = sum(run.outstanding(head.device) for run in list(_ACTIVE))
+            allowed = sum(run.outstanding(part.device) for run in list(_ACTIVE))
             if took > max(self.floor, allowed):
-                self.end(_hung(self.program, head, took))
+                self.end(_hung(self.program, part, took))
                 return
 
     def _head(self, parts: Sequence[Segment]) -> Segment | None:
