@@ -192,7 +192,8 @@ class QueuedRun(Run):
                 self._wait_for(last, parts[-1].device)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
             self._fail(error)
-            self._settle(parts[0])
+            if any(map(self._begun, parts)):  # else it may hang at what others gave it
+                self._settle(parts[0])
         finally:
             self._driving.discard(key)
             self._end()
