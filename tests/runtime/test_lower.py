@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -12,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crossdock as xd
+from crossdock.devices import registry
 from crossdock.devices.base import Device
 from crossdock.devices.host_memory import HostBuffer
 from crossdock.kernels.reference import evaluate
-from crossdock.runtime.errors import OutOfMemory, StalePlan
+from crossdock.runtime.errors import DeviceLost, OutOfMemory, StalePlan
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import lower
 from crossdock.runtime.order import with_waits
@@ -164,3 +166,28 @@ def test_progress_names_each_op(machine: Machine) -> None:
         ("preparing mul on cpu:0", 1, 3),
         ("preparing add on cpu:0", 2, 3),
     ]
+
+
+def test_a_run_that_is_lost_before_its_turn_holds_no_queue_up(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its queue hangs at what another run gave it: the runs behind are not to wait for that."""
+    a, b = machine.sim("a"), machine.sim("b")
+    made = program(machine, shared_weight(), a, b, pin={"one": a, "two": a, "three": b})
+    device, turn, over = machine.device(b), threading.Event(), threading.Event()
+    worker = device.worker("compute")
+    worker.post(lambda: bool(turn.wait(30)))  # another run's turn
+    run = QueuedRun(made, instantiate(made), lambda: None)
+    caller = threading.Thread(
+        target=lambda: pytest.raises(DeviceLost, run.across, whole_feeds(made.graph, 1), Deadline())
+    )
+    caller.start()
+    registry.lose(machine.device(a), "pulled out")
+    caller.join(10)
+    assert not caller.is_alive()
+    monkeypatch.setattr(device.queues["compute"], "finish", lambda: over.wait(30))
+    turn.set()
+    came = threading.Event()
+    worker.post(came.set)
+    assert came.wait(5)
+    over.set()
