@@ -39,7 +39,7 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a c
     return None if blas() is not None else Refusal("numpy's BLAS is not OpenBLAS", Cause.LIBRARY)
 
 
-@kernel("cpu.conv_transpose2d", "conv_transpose2d", ("cpu",), when=_fits, rank=20)
+@kernel("cpu.conv_transpose2d", "conv_transpose2d", ("cpu",), when=_fits, rank=20, steady=False)
 def lower_conv_transpose2d(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - the same
     """Lower a transposed convolution to a product and a scatter."""
     image, filters = call.inputs[0], call.inputs[1]

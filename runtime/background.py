@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from crossdock.devices.worker import run_job
+from crossdock.runtime.errors import ExecutionError
 from crossdock.runtime.pool import Deadline
 
 Job = Callable[[], None]
@@ -42,7 +43,7 @@ class Background:
         with self._change:
             start = self._take(job)
         if start:
-            self._start()
+            self._start(job)
 
     def offer(self, job: Job) -> bool:
         """``post`` if there is room; whether there was."""
@@ -51,7 +52,7 @@ class Background:
                 return False
             start = self._take(job)
         if start:
-            self._start()
+            self._start(job)
         return True
 
     def join(self, job: Job) -> None:
@@ -62,7 +63,7 @@ class Background:
                 return
             start = self._take(job)
         if start:
-            self._start()
+            self._start(job)
 
     def wait(self, job: Job, deadline: Deadline) -> bool:
         """``post`` as soon as there is room; False where the deadline was over before."""
@@ -125,8 +126,24 @@ class Background:
         self._threads += 1
         return True
 
-    def _start(self) -> None:
-        threading.Thread(target=self._work, name=self._name, daemon=True).start()
+    def _start(self, job: Job) -> None:
+        """Start a thread; where there can be none, the job is for those that there are.
+
+        Raises:
+            ExecutionError: there are none; the job is taken back.
+        """
+        try:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        except RuntimeError as error:
+            with self._change:
+                self._threads -= 1
+                stranded = self._threads == 0 and self._drop(job)
+                self._change.notify()
+            if stranded:
+                raise ExecutionError(
+                    f"{self._name}: no thread can be started to wait for the run ({error}); end "
+                    "others, raise the limit of processes, or call run"
+                ) from error
 
     def _work(self) -> None:
         _HERE.inside = True

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import crossdock as xd
-from crossdock.runtime.errors import Busy, FeedError, PlanError, Timeout
+from crossdock.runtime.background import Background
+from crossdock.runtime.errors import Busy, ExecutionError, FeedError, PlanError, Timeout
 from crossdock.runtime.session import Session
 from tests.runtime.conftest import Gate, Machine
 
@@ -173,3 +174,42 @@ async def test_awaited_runs_end_with_typed_errors(machine: Machine, gate: Gate) 
         assert all(f.done() for f in futures)
     with pytest.raises(PlanError, match="is closed"):
         await session.run_async(feed(3))
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_and_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line, done = Background(2, "short of threads"), threading.Event()
+    start = threading.Thread.start
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ExecutionError, match="no thread can be started"):
+        line.post(lambda: pytest.fail("it was taken back"))
+    monkeypatch.setattr(threading.Thread, "start", start)
+    line.post(done.set)
+    assert done.wait(10)
+
+
+def test_where_no_more_threads_can_be_started_those_that_there_are_do_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line, begun, go = Background(2, "short of threads"), threading.Event(), threading.Event()
+    done = threading.Event()
+
+    def first() -> None:
+        begun.set()
+        go.wait(10)
+
+    line.post(first)
+    assert begun.wait(10)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    line.post(done.set)
+    go.set()
+    assert done.wait(10)
