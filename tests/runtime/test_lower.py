@@ -178,9 +178,12 @@ def test_a_run_that_is_lost_before_its_turn_holds_no_queue_up(
     worker = device.worker("compute")
     worker.post(lambda: bool(turn.wait(30)))  # another run's turn
     run = QueuedRun(made, instantiate(made), lambda: None)
-    caller = threading.Thread(
-        target=lambda: pytest.raises(DeviceLost, run.across, whole_feeds(made.graph, 1), Deadline())
-    )
+
+    def call() -> None:
+        with pytest.raises(DeviceLost):
+            run.across(whole_feeds(made.graph, 1), Deadline())
+
+    caller = threading.Thread(target=call)
     caller.start()
     registry.lose(machine.device(a), "pulled out")
     caller.join(10)
