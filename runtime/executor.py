@@ -166,7 +166,8 @@ class Run:
         if give_back is None:
             return
         discard = self.care.discard
-        spoilt = self._failed and any(d.gone for d in self.program.devices.values())
+        gone = any(d.gone for d in self.program.devices.values())
+        spoilt = self._failed and (gone or bool(self.unsettled))
         (discard if spoilt and discard is not None else give_back)()
 
     def _stop(self, *, on: bool) -> None:

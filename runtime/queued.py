@@ -110,6 +110,7 @@ class QueuedRun(Run):
         self._ended.set()
         if abandoned:
             leave(self.progress)
+            self.unsettled.add(error.device)
             self._release()
 
     def _quieten(self) -> None:

@@ -31,6 +31,9 @@ def copied(
 ) -> None:
     """Make a copy and look whether it arrived; it is done then.
 
+    One that did not may come yet, over what lies there by then: all that the queue has is waited
+    for before the next.
+
     Raises:
         TransferError: it did not, twice.
     """
@@ -43,6 +46,7 @@ def copied(
         done(queue, queue.read(buffer, back))
         if np.array_equal(array, back):
             return
+        queue.finish()
         waits = ()
     wrong = np.flatnonzero(array != back)
     name, way = queue.device.info.id, "to" if part.role == "upload" else "from"

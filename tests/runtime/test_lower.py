@@ -17,7 +17,8 @@ from crossdock.devices import registry
 from crossdock.devices.base import Device
 from crossdock.devices.host_memory import HostBuffer
 from crossdock.kernels.reference import evaluate
-from crossdock.runtime.errors import DeviceLost, OutOfMemory, StalePlan
+from crossdock.runtime.errors import DeviceHung, DeviceLost, OutOfMemory, StalePlan
+from crossdock.runtime.executor import Care
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lower import lower
 from crossdock.runtime.order import with_waits
@@ -194,3 +195,28 @@ def test_a_run_that_is_lost_before_its_turn_holds_no_queue_up(
     worker.post(came.set)
     assert came.wait(5)
     over.set()
+
+
+def test_memory_that_the_host_may_still_write_to_is_not_used_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host is never gone, as its memory goes on feeding the others; its computing may hang."""
+    made = program(machine, shared_weight(), machine.sim("a"), pin={"one": "sim:a", "two": HOST, "three": HOST})
+    open_, ends = threading.Event(), []
+    queue = machine.device(HOST).queues["compute"]
+    execute = queue.execute
+
+    def held(*args: Any, **options: Any) -> Any:
+        open_.wait(30)
+        return execute(*args, **options)
+
+    monkeypatch.setattr(queue, "execute", held)
+    care = Care(discard=lambda: ends.append("discarded"), watchdog=0.1)
+    run = QueuedRun(made, instantiate(made), lambda: ends.append("given back"), care=care)
+    try:
+        with pytest.raises(DeviceHung, match="cpu:0"):
+            run.across(whole_feeds(made.graph, 1), Deadline())
+        assert ends == ["discarded"]
+    finally:
+        open_.set()
+        registry.rescan()

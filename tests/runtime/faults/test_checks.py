@@ -53,6 +53,22 @@ def test_a_damaged_copy_is_made_again(
     assert devices[device].faults.injected
 
 
+def test_a_copy_that_comes_late_finds_nothing_to_spoil(faulty: FaultyMachine) -> None:
+    """It was said to be done, was made again, and comes when another value lies in its place."""
+    b = xd.GraphBuilder()
+    x = b.input("x", (400, 400))
+    there = b.add(x, x, label="there")
+    here = b.matmul(there, there, label="here")  # on the host, for longer than the copy is late
+    over = b.mul(there, there, label="over")  # where x was
+    graph = b.build({"y": b.add(over, here, label="y")})
+    places = {"there": A, "here": "cpu:0", "over": A, "y": A}
+    device = faulty.add("a", Fault("early", 0, call="copy", seconds=0.004))
+    with compiled(graph, places, verify="transfers", skip_passes=["fuse-elementwise"]) as session:
+        feeds = {"x": np.ones((400, 400), np.float32)}
+        right(graph, feeds, session.run(feeds))
+    assert device.faults.injected
+
+
 @pytest.mark.parametrize("kind", ["corrupt", "short", "early"])
 def test_a_device_that_damages_every_copy_is_given_up(faulty: FaultyMachine, kind: str) -> None:
     graph, places = branches()
