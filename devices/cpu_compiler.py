@@ -63,8 +63,8 @@ def machine(level: str) -> Any:
     )
 
 
-def object_code(target: Any, text: str) -> bytes:
-    """Compile a module for a ``machine``.
+def optimised(target: Any, text: str) -> Any:
+    """LLVM's module of a text for a machine.
 
     Only cheap passes are run: kernels are written with vector types and with their invariants
     outside of loops.
@@ -83,6 +83,18 @@ def object_code(target: Any, text: str) -> bytes:
     passes.add_instruction_combine_pass()
     passes.add_simplify_cfg_pass()
     passes.run(module, builder)
+    return module
+
+
+def object_code(target: Any, text: str) -> bytes:
+    """Compile a module for a ``machine``.
+
+    Raises:
+        RuntimeError: LLVM refuses it.
+    """
+    import llvmlite.binding as llvm
+
+    module = optimised(target, text)
     if not text.startswith(AS_WRITTEN):
         return bytes(target.emit_object(module))
     llvm.set_option("crossdock", "-disable-lsr=true")  # for all that this process compiles

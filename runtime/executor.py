@@ -166,8 +166,8 @@ class Run:
         if give_back is None:
             return
         discard = self.care.discard
-        gone = any(d.gone for d in self.program.devices.values())
-        spoilt = self._failed and (gone or bool(self.unsettled))
+        devices = self.program.devices.values()
+        spoilt = self._failed and (bool(self.unsettled) or any(d.gone for d in devices))
         (discard if spoilt and discard is not None else give_back)()
 
     def _stop(self, *, on: bool) -> None:

@@ -218,6 +218,7 @@ class Session:
             Busy: there is no room, and ``block`` is False or this is called back by a future in a
                 thread that room could wait for; such calls may pass ``waiting`` by
                 ``runs_at_once`` runs.
+            ExecutionError: no thread can be started to wait for it.
         """
         deadline = request.deadline(timeout)
         try:

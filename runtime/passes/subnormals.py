@@ -8,6 +8,7 @@ unless all weights are about as small: then nothing is changed.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -46,8 +47,23 @@ def flush_subnormals(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
     return replace(graph, nodes=tuple(nodes), constants=constants, specs=specs)
 
 
+_SOUND: dict[int, weakref.ref[Array]] = {}
+"""Arrays, by identity, that were found to need nothing: a model is simplified for every shape."""
+
+
 def _flushed(array: Array) -> Array | None:
     """The array without its subnormal numbers; None where it has none or nothing larger."""
+    key = id(array)
+    known = _SOUND.get(key)
+    if known is not None and known() is array:
+        return None
+    made = _looked_through(array)
+    if made is None:
+        _SOUND[key] = weakref.ref(array, lambda _: _SOUND.pop(key, None))
+    return made
+
+
+def _looked_through(array: Array) -> Array | None:
     if array.dtype != np.float32 or array.size == 0:
         return None
     flat = array.reshape(-1)

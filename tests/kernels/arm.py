@@ -15,6 +15,7 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from crossdock.devices import cpu_llvm, registry
+from crossdock.devices.cpu_compiler import optimised
 from crossdock.devices.program import NativeCall
 from crossdock.kernels import table
 
@@ -57,26 +58,13 @@ def machine() -> Any:
     return llvm.Target.from_triple(TRIPLE).create_target_machine(cpu=CPU, opt=3)
 
 
-def assembly(text: str, target: Any) -> str:
-    module = llvm.parse_assembly(text)
-    module.triple = target.triple
-    module.data_layout = str(target.target_data)
-    module.verify()
-    builder = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(1))
-    passes = llvm.create_new_module_pass_manager()
-    passes.add_instruction_combine_pass()
-    passes.add_simplify_cfg_pass()
-    passes.run(module, builder)
-    return str(target.emit_assembly(module))
-
-
 def main() -> None:
     limit = None if "--all" in sys.argv else PER_KERNEL
     target = machine()
     rows = []
     for kernel, found in sorted(texts().items()):
         for text, case in found[:limit]:
-            made = assembly(text, target)
+            made = str(target.emit_assembly(optimised(target, text)))
             rows.append(
                 {
                     "kernel": kernel,

@@ -201,7 +201,9 @@ def test_memory_that_the_host_may_still_write_to_is_not_used_again(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The host is never gone, as its memory goes on feeding the others; its computing may hang."""
-    made = program(machine, shared_weight(), machine.sim("a"), pin={"one": "sim:a", "two": HOST, "three": HOST})
+    made = program(
+        machine, shared_weight(), machine.sim("a"), pin={"one": "sim:a", "two": HOST, "three": HOST}
+    )
     open_, ends = threading.Event(), []
     queue = machine.device(HOST).queues["compute"]
     execute = queue.execute
