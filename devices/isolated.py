@@ -30,6 +30,7 @@ from crossdock.runtime.errors import DeviceError, Unavailable
 
 KIND = "isolated"
 FIX = "use the device without a process of its own"
+HOME_ONLY = "machine code made in this process, as that of cpu:0 is, does not travel to another"
 _OPENING = "open"
 
 
@@ -38,8 +39,8 @@ def probe() -> Probe:
     found = [_listed(kind) for kind in registry.kind_names() if kind not in ("cpu", sim.KIND)]
     found.append(_simulated())
     infos = tuple(info for probe in found for info in probe.devices)
-    reasons = "; ".join(f"{p.kind}: {p.reason}" for p in found if not p.devices)
-    return Probe(KIND, infos, "" if infos else reasons, "" if infos else FIX)
+    reasons = [f"{p.kind}: {p.reason}" for p in found if not p.devices]
+    return Probe(KIND, infos, "; ".join((HOME_ONLY, *(() if infos else reasons))), FIX)
 
 
 @functools.cache

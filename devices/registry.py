@@ -242,7 +242,7 @@ def _open(device_id: str, options: dict[str, int | None]) -> Device:
 
 
 def _why_not(device_id: str, probe: Probe) -> str:
-    there = ", ".join(info.id for info in devices()) or "none"
+    there = ", ".join(dict.fromkeys(i.id for i in (*devices(), *probe.devices))) or "none"
     why = f": {probe.reason}" if probe.reason else ""
     fix = f"; {probe.fix}" if probe.fix else ""
     return f"no device {device_id!r}{why}{fix} (devices here: {there})"

@@ -97,9 +97,9 @@ def bind(graph: Graph, given: Feeding, files: Mapping[str, Array] | None = None)
             flags = " ".join(f"--dim {d}=SIZE" for d in dict.fromkeys(missing))
             form = ",".join(str(sizes.get(d, d) if isinstance(d, str) else d) for d in spec.shape)
             raise FeedError(
-                f"input {name!r} is {spec} and {', '.join(map(repr, dict.fromkeys(missing)))} has "
-                f"no size; give {flags}, or --shape {name}={form} with sizes, or --input "
-                f"{name}=FILE.npy"
+                f"input {name!r} is {spec}, without sizes for "
+                f"{', '.join(map(repr, dict.fromkeys(missing)))}; give {flags}, or --shape "
+                f"{name}={form} with sizes, or --input {name}=FILE.npy"
             )
     if graph.staged is not None:
         return graph

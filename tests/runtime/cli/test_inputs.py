@@ -92,7 +92,7 @@ def test_a_number_that_the_type_does_not_have_is_refused(number: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (Feeding(), r"'x' is float32\[N,4\] and 'N' has no size; give --dim N=SIZE, or --shape"),
+        (Feeding(), r"'x' is float32\[N,4\], without sizes for 'N'; give --dim N=SIZE, or --shape"),
         (Feeding(dims={"M": 1}), r"--dim M: no such dimension \(open dimensions: N\)"),
         (Feeding(shapes={"z": (1,)}), r"--shape: the model has no input 'z'; it has x \(float32"),
         (Feeding(shapes={"x": (1, 5)}), r"wants float32\[N,4\]"),
