@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,9 @@ from crossdock.runtime.errors import CompileError
 from crossdock.runtime.refused import Refused, refuse
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
+Keep = Callable[[Device, Array, str], Buffer]
+"""Puts a constant into memory of a device; the text says what it is."""
+
 
 @dataclass(frozen=True)
 class CompiledOp:
@@ -24,10 +27,19 @@ class CompiledOp:
     packed: tuple[Buffer, ...]
 
 
+def resident(device: Device, array: Array, label: str) -> Buffer:
+    """Memory of a device with an array's values that nothing writes to."""
+    return device.resident(array, label)
+
+
 def compile_op(
-    device: Device, kernel: Kernel, call: OpCall, lowered: Lowered | None = None
+    device: Device,
+    kernel: Kernel,
+    call: OpCall,
+    lowered: Lowered | None = None,
+    keep: Keep = resident,
 ) -> CompiledOp:
-    """Lower, unless that is done, compile and make packed constants.
+    """Lower, unless that is done, compile and make packed constants, which ``keep`` puts there.
 
     Raises:
         CompileError: a kernel does not build; it is not chosen again in this process.
@@ -44,13 +56,8 @@ def compile_op(
         error.device = device.info.id
         refuse(mark, Refused(device.info.id, kernel.name, str(error), error.log))
         raise
-    packed = tuple(device.resident(packed_by(pack), "packed weights") for pack in lowered.packs)
+    packed = tuple(keep(device, packed_by(pack), "packed weights") for pack in lowered.packs)
     return CompiledOp(lowered, executables, packed)
-
-
-def resident(device: Device, array: Array, label: str) -> Buffer:
-    """A copy of an array on a device."""
-    return device.upload(array, label)
 
 
 def read(device: Device, buffer: Buffer, spec: TensorSpec) -> Array:

@@ -236,7 +236,7 @@ class Run:
         began = time.perf_counter()
         event: Event | None = None
         if self._checked:
-            from crossdock.runtime.recompute import copied
+            from crossdock.runtime.copies import copied
 
             copied(queue, part, buffer, array, waits, name)
         elif part.role == "upload":

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from crossdock.devices.base import SLOWEST, Device
+from crossdock.devices.base import SLOWEST, Device, Queue
 from crossdock.runtime import settings
 from crossdock.runtime.binding import read
 from crossdock.runtime.calls import alias_roots
+from crossdock.runtime.copies import read_back
 from crossdock.runtime.errors import DeviceError
 from crossdock.runtime.executor import Run, collected
 from crossdock.runtime.graph import Graph, Node
@@ -70,11 +71,12 @@ class Lineage:
                 self.ended[step.name] = step
 
     def _good(self, run: Run) -> dict[str, list[str]]:
-        """Devices that hold a value of this graph, by root; the host first."""
+        """Devices that hold a value that this graph makes, by root; the host first."""
         there: dict[str, list[str]] = {}
         specs, mine = run.program.graph.specs, self.graph.specs
         for value, device in intact(run):
-            if value in mine and mine[value] == specs[value] and value not in self.shy:
+            known = value in mine and mine[value] == specs[value]
+            if known and value not in self.shy and value not in self.graph.inputs:
                 there.setdefault(value, []).append(device)
         for devices in there.values():
             devices.sort(key=lambda name: name != HOST)
@@ -181,8 +183,15 @@ def _fetched(run: Run, value: str, device: Device) -> Array | None:
     if device.info.id == HOST:
         return np.array(buffer.array(spec))
     limit = settings.watchdog() + spec.nbytes / SLOWEST
+    checks = run.care.checks
+
+    def fetch(queue: Queue) -> Array:
+        if checks is not None and checks.transfers:
+            return read_back(queue, buffer, spec, value)
+        return read(device, buffer, spec)
+
     try:
-        return device.call("download", lambda _: read(device, buffer, spec), limit)
+        return device.call("download", fetch, limit)
     except DeviceError as error:
         blame(error, device)
         return None

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from crossdock.devices.base import Buffer, Device
 from crossdock.kernels.spec import OpCall
-from crossdock.runtime import costing, emulation
-from crossdock.runtime.binding import CompiledOp, compile_op
+from crossdock.runtime import copies, costing, emulation
+from crossdock.runtime.binding import CompiledOp, Keep, compile_op, resident
 from crossdock.runtime.config import Progress
 from crossdock.runtime.errors import StalePlan
 from crossdock.runtime.graph import Graph
@@ -26,18 +26,21 @@ def lower(
     *,
     watched: bool = False,
     singly: bool = False,
+    verified: bool = False,
 ) -> Program:
     """Compile the ops of a plan and upload its weights.
 
     Weights that a program in ``kept`` (of the same devices) has there already are shared with it,
     and so are ops where it is of the very same graph.
-    ``singly``: a launch is a segment of its own. ``windows`` is for a graph whose inputs and
-    outputs are parts of the caller's.
+    ``singly``: a launch is a segment of its own; ``verified``: weights are read back. ``windows``
+    is for a graph whose inputs and outputs are parts of the caller's.
 
     Raises:
         CompileError: a kernel does not build.
         StalePlan: the plan names a kernel that is not here.
+        TransferError: a weight does not arrive.
     """
+    keep = copies.resident if verified else resident
     calls = costing.op_calls(graph)
     roots = costing.alias_roots(graph)
     ops: dict[int, CompiledOp] = {}
@@ -62,7 +65,7 @@ def lower(
         device = devices[step.device]
         there = compiled.get((step.name, step.device, step.kernel))
         with blaming(device):
-            op = ops[step.index] = there or _compiled(step, device, calls[step.name])
+            op = ops[step.index] = there or _compiled(step, device, calls[step.name], keep)
             for at, value in enumerate(step.inputs):
                 root = None if value is None else roots[value]
                 if root is None or root not in graph.constants or at in op.lowered.unused:
@@ -70,7 +73,7 @@ def lower(
                 if (root, step.device) not in residents:
                     array = graph.constants[root]
                     copied = shared.get((id(array), step.device))
-                    residents[root, step.device] = copied or device.resident(array, root)
+                    residents[root, step.device] = copied or keep(device, array, root)
     windows = windows or Windows(graph.output_specs)
     segments = segment(plan.steps, singly=watched or singly)
     return Program(
@@ -78,7 +81,7 @@ def lower(
     )
 
 
-def _compiled(step: Step, device: Device, call: OpCall) -> CompiledOp:
+def _compiled(step: Step, device: Device, call: OpCall, keep: Keep) -> CompiledOp:
     fitting = emulation.candidates(call, device.info).fitting
     kernel = next((k for k in fitting if k.name == step.kernel), None)
     if kernel is None:
@@ -86,4 +89,4 @@ def _compiled(step: Step, device: Device, call: OpCall) -> CompiledOp:
             f"op {step.name!r} was planned with kernel {step.kernel!r}, which is not here "
             f"for {step.device}; plan again"
         )
-    return compile_op(device, kernel, call)
+    return compile_op(device, kernel, call, keep=keep)

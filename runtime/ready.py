@@ -233,9 +233,18 @@ def make_ready(
     windows = Windows(graph.output_specs, split.inputs, split.outputs)
     shared = [r.program for r in kept]
     singly = checks is not None and checks.share > 0
+    verified = checks is not None and checks.transfers
     try:
         program = lower(
-            split.graph, plan, opened, progress, shared, windows, watched=watched, singly=singly
+            split.graph,
+            plan,
+            opened,
+            progress,
+            shared,
+            windows,
+            watched=watched,
+            singly=singly,
+            verified=verified,
         )
     except OutOfMemory as error:
         error.planned = _planned(plan, error.device)

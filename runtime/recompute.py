@@ -1,4 +1,4 @@
-"""Making copies that are read back, and steps that are computed again; see ``checks``."""
+"""Steps that are computed again on the host; see ``checks``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from crossdock.devices.base import Buffer, Event, Queue
+from crossdock.devices.base import Event, Queue
 from crossdock.kernels.reference import evaluate
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime import costing, emulation
 from crossdock.runtime.calls import op_call
 from crossdock.runtime.cases.kit import Case
-from crossdock.runtime.errors import TransferError, WrongResult
+from crossdock.runtime.copies import done
+from crossdock.runtime.errors import WrongResult
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.plan import Step
 from crossdock.runtime.program import Instance, Program, Segment, buffer_of
@@ -22,46 +23,6 @@ from crossdock.runtime.tensor import FLOATS, Array, to_numpy
 
 ULPS = 64.0
 """Relative error allowed, in spacings: a fused op has many roundings."""
-TRIES = 2
-"""How often a copy is made before the device is given up."""
-
-
-def copied(
-    queue: Queue, part: Segment, buffer: Buffer, array: Array, waits: Sequence[Event], what: str
-) -> None:
-    """Make a copy and look whether it arrived; it is done then.
-
-    One that did not may come yet, over what lies there by then: all that the queue has is waited
-    for before the next.
-
-    Raises:
-        TransferError: it did not, twice.
-    """
-    back = np.empty_like(array)
-    for _ in range(TRIES):
-        if part.role == "upload":
-            done(queue, queue.write(buffer, array, waits))
-        else:
-            done(queue, queue.read(buffer, array, waits))
-        done(queue, queue.read(buffer, back))
-        if np.array_equal(array, back):
-            return
-        queue.finish()
-        waits = ()
-    wrong = np.flatnonzero(array != back)
-    name, way = queue.device.info.id, "to" if part.role == "upload" else "from"
-    raise TransferError(
-        f"the copy of {what!r:.80} {way} {name} arrived with {len(wrong)} of {array.size} bytes "
-        f"that are others, first at {wrong[0]}, {TRIES} times; do not use the device",
-        device=name,
-    )
-
-
-def done(queue: Queue, event: Event | None) -> None:
-    """Wait for work of a queue."""
-    if event is not None:
-        queue.flush()
-        event.wait()
 
 
 class Recomputed:

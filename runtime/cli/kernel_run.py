@@ -10,7 +10,7 @@ import numpy as np
 from crossdock.devices.base import Device
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import emulation
-from crossdock.runtime.binding import bind_op, compile_op, read, resident
+from crossdock.runtime.binding import bind_op, compile_op, read
 from crossdock.runtime.tensor import Array
 
 
@@ -39,7 +39,7 @@ def run_kernel(
     """
     op = compile_op(device, kernel, call)
     inputs = [
-        None if array is None or i in op.lowered.unused else resident(device, array, "verify")
+        None if array is None or i in op.lowered.unused else device.upload(array, "verify")
         for i, array in enumerate(arrays)
     ]
     outputs = [device.allocate(max(1, spec.nbytes), "verify") for spec in call.outputs]

@@ -178,6 +178,9 @@ def _batch(report: Report, session: xd.Session, graph: xd.Graph, drawn: random.R
             same = all(np.asarray(got[k]).tobytes() == v.tobytes() for k, v in _flat(want))
             report.right += same
             report.wrong += not same
+            if not same:
+                told = f"of {one}: {got}, not {want}"
+                report.said.setdefault("wrong", told.replace("\n", " "))
     report.twice += sum(n > 1 for n in ends.values())
     told = session.receipt.recoveries if session._receipt else ()
     report.recovered += bool(told)

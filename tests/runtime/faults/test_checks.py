@@ -82,6 +82,42 @@ def test_a_device_that_damages_every_copy_is_given_up(faulty: FaultyMachine, kin
         assert B not in session.devices
 
 
+@pytest.mark.parametrize(("kind", "nth"), COPIES)
+def test_a_damaged_weight_is_sent_again(faulty: FaultyMachine, kind: str, nth: int) -> None:
+    b = xd.GraphBuilder()
+    x = b.input("x", (4, 4))
+    weights = [b.constant(np.full((4, 4), i + 1.0, np.float32)) for i in range(2)]
+    made = b.add(b.mul(x, weights[0], label="m"), weights[1], label="n")
+    graph = b.build({"y": made})
+    device = faulty.add("a", Fault(kind, nth, call="copy", bit=30))
+    with compiled(graph, {"m": A, "n": A}, verify="transfers") as session:
+        feeds = whole_feeds(graph, 0)
+        right(graph, feeds, session.run(feeds))
+        assert A in session.devices
+    assert device.faults.injected
+
+
+@pytest.mark.parametrize("kind", ["corrupt", "short", "early"])
+@pytest.mark.parametrize("nth", [4, 5])
+def test_what_is_saved_of_a_failed_run_is_looked_at(
+    faulty: FaultyMachine, kind: str, nth: int
+) -> None:
+    b = xd.GraphBuilder()
+    x = b.input("x", (2, 3))
+    kept = b.add(x, x, label="kept")  # on A alone when B fails, and needed for what is left
+    crossed = b.mul(kept, x, label="crossed")
+    failed = b.sub(crossed, x, label="failed")
+    graph = b.build({"y": b.add(failed, kept, label="y")})
+    places = {"kept": A, "crossed": A, "failed": B, "y": A}
+    device = faulty.add("a", Fault(kind, nth, call="copy", bit=30))
+    faulty.add("b", Fault("launch", 0))
+    with compiled(graph, places, verify="transfers", skip_passes=["fuse-elementwise"]) as session:
+        feeds = whole_feeds(graph, 0)
+        right(graph, feeds, session.run(feeds))
+        assert session.receipt.recoveries
+    assert device.faults.injected
+
+
 def test_nothing_else_notices_a_damaged_copy(faulty: FaultyMachine) -> None:
     """Why there are checks: without them the answer is wrong, and nobody says so."""
     graph, places = branches()
