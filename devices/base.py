@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -259,10 +259,15 @@ class Device(ABC):
 
     def compile_ahead(  # noqa: B027 - most devices' compilers gain nothing by it
         self,
-        steps: Sequence[Step],
+        steps: Iterable[Step],
+        until: float = math.inf,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Compile all at once what ``compile`` will be asked for, which says what goes wrong."""
+        """Compile at once what ``compile`` will be asked for, which says what goes wrong.
+
+        As much as there is time for ``until`` then, on the clock of ``time.monotonic``, in the
+        order given; ``progress`` is told how many of how many found so far are done.
+        """
 
     @abstractmethod
     def record(self, bound: Sequence[Bound]) -> CommandBuffer:

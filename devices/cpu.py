@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -318,15 +319,16 @@ class CpuDevice(Device):
 
     def compile_ahead(
         self,
-        steps: Sequence[Step],
+        steps: Iterable[Step],
+        until: float = math.inf,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Compile the native code of steps on all processors."""
-        calls = [step for step in steps if isinstance(step, NativeCall)]
-        asked = [part for call in calls for part in (call.address, *call.args)]
-        found = {part.name: part.source for part in asked if isinstance(part, Function)}
-        sources = {name: source for name, source in found.items() if source is not None}
-        cpu_llvm.compile_ahead(sources, progress)
+        calls = (step for step in steps if isinstance(step, NativeCall))
+        asked = (part for call in calls for part in (call.address, *call.args))
+        functions = (part for part in asked if isinstance(part, Function))
+        sources = ((f.name, f.source) for f in functions if f.source is not None)
+        cpu_llvm.compile_ahead(sources, until, progress)
 
     def record(self, bound: Sequence[Bound]) -> CpuCommands:
         """Prebuild views, argument words and closures; steps keep their buffers alive."""

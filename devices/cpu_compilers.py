@@ -7,14 +7,17 @@ is left to the caller, who finds out why.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from crossdock.devices import cpu_compiler, topology
 
@@ -26,82 +29,124 @@ Progress = Callable[[int, int], None]
 
 
 def compile_all(
-    texts: Mapping[str, str],
+    texts: Iterable[tuple[str, str]],
     level: str,
     made: Callable[[str, bytes], None],
+    until: float = math.inf,
     progress: Progress | None = None,
 ) -> None:
-    """Compile modules, by key, and hand object code to ``made``, in the calling thread.
+    """Compile modules, given with their keys, and hand object code to ``made`` as it comes.
 
-    ``level`` is the level of instruction sets, or empty. Modules that are compiled in less time
-    than processes take to start are left out.
+    That is done in the calling thread, as is the making of texts, which goes on while others are
+    compiled already; it ends at ``until`` on the clock of ``time.monotonic``. ``level`` is the
+    level of instruction sets, or empty. Modules that are compiled in less time than processes take
+    to start are left out.
     """
-    if sum(map(len, texts.values())) < WORTH or not _can_start():
+    if not _can_start():
         return
-    work = _Work(texts, level)
-    count = min(topology.cpu_count(), len(texts))
-    processes = [found for _ in range(count) if (found := _started()) is not None]
-    threads = [threading.Thread(target=work.share, args=(p,), daemon=True) for p in processes]
+    left = iter(texts)
+    first: list[tuple[str, str]] = []
+    while not first or sum(len(text) for _, text in first) < WORTH:
+        found = next(left, None)
+        if found is None or time.monotonic() > until:
+            return
+        first.append(found)
+    work = _Work(level)
     try:
-        for thread in threads:
-            thread.start()
-        for done, (name, code) in enumerate(work.results(len(threads)), 1):
-            if progress is not None:
-                progress(done, len(texts))
-            if code is not None:
-                made(name, code)
+        work.start()
+        for found in itertools.chain(first, left):
+            work.add(*found)
+            if time.monotonic() > until:
+                return
+            work.hand_out(made, progress)
+        work.end()
+        work.hand_out(made, progress, until)
     finally:
-        work.left.clear()
-        for process in processes:
-            process.kill()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
-        for process in processes:
-            with suppress(OSError):  # what was still to be written has nobody to read it
-                process.communicate()
+        work.close()
 
 
 class _Work:
-    """Modules to compile, which threads share out among processes."""
+    """Modules to compile, and the processes and threads that do it, a thread a process."""
 
-    def __init__(self, texts: Mapping[str, str], level: str) -> None:
-        self.texts, self.level = texts, level
-        self.left = sorted(texts, key=lambda name: len(texts[name]))  # the longest is taken first
+    def __init__(self, level: str) -> None:
+        self._level = level
+        self._left: SimpleQueue[tuple[str, str] | None] = SimpleQueue()
         self._found: SimpleQueue[tuple[str, bytes | None] | None] = SimpleQueue()
+        self._added = self._done = 0
+        wanted = range(topology.cpu_count())
+        self._processes = [p for _ in wanted if (p := _started()) is not None]
+        self._at_work = len(self._processes)
+        self._threads = [
+            threading.Thread(target=self._share, args=(p,), daemon=True) for p in self._processes
+        ]
 
-    def results(self, threads: int) -> Iterator[tuple[str, bytes | None]]:
-        """Modules' object code as it comes, None where LLVM refuses; ends with the threads."""
-        while threads:
-            found = self._found.get()
-            if found is None:
-                threads -= 1
-            else:
-                yield found
+    def start(self) -> None:
+        """Begin to compile what comes."""
+        for thread in self._threads:
+            thread.start()
 
-    def share(self, process: subprocess.Popen[bytes]) -> None:
+    def add(self, key: str, text: str) -> None:
+        """One more module."""
+        self._added += 1
+        self._left.put((key, text))
+
+    def end(self) -> None:
+        """No more modules: processes end when the last is compiled."""
+        for _ in self._threads:
+            self._left.put(None)
+
+    def hand_out(
+        self,
+        made: Callable[[str, bytes], None],
+        progress: Progress | None,
+        until: float | None = None,
+    ) -> None:
+        """Hand out what is compiled by now; with ``until`` all that is by then."""
+        with suppress(Empty):
+            while self._at_work:
+                wait = 0.0 if until is None else max(0.0, until - time.monotonic())
+                endless = wait == math.inf
+                found = self._found.get(block=wait > 0, timeout=None if endless else wait)
+                if found is None:
+                    self._at_work -= 1
+                    continue
+                self._done += 1
+                if progress is not None:
+                    progress(self._done, self._added)
+                key, code = found
+                if code is not None:
+                    made(key, code)
+
+    def close(self) -> None:
+        """End processes and threads, whatever they are at."""
+        for process in self._processes:
+            process.kill()
+        self.end()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+        for process in self._processes:
+            with suppress(OSError):  # what was still to be written has nobody to read it
+                process.communicate()
+
+    def _share(self, process: subprocess.Popen[bytes]) -> None:
         """Let a process compile until nothing is left."""
         asked, answers = process.stdin, process.stdout
         assert asked is not None
         assert answers is not None
         try:
             path = [str(place) for place in sys.path]
-            cpu_compiler.write_frame(asked, json.dumps([path, self.level]).encode())
-            while (name := self._next()) is not None:
-                cpu_compiler.write_frame(asked, self.texts[name].encode())
+            cpu_compiler.write_frame(asked, json.dumps([path, self._level]).encode())
+            while (job := self._left.get()) is not None:
+                key, text = job
+                cpu_compiler.write_frame(asked, text.encode())
                 sound = answers.read(1) == b"\1"
                 answer = cpu_compiler.read_frame(answers)
-                self._found.put((name, answer if sound else None))
+                self._found.put((key, answer if sound else None))
         except (OSError, EOFError):  # it died; others go on, and so does who asked
             return
         finally:
             self._found.put(None)
-
-    def _next(self) -> str | None:
-        try:
-            return self.left.pop()
-        except IndexError:
-            return None
 
 
 def _can_start() -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,24 +92,32 @@ def compile_ir(text: str, names: Sequence[str]) -> list[int]:
 
 
 def compile_ahead(
-    sources: Mapping[str, Callable[[], str]], progress: Callable[[int, int], None] | None = None
+    sources: Iterable[tuple[str, Callable[[], str]]],
+    until: float = math.inf,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Compile, on every processor, what ``compile_ir`` will be asked for, where that pays.
 
-    ``sources`` are texts by the name of the one function in each. What cannot be compiled is
-    found out by ``compile_ir``.
+    ``sources`` are names of functions, and what gives the text that has just that one. Nothing more
+    is compiled ``until`` then. What cannot be compiled is found out by ``compile_ir``.
     """
     from crossdock.devices.cpu_compilers import compile_all
 
-    wanted: dict[str, str] = {}
-    for name, source in sources.items():
-        if name not in _MADE:
-            text = source()
-            wanted[cpu_cache.key(toolchain(), text)] = text
-    missing = {key: text for key, text in wanted.items() if cpu_cache.load(key) is None}
-    compile_all(missing, settings.cpu_level(), _AHEAD.__setitem__, progress)
-    for key in missing.keys() & _AHEAD.keys():
-        cpu_cache.save(key, _AHEAD[key])
+    def missing() -> Iterator[tuple[str, str]]:
+        seen = set(_MADE)
+        for name, source in sources:
+            if name not in seen:
+                seen.add(name)
+                text = source()
+                key = cpu_cache.key(toolchain(), text)
+                if cpu_cache.load(key) is None:
+                    yield key, text
+
+    def made(key: str, code: bytes) -> None:
+        _AHEAD[key] = code
+        cpu_cache.save(key, code)
+
+    compile_all(missing(), settings.cpu_level(), made, until, progress)
 
 
 def made_as(name: str) -> str | None:

@@ -13,6 +13,8 @@ from crossdock.runtime.config import PREPARING, Progress
 from crossdock.runtime.errors import PlanError
 
 CALIBRATION_SECONDS = 60.0
+DRAWING = 0.25
+"""Of the seconds that it may take, those for finding shapes to time."""
 CALLS = 2400
 """Op instances drawn; a fast device gets through most of them in a minute."""
 
@@ -51,9 +53,9 @@ def calibrate(
         raise PlanError(f"{device} is simulated: its times are set, not measured")
     with PREPARING:
         costs = costing.store()
-        done = measure.run_trials(
-            list(_candidates(opened)), costs.model, budget_s=budget_s, progress=progress
-        )
+        todo = _candidates(opened, began + DRAWING * budget_s)
+        left = began + budget_s - time.monotonic()
+        done = measure.run_trials(todo, costs.model, budget_s=left, progress=progress)
         costs.model.mark_calibrated(opened.info.fingerprint)
         costs.save()
     return Calibrated(device, done, time.monotonic() - began)
@@ -67,10 +69,15 @@ def is_calibrated(device: str, threads: int | None = None) -> bool:
     return costing.store().model.is_calibrated(info.fingerprint)
 
 
-def _candidates(device: Device) -> list[measure.Candidate]:
-    """Kernels in the order of the draw, the best ranked of each op; it covers the others' ops."""
+def _candidates(device: Device, until: float) -> list[measure.Candidate]:
+    """Kernels in the order of the draw, the best ranked of each op; it covers the others' ops.
+
+    No more shapes are drawn ``until`` then: any beginning of them will do.
+    """
     todo: list[measure.Candidate] = []
     for call in calibration_calls(CALLS):
         fitting = emulation.candidates(call, device.info).fitting
         todo += [(device, kernel, call) for kernel in fitting[:2]]
+        if time.monotonic() > until:
+            break
     return todo

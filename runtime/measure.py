@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -33,6 +33,8 @@ SURE = 2
 """Samples of a kernel that has no rival left: what it takes within a graph is seen there."""
 AHEAD = 1.0
 """Seconds of a budget in which many kernels can be timed, so that all are compiled beforehand."""
+SHARE = 0.6
+"""Of a budget, what compiling beforehand may take."""
 GROUP = 32  # kernels timed in turn
 GROUP_BYTES = 512 << 20  # of device memory that they may take together
 LINK_SIZES = (4 << 10, 64 << 10, 1 << 20, 8 << 20)
@@ -71,8 +73,11 @@ def run_trials(
     Kernels are timed in rounds, group by group: what else runs on the machine disturbs stretches of
     time, and so spoils a sample of several kernels rather than all of one.
     """
-    deadline = time.monotonic() + budget_s
-    ahead = _compile_ahead(todo, progress) if budget_s >= AHEAD else {}
+    now = time.monotonic()
+    deadline = now + budget_s
+    ahead: dict[int, Lowered] = {}
+    if budget_s >= AHEAD:
+        ahead = _compile_ahead(todo, now + SHARE * budget_s, progress)
     group: list[Trial] = []
     best: dict[tuple[str, int], float] = {}
     done = 0
@@ -98,22 +103,26 @@ def run_trials(
     return done
 
 
-def _compile_ahead(todo: Sequence[Candidate], progress: Progress | None) -> dict[int, Lowered]:
-    """Compile all kernels at once where the device's compiler gains by it.
+def _compile_ahead(
+    todo: Sequence[Candidate], until: float, progress: Progress | None
+) -> dict[int, Lowered]:
+    """Compile many kernels at once, until a time, where the device's compiler gains by it.
 
     Returns what they were lowered to, by their place in ``todo``.
     """
     made: dict[int, Lowered] = {}
-    devices = {d.info.id: d for d, _, _ in todo if Cap.NATIVE in d.info.caps}
-    for name, opened in devices.items():
-        steps: list[Step] = []
+
+    def steps(opened: Device) -> Iterator[Step]:
         for i, (device, kernel, call) in enumerate(todo):
             if device is opened:
                 with suppress(Exception):  # it will be met again when it is compiled
                     made[i] = kernel.lowered(call, device.info)
-                    steps += made[i].steps
+                    yield from made[i].steps
+
+    devices = {d.info.id: d for d, _, _ in todo if Cap.NATIVE in d.info.caps}
+    for name, opened in devices.items():
         said = None if progress is None else partial(progress, f"compiling kernels on {name}")
-        opened.compile_ahead(steps, said)
+        opened.compile_ahead(steps(opened), until, said)
     return made
 
 

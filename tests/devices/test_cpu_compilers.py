@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,8 +39,10 @@ def always_worth_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_compiled_ahead_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {f"ahead_{i}": plus(f"ahead_{i}", i) for i in range(5)}
     seen: list[tuple[int, int]] = []
-    compile_ahead({n: lambda t=t: t for n, t in texts.items()}, lambda *done: seen.append(done))
-    assert seen == [(i, 5) for i in range(1, 6)]
+    asked = [(n, lambda t=t: t) for n, t in texts.items()]
+    compile_ahead(asked, progress=lambda *done: seen.append(done))
+    assert [done for done, _ in seen] == [1, 2, 3, 4, 5]
+    assert seen[-1] == (5, 5)
     monkeypatch.delattr(cpu_llvm, "_object_code")
     found = [compile_ir(text, [name])[0] for name, text in texts.items()]
     assert [called(address, 100) for address in found] == [100, 101, 102, 103, 104]
@@ -53,25 +58,48 @@ def test_what_the_caller_raises_ends_it() -> None:
 
     made: dict[str, bytes] = {}
     with pytest.raises(TimeoutError):
-        compile_all(texts, "", made.__setitem__, stop)
+        compile_all(texts.items(), "", made.__setitem__, progress=stop)
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.05, 0.5])
+def test_it_ends_in_time_however_much_there_is(seconds: float) -> None:
+    def endless() -> Iterator[tuple[str, str]]:
+        for i in itertools.count():
+            yield str(i), plus(f"endless_{i}", i)
+
+    made: dict[str, bytes] = {}
+    began = time.monotonic()
+    compile_all(endless(), "", made.__setitem__, began + seconds)
+    assert time.monotonic() < began + seconds + 10  # however busy the machine is
+    assert made or seconds < 0.5
+
+
+def test_what_takes_long_to_compile_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper = [sys.executable, "-c", "import time; time.sleep(1e5)"]
+    pipe = subprocess.PIPE
+    started = lambda: subprocess.Popen(sleeper, stdin=pipe, stdout=pipe)  # noqa: E731
+    monkeypatch.setattr(cpu_compilers, "_started", started)
+    made: dict[str, bytes] = {}
+    compile_all([("one", plus("long", 1))], "", made.__setitem__, time.monotonic() + 0.1)
+    assert made == {}
 
 
 def test_what_is_kept_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     text = plus("kept_ahead", 1)
-    compile_ahead({"kept_ahead": lambda: text})
+    compile_ahead([("kept_ahead", lambda: text)])
     monkeypatch.setattr(cpu_llvm, "_AHEAD", {})
     monkeypatch.setattr(cpu_compilers, "_started", None)
-    compile_ahead({"kept_ahead": lambda: text})
+    compile_ahead([("kept_ahead", lambda: text)])
     assert called(compile_ir(text, ["kept_ahead"])[0], 1) == 2
 
 
 def test_what_llvm_refuses_is_left_to_who_needs_it() -> None:
     wrong, right = WRONG.replace("NAME", "wrong_ahead"), plus("right_ahead", 3)
     made: dict[str, bytes] = {}
-    compile_all({"wrong": wrong, "right": right}, "", made.__setitem__)
+    compile_all({"wrong": wrong, "right": right}.items(), "", made.__setitem__)
     assert list(made) == ["right"]
-    compile_ahead({"wrong_ahead": lambda: wrong})
+    compile_ahead([("wrong_ahead", lambda: wrong)])
     with pytest.raises(CompileError, match="wrong_ahead"):
         compile_ir(wrong, ["wrong_ahead"])
 
@@ -90,7 +118,7 @@ def test_a_process_that_dies_leaves_its_work(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("crossdock.devices.topology.cpu_count", lambda: 2)
     texts = {str(i): plus(f"left_{i}", i) for i in range(20)}
     made: dict[str, bytes] = {}
-    compile_all(texts, "", made.__setitem__)
+    compile_all(texts.items(), "", made.__setitem__)
     assert len(made) >= 19  # the one it had been given may be lost
 
 
@@ -100,7 +128,7 @@ def test_without_a_python_to_start_nothing_is_compiled(
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable)
     made: dict[str, bytes] = {}
-    compile_all({"one": plus("unstarted", 1)}, "", made.__setitem__)
+    compile_all({"one": plus("unstarted", 1)}.items(), "", made.__setitem__)
     assert made == {}
 
 
@@ -117,7 +145,7 @@ define void @wide(ptr %p) {
     if "avx2" not in cpu_llvm.host_features():
         pytest.skip("this processor has no vectors wider than the level's")
     for level, found in made.items():
-        compile_all({"wide": text}, level, found.__setitem__)
+        compile_all({"wide": text}.items(), level, found.__setitem__)
     assert len(made[""]["wide"]) != len(made["x86-64-v2"]["wide"])
 
 
