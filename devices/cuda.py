@@ -99,7 +99,8 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         pci = device.pci_bus_id
     name = facts["name"].decode()
     driver = f"CUDA {runtime.runtimeGetVersion()}, driver {runtime.driverGetVersion()}"
-    physical = topology.physical_id(pci, otherwise=f"{KIND}:{index}")
+    uuid = _uuid(facts)
+    physical = topology.physical_id(pci, uuid, f"{KIND}:{index}")
     clock = facts.get("clockRate", 0) // 1000
     return DeviceInfo(
         id=f"{KIND}:{index}",
@@ -117,8 +118,21 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         local_memory=facts["sharedMemPerBlock"],
         max_work_group=facts["maxThreadsPerBlock"],
         alignment=ALIGNMENT,
-        details={"compute_capability": f"{facts['major']}.{facts['minor']}"},
+        details={
+            "compute_capability": f"{facts['major']}.{facts['minor']}",
+            **({"uuid": uuid.hex()} if uuid else {}),
+        },
     )
+
+
+def _uuid(facts: Mapping[str, Any]) -> bytes:
+    """The UUID among a card's properties, or nothing.
+
+    cupy makes bytes of the driver's array as of a C string: one with a zero in it arrives cut, and
+    what follows the array may come after one without.
+    """
+    told = bytes(facts.get("uuid", b""))
+    return told[:16] if len(told) >= 16 else b""
 
 
 def open_device(

@@ -78,7 +78,9 @@ class SimSpec:
 
     ``speed_flops`` operations a second, ``bandwidth`` bytes a second of its memory, ``launch_s``
     seconds before each step; ``link_bandwidth`` bytes a second and ``link_latency`` seconds between
-    it and the host, in each direction. An empty ``resource_group`` is a group of its own.
+    it and the host, in each direction. ``physical_id`` names the card that it is one way to, whose
+    memory and compute it shares with the other ways; empty, it is a card of its own. An empty
+    ``resource_group`` is the card's.
     """
 
     name: str
@@ -90,6 +92,7 @@ class SimSpec:
     link_latency: float = 1e-5
     faults: tuple[Fault, ...] = ()
     resource_group: str = ""
+    physical_id: str = ""
 
     @property
     def id(self) -> str:
@@ -177,8 +180,8 @@ def _info(spec: SimSpec) -> DeviceInfo:
         name=f"simulated device {spec.name}",
         vendor="crossdock",
         driver="virtual clock",
-        physical_id=spec.id,
-        resource_group=spec.resource_group or spec.id,
+        physical_id=spec.physical_id or spec.id,
+        resource_group=spec.resource_group or spec.physical_id or spec.id,
         compute_units=1,
         memory_bytes=spec.memory_bytes,
         caps=CAPS,
