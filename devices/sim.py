@@ -33,6 +33,7 @@ from crossdock.devices.base import (
 )
 from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes
 from crossdock.devices.program import ArrayCall, Step, Work
+from crossdock.devices.share import Share
 from crossdock.runtime.errors import (
     CompileError,
     DeviceError,
@@ -337,7 +338,9 @@ class SimDevice(Device):
         self.info = _info(spec)
         self._all = tuple(SimQueue(self, role) for role in ("compute", "upload", "download"))
         self.queues = {queue.role: queue for queue in self._all}
-        self._budget = Budget(spec.id, min(limit or spec.memory_bytes, spec.memory_bytes))
+        capacity = spec.memory_bytes
+        share = Share(spec.id, min(limit or capacity, capacity), capacity, spec.physical_id)
+        self._budget = Budget(share)
         self.gauge = self._budget.gauge
         self._lock = threading.Lock()
         self._steps = 0

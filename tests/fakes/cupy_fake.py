@@ -316,6 +316,9 @@ class MemoryPool:
     def used_bytes(self) -> int:
         return self.cuda.machine.used(self.cuda.machine.device)
 
+    def total_bytes(self) -> int:
+        return self.used_bytes()
+
     def malloc(self, nbytes: int) -> MemoryPointer:
         self.cuda.runtime.check()
         self.cuda.machine.refuse_capture("an allocation")
