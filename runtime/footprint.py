@@ -53,6 +53,20 @@ def counted(
     )
 
 
+def needed(plan: Plan, device: str, need: int) -> str:
+    """What a plan needs on a device, and what of it through others that lead to its memory."""
+    part = plan.device(device)
+    said = (
+        f"{device} needs {need} B (arena {part.arena_bytes}, scratch {part.scratch_bytes}, weights "
+        f"{part.fixed_bytes}"
+    )
+    ways = [p for p in plan.devices if p.physical_id == part.physical_id and p is not part]
+    others = " and ".join(f"{p.peak_bytes} through {p.id}" for p in ways if p.peak_bytes)
+    if need == part.peak_bytes or not others:
+        return f"{said})"
+    return f"{said}, and {others}, the same memory, {part.physical_id})"
+
+
 class _Count:
     """Bytes of one device's ops."""
 

@@ -28,7 +28,8 @@ class Constraints:
         pin: device id by node name, op name or shell-style pattern of node names.
         forbid: device ids that a node, op or pattern must not run on.
         memory: bytes that a session may take with one run in flight (tensors, weights, scratch),
-            by device id; as many runs are in flight as fit.
+            by device id, or by the physical id of a card, for all devices that lead to it; as many
+            runs are in flight as fit.
         max_share: largest share of the predicted seconds of all ops that may be spent on a device,
             from 0 to 1, by device id.
         residency: the devices that the results of a node, op, pattern or graph input may live on:
