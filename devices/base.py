@@ -44,6 +44,7 @@ class Cap(enum.StrEnum):
     EVENTS = "events"  # asynchronous, ordered by driver events
     PROFILING = "profiling"  # events carry device time stamps
     COPY_QUEUES = "copy_queues"  # transfers have queues of their own
+    REPLAY = "replay"  # launches that nothing parts are captured once, and replayed as a graph
     FLOAT16 = "float16"  # arithmetic in float16
     FLOAT64 = "float64"  # arithmetic in float64
     VIRTUAL_TIME = "virtual_time"  # simulated: times are on a virtual clock

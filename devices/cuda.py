@@ -57,6 +57,7 @@ _CAPS = frozenset(
         Cap.EVENTS,
         Cap.PROFILING,
         Cap.COPY_QUEUES,
+        Cap.REPLAY,
         Cap.FLOAT16,
         Cap.FLOAT64,
     }

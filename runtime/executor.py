@@ -28,8 +28,9 @@ from crossdock.runtime.finite import Watcher
 from crossdock.runtime.losses import blame, check, said
 from crossdock.runtime.plan import HOST
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.program import Instance, Program, Segment, Windows
+from crossdock.runtime.program import Instance, Program, Windows
 from crossdock.runtime.progress import Progress
+from crossdock.runtime.segments import Segment
 from crossdock.runtime.tensor import Array, to_numpy
 
 

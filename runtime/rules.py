@@ -91,7 +91,7 @@ class Rules:
                 over[part.id] = (part.peak_bytes, budget)
         for card, parts in shared.items():
             need = sum(p.peak_bytes for p in parts)
-            room = max(self._target.info(p.id).memory_bytes for p in parts)
+            room: float = max(self._target.info(p.id).memory_bytes for p in parts)
             if len(parts) > 1:
                 room = min(room, self._given.memory.get(card, room))
             if need > room and not any(p.id in over for p in parts):
