@@ -77,7 +77,8 @@ class Step:
     """One step of a queue.
 
     ``kind`` is "launch" (an op on a device's compute queue) or "copy" (one value between a device
-    and the host, on a transfer queue). ``waits`` are indices of steps on other queues that must be
+    and the host or, where the target's device copies from the source's itself, two devices, on a
+    transfer queue). ``waits`` are indices of steps on other queues that must be
     done first; steps of one queue run in order. Times in seconds from the start of the run.
     ``replay`` says which captured graph a launch is part of or why of none, on a device with such.
     """

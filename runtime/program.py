@@ -75,7 +75,7 @@ class Instance:
 
     arenas: dict[str, Buffer]
     commands: dict[int, CommandBuffer]
-    copies: dict[int, tuple[Buffer, Array]]  # segment -> device buffer, host array
+    copies: dict[int, tuple[Buffer, Array | Buffer]]  # segment -> device buffer, other end
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     scratch: list[Buffer] = field(default_factory=list)
@@ -171,12 +171,14 @@ class _Binder:
         program = self.program
         step = program.plan.steps[part.steps[0]]
         if step.kind == "copy":
-            spec = program.graph.specs[step.name]
-            host = self._at(step.name, HOST).array(spec)
-            self.instance.copies[part.index] = (
-                self._at(step.name, part.device),
-                host.reshape(-1).view(np.uint8),
-            )
+            here = self._at(step.name, part.device)
+            other = step.src if part.device == step.dst else step.dst
+            end = self._at(step.name, other)
+            if other == HOST:
+                host = end.array(program.graph.specs[step.name])
+                self.instance.copies[part.index] = here, host.reshape(-1).view(np.uint8)
+            else:
+                self.instance.copies[part.index] = here, end
             return
         bound: list[Bound] = []
         for index in part.steps:
