@@ -34,6 +34,7 @@ from crossdock.devices.base import (
     Queue,
     Span,
 )
+from crossdock.devices.cuda_blas import Gemm
 from crossdock.devices.cuda_graph import Segment, segments
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
 from crossdock.devices.dialect import CUDA_HEADER, assemble, misfit
@@ -350,6 +351,9 @@ class CudaDevice(Device):
             for spec in (*step.in_specs, *step.out_specs):
                 if spec is not None and spec.dtype == "bfloat16":
                     raise CompileError(f"{self.info.id}: cupy has no bfloat16 arrays")
+            if isinstance(step.fn, Gemm):
+                with translated(self):
+                    step.fn.prepare(self.cp)
             return CudaExecutable(step)
         if not isinstance(step, GridLaunch):
             raise CompileError(

@@ -21,18 +21,17 @@ POLICIES = (HIGHEST, "high", "fast")
 class Format:
     """A format that float32 operands of products may be rounded to; sums stay float32.
 
-    ``error`` bounds the relative error of an operand; ``largest`` is the largest float32 number
-    that does not become infinite; ``policy`` is the first that permits the format.
+    ``error`` bounds the relative error of an operand, ``policy`` is the first that permits the
+    format. The largest float32 numbers may become infinite.
     """
 
     policy: str
     error: float
-    largest: float
 
 
 FORMATS = {
-    "tf32": Format("high", 2.0**-10, (2 - 2.0**-11) * 2.0**127),
-    "bfloat16": Format("fast", 2.0**-8, (2 - 2.0**-8) * 2.0**127),
+    "tf32": Format("high", 2.0**-10),
+    "bfloat16": Format("fast", 2.0**-8),
 }
 """TF32 has 11 significant bits and bfloat16 8, both float32's exponents.
 

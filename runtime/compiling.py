@@ -119,8 +119,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
 
     Raises:
         PlanError: no placement, no such policy or objective, over a memory budget, or an op would
-            fall back to the host that may not; or the plan given is stale or damaged; or strict=True
-            and a precision that loses bits.
+            fall back to the host that may not; or the plan given is stale or damaged; or both
+            strict=True and a precision that loses bits.
         DeviceError: a device named cannot be opened, or a kernel does not build.
     """
     skipped = request.pass_names(skip_passes)

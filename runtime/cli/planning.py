@@ -152,9 +152,7 @@ def scene_of(
         LoadError: the profile has no processor to feed the devices.
         DeviceError: a device cannot be opened.
     """
-    config = Config(
-        threads=placing.threads, measure=placing.budget, precision=placing.precision
-    )
+    config = Config(threads=placing.threads, measure=placing.budget, precision=placing.precision)
     if machine is not None:
         return Scene(_as_asked(_profiled(graph, machine, placing), placing), config, {})
     there = [info.id for info in registry.devices()]
@@ -170,7 +168,7 @@ def scene_of(
 
 
 def _as_asked(target: Target, placing: Placing) -> Target:
-    """The target with the watts that an option gave before those of a profile, and its precision."""
+    """The target with an option's watts before those of a profile, and the precision asked for."""
     watts = {**target.watts, **(placing.watts or {})}
     return replace(target, watts=watts, permission=Permission(precision=placing.precision))
 
