@@ -34,7 +34,7 @@ from crossdock.devices.base import (
     Queue,
     Span,
 )
-from crossdock.devices.cuda_blas import Gemm
+from crossdock.devices.cuda_blas import LibraryCall, Prepared
 from crossdock.devices.cuda_graph import Segment, segments
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
 from crossdock.devices.dialect import CUDA_HEADER, assemble, misfit
@@ -138,7 +138,7 @@ def open_device(
 
 @dataclass(frozen=True)
 class CudaExecutable(Executable):
-    """A step, and its kernel where it has one."""
+    """A step, and its kernel where it has one, or a library's call."""
 
     step: GridLaunch | ArrayCall
     kernel: Any = None
@@ -282,6 +282,11 @@ class CudaQueue(Queue):
             )
         return array.reshape(-1).view(np.uint8)
 
+    def forget(self) -> None:
+        """Let go of what is done, and of what it used."""
+        self._pending.clear()
+        self._last = None
+
     def finish(self) -> None:
         """Block until everything submitted is done."""
         with translated(self.device):
@@ -351,9 +356,9 @@ class CudaDevice(Device):
             for spec in (*step.in_specs, *step.out_specs):
                 if spec is not None and spec.dtype == "bfloat16":
                     raise CompileError(f"{self.info.id}: cupy has no bfloat16 arrays")
-            if isinstance(step.fn, Gemm):
+            if isinstance(step.fn, LibraryCall):
                 with translated(self):
-                    step.fn.prepare(self.cp)
+                    return CudaExecutable(step, step.fn.prepare(self.cp))
             return CudaExecutable(step)
         if not isinstance(step, GridLaunch):
             raise CompileError(
@@ -401,6 +406,8 @@ class CudaDevice(Device):
                 _array(item, slot, spec)
                 for slot, spec in zip(step.outs, step.out_specs, strict=True)
             ]
+            if isinstance(executable.kernel, Prepared):
+                return executable.kernel.bound(ins, outs)
             return functools.partial(step.fn, self.cp, ins, outs)
         args = tuple(
             arg.value
@@ -418,6 +425,7 @@ class CudaDevice(Device):
         for queue in self.queues.values():
             if not self.lost:
                 queue.finish()
+            queue.forget()
             if queue.feeder is not None:
                 queue.feeder.stop()
         self._closed = True
@@ -433,7 +441,10 @@ def _nothing() -> None:
 
 def _launches(item: Bound) -> bool:
     executable = item.executable
-    return isinstance(executable, CudaExecutable) and isinstance(executable.step, GridLaunch)
+    if not isinstance(executable, CudaExecutable):
+        return False
+    called = executable.kernel
+    return called.captured if isinstance(called, Prepared) else called is not None
 
 
 def _array(item: Bound, slot: Any, spec: TensorSpec) -> Any:

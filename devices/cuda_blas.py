@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 
 from crossdock.devices.program import ArrayCall, In, Out, Slot
 from crossdock.runtime.errors import CompileError, DeviceError, OutOfMemory
-from crossdock.runtime.tensor import TensorSpec
+from crossdock.runtime.tensor import Array, TensorSpec
 
 CUDA_TYPES = {"float32": "CUDA_R_32F", "float64": "CUDA_R_64F", "float16": "CUDA_R_16F",
               "bfloat16": "CUDA_R_16BF"}  # fmt: skip
@@ -27,6 +29,9 @@ COMPUTE_TYPES = {"": "CUBLAS_COMPUTE_32F", "tf32": "CUBLAS_COMPUTE_32F_FAST_TF32
 """By the format that float32 operands are rounded to."""
 BITS = {"bfloat16": "uint16"}
 """Types that cupy has no arrays of, and those whose arrays hold their bits."""
+HALVES = ("float16", "bfloat16")
+SUMS_STAY_WIDE = 16
+"""CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: parts of a sum are not added up as halves."""
 ALLOC_FAILED = 3
 MOST_CALLS = 64
 """Calls that one op may take, each of which has one batch dimension."""
@@ -101,17 +106,22 @@ class Product:
 
     def _form(self) -> tuple[str, str, Any]:
         """What another process makes the step's function of."""
-        return __name__, remade.__name__, [_plain(value) for value in astuple(self)]
+        return __name__, remade.__name__, self.plain()
 
+    def plain(self) -> list[Any]:
+        """Plain data, as ``of_plain`` reads it."""
+        return [list(v) if isinstance(v, tuple) else v for v in astuple(self)]
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    @classmethod
+    def of_plain(cls, data: Sequence[Any]) -> Product:
+        """The product of such data."""
+        values: list[Any] = [tuple(v) if isinstance(v, list) else v for v in data]
+        return cls(*values)
 
 
 def remade(data: Sequence[Any]) -> Gemm:
     """The function of a product's step, from its plain data."""
-    values: list[Any] = [tuple(v) if isinstance(v, list) else v for v in data]
-    return Gemm(Product(*values))
+    return Gemm(Product.of_plain(data))
 
 
 def _end(size: int, batch: Sequence[int], strides: Sequence[int]) -> int:
@@ -119,60 +129,132 @@ def _end(size: int, batch: Sequence[int], strides: Sequence[int]) -> int:
     return size + sum((count - 1) * s for count, s in zip(batch, strides, strict=True))
 
 
-class Gemm:
-    """A product as a function over arrays of cupy."""
+class Prepared(ABC):
+    """A library's call on a card, ready for memory.
+
+    ``captured``: a CUDA graph may hold it, so that it counts as a launch.
+    """
+
+    captured: ClassVar[bool] = False
+
+    @abstractmethod
+    def bound(self, ins: list[Any], outs: list[Any]) -> Callable[[], None]:
+        """What puts the call on the current stream, with its arrays in place."""
+
+
+class LibraryCall(ABC):
+    """A function over arrays that a library of NVIDIA's computes."""
+
+    @abstractmethod
+    def prepare(self, cp: Any) -> Prepared:
+        """Load the library, and choose what it will do; raises CompileError where it cannot."""
+
+    def __call__(self, cp: Any, ins: list[Any], outs: list[Any]) -> None:
+        """Put the call on the current stream."""
+        self.prepare(cp).bound(ins, outs)()
+
+
+class Gemm(LibraryCall):
+    """A product by cuBLAS."""
 
     def __init__(self, product: Product) -> None:
         self.product = product
-        wide = np.float64 if product.dtype == "float64" else np.float32
-        self._factors = np.array([product.alpha, 0.0], wide)  # cuBLAS reads them where they lie
-        base = int(self._factors.ctypes.data)
-        self._alpha, self._beta = base, base + self._factors.itemsize
 
-    def prepare(self, cp: Any) -> None:
+    def prepare(self, cp: Any) -> Prepared:
         """Load cuBLAS; raises CompileError where cupy does not find it."""
-        try:
-            cp.cuda.get_cublas_handle()
-            _ = cp.cuda.cublas.gemmStridedBatchedEx
-        except (ImportError, OSError, RuntimeError) as error:
-            raise CompileError(
-                f"cupy cannot load cuBLAS ({str(error).strip()}); pip install nvidia-cublas"
-            ) from error
+        load(cp)
+        return _Gemm(cp, self.product)
 
-    def __call__(self, cp: Any, ins: list[Any], outs: list[Any]) -> None:
-        """Put the product on the current stream."""
-        p, blas = self.product, cp.cuda.cublas
-        (a, b), (y,) = (x.data.ptr for x in ins), (x.data.ptr for x in outs)
-        wide, result = ins[0].dtype.itemsize, outs[0].dtype.itemsize
-        types = [getattr(cp.cuda.runtime, CUDA_TYPES[t]) for t in (p.dtype, p.result)]
-        compute = getattr(blas, _compute_type(p))
+
+def load(cp: Any) -> int:
+    """Load cuBLAS and return its version, 10000 for each major one.
+
+    Raises:
+        CompileError: cupy does not find it.
+    """
+    try:
+        return int(cp.cuda.cublas.getVersion(cp.cuda.get_cublas_handle()))
+    except (ImportError, OSError, RuntimeError) as error:
+        raise CompileError(
+            f"cupy cannot load cuBLAS ({str(error).strip()}); pip install nvidia-cublas"
+        ) from error
+
+
+class _Gemm(Prepared):
+    def __init__(self, cp: Any, product: Product) -> None:
+        self.cp, self.product = cp, product
+        self.factors = factors(product.dtype, product.alpha, 0.0)
+
+    def bound(self, ins: list[Any], outs: list[Any]) -> Callable[[], None]:
+        """The calls, one for each of the outer batch dimensions."""
+        arrays = (*ins, *outs)  # which keep what the pointers are of
+        a, b, y = (x.data.ptr for x in arrays)
+        calls = self._arguments(a, b, y, ins[0].itemsize, outs[0].itemsize)
+        return partial(self._run, calls, arrays)
+
+    def _arguments(
+        self, a: int, b: int, y: int, wide: int, result: int
+    ) -> tuple[tuple[int, ...], ...]:
+        """The arguments of cublasGemmStridedBatchedEx, after its handle."""
+        p, blas = self.product, self.cp.cuda.cublas
+        types = [getattr(self.cp.cuda.runtime, CUDA_TYPES[t]) for t in (p.dtype, p.result)]
         count, a_step, b_step, y_step = p.inner
-        handle = cp.cuda.get_cublas_handle()
+        alpha, beta = addresses(self.factors)
+        return tuple(
+            (
+                *transposed(blas, p), p.n, p.m, p.k, alpha,
+                b + b_at * wide, types[0], p.ldb, b_step,
+                a + a_at * wide, types[0], p.lda, a_step, beta,
+                y + y_at * result, types[1], p.n, y_step,
+                count, getattr(blas, compute_type(p)), blas.CUBLAS_GEMM_DEFAULT,
+            )
+            for a_at, b_at, y_at in p.offsets()
+        )  # fmt: skip
+
+    def _run(self, calls: tuple[tuple[int, ...], ...], arrays: tuple[Any, ...]) -> None:
+        del arrays
+        cuda = self.cp.cuda
+        blas, handle = cuda.cublas, cuda.get_cublas_handle()
+        halves = self.product.result in HALVES
+        before = blas.getMathMode(handle) if halves else 0
         try:
-            for a_at, b_at, y_at in p.offsets():
-                blas.gemmStridedBatchedEx(
-                    handle, *self._transposed(blas), p.n, p.m, p.k, self._alpha,
-                    b + b_at * wide, types[0], p.ldb, b_step,
-                    a + a_at * wide, types[0], p.lda, a_step, self._beta,
-                    y + y_at * result, types[1], p.n, y_step,
-                    count, compute, blas.CUBLAS_GEMM_DEFAULT,
-                )  # fmt: skip
+            if halves:
+                blas.setMathMode(handle, before | SUMS_STAY_WIDE)
+            for call in calls:
+                blas.gemmStridedBatchedEx(handle, *call)
         except blas.CUBLASError as error:
-            raise _translated(error, cp.cuda.Device().id, p) from error
-
-    def _transposed(self, blas: Any) -> tuple[int, int]:
-        """What is done to the first and the second operand of the call, which are b and a."""
-        p, as_is, turned = self.product, blas.CUBLAS_OP_N, blas.CUBLAS_OP_T
-        return (turned if p.b_transposed else as_is), (turned if p.a_transposed else as_is)
+            raise failed(error.status, str(error), cuda.Device().id, self.product) from error
+        finally:
+            if halves:
+                blas.setMathMode(handle, before)
 
 
-def _compute_type(product: Product) -> str:
+def factors(dtype: str, alpha: float, beta: float) -> Array:
+    """Both in the type that sums have: cuBLAS reads them where they lie, when it is called."""
+    return np.array([alpha, beta], np.float64 if dtype == "float64" else np.float32)
+
+
+def addresses(values: Array) -> tuple[int, int]:
+    """Where ``factors`` are."""
+    base = int(values.ctypes.data)
+    return base, base + values.itemsize
+
+
+def transposed(blas: Any, product: Product) -> tuple[int, int]:
+    """What is done to the first and the second operand of a call, which are b and a."""
+    as_is, turned = blas.CUBLAS_OP_N, blas.CUBLAS_OP_T
+    b, a = product.b_transposed, product.a_transposed
+    return (turned if b else as_is), (turned if a else as_is)
+
+
+def compute_type(product: Product) -> str:
+    """The name of its cublasComputeType_t."""
     return "CUBLAS_COMPUTE_64F" if product.dtype == "float64" else COMPUTE_TYPES[product.rounds]
 
 
-def _translated(error: Any, index: int, p: Product) -> DeviceError:
-    """CuBLAS's error as ours."""
-    what = f"cuda:{index}: cuBLAS, {p.m}x{p.k} times {p.k}x{p.n} in {p.dtype}: {error}"
-    if error.status == ALLOC_FAILED:
+def failed(status: int, text: str, index: int, p: Product) -> DeviceError:
+    """A status of cuBLAS as our error."""
+    what = f"cuda:{index}: cuBLAS, {p.m}x{p.k} times {p.k}x{p.n} in {p.dtype}: {text}"
+    if status == ALLOC_FAILED:
         return OutOfMemory(f"{what}; it has no memory for its workspace; lower constraints.memory")
     return DeviceError(what)

@@ -58,7 +58,8 @@ def product_for(call: OpCall, rounds: str, *, wide: bool = False) -> Product:
     )
 
 
-def _fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
+def fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
+    """Why cuBLAS cannot be asked for an op's product; None where it can."""
     if (why := obstacle(call, device)) is not None:
         return why
     dtype = operand(call, 0).dtype
@@ -71,7 +72,7 @@ def _fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
             f"{TENSOR_UNITS:g}",
             Cause.LACKS,
         )
-    product = product_for(call, rounds, wide=_body_of(call) is not None)
+    product = product_for(call, rounds, wide=body_of(call) is not None)
     if len(list(product.offsets())) > MOST_CALLS:
         return Refusal(f"more than {MOST_CALLS} calls for its batch", Cause.SIZE)
     return _misaligned(product)
@@ -102,7 +103,7 @@ def _lowering(rounds: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
 
 def _lowered(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
     """One call of cuBLAS, and one launch for what follows it."""
-    follows = _body_of(call)
+    follows = body_of(call)
     if follows is None:
         return Lowered((product_for(call, rounds).step(),))
     body, places = follows
@@ -116,7 +117,7 @@ def _lowered(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
     return Lowered((product.step(y=Scratch(0)), last), (between.nbytes,))
 
 
-def _body_of(call: OpCall) -> tuple[FusedBody, tuple[int, ...]] | None:
+def body_of(call: OpCall) -> tuple[FusedBody, tuple[int, ...]] | None:
     """What follows the product, and the operands that it reads beside it; None for nothing."""
     if call.op == "fused_matmul":
         body, places = whole_body(call)
@@ -136,7 +137,7 @@ for _op in OPS:
             f"cublas.{_op}.{_rounds}".rstrip("."),
             _op,
             KINDS,
-            when=partial(_fits, _rounds),
+            when=partial(fits, _rounds),
             rank=ROUNDING_RANK if _rounds else RANK,
             rounds=_rounds,
         )(_lowering(_rounds))

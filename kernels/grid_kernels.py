@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from crossdock.kernels import (
     cublas_matmul,
+    cublaslt_matmul,
     grid_attention,
     grid_channels,
     grid_conv,
@@ -31,6 +32,7 @@ from crossdock.kernels import (
 
 __all__ = [
     "cublas_matmul",
+    "cublaslt_matmul",
     "grid_attention",
     "grid_channels",
     "grid_conv",

@@ -14,7 +14,7 @@ import pytest
 
 from crossdock.devices import cuda, cuda_blas
 from crossdock.devices.cuda import CudaDevice
-from crossdock.devices.cuda_blas import Gemm, Product
+from crossdock.devices.cuda_blas import Product
 from crossdock.devices.program import In, Out
 from crossdock.runtime.errors import CompileError, DeviceError, Error, OutOfMemory
 from crossdock.runtime.tensor import Array, to_numpy
@@ -111,9 +111,9 @@ def wrong_ldb(self: Product) -> int:
     return self.k  # of b as it lies, rows are n long
 
 
-def wrong_flags(self: Gemm, blas: Any) -> tuple[int, int]:
+def wrong_flags(blas: Any, product: Product) -> tuple[int, int]:
     del blas
-    return int(self.product.a_transposed), int(self.product.b_transposed)
+    return int(product.a_transposed), int(product.b_transposed)
 
 
 def wrong_stride(self: Product) -> tuple[int, int, int, int]:
@@ -134,13 +134,13 @@ def whole_result(self: Product) -> tuple[int, ...]:
 
 BUGS = {
     "a leading dimension that is the other one": (Product, "ldb", property(wrong_ldb)),
-    "transpose flags of the other operand": (Gemm, "_transposed", wrong_flags),
+    "transpose flags of the other operand": (cuda_blas, "transposed", wrong_flags),
     "a batch stride that is the result's": (Product, "inner", property(wrong_stride)),
     "batch strides of the other operand": (Product, "inner", property(wrong_order)),
     "one result for the whole batch": (Product, "y_strides", property(whole_result)),
     "a compute type that rounds": (
         cuda_blas,
-        "_compute_type",
+        "compute_type",
         lambda product: "CUBLAS_COMPUTE_32F_FAST_16BF",
     ),
 }

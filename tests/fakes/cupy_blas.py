@@ -19,6 +19,7 @@ from tests.fakes.cuda_machine import Machine, Range
 
 INVALID_VALUE = 7
 NOT_SUPPORTED = 15
+SUMS_STAY_WIDE = 16
 STATUS = {3: "CUBLAS_STATUS_ALLOC_FAILED", 7: "CUBLAS_STATUS_INVALID_VALUE",
           13: "CUBLAS_STATUS_EXECUTION_FAILED", 15: "CUBLAS_STATUS_NOT_SUPPORTED"}  # fmt: skip
 TYPES = {0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}
@@ -100,6 +101,17 @@ class Blas(ModuleType):
         super().__init__("cupy_backends.cuda.libs.cublas")
         vars(self).update(COMPUTE)
         self._cuda = cuda
+        self._modes: dict[int, int] = {}
+
+    def getVersion(self, handle: int) -> int:  # noqa: N802 - cupy's names, here and below
+        del handle
+        return 120903
+
+    def getMathMode(self, handle: int) -> int:  # noqa: N802
+        return self._modes.get(handle, 0)
+
+    def setMathMode(self, handle: int, mode: int) -> None:  # noqa: N802
+        self._modes[handle] = mode
 
     def gemmStridedBatchedEx(  # noqa: N802 - cupy's
         self, handle: int, transa: int, transb: int, m: int, n: int, k: int, alpha: int,
@@ -124,8 +136,15 @@ class Blas(ModuleType):
         if not m * n * k * count:
             return
         factors = self._factors(alpha, beta, compute)
-        self._check(first, second, made, k, compute, reads_c=factors[1] != 0)
-        self._compute(first, second, made, (transa, transb), factors, compute)
+        self.check(first, second, made, k, compute, made.spans() if factors[1] else [], [])
+        narrow = made.dtype in HALVES and not self.getMathMode(handle) & SUMS_STAY_WIDE
+        out = made.on(self._cuda.machine)
+        with np.errstate(all="ignore"):
+            result = self.product(first, second, (transa, transb), compute, narrow=narrow)
+            result = result.dtype.type(factors[0]) * result
+            if factors[1]:
+                result += result.dtype.type(factors[1]) * out.astype(result.dtype)
+            out[...] = result.astype(out.dtype)
 
     def _ready(self, handle: int) -> None:
         machine: Machine = self._cuda.machine
@@ -142,9 +161,20 @@ class Blas(ModuleType):
         kind = ctypes.c_double if compute == COMPUTE["CUBLAS_COMPUTE_64F"] else ctypes.c_float
         return kind.from_address(alpha).value, kind.from_address(beta).value
 
-    def _check(
-        self, a: Matrices, b: Matrices, c: Matrices, k: int, compute: int, *, reads_c: bool
+    def check(
+        self,
+        a: Matrices,
+        b: Matrices,
+        c: Matrices,
+        k: int,
+        compute: int,
+        reads: list[Range],
+        writes: list[Range],
     ) -> None:
+        """Hold where matrices lie against the memory there is, and note the work.
+
+        ``reads`` and ``writes`` are of what there is beside A, B and C.
+        """
         machine: Machine = self._cuda.machine
         tensor = compute in ROUND or a.dtype in HALVES
         wanted = 1 if not tensor or a.count == 1 else 16 if k % 8 == 0 else 4 if k % 2 == 0 else 1
@@ -156,30 +186,32 @@ class Blas(ModuleType):
             machine.need(Range(first.address, reach), f"cuBLAS: matrix {x.name}")
         written = c.spans()
         if c.count > 1 and (len(written) < c.count or any(map(Range.meets, written, written[1:]))):
-            raise machine.problem("cuBLAS: matrices of C overlap")
+            raise machine.problem(f"cuBLAS: matrices of {c.name} overlap")
         if any(x.meets(y) for x in written for y in (*a.spans(), *b.spans())):
-            raise machine.problem("cuBLAS: C overlaps an operand")
-        reads = [*a.spans(), *b.spans(), *(written if reads_c else ())]
-        machine.submit(self._cuda.current(), reads, written, "a product")
+            raise machine.problem(f"cuBLAS: {c.name} overlaps an operand")
+        reads = [*a.spans(), *b.spans(), *reads]
+        machine.submit(self._cuda.current(), reads, [*written, *writes], "a product")
 
-    def _compute(
-        self,
-        a: Matrices,
-        b: Matrices,
-        c: Matrices,
-        transposed: tuple[int, int],
-        factors: tuple[float, float],
-        compute: int,
-    ) -> None:
+    def product(
+        self, a: Matrices, b: Matrices, transposed: tuple[int, int], compute: int, *, narrow: bool
+    ) -> np.ndarray:
+        """The products in the type of sums, with operands rounded as the compute type permits it.
+
+        ``narrow`` adds up halves of the sums in the operands' type, which is that of the result.
+        """
         wide = np.float64 if a.dtype == "float64" else np.float32
         rounded = ROUND.get(compute, np.asarray)
         sides = []
         for x, turned in zip((a, b), transposed, strict=True):
             values = rounded(np.ascontiguousarray(x.on(self._cuda.machine).astype(wide)))
             sides.append(values.swapaxes(1, 2) if turned else values)
-        out = c.on(self._cuda.machine)
         with np.errstate(all="ignore"):
-            result = wide(factors[0]) * np.matmul(*sides)
-            if factors[1]:
-                result += wide(factors[1]) * out.astype(wide)
-            out[...] = result.astype(out.dtype)
+            return _sums(*sides, to_numpy(a.dtype) if narrow else None)
+
+
+def _sums(a: np.ndarray, b: np.ndarray, narrow: Any) -> np.ndarray:
+    if narrow is None:
+        return np.asarray(np.matmul(a, b))
+    half = a.shape[-1] // 2
+    parts = np.matmul(a[..., :half], b[:, :half]), np.matmul(a[..., half:], b[:, half:])
+    return (parts[0].astype(narrow) + parts[1].astype(narrow)).astype(a.dtype)

@@ -13,12 +13,13 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import get_ident, local
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
 import pytest
 
+from tests.fakes import cublaslt
 from tests.fakes.cuda_machine import Allocation, Clock, Machine
 from tests.fakes.cupy_arrays import Context, ndarray, numpy_name
 from tests.fakes.cupy_blas import Blas
@@ -124,6 +125,10 @@ class FakeCuda(ModuleType):
             raise self.machine.problem("work on the default stream")
         return int(stack[-1].ptr)
 
+    def get_current_stream(self) -> Any:
+        """The current stream."""
+        return SimpleNamespace(ptr=self.current())
+
     def get_cublas_handle(self) -> int:
         """cupy has a handle for each device of each thread."""
         self.runtime.check()
@@ -201,8 +206,8 @@ class Device:
 
     cuda: FakeCuda
 
-    def __init__(self, index: int = 0) -> None:
-        self.id = index
+    def __init__(self, index: int | None = None) -> None:
+        self.id = self.cuda.machine.device if index is None else index
 
     def __enter__(self) -> Self:
         self._before, self.cuda.machine.device = self.cuda.machine.device, self.id
@@ -364,4 +369,5 @@ def install(monkeypatch: pytest.MonkeyPatch, machine: Machine | None = None) -> 
     fake = FakeCupy(machine)
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setitem(sys.modules, "cupy.cuda", fake.cuda)
+    fake.cublaslt = cublaslt.install(monkeypatch, fake)
     return fake
