@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -130,12 +130,7 @@ def _end(size: int, batch: Sequence[int], strides: Sequence[int]) -> int:
 
 
 class Prepared(ABC):
-    """A library's call on a card, ready for memory.
-
-    ``captured``: a CUDA graph may hold it, so that it counts as a launch.
-    """
-
-    captured: ClassVar[bool] = False
+    """A library's call on a card, ready for memory."""
 
     @abstractmethod
     def bound(self, ins: list[Any], outs: list[Any]) -> Callable[[], None]:

@@ -205,6 +205,7 @@ class LtProduct:
             tuple(spec for _, spec in there),
             tuple(spec for _, spec in outs),
             self._form,
+            captured=True,
         )
 
     def _form(self) -> tuple[str, str, Any]:
@@ -231,8 +232,6 @@ class LtGemm(LibraryCall):
 
 
 class _LtGemm(Prepared):
-    captured = True
-
     def __init__(self, cp: Any, lt: Library, wanted: LtProduct) -> None:
         self.cp, self.lt, self.wanted = cp, lt, wanted
         p = wanted.product

@@ -137,6 +137,18 @@ def test_a_graph_holds_products(device: CudaDevice) -> None:
     assert commands.notes == ()  # type: ignore[attr-defined]
 
 
+def test_a_product_that_no_graph_can_hold_is_run_all_the_same(device: CudaDevice) -> None:
+    jobs = [job(device, PRODUCTS["plain"]) for _ in range(2)]
+    commands = record(device, *((j.step, j.buffers) for j in jobs))
+    device.cp.cublaslt.refuse, device.cp.cublaslt.capturing = 14, True
+    for _ in range(3):
+        done = device.queues["compute"].execute(commands)
+        got = download(device, jobs[1].buffers[Out(0)], jobs[1].got, done)
+        np.testing.assert_allclose(got, jobs[1].want, rtol=0, atol=1e-5)
+    (note,) = commands.notes  # type: ignore[attr-defined]
+    assert "no CUDA graph of 2 launches: cuda:0: cuBLAS, 5x3 times 3x7" in note
+
+
 # --- planted bugs ---------------------------------------------------------------------------------
 
 

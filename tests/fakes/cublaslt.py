@@ -63,7 +63,8 @@ class Lt:
         self._there: dict[int, Descriptor] = {}
         self._handles: dict[int, int] = {}
         self.refuse = SUCCESS
-        """What the next product returns, where it is a failure."""
+        """What products return, where it is a failure; ``capturing``: those in a capture alone."""
+        self.capturing = False
         p, i, size = c_void_p, c_int, c_size_t
         self.cublasLtCreate = self._function(self._create_handle, p)
         for kind, types in (
@@ -192,7 +193,9 @@ class Lt:
         self._check_handle(handle)
         machine, wanted = self._cuda.machine, self._of("MatmulDesc", desc)
         layouts = self._layouts(a_at, b_at, c_at, d_at)
-        if status := self.refuse or self._unsupported(wanted, layouts):
+        captured = machine.capture_of(stream)
+        refuse = self.refuse if captured is not None or not self.capturing else SUCCESS
+        if status := refuse or self._unsupported(wanted, layouts):
             return status
         found = Found.from_address(algorithm) if algorithm else None
         if found is None or found.data[0] != MARK or found.data[2] != wanted.get(EPILOGUE, PLAIN):
@@ -213,7 +216,6 @@ class Lt:
             self._launch, batch, dict(wanted.attributes), wanted.facts[0], scales, space,
             narrow=bool(found.data[1]),
         )  # fmt: skip
-        captured = machine.capture_of(stream)
         if captured is None:
             launch()
         else:

@@ -179,7 +179,7 @@ class _Runtime(ModuleType):
         return {
             "name": b"Fake GPU", "totalGlobalMem": self._machine.memory, "clockRate": 1000000,
             "multiProcessorCount": 4, "sharedMemPerBlock": 49152, "maxThreadsPerBlock": 1024,
-            "major": 8, "minor": 0,
+            "major": 8, "minor": 0, "uuid": bytes(range(16 + index, 32 + index)),
         }  # fmt: skip
 
     def memGetInfo(self) -> tuple[int, int]:  # noqa: N802
@@ -335,6 +335,9 @@ class MemoryPool:
 
     def used_bytes(self) -> int:
         return self.cuda.machine.used(self.cuda.machine.device)
+
+    def total_bytes(self) -> int:
+        return self.used_bytes()
 
     def malloc(self, nbytes: int) -> MemoryPointer:
         self.cuda.runtime.check()
