@@ -21,6 +21,7 @@ from crossdock.runtime.plan import HOST, Constraints
 from crossdock.runtime.pool import free_caches
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Recovery
+from crossdock.runtime.turns import Flow
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Fleet:
         self._budgets: dict[str, int] = {}
         self._reopen = False
         self.devices = dict(devices)
+        self.flow = Flow()
         registry.listen(self)
 
     @property
@@ -205,6 +207,7 @@ class Fleet:
                     raise hopeless(failed, error) from error
             else:
                 made.recorder.recoveries += tuple(told)
+                made.flow = self.flow
                 return made
 
     def _too_tight(self) -> list[str]:

@@ -325,6 +325,7 @@ class Session:
         try:
             with PREPARING:
                 made = ready.replan(ready)
+                made.flow = ready.flow
         except Error:
             return  # the plan there is goes on; a device that failed is told of by a run
         with self._lock:
