@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from weakref import WeakMethod
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device, DeviceInfo
@@ -47,7 +48,7 @@ class Fleet:
         self, config: Config, devices: Mapping[str, Device], changed: Callable[[], None]
     ) -> None:
         self._given = config
-        self._changed = changed
+        self._told = WeakMethod(changed)  # of the session, which holds the fleet
         self._lock = threading.RLock()
         self._lost: dict[str, DeviceInfo] = {}
         self._out: dict[str, str] = {}  # why a device that is not lost computes nothing here
@@ -125,6 +126,11 @@ class Fleet:
             self._reopen = bool(self._lost or self._out or self._budgets)
         if self._reopen:
             self._changed()
+
+    def _changed(self) -> None:
+        told = self._told()
+        if told is not None:
+            told()
 
     # --- failures ---------------------------------------------------------------------------------
 
