@@ -309,19 +309,22 @@ class MemoryPool:
 
     def __init__(self) -> None:
         self._limit = self.cuda.machine.memory
+        self._given: weakref.WeakSet[Memory] = weakref.WeakSet()
 
     def set_limit(self, size: int) -> None:
         self._limit = size
 
     def used_bytes(self) -> int:
-        return self.cuda.machine.used(self.cuda.machine.device)
+        return sum(memory.allocation.memory.size for memory in list(self._given))
 
     def malloc(self, nbytes: int) -> MemoryPointer:
         self.cuda.runtime.check()
         self.cuda.machine.refuse_capture("an allocation")
         if self.used_bytes() + nbytes > self._limit:
             raise OutOfMemoryError(nbytes, self.used_bytes(), self._limit)
-        return MemoryPointer(Memory(self.cuda.machine, nbytes), 0)
+        made = Memory(self.cuda.machine, nbytes)
+        self._given.add(made)
+        return MemoryPointer(made, 0)
 
     def free_all_blocks(self) -> None:
         pass
