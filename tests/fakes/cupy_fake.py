@@ -146,7 +146,7 @@ class _Runtime(ModuleType):
     def __init__(self, machine: Machine) -> None:
         super().__init__("cupy.cuda.runtime")
         self._machine = machine
-        self.events: dict[int, Any] = {}
+        self.events: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     def check(self) -> None:
         if self._machine.sticky:
@@ -176,6 +176,12 @@ class _Runtime(ModuleType):
         self.check()
         self._machine.refuse_capture("a copy", stream)
         self._machine.copy(dst, src, size, stream)
+
+    def memcpy(self, dst: int, src: int, size: int, kind: int) -> None:
+        """A copy that waits for everything, also of host memory that is not pinned."""
+        self.check()
+        self._machine.finish()
+        ctypes.memmove(dst, src, size)
 
     def eventQuery(self, event: int) -> int:  # noqa: N802
         return int(self.events[event].query())
@@ -214,9 +220,6 @@ class Event:
         self.seconds: float | None = None
         self._queries = 0
         self.cuda.runtime.events[self.ptr] = self
-
-    def __del__(self) -> None:
-        self.cuda.runtime.events.pop(self.ptr, None)
 
     def query(self) -> int:
         """Status: an error, not ready the first time, then done, which is a wait."""
