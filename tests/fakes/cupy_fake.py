@@ -98,6 +98,11 @@ class FakeCuda(ModuleType):
         self.runtime = _Runtime(machine)
         self.driver = _namespace("cupy.cuda.driver", CUDADriverError=CUDADriverError)
         self.compiler = _namespace("cupy.cuda.compiler", CompileException=CompileException)
+        self.nvrtc = _namespace(
+            "cupy.cuda.nvrtc",
+            getVersion=lambda: (12, 4),
+            getSupportedArchs=lambda: (50, 60, 70, 80, 90),
+        )
         self.memory = _namespace("cupy.cuda.memory", OutOfMemoryError=OutOfMemoryError)
         self.PinnedMemoryPointer = PinnedMemoryPointer
         self.Device = self._own(Device)
