@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,3 +95,15 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def main(rehearse: bool) -> None:
+    """Print everything as JSON; ``device`` is null where there is no card."""
+    lacking = missing(card=not rehearse)
+    vital = any(need.vital for need in lacking)
+    known = {"device": None} if vital else facts("cpu:0" if rehearse else "cuda:0")
+    print(json.dumps({**known, "missing": [str(need) for need in lacking]}))
+
+
+if __name__ == "__main__":
+    main(rehearse="--rehearse" in sys.argv)

@@ -107,7 +107,7 @@ class TorchLayers:
         return x.permute(axes)
 
 
-class TorchNet(torch.nn.Module):
+class TorchNet(torch.nn.Module):  # type: ignore[misc,unused-ignore]
     """A network for a batch; its weights are buffers of the module."""
 
     def __init__(self, net: Net, batch: int, dtype: str, where: str) -> None:
@@ -143,23 +143,39 @@ def tf32(allowed: bool) -> None:
 
 
 class Peers:
-    """Torch's ways of running one network on arrays of the host; each gives an array back."""
+    """Torch's ways of running one network.
+
+    From arrays of the host to an array of the host; or, ``resident``, from tensors of the device to
+    a tensor of the device, and then a run ends when the device is done.
+    """
 
     def __init__(
-        self, net: Net, batch: int, dtype: str, where: str, feeds: Mapping[str, Array]
+        self,
+        net: Net,
+        batch: int,
+        dtype: str,
+        where: str,
+        feeds: Mapping[str, Array],
+        *,
+        resident: bool = False,
     ) -> None:
-        self.where = where
+        self.where, self.resident = where, resident
         self.module = TorchNet(net, batch, dtype, where).eval()
-        self.feeds = [torch.from_numpy(array) for array in feeds.values()]
+        host = {name: torch.from_numpy(array) for name, array in feeds.items()}
+        self.feeds = {n: t.to(where) for n, t in host.items()} if resident else host
+
+    def _end(self, output: Value) -> Any:
+        """The output where it is wanted, complete."""
+        if not self.resident:
+            return output.cpu().numpy()
+        if self.where == "cuda":
+            torch.cuda.synchronize()
+        return output
 
     def _through(self, call: Callable[..., Value]) -> Run:
-        """From the host's arrays to an array of the host."""
-
-        def run() -> Array:
+        def run() -> Any:
             with torch.no_grad():
-                given = [tensor.to(self.where) for tensor in self.feeds]
-                answer: Array = call(*given).cpu().numpy()
-                return answer
+                return self._end(call(*(tensor.to(self.where) for tensor in self.feeds.values())))
 
         return run
 
@@ -174,7 +190,7 @@ class Peers:
 
     def graphs(self) -> Run:
         """The eager launches captured once in a CUDA graph, inputs copied into their place."""
-        still = [tensor.to(self.where) for tensor in self.feeds]
+        still = [tensor.to(self.where, copy=True) for tensor in self.feeds.values()]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side), torch.no_grad():
@@ -185,11 +201,19 @@ class Peers:
         with torch.no_grad(), torch.cuda.graph(graph):
             output = self.module(*still)
 
-        def run() -> Array:
-            for place, tensor in zip(still, self.feeds, strict=True):
+        def run() -> Any:
+            for place, tensor in zip(still, self.feeds.values(), strict=True):
                 place.copy_(tensor)
             graph.replay()
-            answer: Array = output.cpu().numpy()
-            return answer
+            return self._end(output)
 
         return run
+
+
+def on_host(array: Any) -> Array:
+    """A tensor, or what exports DLPack, as an array of the host."""
+    if isinstance(array, np.ndarray):
+        return array
+    tensor = array if isinstance(array, torch.Tensor) else torch.from_dlpack(array)
+    found: Array = tensor.cpu().numpy()
+    return found

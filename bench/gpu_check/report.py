@@ -53,14 +53,21 @@ def judged(value: float, target: str) -> str:
 class Report:
     """Rows of one section, each on disk as soon as it is there: a crash loses none before it."""
 
-    def __init__(self, section: str, path: Path) -> None:
+    def __init__(self, section: str, path: Path, *, rehearsal: bool = False) -> None:
+        """``rehearsal``: what was measured means nothing, and is not held against its target."""
         self.section = section
         self.path = path
+        self.rehearsal = rehearsal
 
     def figure(
         self, what: str, value: float, unit: str = "", target: str = "", note: str = ""
     ) -> None:
-        """Add a figure."""
+        """Add a figure that hangs on how fast something is."""
+        state = NOTED if self.rehearsal else judged(value, target)
+        self._add(Row(self.section, what, value, unit, target, state, note))
+
+    def bound(self, what: str, value: float, target: str, unit: str = "", note: str = "") -> None:
+        """Add an error or a count, which has to keep to its target everywhere."""
         self._add(Row(self.section, what, value, unit, target, judged(value, target), note))
 
     def check(self, what: str, passed: bool, note: str = "") -> None:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
+import math
 import os
 import re
 import signal
@@ -27,6 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NoReturn
 
 from bench.gpu_check import layout
 from bench.gpu_check.report import Report, Row, read_rows, summary, table, write_json
@@ -35,6 +38,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NO_CARD = 3
 WHOLE = 570.0
 """Seconds of a whole run; given more of them, sections take more in proportion."""
+PREFLIGHT = 120.0
+"""Seconds for importing packages for the first time and asking the driver."""
 GRACE = 5.0
 """Seconds that a section may take beyond its limit to end by itself."""
 
@@ -53,17 +58,17 @@ class Section:
 
 SECTIONS = (
     Section("conformance", 45, card=True),
-    Section("operators", 75),
-    Section("models", 50),
+    Section("operators", 100),
+    Section("models", 60),
     Section("faults", 20, card=True),
     Section("copies", 20, card=True),
     Section("overlap", 20, card=True),
     Section("overhead", 20),
     Section("placement", 60),
     Section("cold", 50),
-    Section("networks", 200),
+    Section("networks", math.inf),
 )
-"""In the order in which they run: proof first, then figures, the longest last."""
+"""In the order in which they run: proof first, then figures; the last takes all that is left."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,20 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     layout.importable()
     if args.child:
-        return _child(args)
-    from bench.gpu_check import needs
-
-    lacking = needs.missing(card=not args.rehearse)
-    for need in lacking:
-        print(need, flush=True)
-    if any(need.vital for need in lacking):
+        _child(args)
+    if unknown := set(args.sections) - {section.name for section in SECTIONS}:
+        _parser().error(f"no section {', '.join(sorted(unknown))}")
+    facts = _preflight(args)
+    for line in facts["missing"]:
+        print(line, flush=True)
+    if facts["device"] is None:
         return NO_CARD
-    facts = {
-        **needs.facts("cpu:0" if args.rehearse else "cuda:0"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "rehearsal": args.rehearse,
-        "missing": [str(need) for need in lacking],
-    }
     rows, seconds = _run_all(args, facts)
     print(table(rows, args.width))
     print(f"\n{facts['device']}: {summary(rows)}; {seconds:.0f} s; {_target(args, facts)}")
@@ -107,11 +106,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _preflight(args: argparse.Namespace) -> dict[str, Any]:
+    """The facts of the machine, from a process of its own: this one never opens the card."""
+    command = [sys.executable, "-m", "bench.gpu_check.needs", *(["--rehearse"] * args.rehearse)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=layout.environment(), stdout=subprocess.PIPE, check=True, text=True,
+        timeout=PREFLIGHT,
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {**found, "created": created, "rehearsal": args.rehearse}
+
+
 def _run_all(args: argparse.Namespace, facts: dict[str, object]) -> tuple[list[Row], float]:
     """The rows of every section wanted, and the seconds that they took."""
-    unknown = set(args.sections) - {section.name for section in SECTIONS}
-    if unknown:
-        _parser().error(f"no section {', '.join(sorted(unknown))}")
     begun = time.monotonic()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -144,11 +152,17 @@ def _run_one(
         sys.executable, "-m", "bench.gpu_check", "--child", section.name,
         "--rows", str(path), "--seconds", str(limit), *(["--rehearse"] if rehearse else []),
     ]  # fmt: skip
+    supervise(command, report, limit)
+    return read_rows(path)
+
+
+def supervise(command: Sequence[str], report: Report, limit: float, grace: float = GRACE) -> None:
+    """Run a section's process; where it hangs, crashes or fails, that becomes a row of its own."""
     child = subprocess.Popen(
         command, cwd=ROOT, env=layout.environment(), stdout=2, start_new_session=True
     )
     try:
-        status = child.wait(limit + GRACE)
+        status = child.wait(limit + grace)
     except subprocess.TimeoutExpired:
         report.failed("the section", f"not done after {limit:.0f} s; its rows so far stand")
         status = 0
@@ -157,7 +171,6 @@ def _run_one(
     if status:
         died = f"signal {-status}" if status < 0 else f"status {status}"
         report.failed("the section", f"its process ended with {died}; its output is above")
-    return read_rows(path)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -170,25 +183,34 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _child(args: argparse.Namespace) -> int:
-    """Run one section in this process."""
+def _child(args: argparse.Namespace) -> NoReturn:
+    """Run one section in this process, and end it.
+
+    It ends at once: a lost card may crash the libraries' own ends, and all rows are on disk.
+    """
+    try:
+        _section(args)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _section(args: argparse.Namespace) -> None:
     from bench.gpu_check.place import CARD, HOST, Place, pretend_card
-    from crossdock.runtime.errors import Error
 
     section = next(s for s in SECTIONS if s.name == args.child)
-    report = Report(section.name, args.rows)
-    faked = args.rehearse and pretend_card()
-    if args.rehearse and section.card and not faked:
-        report.not_run("the section", "the fake cupy runs kernels on PoCL, which is absent")
-        return 0
-    place = Place(CARD if faked or not args.rehearse else HOST, args.rehearse, args.seconds)
-    module = importlib.import_module(f"bench.gpu_check.sections.{section.name}")
+    report = Report(section.name, args.rows, rehearsal=args.rehearse)
     try:
-        module.run(place, report)
-    except Error as error:
+        faked = args.rehearse and pretend_card()
+        if args.rehearse and section.card and not faked:
+            report.not_run("the section", "the fake cupy runs kernels on PoCL, which is absent")
+            return
+        place = Place(CARD if faked or not args.rehearse else HOST, args.rehearse, args.seconds)
+        importlib.import_module(f"bench.gpu_check.sections.{section.name}").run(place, report)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what the section found
         traceback.print_exc()
-        report.failed("the section", str(error))
-    return 0
+        report.failed("the section", f"{type(error).__name__}: {error}")
 
 
 def _target(args: argparse.Namespace, facts: dict[str, object]) -> Path:

@@ -9,7 +9,6 @@ import numpy as np
 
 from bench.gpu_check.place import Place, interleaved
 from bench.gpu_check.report import Report
-from crossdock.devices.base import Device
 from crossdock.devices.cuda import CudaDevice
 from crossdock.runtime.tensor import TensorSpec
 
@@ -41,7 +40,7 @@ def run(place: Place, report: Report) -> None:
 class Ours:
     """Copies by the device's queues."""
 
-    def __init__(self, device: Device, size: int) -> None:
+    def __init__(self, device: CudaDevice, size: int) -> None:
         self.device = device
         spec = TensorSpec("uint8", (size,))
         self.arrays = {
@@ -90,7 +89,8 @@ class Own:
         self.cp, self.size, self.index = cp, size, index
         with cp.cuda.Device(index):
             self.streams = [cp.cuda.Stream(non_blocking=True) for _ in range(2)]
-            self.memory = [cp.cuda.MemoryPool().malloc(size) for _ in range(2)]
+            self.pool = cp.cuda.MemoryPool()
+            self.memory = [self.pool.malloc(size) for _ in range(2)]
             self.pinned = [cp.cuda.alloc_pinned_memory(size) for _ in range(2)]
         self.pageable = [np.zeros(size, np.uint8) for _ in range(2)]
 

@@ -27,10 +27,10 @@ def run(place: Place, report: Report) -> None:
         findings += found
         missing += lacking
     failed = [f for f in findings if not f.passed]
-    report.figure("kernels on cases: passed", len(findings) - len(failed), "runs", ">= 1")
-    report.figure("kernels on cases: failed", len(failed), "runs", "== 0")
+    report.bound("kernels on cases: passed", len(findings) - len(failed), ">= 1", "runs")
+    report.bound("kernels on cases: failed", len(failed), "== 0", "runs")
     worst = max((f.error for f in findings if f.passed and f.error is not None), default=0.0)
-    report.figure("worst error over the one allowed", worst, "", "<= 1")
+    report.bound("worst error over the one allowed", worst, "<= 1")
     for finding in failed[:SHOWN]:
         off = finding.message or f"off by {finding.off:.3g}"
         report.failed(f"{finding.op}-{finding.case}, {finding.kernel}", off)

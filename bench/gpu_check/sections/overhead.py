@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 import crossdock as xd
@@ -32,7 +34,7 @@ def run(place: Place, report: Report) -> None:
         with xd.compile(graph, place.device, skip_passes=["fuse-elementwise"]) as session:
             right = np.array_equal(session.run(feed)["y"], np.full(16, count))
             report.check(f"a chain of {count} adds is right", right)
-            seconds[count] = median_seconds(lambda s=session: s.run(feed), place.size(200, 5))
+            seconds[count] = median_seconds(partial(session.run, feed), place.size(200, 5))
             notes = session.receipt.notes
             report.figure(
                 f"a run of {count} adds", seconds[count] * 1e6, "us", note="; ".join(notes)

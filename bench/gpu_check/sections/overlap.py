@@ -7,7 +7,7 @@ import numpy as np
 import crossdock as xd
 from bench.gpu_check.place import Place, interleaved, median_seconds
 from bench.gpu_check.report import Report
-from crossdock.devices.base import Device
+from crossdock.devices.cuda import CudaDevice
 from crossdock.runtime.tensor import TensorSpec
 
 CHUNKS, SIDE = 16, 2048
@@ -34,6 +34,7 @@ def run(place: Place, report: Report) -> None:
     """The time of a run over the largest of its uploads, its kernels and its downloads alone."""
     chunks, side = place.size(CHUNKS, FEW), place.size(SIDE, SMALL)
     made, device = chunked(chunks, side), place.open()
+    assert isinstance(device, CudaDevice)
     rng = np.random.default_rng(1)
     feeds = {}
     for name in made.inputs:
@@ -54,7 +55,7 @@ def run(place: Place, report: Report) -> None:
                   "<= 1.05")  # fmt: skip
 
 
-def _copies(device: Device, chunks: int, side: int, place: Place) -> dict[str, float]:
+def _copies(device: CudaDevice, chunks: int, side: int, place: Place) -> dict[str, float]:
     """Seconds of all uploads, and of all downloads, from and to pinned memory."""
     spec = TensorSpec("float32", (side, side))
     hosts = [device.host_array(spec) for _ in range(chunks)]
