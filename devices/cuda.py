@@ -12,8 +12,10 @@ import importlib.util
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +38,9 @@ from crossdock.devices.base import (
 from crossdock.devices.cuda_graph import Segment, segments
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
 from crossdock.devices.dialect import CUDA_HEADER, assemble, misfit
-from crossdock.devices.gauge import Gauge
 from crossdock.devices.program import ArrayCall, GridLaunch, Scalar, Step
-from crossdock.runtime.errors import CompileError, DeviceError, OutOfMemory, Unavailable
+from crossdock.devices.share import Share
+from crossdock.runtime.errors import CompileError, DeviceError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
 KIND = "cuda"
@@ -53,6 +55,7 @@ _CAPS = frozenset(
         Cap.EVENTS,
         Cap.PROFILING,
         Cap.COPY_QUEUES,
+        Cap.REPLAY,
         Cap.FLOAT16,
         Cap.FLOAT64,
     }
@@ -100,7 +103,8 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         cuda_versions.text(v()) for v in (runtime.runtimeGetVersion, runtime.driverGetVersion)
     ]
     driver = "CUDA {}, driver for CUDA {}".format(*versions)
-    physical = topology.physical_id(pci, otherwise=f"{KIND}:{index}")
+    uuid = _uuid(facts)
+    physical = topology.physical_id(pci, uuid, f"{KIND}:{index}")
     clock = facts.get("clockRate", 0) // 1000
     return DeviceInfo(
         id=f"{KIND}:{index}",
@@ -121,8 +125,19 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         details={
             "compute_capability": f"{facts['major']}.{facts['minor']}",
             "nvrtc": cuda_versions.compiler(cp),
+            **({"uuid": uuid.hex()} if uuid else {}),
         },
     )
+
+
+def _uuid(facts: Mapping[str, Any]) -> bytes:
+    """The UUID among a card's properties, or nothing.
+
+    cupy makes bytes of the driver's array as of a C string: one with a zero in it arrives cut, and
+    what follows the array may come after one without.
+    """
+    told = bytes(facts.get("uuid", b""))
+    return told[:16] if len(told) >= 16 else b""
 
 
 def open_device(
@@ -187,7 +202,7 @@ class CudaQueue(Queue):
         self.stream = device.cp.cuda.Stream(non_blocking=True)
         self._staging = Staging(device.cp, self.stream)
         self._pending: deque[CudaEvent] = deque()
-        self._last: CudaEvent | None = None
+        self._forgetting = threading.Lock()
 
     def _wait_for(self, waits: Sequence[Event]) -> None:
         for event in waits:
@@ -201,16 +216,21 @@ class CudaQueue(Queue):
         device = self.device
         raw = self.stream.record(device.cp.cuda.Event(disable_timing=True))
         event = CudaEvent(device, raw, keep)
-        while self._pending and self._pending[0].done():
-            self._pending.popleft()
-        self._pending.append(event)
-        self._last = event
+        self.forget()
+        with self._forgetting:
+            self._pending.append(event)
         return event
+
+    def forget(self) -> None:
+        """Keep no longer what done work used; any thread."""
+        with self._forgetting:
+            while self._pending and self._pending[0].done():
+                self._pending.popleft()
 
     def busy(self) -> bool:
         """True while submitted work is not done."""
-        last = self._last
-        return last is not None and not last.done()
+        with self._forgetting:
+            return bool(self._pending) and not self._pending[-1].done()
 
     def execute(
         self,
@@ -302,7 +322,9 @@ class CudaDevice(Device):
         self.lost = ""
         self.pool = cp.cuda.MemoryPool()
         self.dropped: deque[Any] = deque()
-        self.gauge = Gauge()
+        self._share = Share(info.id, self.budget, info.memory_bytes, info.physical_id)
+        self._share.reclaim = weakref.WeakMethod(self._give_back)
+        self.gauge = self._share.gauge
         self._modules: dict[tuple[object, ...], Any] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -319,14 +341,35 @@ class CudaDevice(Device):
                 for queue in self.queues.values():
                     queue.stream.synchronize()
 
-    def _reclaim(self, wanted: int) -> int:
-        """Free what was dropped, waiting for it only where memory is short; returns bytes free."""
-        free = self.budget - int(self.pool.used_bytes())
-        if self.dropped and (wanted > free or not any(q.busy() for q in self.queues.values())):
-            self.drain()
-            self.dropped.clear()
-            free = self.budget - int(self.pool.used_bytes())
-        return free
+    def _reclaim(self, wanted: int) -> None:
+        """Free what was dropped, waiting for it only where memory is short; any thread."""
+        if self.lost or self._closed:
+            return
+        with translated(self):
+            self._count()
+            short = wanted > self._share.free
+            if short or (self.dropped and not any(q.busy() for q in self.queues.values())):
+                self.drain()
+                for queue in self.queues.values():
+                    queue.forget()
+                self.dropped.clear()
+                self._count()
+
+    def _give_back(self, wanted: int) -> None:
+        """Let the card's other devices have what the pool keeps; any thread."""
+        with suppress(DeviceError):  # a card that fails says so where it is used
+            self._reclaim(wanted)
+            if not self.lost and not self._closed:
+                with translated(self):
+                    self.pool.free_all_blocks()
+                    self._count()
+
+    def _count(self) -> None:
+        """Take the pool's word for what is used: it has the temporaries of array calls in it."""
+        with self._share.lock:
+            used = int(self.pool.used_bytes())
+            self.gauge.show(used)
+            self._share.cached = int(self.pool.total_bytes()) - used
 
     def host_array(self, spec: TensorSpec) -> Array:
         """A host array in pinned memory: copies to and from it are not staged."""
@@ -338,14 +381,12 @@ class CudaDevice(Device):
     def allocate(self, nbytes: int, label: str = "") -> CudaBuffer:
         """Allocate from the pool, within the budget."""
         with translated(self):
-            free = self._reclaim(nbytes)
-            if nbytes > free:
-                raise OutOfMemory(
-                    f"{self.info.id}: {nbytes} bytes wanted{f' for {label}' if label else ''}, "
-                    f"{free} of {self.budget} free; use smaller inputs, or move ops elsewhere"
-                )
-            made = CudaBuffer(self, self.pool.malloc(max(nbytes, 1)), nbytes)
-            self.gauge.show(int(self.pool.used_bytes()))
+            self._reclaim(nbytes)
+            self._share.make_room(nbytes)
+            with self._share.lock:
+                self._share.check(nbytes, label)
+                made = CudaBuffer(self, self.pool.malloc(max(nbytes, 1)), nbytes)
+                self._count()
             return made
 
     def compile(self, step: Step) -> CudaExecutable:

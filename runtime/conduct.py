@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 
 from crossdock.devices.base import Device, Event
 from crossdock.runtime.plan import HOST
-from crossdock.runtime.program import Program, Segment
+from crossdock.runtime.program import Program
+from crossdock.runtime.segments import Segment
 
 AT_ONCE = 2
 """Runs that have work handed to a device at a time: one computes while the next one's inputs are

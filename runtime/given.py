@@ -81,7 +81,7 @@ def checked(plan: Plan, graph: Graph, target: Target) -> Plan:
         raise StalePlan(
             f"the plan is for the devices {', '.join(plan.device_ids())}, in that order; plan again"
         )
-    ordered = _Order(graph, plan).steps()
+    ordered = _Order(graph, plan, target.peers).steps()
     waited = with_waits(ordered)
     roots = costing.alias_roots(graph)
     arenas = plan_arenas(graph, waited, target.devices, roots)
@@ -122,8 +122,8 @@ class _Kernels:
 class _Order:
     """Walks a plan's steps, and sees that each has what it reads."""
 
-    def __init__(self, graph: Graph, plan: Plan) -> None:
-        self.graph, self.plan = graph, plan
+    def __init__(self, graph: Graph, plan: Plan, peers: frozenset[tuple[str, str]]) -> None:
+        self.graph, self.plan, self.peers = graph, plan, peers
         self.roots = costing.alias_roots(graph)
         self.nodes = {n.name: n for n in graph.nodes if not costing.is_alias(n)}
         self.at: dict[tuple[str, str], int | None] = {(name, HOST): None for name in graph.inputs}
@@ -159,14 +159,14 @@ class _Order:
     def _copy(self, step: Step) -> list[int]:
         value = step.name
         spec = self.graph.specs.get(value)
-        far = step.dst if step.src == HOST else step.src
-        kind = "up" if step.src == HOST else "down"
+        far = step.src if step.dst == HOST else step.dst
+        ends = (step.src, step.dst)
         sound = (
             spec is not None
             and self.roots.get(value) == value
             and value not in self.graph.constants
-            and (step.src == HOST) != (step.dst == HOST)
-            and (step.device, step.queue) == (far, steps.queue_of(kind, step.src, step.dst))
+            and ((step.src == HOST) != (step.dst == HOST) or ends in self.peers)
+            and (step.device, step.queue) == (far, steps.queue_of(*ends))
             and step.inputs == step.outputs == (value,)
             and step.nbytes == spec.nbytes
         )

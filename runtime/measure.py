@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from crossdock.devices.base import Buffer, Cap, Device, Event, Queue
+from crossdock.devices.links import link_ends
 from crossdock.devices.program import Lowered, Step
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
@@ -217,6 +218,25 @@ def measure_link(host: Device, device: Device, model: CostModel) -> None:
         buffer.release()
     model.set_link(here, there, LinkModel.fit(up))
     model.set_link(there, here, LinkModel.fit(down))
+
+
+def measure_peer(src: Device, dst: Device, model: CostModel) -> None:
+    """Measure the copies that a device makes from another's memory, unless known."""
+    ends = link_ends(src.info, dst.info)
+    if model.link(*ends) is not None:
+        return
+    taken: list[tuple[float, float]] = []
+    for size in LINK_SIZES:
+        source, target = (device.allocate(size, "measuring") for device in (src, dst))
+        submit = partial(_peer_copy, target, source)
+        taken += [(size, dst.call("upload", submit)) for _ in range(6)]
+        source.release()
+        target.release()
+    model.set_link(*ends, LinkModel.fit(taken))
+
+
+def _peer_copy(target: Buffer, source: Buffer, queue: Queue) -> float:
+    return _elapsed(queue, lambda: queue.copy(target, source))
 
 
 def _copy(device: Device, role: str, buffer: Buffer, array: Array) -> float:

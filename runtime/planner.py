@@ -236,8 +236,7 @@ class Planning:
             self.offered,
             made,
             tensors,
-            self.target.devices,
-            self.target.measured_links(),
+            self.target,
             self.options.expected_runs,
             late=late,
             brief=brief,
@@ -270,9 +269,7 @@ def _retimed(plan: Plan, capacity: Mapping[str, int]) -> Plan:
 def check_memory(plan: Plan, rules: Rules) -> None:
     """Raise MemoryBudget where a plan passes a device's budget."""
     for device, (need, budget) in rules.over_budget(plan).items():
-        part = plan.device(device)
         raise MemoryBudget(
-            f"{device} needs {need} B (arena {part.arena_bytes}, scratch {part.scratch_bytes}, "
-            f"weights {part.fixed_bytes}) and has {int(budget)} B; raise constraints.memory, allow "
-            "another device or use a smaller batch"
+            f"{footprint.needed(plan, device, need)} and has {int(budget)} B; raise "
+            "constraints.memory, allow another device or use a smaller batch"
         )

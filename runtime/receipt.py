@@ -199,10 +199,12 @@ def _transfers(plan: Plan, spans: Mapping[str, list[Span]]) -> dict[str, LinkRec
         name = f"{copy.src}->{copy.dst}"
         one = LinkReceipt(copy.nbytes, 1, copy.seconds, None)
         made[name] = made[name] + one if name in made else one
-    queues = {f"{copy.src}->{copy.dst}": copy.queue for copy in plan.copies()}
-    for name, queue in queues.items():
-        timed = spans.get(queue)
-        if timed is not None:
-            seconds = sum(span.end - span.start for span in timed)
-            made[name] = dataclasses.replace(made[name], measured=seconds)
-    return made
+    links = {(c.queue, f"copy {c.name}"): f"{c.src}->{c.dst}" for c in plan.copies()}
+    seconds: dict[str, float] = {}
+    for (queue, label), name in links.items():
+        for span in spans.get(queue, ()):
+            if span.label == label:
+                seconds[name] = seconds.get(name, 0.0) + span.end - span.start
+    return {
+        name: dataclasses.replace(link, measured=seconds.get(name)) for name, link in made.items()
+    }

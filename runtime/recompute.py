@@ -17,7 +17,8 @@ from crossdock.runtime.copies import done
 from crossdock.runtime.errors import WrongResult
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.plan import Step
-from crossdock.runtime.program import Instance, Program, Segment, buffer_of
+from crossdock.runtime.program import Instance, Program, buffer_of
+from crossdock.runtime.segments import Segment
 from crossdock.runtime.settings import fast_error
 from crossdock.runtime.tensor import FLOATS, Array, to_numpy
 

@@ -191,6 +191,7 @@ def _profiled(graph: Graph, machine: Machine, placing: Placing) -> Target:
         profile_costs(machine, _typical_bytes(graph)),
         group_capacity(infos, machine.cores),
         watts={d.id: (d.watts.idle, d.watts.active) for d in machine.passed if d.watts},
+        peers=profiles.peers(machine),
     )
 
 

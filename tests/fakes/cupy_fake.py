@@ -164,7 +164,7 @@ class _Runtime(ModuleType):
         return {
             "name": b"Fake GPU", "totalGlobalMem": self._machine.memory, "clockRate": 1000000,
             "multiProcessorCount": 4, "sharedMemPerBlock": 49152, "maxThreadsPerBlock": 1024,
-            "major": 8, "minor": 0,
+            "major": 8, "minor": 0, "uuid": bytes(range(16 + index, 32 + index)),
         }  # fmt: skip
 
     def memGetInfo(self) -> tuple[int, int]:  # noqa: N802
@@ -324,6 +324,9 @@ class MemoryPool:
 
     def used_bytes(self) -> int:
         return sum(memory.allocation.memory.size for memory in list(self._given))
+
+    def total_bytes(self) -> int:
+        return self.used_bytes()
 
     def malloc(self, nbytes: int) -> MemoryPointer:
         self.cuda.runtime.check()
