@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -185,3 +186,21 @@ def test_what_probe_says_of_a_card(fake: cupy_fake.FakeCupy) -> None:
 @pytest.mark.parametrize(("number", "said"), [(12040, "12.4"), (13000, "13.0"), (11080, "11.8")])
 def test_versions_are_read(number: int, said: str) -> None:
     assert cuda_versions.text(number) == said
+
+
+def test_the_guide_has_what_probe_says() -> None:
+    guide = (Path(__file__).resolve().parents[2] / "CUDA.md").read_text(encoding="utf-8")
+    for status, (said, _) in cuda_versions.START.items():
+        if status in (100, 802):
+            assert f"`{said} (error {status})`" in guide
+        elif status > 802:
+            assert f"error {status})`" in guide
+    for said in (
+        "cupy is not installed", "there is no NVIDIA driver", "the NVIDIA driver is too old",
+        "NVRTC, CUDA's compiler of kernels, cannot be loaded", "and NVRTC of CUDA 13.0 compiles for",
+        "NVRTC is of CUDA 13.0 and the driver takes CUDA 12.4",
+    ):  # fmt: skip
+        assert said in guide
+    for branch in ("525", "580"):
+        assert branch in cuda_versions.MINIMUM_DRIVER.values()
+        assert f"| {branch} and newer |" in guide
