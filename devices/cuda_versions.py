@@ -74,12 +74,29 @@ def compiler_problem(cp: Any) -> Problem | None:
     try:
         cp.cuda.nvrtc.getVersion()
     except (RuntimeError, OSError) as error:
-        first = " ".join(str(error).split())[:120]
         return (
-            f"NVRTC, CUDA's compiler of kernels, cannot be loaded ({first})",
+            f"NVRTC, CUDA's compiler of kernels, cannot be loaded ({_first(error)})",
             f"pip install 'cupy-cuda{major}x[ctk]'",
         )
     return None
+
+
+def library_problem(cp: Any, error: Exception) -> str:
+    """What to install where a call wants a library of CUDA that is not here, or nothing.
+
+    Cupy loads cuBLAS and others when a call first needs them.
+    """
+    if not (isinstance(error, ImportError) or type(error).__name__ == "DynamicLibNotFoundError"):
+        return ""
+    major = cp.cuda.runtime.runtimeGetVersion() // 1000
+    return (
+        f"a library of CUDA cannot be loaded ({_first(error)}); pip install "
+        f"'cupy-cuda{major}x[ctk]'"
+    )
+
+
+def _first(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
 
 
 def card_problem(cp: Any, facts: dict[str, Any]) -> Problem | None:

@@ -8,11 +8,14 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from crossdock.devices import cuda, registry, topology
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def missing(*, card: bool) -> list[Need]:
         found.append(
             Need("a C compiler", "torch.compile cannot build its launchers", "apt-get install gcc")
         )
-    if not (Path(__file__).resolve().parents[2] / ".models").is_dir():
+    if not (ROOT / ".models").is_dir():
         found.append(Need("folder .models", "no trained models", "run `make models`"))
     return found
 
@@ -75,6 +78,8 @@ def facts(device: str) -> dict[str, object]:
         "device": info.name,
         "device_id": info.id,
         "driver": info.driver,
+        "driver_version": _read("/sys/module/nvidia/version"),
+        "commit": _commit(),
         "memory_bytes": info.memory_bytes,
         "details": dict(info.details),
         "devices": sorted(infos),
@@ -84,6 +89,24 @@ def facts(device: str) -> dict[str, object]:
         "python": platform.python_version(),
         "packages": versions(),
     }
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
+def _commit() -> str | None:
+    """The checkout's commit, where it is one and git is here."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -185,6 +186,7 @@ class Peers:
 
     def compiled(self) -> Run:
         """``torch.compile`` for these shapes, with its own CUDA graphs."""
+        torch.compiler.reset()  # it counts the modules that it has compiled, and gives up at eight
         mode = "reduce-overhead" if self.where == "cuda" else "default"
         return self._through(torch.compile(self.module, mode=mode, dynamic=False))
 
@@ -208,6 +210,13 @@ class Peers:
             return self._end(output)
 
         return run
+
+
+def give_back() -> None:
+    """Free the memory that torch keeps of networks that are gone: others need it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def on_host(array: Any) -> Array:

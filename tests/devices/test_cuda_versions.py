@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from crossdock.devices import cuda, cuda_versions, registry
-from crossdock.devices.program import GridLaunch, Out
-from crossdock.runtime.errors import CompileError, Unavailable
+from crossdock.devices.base import Bound
+from crossdock.devices.program import ArrayCall, GridLaunch, Out
+from crossdock.runtime.errors import CompileError, DeviceError, Unavailable
 from tests.fakes import cupy_fake
 
 POCL = bool(registry.probe_all(["opencl"])[0].devices)
@@ -133,11 +134,11 @@ def test_no_nvrtc(fake: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_card_that_nvrtc_has_no_code_for(
     fake: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = fake.cuda.runtime.getDeviceProperties(0)
+    facts = fake.cuda.runtime.getDeviceProperties
     monkeypatch.setattr(
         fake.cuda.runtime,
         "getDeviceProperties",
-        lambda index: {**facts, "major": 8} if index else {**facts, "major": 6, "minor": 1},
+        lambda index: {**facts(index), **({} if index else {"major": 6, "minor": 1})},
     )
     assert len(cuda.probe().devices) == 2
     monkeypatch.setattr(fake.cuda.nvrtc, "getSupportedArchs", lambda: (75, 80, 90))
@@ -153,9 +154,9 @@ def test_a_card_that_nvrtc_has_no_code_for(
 def test_a_card_newer_than_nvrtc_is_the_drivers_matter(
     fake: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = fake.cuda.runtime.getDeviceProperties(0)
+    facts = fake.cuda.runtime.getDeviceProperties
     monkeypatch.setattr(
-        fake.cuda.runtime, "getDeviceProperties", lambda _: {**facts, "major": 12, "minor": 0}
+        fake.cuda.runtime, "getDeviceProperties", lambda index: {**facts(index), "major": 12}
     )
     assert len(cuda.probe().devices) == 2
 
@@ -173,6 +174,33 @@ def test_kernels_that_an_older_driver_does_not_load(
         CompileError, match=r"NVRTC is of CUDA 13\.0 and the driver takes CUDA 12\.4"
     ):
         device.compile(step)
+    device.close()
+
+
+@pytest.mark.parametrize("kind", ["ImportError", "DynamicLibNotFoundError"])
+def test_a_library_that_a_call_needs_is_missing(fake: cupy_fake.FakeCupy, kind: str) -> None:
+    error = {"ImportError": ImportError}.get(kind) or type(kind, (RuntimeError,), {})
+    device = cuda.open_device("cuda:0")
+
+    def product(xp: Any, ins: list[Any], outs: list[Any]) -> None:
+        raise error("libcublas.so.12: cannot open shared object file\n")
+
+    commands = device.record([Bound(device.compile(ArrayCall(product, (), (), (), ())), {})])
+    said = r"cuda:0: a library of CUDA cannot be loaded \(libcublas.*pip install 'cupy-cuda12x"
+    with pytest.raises(DeviceError, match=said):
+        device.queues["compute"].execute(commands)
+    device.close()
+
+
+def test_another_error_of_a_call_stays_what_it_is(fake: cupy_fake.FakeCupy) -> None:
+    device = cuda.open_device("cuda:0")
+
+    def wrong(xp: Any, ins: list[Any], outs: list[Any]) -> None:
+        raise RuntimeError("something else")
+
+    commands = device.record([Bound(device.compile(ArrayCall(wrong, (), (), (), ())), {})])
+    with pytest.raises(RuntimeError, match="something else"):
+        device.queues["compute"].execute(commands)
     device.close()
 
 
@@ -197,7 +225,8 @@ def test_the_guide_has_what_probe_says() -> None:
             assert f"error {status})`" in guide
     for said in (
         "cupy is not installed", "there is no NVIDIA driver", "the NVIDIA driver is too old",
-        "NVRTC, CUDA's compiler of kernels, cannot be loaded", "and NVRTC of CUDA 13.0 compiles for",
+        "NVRTC, CUDA's compiler of kernels, cannot be loaded",
+        "and NVRTC of CUDA 13.0 compiles for", "a library of CUDA cannot be loaded",
         "NVRTC is of CUDA 13.0 and the driver takes CUDA 12.4",
     ):  # fmt: skip
         assert said in guide

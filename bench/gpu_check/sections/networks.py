@@ -85,6 +85,8 @@ class Comparison:
 
     def run(self, net: Net, batch: int, precision: Precision, *, resident: bool) -> None:
         """Measure one network; what goes wrong costs no other one."""
+        from bench.gpu_check import nets_torch
+
         how = "" if resident else ", from host to host"
         what = f"{net.name}, batch {batch}, {precision.name}{how}"
         if self.place.left < 1.2 * self.longest + 5:
@@ -95,6 +97,7 @@ class Comparison:
             self._measure(net, batch, precision, what, resident=resident)
         except (RuntimeError, ValueError, xd.Error) as error:
             self.report.failed(what, f"{type(error).__name__}: {error}")
+        nets_torch.give_back()
         self.longest = max(self.longest, time.monotonic() - begun)
 
     def _measure(
