@@ -16,12 +16,21 @@ static void x_fail(const char *what) {
 // --- fibers --------------------------------------------------------------------------------------
 
 enum { X_STACK = 1 << 18, X_MOST = 1024 };
-struct x_fiber { ucontext_t at; char *stack; void *fake; int line; bool done; };
+struct x_fiber {
+    ucontext_t at;
+    char *stack;
+    void *fake;
+    unsigned long long lane[2];
+    unsigned shuffles;
+    int line;
+    bool done;
+};
 
 // The sanitizer's own swapcontext forgets what it knows of the stack that is gone to.
 static int (*x_swap)(ucontext_t *, const ucontext_t *) =
     (int (*)(ucontext_t *, const ucontext_t *))dlsym(dlopen("libc.so.6", RTLD_LAZY), "swapcontext");
 static std::vector<x_fiber> x_fibers;
+static unsigned x_items;
 static x_fiber *x_now;
 static ucontext_t x_main;
 static void *x_main_fake;
@@ -39,6 +48,17 @@ void x_barrier(int line) {
     if (!x_now) x_fail("a barrier in a kernel that was said to have none");
     x_now->line = line;
     x_leave(false);
+}
+
+// A lane leaves what it has and takes what another one left; it may have left its next value, too.
+unsigned long long x_shuffle(unsigned long long bits, int gap, int line) {
+    if (!x_now) x_fail("a shuffle in a kernel that was said to have none");
+    const unsigned turn = x_now->shuffles++ % 2;
+    x_now->lane[turn] = bits;
+    x_now->line = line;
+    x_leave(false);
+    const unsigned own = x_now - x_fibers.data(), other = own / 32 * 32 + (own % 32 ^ gap);
+    return other < x_items ? x_fibers[other].lane[turn] : ~0ull;
 }
 
 // --- calls ---------------------------------------------------------------------------------------
@@ -106,12 +126,13 @@ static void x_start(x_fiber &fiber) {
     fiber.at.uc_link = nullptr;
     makecontext(&fiber.at, x_enter, 0);
     fiber.done = false;
-    fiber.line = 0;
+    fiber.line = fiber.shuffles = 0;
 }
 
 // From barrier to barrier: all work items of a block have to come to the same one.
 static void x_block(unsigned items, bool reverse) {
     if (x_fibers.size() < items) x_fibers.resize(items);
+    x_items = items;
     for (unsigned i = 0; i < items; ++i) x_start(x_fibers[i]);
     for (bool done = false; !done;) {
         for (unsigned k = 0; k < items; ++k) {
@@ -126,7 +147,7 @@ static void x_block(unsigned items, bool reverse) {
         done = x_fibers[0].done;
         for (unsigned i = 1; i < items; ++i)
             if (x_fibers[i].done != done || x_fibers[i].line != x_fibers[0].line)
-                x_fail("work items of a block wait at different barriers, or some at none");
+                x_fail("work items of a block wait at different barriers or shuffles, or some at none");
     }
 }
 
