@@ -25,6 +25,8 @@ from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import TensorSpec, to_numpy
 
+Following = tuple[FusedBody, dict[int, tuple[int, ...]]]
+"""Steps over a product, and which of the op's operands are their further ones, in what shape."""
 OPS = ("matmul", "gemm", "fused_matmul")
 KINDS = ("cuda",)
 RANK = 15
@@ -58,8 +60,8 @@ def product_for(call: OpCall, rounds: str, *, wide: bool = False) -> Product:
     )
 
 
-def fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
-    """Why cuBLAS cannot be asked for an op's product; None where it can."""
+def fits_device(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
+    """Why a card's cuBLAS has no product of such types; None where it has."""
     if (why := obstacle(call, device)) is not None:
         return why
     dtype = operand(call, 0).dtype
@@ -72,13 +74,20 @@ def fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
             f"{TENSOR_UNITS:g}",
             Cause.LACKS,
         )
+    return None
+
+
+def fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
+    """Why cuBLAS cannot be asked for an op's product; None where it can."""
+    if (why := fits_device(rounds, call, device)) is not None:
+        return why
     product = product_for(call, rounds, wide=body_of(call) is not None)
     if len(list(product.offsets())) > MOST_CALLS:
         return Refusal(f"more than {MOST_CALLS} calls for its batch", Cause.SIZE)
-    return _misaligned(product)
+    return misaligned(product)
 
 
-def _misaligned(p: Product) -> str | None:
+def misaligned(p: Product) -> str | None:
     """Why matrices of a batch do not lie where cuBLAS's tensor kernels may read them.
 
     The rule is the one in cuBLAS's manual for batches of half types and fast modes.
@@ -110,25 +119,24 @@ def _lowered(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
     product, result = product_for(call, rounds, wide=True), call.outputs[0]
     between = TensorSpec(product.result, result.dims)
     operands = [Operand(Scratch(0), between.dtype, between.dims)]
-    for i in places:
-        spec = operand(call, i)
-        operands.append(Operand(In(i), spec.dtype, spec.dims))
+    for i, shape in places.items():
+        operands.append(Operand(In(i), operand(call, i).dtype, shape))
     last = pointwise(steps_of(body), operands, result, device)
     return Lowered((product.step(y=Scratch(0)), last), (between.nbytes,))
 
 
-def body_of(call: OpCall) -> tuple[FusedBody, tuple[int, ...]] | None:
-    """What follows the product, and the operands that it reads beside it; None for nothing."""
+def body_of(call: OpCall) -> Following | None:
+    """What follows the product; None for nothing."""
     if call.op == "fused_matmul":
         body, places = whole_body(call)
-        return (body, places) if body.steps else None
+        return (body, {i: operand(call, i).dims for i in places}) if body.steps else None
     if call.op == "matmul" or not has(call, 2):
         return None
     dtype, beta = call.outputs[0].dtype, float(call.attrs["beta"])
     scaled = FusedStep("linear", {"alpha": beta, "beta": 0.0}, (1,), dtype, (dtype,))
-    if beta == 1.0:
-        return FusedBody((FusedStep("add", {}, (0, 1), dtype, (dtype, dtype)),)), (2,)
-    return FusedBody((scaled, FusedStep("add", {}, (0, -1), dtype, (dtype, dtype)))), (2,)
+    added = FusedStep("add", {}, (0, 1 if beta == 1.0 else -1), dtype, (dtype, dtype))
+    steps = (added,) if beta == 1.0 else (scaled, added)
+    return FusedBody(steps), {2: operand(call, 2).dims}
 
 
 for _op in OPS:

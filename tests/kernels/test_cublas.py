@@ -19,7 +19,7 @@ from crossdock.kernels.fused import FusedBody, FusedStep
 from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.refusal import Cause, cause_of
 from crossdock.kernels.spec import Kernel, OpCall
-from crossdock.runtime.tensor import Array, to_numpy
+from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 from tests.cards import CARD
 from tests.cases import CASES
 from tests.fakes import cupy_fake
@@ -200,3 +200,81 @@ def test_tolerances_know_what_is_rounded(device: CudaDevice, case: str) -> None:
             found.check(got)
         off.append(np.abs(got["y0"] - found.reference()["y0"]).max())
     assert 3 * off[0] < off[1]
+
+
+# --- convolutions that are products ---------------------------------------------------------------
+
+LT_CONV = "cublaslt.conv2d"
+FILTERS = {"oihw": (6, 8, 1, 1), "hwio": (1, 1, 8, 6), "ohwi": (6, 1, 1, 8), "ihwo": (8, 1, 1, 6)}
+LEAKY = FusedBody((FusedStep("leaky_relu", {"alpha": 0.25}, (0,), KIND, (KIND,)),))
+
+
+def convolved(
+    layout: str, filters: str, biased: bool, body: FusedBody | None, batch: int = 3
+) -> tuple[OpCall, list[Array | None]]:
+    """A convolution of 8 channels to 6, of places of 4 by 6."""
+    shape = {"nchw": (batch, 8, 4, 6), "nhwc": (batch, 4, 6, 8)}[layout]
+    arrays: list[Array | None] = [
+        drawn(*shape), drawn(*FILTERS[filters], seed=1), drawn(6, seed=2) if biased else None
+    ]  # fmt: skip
+    attrs = {"input_layout": layout, "filter_layout": filters}
+    call = call_of("conv2d", arrays, attrs)
+    if body is None:
+        return call, arrays
+    if body in (ADDED, ADDED_RELU, BESIDE):
+        arrays.append(drawn(*call.outputs[0].dims, seed=3))
+    specs = (*call.inputs, *(TensorSpec.of(a) for a in arrays[3:] if a is not None))
+    attrs = {**call.attrs, "body": body}
+    return OpCall("fused_conv2d", attrs, specs, call.outputs, {}, "conv"), arrays
+
+
+@pytest.mark.parametrize(
+    ("layout", "biased", "body", "relu", "steps"),
+    [
+        ("nchw", False, None, "", 1), ("nchw", True, None, "", 2), ("nhwc", True, None, "", 1),
+        ("nhwc", True, RELU, "relu", 1), ("nhwc", True, ADDED_RELU, "relu", 1),
+        ("nchw", False, ADDED_RELU, "relu", 1), ("nchw", True, ADDED_RELU, "", 2),
+        ("nhwc", True, LEAKY, "", 2),
+    ],
+)  # fmt: skip
+def test_what_the_call_of_a_convolution_does(
+    layout: str, biased: bool, body: FusedBody | None, relu: str, steps: int
+) -> None:
+    call, _ = convolved(layout, "oihw", biased, body)
+    kernel = kernels(call, library="cublaslt")[""]
+    assert kernel.name == f"cublaslt.{call.op}.{relu}".rstrip(".")
+    assert len(kernel.lowered(call, CARD).steps) == steps
+
+
+@needs_pocl
+@pytest.mark.parametrize("rounds", ["", "tf32"])
+@pytest.mark.parametrize(
+    ("layout", "filters", "biased", "body"),
+    [
+        *((layout, name, False, None) for name in FILTERS for layout in ("nchw", "nhwc")),
+        ("nchw", "oihw", True, RELU), ("nchw", "hwio", False, ADDED_RELU),
+        ("nhwc", "ohwi", True, ADDED_RELU), ("nhwc", "ihwo", True, None),
+    ],
+)  # fmt: skip
+def test_convolutions(
+    device: CudaDevice,
+    rounds: str,
+    layout: str,
+    filters: str,
+    biased: bool,
+    body: FusedBody | None,
+) -> None:
+    call, arrays = convolved(layout, filters, biased, body, batch=1 + biased)
+    kernel = kernels(call, device.info, "cublaslt")[rounds]
+    (got,) = execute(device, kernel, call, arrays).values()
+    (want,) = expected(call, arrays)
+    limit = 2.2 * FORMATS[rounds].error if rounds else 1e-6
+    np.testing.assert_allclose(got, want, rtol=0, atol=8 * limit)
+
+
+def test_other_convolutions_are_no_products() -> None:
+    x, w = drawn(1, 8, 6, 6), drawn(6, 8, 1, 1)
+    assert "no product" in why(call_of("conv2d", [x, w, None], {"strides": [2, 2]}), LT_CONV)
+    grouped = call_of("conv2d", [x, drawn(6, 4, 1, 1), None], {"groups": 2})
+    assert "no product" in why(grouped, LT_CONV)
+    assert "no product" in why(call_of("conv2d", [x, drawn(6, 8, 3, 3), None], {}), LT_CONV)
