@@ -1,8 +1,9 @@
 """Products by cuBLAS, on CUDA devices: matmul, gemm, and a product with what follows it.
 
-Each comes with the operands as they are and, on float32, rounded to TF32 or bfloat16 for the tensor
-units, which only a caller that permits it gets (``kernels.precision``). What follows a product is
-one launch of our own, over a product left in float32 also for half types.
+They are for what cuBLASLt does not do, and where it is missing. Each comes with the operands as
+they are and, on float32, rounded to TF32 or bfloat16 for the tensor units, which only a caller that
+permits it gets (``kernels.precision``). What follows a product is one launch of our own, over a
+product left in float32 also for half types.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import partial
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.cuda_blas import MOST_CALLS, Product
 from crossdock.devices.program import In, Lowered, Scratch
+from crossdock.kernels import table
 from crossdock.kernels.fused import FusedBody, FusedStep
 from crossdock.kernels.fused_matmul import product_of, whole_body
 from crossdock.kernels.grid_common import has, obstacle, operand
@@ -23,6 +25,7 @@ from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
+from crossdock.runtime.refused import refused
 from crossdock.runtime.tensor import TensorSpec, to_numpy
 
 Following = tuple[FusedBody, dict[int, tuple[int, ...]]]
@@ -87,6 +90,26 @@ def fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
     return misaligned(product)
 
 
+def _fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := fits(rounds, call, device)) is not None:
+        return why
+    other = _in_a_graph(rounds, call, device)
+    return f"{other} does the same, and graphs of launches hold it" if other else None
+
+
+def _in_a_graph(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
+    """The kernel of cuBLASLt that does the same, unless it did not build.
+
+    What graphs save does not show where kernels are timed one by one, so costs cannot decide.
+    """
+    for other in table.kernels(call.op):
+        same = other.name.startswith("cublaslt.") and other.rounds == rounds and other.exact
+        if same and other.when(call, device) is None:
+            mark = (device.fingerprint, other.name, call.key())
+            return None if mark in refused() else other.name
+    return None
+
+
 def misaligned(p: Product) -> str | None:
     """Why matrices of a batch do not lie where cuBLAS's tensor kernels may read them.
 
@@ -145,7 +168,7 @@ for _op in OPS:
             f"cublas.{_op}.{_rounds}".rstrip("."),
             _op,
             KINDS,
-            when=partial(fits, _rounds),
+            when=partial(_fits, _rounds),
             rank=ROUNDING_RANK if _rounds else RANK,
             rounds=_rounds,
         )(_lowering(_rounds))

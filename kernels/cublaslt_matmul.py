@@ -27,8 +27,8 @@ from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import TensorSpec
 
 A, B = In(0), In(1)
-RANK = 16
-ROUNDING_RANK = 26
+RANK = 14
+ROUNDING_RANK = 24
 WORKSPACE = {8: 4 << 20, 9: 32 << 20}
 """Most bytes of workspace from a compute capability on, as cuBLAS itself takes them."""
 PARTS = 8

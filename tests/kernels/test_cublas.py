@@ -14,11 +14,13 @@ import pytest
 from crossdock.devices import cuda, registry
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.cuda import CudaDevice
-from crossdock.kernels import table
+from crossdock.kernels import cublas_matmul, table
+from crossdock.kernels.cublas_matmul import fits
 from crossdock.kernels.fused import FusedBody, FusedStep
 from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.refusal import Cause, cause_of
 from crossdock.kernels.spec import Kernel, OpCall
+from crossdock.runtime.refused import Refused
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 from tests.cards import CARD
 from tests.cases import CASES
@@ -59,7 +61,10 @@ def why(call: OpCall, name: str, info: DeviceInfo = CARD) -> str:
 
 
 def kernels(call: OpCall, info: DeviceInfo = CARD, library: str = "cublas") -> dict[str, Kernel]:
-    """The fitting kernels of a library by what they round operands to."""
+    """The fitting kernels of a library by what they round operands to, as if without the other."""
+    if library == "cublas":
+        there = [k for k in table.kernels(call.op) if k.name.startswith("cublas.")]
+        return {k.rounds: k for k in there if fits(k.rounds, call, info) is None}
     found = table.candidates(call, info).fitting
     return {k.rounds: k for k in found if k.name.startswith(f"{library}.")}
 
@@ -67,8 +72,7 @@ def kernels(call: OpCall, info: DeviceInfo = CARD, library: str = "cublas") -> d
 def test_float32_is_first_and_rounding_behind_our_own_kernels() -> None:
     found = table.candidates(call_of("matmul", [drawn(20, 30), drawn(30, 40)]), CARD).fitting
     assert [k.name for k in found] == [
-        "cublas.matmul", "cublaslt.matmul", "grid.matmul.tiled", "cublas.matmul.tf32",
-        "cublas.matmul.bfloat16", "cublaslt.matmul.tf32", "cublaslt.matmul.bfloat16",
+        "cublaslt.matmul", "grid.matmul.tiled", "cublaslt.matmul.tf32", "cublaslt.matmul.bfloat16"
     ]  # fmt: skip
 
 
@@ -82,7 +86,7 @@ def test_old_cards_have_no_tensor_units_for_it() -> None:
     old = replace(CARD, details={"compute_capability": "7.5"})
     call = call_of("matmul", [drawn(20, 30), drawn(30, 40)])
     assert set(kernels(call, old)) == {""}
-    said = why(call, "cublas.matmul.tf32", old)
+    said = why(call, "cublaslt.matmul.tf32", old)
     assert cause_of(said) is Cause.LACKS
     assert "capability 7.5 has no tf32" in said
     halves = [drawn(20, 32, dtype="bfloat16"), drawn(32, 40, dtype="bfloat16")]
@@ -92,6 +96,7 @@ def test_old_cards_have_no_tensor_units_for_it() -> None:
 def test_what_cublas_is_not_asked_for() -> None:
     halves = [drawn(3, 5, 8, dtype="float16"), drawn(3, 8, 6, dtype="float16")]
     assert "multiples of 16 bytes" in why(call_of("matmul", halves), "cublas.matmul")
+    assert "multiples of 16 bytes" in why(call_of("matmul", halves), "cublaslt.matmul")
     many = [drawn(70, 2, 2, 3), drawn(70, 1, 3, 2)]
     assert "more than 64 calls" in why(call_of("matmul", many), "cublas.matmul")
     few = [drawn(3, 2, 2, 3), drawn(3, 1, 3, 2)]
@@ -129,7 +134,18 @@ def test_a_relu_that_may_hide_a_nan_is_not_exact() -> None:
     call = call_of("fused_matmul", [drawn(4, 5), drawn(5, 6), None, None], {"body": RELU})
     names = {k.name: k.exact for k in table.candidates(call, CARD).fitting}
     assert not names["cublaslt.fused_matmul.relu"]
-    assert names["cublas.fused_matmul"]
+    assert names["cublas.fused_matmul"], "strict=True needs it"
+
+
+def test_cublas_stands_in_where_cublaslt_does_not_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = call_of("matmul", [drawn(20, 30), drawn(30, 40)])
+    assert "graphs of launches hold it" in why(call, "cublas.matmul")
+    mark = (CARD.fingerprint, "cublaslt.matmul", call.key())
+    gone = Refused(CARD.id, "cublaslt.matmul", "libcublasLt.so.12 cannot be loaded", "")
+    monkeypatch.setattr(cublas_matmul, "refused", lambda: {mark: gone})
+    names = [k.name for k in table.candidates(call, CARD).fitting]
+    assert names[0] == "cublas.matmul"
+    assert "cublas.matmul.tf32" not in names
 
 
 @needs_pocl
