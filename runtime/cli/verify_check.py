@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,10 +13,12 @@ from crossdock.runtime import costing
 from crossdock.runtime.cases import Case
 from crossdock.runtime.cases.kit import largest, smallest_normal
 from crossdock.runtime.cli.kernel_run import Fits, errors, fits, run_kernel
-from crossdock.runtime.cli.output import Tick
 from crossdock.runtime.errors import Error
 from crossdock.runtime.settings import fast_error
 from crossdock.runtime.tensor import Array
+
+if TYPE_CHECKING:  # it needs rich, and a check of a card may have to do without
+    from crossdock.runtime.cli.output import Tick
 
 FAILURES = (Error, RuntimeError, ValueError, ArithmeticError, MemoryError, OSError)
 """What a driver's binding raises, beside our own errors: a finding each, and the rest goes on."""

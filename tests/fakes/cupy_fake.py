@@ -100,6 +100,11 @@ class FakeCuda(ModuleType):
         self.runtime = _Runtime(machine)
         self.driver = _namespace("cupy.cuda.driver", CUDADriverError=CUDADriverError)
         self.compiler = _namespace("cupy.cuda.compiler", CompileException=CompileException)
+        self.nvrtc = _namespace(
+            "cupy.cuda.nvrtc",
+            getVersion=lambda: (12, 4),
+            getSupportedArchs=lambda: (50, 60, 70, 80, 90),
+        )
         self.memory = _namespace("cupy.cuda.memory", OutOfMemoryError=OutOfMemoryError)
         self.PinnedMemoryPointer = PinnedMemoryPointer
         self.Device = self._own(Device)
@@ -166,7 +171,7 @@ class _Runtime(ModuleType):
     def __init__(self, machine: Machine) -> None:
         super().__init__("cupy.cuda.runtime")
         self._machine = machine
-        self.events: dict[int, Any] = {}
+        self.events: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     def check(self) -> None:
         if self._machine.sticky:
@@ -196,6 +201,12 @@ class _Runtime(ModuleType):
         self.check()
         self._machine.refuse_capture("a copy", stream)
         self._machine.copy(dst, src, size, stream)
+
+    def memcpy(self, dst: int, src: int, size: int, kind: int) -> None:
+        """A copy that waits for everything, also of host memory that is not pinned."""
+        self.check()
+        self._machine.finish()
+        ctypes.memmove(dst, src, size)
 
     def eventQuery(self, event: int) -> int:  # noqa: N802
         return int(self.events[event].query())
@@ -234,9 +245,6 @@ class Event:
         self.seconds: float | None = None
         self._queries = 0
         self.cuda.runtime.events[self.ptr] = self
-
-    def __del__(self) -> None:
-        self.cuda.runtime.events.pop(self.ptr, None)
 
     def query(self) -> int:
         """Status: an error, not ready the first time, then done, which is a wait."""
@@ -329,12 +337,13 @@ class MemoryPool:
 
     def __init__(self) -> None:
         self._limit = self.cuda.machine.memory
+        self._given: weakref.WeakSet[Memory] = weakref.WeakSet()
 
     def set_limit(self, size: int) -> None:
         self._limit = size
 
     def used_bytes(self) -> int:
-        return self.cuda.machine.used(self.cuda.machine.device)
+        return sum(memory.allocation.memory.size for memory in list(self._given))
 
     def total_bytes(self) -> int:
         return self.used_bytes()
@@ -344,7 +353,9 @@ class MemoryPool:
         self.cuda.machine.refuse_capture("an allocation")
         if self.used_bytes() + nbytes > self._limit:
             raise OutOfMemoryError(nbytes, self.used_bytes(), self._limit)
-        return MemoryPointer(Memory(self.cuda.machine, nbytes), 0)
+        made = Memory(self.cuda.machine, nbytes)
+        self._given.add(made)
+        return MemoryPointer(made, 0)
 
     def free_all_blocks(self) -> None:
         pass
