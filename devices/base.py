@@ -44,6 +44,7 @@ class Cap(enum.StrEnum):
     EVENTS = "events"  # asynchronous, ordered by driver events
     PROFILING = "profiling"  # events carry device time stamps
     COPY_QUEUES = "copy_queues"  # transfers have queues of their own
+    REPLAY = "replay"  # launches that nothing parts are captured once, and replayed as a graph
     FLOAT16 = "float16"  # arithmetic in float16
     FLOAT64 = "float64"  # arithmetic in float64
     VIRTUAL_TIME = "virtual_time"  # simulated: times are on a virtual clock
@@ -207,6 +208,14 @@ class Queue(ABC):
     def read(self, source: Buffer, target: Array, waits: Sequence[Event] = ()) -> Event | None:
         """Copy a buffer into a C-contiguous host array."""
 
+    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> Event | None:  # noqa: ARG002
+        """Copy all of a buffer of a device that this one ``copies_from`` into one of its own.
+
+        On the upload queue; ``waits`` may be events of either device.
+        """
+        name, other = self.device.info.id, source.device.info.id
+        raise DeviceError(f"{name} copies nothing from {other}: copy through the host")
+
     @abstractmethod
     def finish(self) -> None:
         """Block until everything submitted is done."""
@@ -227,6 +236,10 @@ class Device(ABC):
     """Its queues take commands from any thread without waiting for work or copying data."""
     apart: bool = False
     """It works in a process of its own: once lost, nothing of it touches the memory of this one."""
+
+    def copies_from(self, other: Device) -> bool:  # noqa: ARG002
+        """Whether the upload queue copies from another device's memory, past the host's arena."""
+        return False
 
     @abstractmethod
     def allocate(self, nbytes: int, label: str = "") -> Buffer:

@@ -47,6 +47,7 @@ from crossdock.devices.program import (
     Slot,
     Step,
 )
+from crossdock.devices.share import Share
 from crossdock.runtime import settings
 from crossdock.runtime.errors import CompileError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -289,7 +290,8 @@ class CpuDevice(Device):
         self.threads = info.compute_units
         queue = CpuQueue(self)
         self.queues = {"compute": queue, "upload": queue, "download": queue}
-        self._budget = Budget(info.id, limit or info.memory_bytes)
+        capacity = info.memory_bytes
+        self._budget = Budget(Share(info.id, limit or capacity, capacity, info.physical_id))
         self.gauge = self._budget.gauge
         self.library = blas()
         self._pool: HelperPool | None = None

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 from crossdock.devices.base import Device, Event
 from crossdock.runtime.plan import HOST
-from crossdock.runtime.program import Program, Segment
+from crossdock.runtime.program import Program
+from crossdock.runtime.segments import Segment
 
 Do = Callable[[Segment, Sequence[Event]], Event | None]
 """Does a segment, or hands it over: then the event says when it is done."""

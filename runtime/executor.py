@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from crossdock.devices import registry
-from crossdock.devices.base import Device, Event, Queue, Span
+from crossdock.devices.base import Buffer, Device, Event, Queue, Span
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.checks import Checks
 from crossdock.runtime.conduct import Conductor
@@ -29,8 +29,9 @@ from crossdock.runtime.finite import Watcher
 from crossdock.runtime.losses import blame, check, said
 from crossdock.runtime.plan import HOST
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.program import Instance, Program, Segment, Windows
+from crossdock.runtime.program import Instance, Program, Windows
 from crossdock.runtime.progress import Progress, look_around
+from crossdock.runtime.segments import Segment
 from crossdock.runtime.tensor import Array, to_numpy
 from crossdock.runtime.turns import Flow, Turn
 
@@ -229,7 +230,7 @@ class Run:
         try:
             event = self._given(part, queue, waits)
         except DeviceError as error:
-            blame(error, queue.device)
+            blame(error, self.program.devices.get(error.device, queue.device))
             raise
         self.progress.taken[part.index] = event
         return event
@@ -254,23 +255,26 @@ class Run:
     def _copied(
         self, part: Segment, queue: Queue, waits: Sequence[Event], spans: list[Span] | None
     ) -> Event | None:
-        buffer, array = self.instance.copies[part.index]
-        name = self.program.plan.steps[part.steps[0]].name
+        buffer, other = self.instance.copies[part.index]
+        step = self.program.plan.steps[part.steps[0]]
         began = time.perf_counter()
         event: Event | None = None
-        if self._checked:
+        if isinstance(other, Buffer):
+            check(self.program.devices[step.src])
+            event = queue.copy(buffer, other, waits)
+        elif self._checked:
             from crossdock.runtime.copies import copied
 
-            copied(queue, part, buffer, array, waits, name)
+            copied(queue, part, buffer, other, waits, step.name)
         elif part.role == "upload":
-            event = queue.write(buffer, array, waits)
+            event = queue.write(buffer, other, waits)
         else:
-            event = queue.read(buffer, array, waits)
+            event = queue.read(buffer, other, waits)
         if spans is not None:
             if event is not None:
                 queue.flush()
                 event.wait()
-            spans.append(Span(f"copy {name}", began, time.perf_counter()))
+            spans.append(Span(f"copy {step.name}", began, time.perf_counter()))
         return event
 
     def _settle(self, part: Segment) -> None:

@@ -19,8 +19,9 @@ from crossdock.runtime.errors import DeviceError, DeviceLost, Error
 from crossdock.runtime.executor import Care, Outcome, Run, failed, late
 from crossdock.runtime.losses import blame
 from crossdock.runtime.pool import TURN, Deadline
-from crossdock.runtime.program import Instance, Program, Segment
+from crossdock.runtime.program import Instance, Program
 from crossdock.runtime.progress import leave, look_around, watch
+from crossdock.runtime.segments import Segment
 from crossdock.runtime.tensor import Array
 
 LOOK = 0.001

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -68,6 +68,7 @@ class Session:
         self._lock = threading.Lock()
         self._ready: LruCache[_Shapes, Ready | StagedReady] = LruCache(SHAPES_KEPT)
         self._last: Ready | StagedReady | None = None
+        self._told: tuple[str, ...] = ()
         self._receipt: tuple[Callable[..., Receipt], *tuple[Any, ...]] | None = (
             None  # and arguments
         )
@@ -90,7 +91,8 @@ class Session:
 
         For a staged graph: the stages of its last run joined, and what the host did, as measured.
         """
-        return _plan(self._bound())
+        plan = _plan(self._bound())
+        return replace(plan, told=self._told) if self._told else plan
 
     @property
     def receipt(self) -> Receipt:
@@ -288,6 +290,7 @@ class Session:
             if rescue is not None:
                 self._receipt = (_as_is, rescue.receipt(outcome.seconds))
                 return outcome
+            self._told = outcome.notes
             write = ready.recorder.receipt
             self._receipt = (write, outcome.seconds, outcome.spans, outcome.notes)
             self._learn(ready, outcome, profile=profile)

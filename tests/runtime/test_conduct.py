@@ -22,8 +22,8 @@ from crossdock.runtime.plan import Constraints
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prepare import group_capacity
-from crossdock.runtime.program import Segment
 from crossdock.runtime.ready import Ready, make_ready
+from crossdock.runtime.segments import Segment
 from crossdock.runtime.split import SplitGraph
 from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.target import Target
