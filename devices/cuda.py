@@ -7,7 +7,6 @@ budget. Host memory that is not pinned is staged through two pinned buffers a co
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.util
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.devices import cuda_peer, topology
+from crossdock.devices import cuda_peer, cuda_versions, topology
 from crossdock.devices.base import (
     Bound,
     Cap,
@@ -28,6 +27,7 @@ from crossdock.devices.base import (
     DeviceInfo,
     Probe,
 )
+from crossdock.devices.cuda_blas import LibraryCall, Prepared
 from crossdock.devices.cuda_memory import CudaBuffer, translated
 from crossdock.devices.cuda_queue import CudaCommands, CudaExecutable, CudaQueue
 from crossdock.devices.dialect import CUDA_HEADER, assemble, misfit
@@ -38,7 +38,6 @@ from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
 KIND = "cuda"
 FIX = "pip install 'crossdock[cuda]'"
-DRIVER_FIX = "install NVIDIA's driver, and in a container pass the card through"
 ALIGNMENT = 256
 MAX_GRID = (2**31 - 1, 65535, 65535)
 
@@ -56,34 +55,34 @@ _CAPS = frozenset(
 )
 
 
-def _driver_problem() -> str:
-    """Why the driver shows no card, or nothing; asked first, since importing cupy takes seconds."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return "there is no NVIDIA driver"
-    count = ctypes.c_int()
-    if status := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return f"the NVIDIA driver shows no card (error {status})"
-    return "" if count.value else "the NVIDIA driver shows no card"
-
-
 def probe() -> Probe:
-    """Every card that cupy sees, or why there is none."""
+    """Every card that cupy sees and NVRTC compiles for, or why there is none."""
     if "cupy" not in sys.modules:
         if importlib.util.find_spec("cupy") is None:
             return Probe(KIND, (), "cupy is not installed", FIX)
-        if problem := _driver_problem():
-            return Probe(KIND, (), problem, DRIVER_FIX)
+        if problem := cuda_versions.driver_problem():
+            return Probe(KIND, (), *problem)
     try:
         import cupy as cp
     except ImportError as error:
         return Probe(KIND, (), f"cupy cannot be imported ({str(error).strip()})", FIX)
     try:
-        count = cp.cuda.runtime.getDeviceCount()
-        return Probe(KIND, tuple(_describe(cp, index) for index in range(count)))
+        return _cards(cp)
     except cp.cuda.runtime.CUDARuntimeError as error:
-        return Probe(KIND, (), f"CUDA does not answer ({error})", DRIVER_FIX)
+        return Probe(KIND, (), *cuda_versions.runtime_problem(cp, error))
+
+
+def _cards(cp: Any) -> Probe:
+    runtime = cp.cuda.runtime
+    count = runtime.getDeviceCount()
+    if count and (problem := cuda_versions.compiler_problem(cp)):
+        return Probe(KIND, (), *problem)
+    problems = [
+        cuda_versions.card_problem(cp, runtime.getDeviceProperties(index)) for index in range(count)
+    ]
+    found = tuple(_describe(cp, index) for index, why in enumerate(problems) if why is None)
+    why = next((problem for problem in problems if problem), ("", ""))
+    return Probe(KIND, found, *why)
 
 
 def _describe(cp: Any, index: int) -> DeviceInfo:
@@ -93,7 +92,10 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         total = runtime.memGetInfo()[1]
         pci = device.pci_bus_id
     name = facts["name"].decode()
-    driver = f"CUDA {runtime.runtimeGetVersion()}, driver {runtime.driverGetVersion()}"
+    versions = [
+        cuda_versions.text(v()) for v in (runtime.runtimeGetVersion, runtime.driverGetVersion)
+    ]
+    driver = "CUDA {}, driver for CUDA {}".format(*versions)
     uuid = _uuid(facts)
     physical = topology.physical_id(pci, uuid, f"{KIND}:{index}")
     clock = facts.get("clockRate", 0) // 1000
@@ -115,6 +117,7 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         alignment=ALIGNMENT,
         details={
             "compute_capability": f"{facts['major']}.{facts['minor']}",
+            "nvrtc": cuda_versions.compiler(cp),
             **({"uuid": uuid.hex()} if uuid else {}),
         },
     )
@@ -261,6 +264,9 @@ class CudaDevice(Device):
             for spec in (*step.in_specs, *step.out_specs):
                 if spec is not None and spec.dtype == "bfloat16":
                     raise CompileError(f"{self.info.id}: cupy has no bfloat16 arrays")
+            if isinstance(step.fn, LibraryCall):
+                with translated(self):
+                    return CudaExecutable(step, step.fn.prepare(self.cp))
             return CudaExecutable(step)
         if not isinstance(step, GridLaunch):
             raise CompileError(
@@ -285,7 +291,8 @@ class CudaDevice(Device):
             first = next((line for line in log.splitlines() if "error" in line), log[:200])
             raise CompileError(f"{where} does not build: {first}", log=log, source=text) from error
         except cp.cuda.driver.CUDADriverError as error:
-            raise CompileError(f"{where} cannot be loaded: {error}", source=text) from error
+            said = f"{where} cannot be loaded: {error}{cuda_versions.mismatch(cp)}"
+            raise CompileError(said, source=text) from error
         if why := _misfit(step, most):
             raise CompileError(f"{where}: {why}", source=text)
         return function
@@ -308,6 +315,8 @@ class CudaDevice(Device):
                 _array(item, slot, spec)
                 for slot, spec in zip(step.outs, step.out_specs, strict=True)
             ]
+            if isinstance(executable.kernel, Prepared):
+                return executable.kernel.bound(ins, outs)
             return functools.partial(step.fn, self.cp, ins, outs)
         args = tuple(
             arg.value
@@ -326,6 +335,7 @@ class CudaDevice(Device):
         for queue in self.queues.values():
             if not self.lost:
                 queue.finish()
+            queue.forget()
             if queue.feeder is not None:
                 queue.feeder.stop()
         self._closed = True

@@ -15,7 +15,7 @@ from crossdock.devices.base import Bound, Buffer, CommandBuffer, Event, Executab
 from crossdock.devices.cuda_graph import Segment, segments
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
 from crossdock.devices.cuda_peer import Bridge
-from crossdock.devices.program import ArrayCall, GridLaunch
+from crossdock.devices.program import ArrayCall, GridLaunch, is_launch
 from crossdock.runtime.errors import DeviceError
 from crossdock.runtime.tensor import Array
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CudaExecutable(Executable):
-    """A step, and its kernel where it has one."""
+    """A step, and its kernel where it has one, or a library's call."""
 
     step: GridLaunch | ArrayCall
     kernel: Any = None
@@ -210,4 +210,4 @@ class CudaQueue(Queue):
 
 def _launches(item: Bound) -> bool:
     executable = item.executable
-    return isinstance(executable, CudaExecutable) and isinstance(executable.step, GridLaunch)
+    return isinstance(executable, CudaExecutable) and is_launch(executable.step)

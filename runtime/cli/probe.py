@@ -37,7 +37,7 @@ def probe(ctx: click.Context, quick: bool, refresh: bool, json_to: str | None) -
 def show(machine: Machine, output: Output) -> None:
     """Print a machine's devices, speeds and links."""
     output.table(_devices(machine))
-    for line in _shared(machine):
+    for line in (*_shared(machine), *_versions(machine)):
         output.line(line)
     for device in machine.devices:
         if device.status is not Status.PASS:
@@ -55,6 +55,16 @@ def show(machine: Machine, output: Output) -> None:
         f"{machine.cpu}, {machine.cores} cores; {kind} probe of {machine.created}, "
         f"{seconds(machine.seconds)}"
     )
+
+
+def _versions(machine: Machine) -> list[str]:
+    """What fits together or does not, for devices that have a compiler apart from their driver."""
+    return [
+        f"{d.id}: {d.info.driver}; compute capability {d.info.details['compute_capability']}, "
+        f"NVRTC {d.info.details['nvrtc']}"
+        for d in machine.devices
+        if d.info is not None and "nvrtc" in d.info.details
+    ]
 
 
 def _devices(machine: Machine) -> Table:

@@ -90,3 +90,17 @@ def test_probe_says_which_ways_lead_to_one_card(capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().out
     assert "cuda:0 and opencl:1 are one device (pci-0000:01:00.0)" in said
     assert said.count("are one device") == 1
+
+
+def test_probe_says_which_versions_a_card_has(capsys: pytest.CaptureFixture[str]) -> None:
+    card = replace(
+        CARD,
+        driver="CUDA 12.9, driver for CUDA 13.0",
+        details={"compute_capability": "9.0", "nvrtc": "12.9"},
+    )
+    found = (DeviceProfile(card.id, card.kind, Status.PASS, info=card),)
+    show(Machine("print", "a processor", 2, {}, "now", True, 0.0, found), Output())
+    assert (
+        "cuda:0: CUDA 12.9, driver for CUDA 13.0; compute capability 9.0, NVRTC 12.9\n"
+        in capsys.readouterr().out
+    )
