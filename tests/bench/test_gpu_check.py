@@ -272,3 +272,14 @@ def test_a_place_counts_down() -> None:
     place = Place(seconds=100.0, rehearsal=True)
     assert 99 < place.left <= 100
     assert place.size(1000, 10) == 10
+
+
+@pytest.mark.skipif(not POCL, reason="the fake cupy runs kernels on PoCL")
+def test_two_cards_are_checked_where_there_are_two(tmp_path: Path) -> None:
+    status, data, said = rehearse(tmp_path, "cards")
+    assert status == 0, said
+    rows = {row["what"]: row for row in data["rows"]}
+    assert rows["cuda:0 to cuda:1: copies by itself"]["note"] == "peer access"
+    assert rows["a plan over two cards is right"]["state"] == MET
+    assert rows["its value passes the host by"]["state"] == MET
+    assert rows["one card through CUDA and OpenCL"]["state"] == NOT_RUN
