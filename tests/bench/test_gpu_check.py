@@ -277,8 +277,9 @@ def test_a_place_counts_down() -> None:
 
 @pytest.mark.skipif(not POCL, reason="the fake cupy runs kernels on PoCL")
 def test_two_cards_are_checked_where_there_are_two(
-    report: Report, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    report = Report("cards", tmp_path / "rows.jsonl", rehearsal=True)
     cupy_fake.install(monkeypatch)
     try:
         cards.run(Place("cuda:0", rehearsal=True, seconds=1.0), report)
