@@ -35,10 +35,11 @@ from crossdock.devices.base import (
     Queue,
     Span,
 )
+from crossdock.devices.cuda_blas import LibraryCall, Prepared
 from crossdock.devices.cuda_graph import Segment, segments
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
 from crossdock.devices.dialect import CUDA_HEADER, assemble, misfit
-from crossdock.devices.program import ArrayCall, GridLaunch, Scalar, Step
+from crossdock.devices.program import ArrayCall, GridLaunch, Scalar, Step, is_launch
 from crossdock.devices.share import Share
 from crossdock.runtime.errors import CompileError, DeviceError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
@@ -156,7 +157,7 @@ def open_device(
 
 @dataclass(frozen=True)
 class CudaExecutable(Executable):
-    """A step, and its kernel where it has one."""
+    """A step, and its kernel where it has one, or a library's call."""
 
     step: GridLaunch | ArrayCall
     kernel: Any = None
@@ -395,6 +396,9 @@ class CudaDevice(Device):
             for spec in (*step.in_specs, *step.out_specs):
                 if spec is not None and spec.dtype == "bfloat16":
                     raise CompileError(f"{self.info.id}: cupy has no bfloat16 arrays")
+            if isinstance(step.fn, LibraryCall):
+                with translated(self):
+                    return CudaExecutable(step, step.fn.prepare(self.cp))
             return CudaExecutable(step)
         if not isinstance(step, GridLaunch):
             raise CompileError(
@@ -443,6 +447,8 @@ class CudaDevice(Device):
                 _array(item, slot, spec)
                 for slot, spec in zip(step.outs, step.out_specs, strict=True)
             ]
+            if isinstance(executable.kernel, Prepared):
+                return executable.kernel.bound(ins, outs)
             return functools.partial(step.fn, self.cp, ins, outs)
         args = tuple(
             arg.value
@@ -460,6 +466,7 @@ class CudaDevice(Device):
         for queue in self.queues.values():
             if not self.lost:
                 queue.finish()
+            queue.forget()
             if queue.feeder is not None:
                 queue.feeder.stop()
         self._closed = True
@@ -475,7 +482,7 @@ def _nothing() -> None:
 
 def _launches(item: Bound) -> bool:
     executable = item.executable
-    return isinstance(executable, CudaExecutable) and isinstance(executable.step, GridLaunch)
+    return isinstance(executable, CudaExecutable) and is_launch(executable.step)
 
 
 def _array(item: Bound, slot: Any, spec: TensorSpec) -> Any:

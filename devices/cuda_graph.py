@@ -11,6 +11,7 @@ from typing import Any
 
 from crossdock.devices.cuda_memory import STICKY
 from crossdock.devices.replay import graphs
+from crossdock.runtime.errors import DeviceError, DeviceLost
 
 Call = Callable[[], Any]
 
@@ -58,6 +59,11 @@ class Segment:
                 graph = stream.end_capture()
         except errors as error:
             if error.status in STICKY:
+                raise
+            self.reason = f"no CUDA graph of {len(self.calls)} launches: {error}"
+            return None
+        except DeviceError as error:
+            if isinstance(error, DeviceLost):
                 raise
             self.reason = f"no CUDA graph of {len(self.calls)} launches: {error}"
             return None

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from crossdock.devices import registry
-from crossdock.devices.base import Buffer, Event, Queue, Span
+from crossdock.devices.base import Buffer, Device, Event, Queue, Span
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.checks import Checks
 from crossdock.runtime.conduct import Conductor
@@ -29,9 +30,10 @@ from crossdock.runtime.losses import blame, check, said
 from crossdock.runtime.plan import HOST
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.program import Instance, Program, Windows
-from crossdock.runtime.progress import Progress
+from crossdock.runtime.progress import Progress, look_around
 from crossdock.runtime.segments import Segment
 from crossdock.runtime.tensor import Array, to_numpy
+from crossdock.runtime.turns import Flow, Turn
 
 
 @dataclass
@@ -48,20 +50,25 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
+def _no_turn() -> Turn:
+    return Turn((), Flow())
+
+
 @dataclass(slots=True)
 class Care:
-    """What a run does where a device fails.
+    """What a run does where a device fails, and its turn on the devices.
 
     ``salvage`` is called with the run before it gives up its memory, when no living device works
     for it any more. ``discard`` takes an instance that must not be used again. A device may take
     ``watchdog`` seconds for any step, and longer where that is predicted. ``checks`` says what is
-    looked at.
+    looked at. ``turn`` is taken once the inputs are in place.
     """
 
     salvage: Callable[[Run], None] | None = None
     discard: Callable[[], None] | None = None
     watchdog: float = math.inf
     checks: Checks | None = None
+    turn: Turn = field(default_factory=_no_turn)
 
 
 class Run:
@@ -91,6 +98,7 @@ class Run:
             self._sampled = checks.sampled(launches)
         self._checked = checks is not None and checks.transfers
         self._failed = False
+        self._turn = self.care.turn
         self._lock = threading.Lock()
 
     def inline(self, feeds: Mapping[str, Array]) -> Outcome:
@@ -98,9 +106,11 @@ class Run:
         began = time.perf_counter()
         with self._here():
             self._feed(feeds)
+            self._take_turn(Deadline())
             for part in self.program.segments:
                 self._check()
                 self._do(part, ())
+            self._turn.end()
             return self._collect(began)
 
     def conducted(self, feeds: Mapping[str, Array]) -> Outcome:
@@ -108,13 +118,15 @@ class Run:
         began = time.perf_counter()
         with self._here():
             self._feed(feeds)
+            self._take_turn(Deadline())
             try:
-                Conductor(self.program, self._do, self._check).run()
+                Conductor(self.program, self._do, self._check, self._leave).run()
             except DeviceError as error:
                 if not error.device:  # waited for outside of a step
                     others = [d for d in self.program.devices.values() if d.info.id != HOST]
                     blame(error, others[0])
                 raise
+            self._turn.end()
             return self._collect(began)
 
     def watched(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
@@ -127,6 +139,7 @@ class Run:
         watcher = Watcher(self.program, self.instance)
         with self._here():
             self._feed(feeds)
+            self._take_turn(deadline)
             watcher.fed()
             for part in self.program.segments:
                 self._check()
@@ -162,6 +175,7 @@ class Run:
 
     def _release(self) -> None:
         """Give the instance back, or away where a device may still write to it; once."""
+        self._turn.end()
         with self._lock:
             give_back, self._give_back = self._give_back, None
         if give_back is None:
@@ -170,6 +184,15 @@ class Run:
         devices = self.program.devices.values()
         spoilt = self._failed and (bool(self.unsettled) or any(d.gone for d in devices))
         (discard if spoilt and discard is not None else give_back)()
+
+    def _take_turn(self, deadline: Deadline) -> None:
+        """Wait for a turn on the devices; raises what ends a run whose caller waits no more."""
+        if not self._turn.take(partial(_patiently, deadline)):
+            raise late(self.program, deadline)
+
+    def _leave(self, device: Device) -> None:
+        """Let another run on a device that this one needs no more."""
+        self._turn.leave(device)
 
     def _stop(self, *, on: bool) -> None:
         for commands in self.instance.commands.values():
@@ -268,6 +291,18 @@ class Run:
             registry.lose(queue.device, said(error))
         finally:
             del self.progress.settling[id(queue)]
+
+
+def _patiently(deadline: Deadline, done: Callable[[float], bool]) -> bool:
+    """Wait within the deadline, and look whether devices hang: what is waited for may not come."""
+
+    def looking(seconds: float) -> bool:
+        if done(seconds):
+            return True
+        look_around()
+        return done(0.0)
+
+    return deadline.wait(looking)
 
 
 def collected(windows: Windows, made: Mapping[str, Array]) -> dict[str, Array]:

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from crossdock.devices.base import DeviceInfo
+from crossdock.kernels import table
 from crossdock.kernels.kernel_set import kernel_set
+from crossdock.kernels.precision import FORMATS, permits
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import costing, emulation, footprint, steps
 from crossdock.runtime.errors import PlanError, StalePlan
@@ -75,7 +77,8 @@ def checked(plan: Plan, graph: Graph, target: Target) -> Plan:
 
     Raises:
         StalePlan: the target has not the plan's devices.
-        PlanError: the plan is damaged; the message says where.
+        PlanError: the plan is damaged, the message says where; or a kernel loses more than the
+            target permits.
     """
     if plan.device_ids() != tuple(d.id for d in target.devices):
         raise StalePlan(
@@ -95,10 +98,24 @@ def checked(plan: Plan, graph: Graph, target: Target) -> Plan:
     )
     made = replace(plan, steps=tuple(waited), devices=parts)
     infos = {d.id: d for d in target.devices}
+    _check_permitted(plan, target)
     made = footprint.counted(made, graph, _Kernels(graph, infos).of, infos, {})
     if made != plan:
         raise _damaged("its waits or its memory are not those of its steps")
     return made
+
+
+def _check_permitted(plan: Plan, target: Target) -> None:
+    """Refuse a plan whose kernels round more than is permitted now."""
+    precision = target.permission.precision
+    for step in plan.launches():
+        rounds = table.rounds(step.op, step.kernel)
+        if not permits(precision, rounds):
+            raise PlanError(
+                f"op {step.name!r:.80} of the plan rounds operands to {rounds}, and "
+                f"precision={precision!r} does not permit it; give precision="
+                f"{FORMATS[rounds].policy!r}, or plan again"
+            )
 
 
 class _Kernels:

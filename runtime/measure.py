@@ -18,6 +18,7 @@ from crossdock.devices.base import Buffer, Cap, Device, Event, Queue
 from crossdock.devices.links import link_ends
 from crossdock.devices.program import Lowered, Step
 from crossdock.kernels import table
+from crossdock.kernels.precision import PLAIN, Permission
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import builds, costing, emulation
 from crossdock.runtime.errors import FeedError
@@ -51,14 +52,16 @@ def measure_ops(
     budget_s: float,
     progress: Progress | None = None,
     fits: bool = False,
+    permission: Permission = PLAIN,
 ) -> int:
     """Measure every candidate kernel of every op instance not measured yet, within a budget.
 
+    Kernels that ``permission`` refuses are not measured.
     With ``fits``, a kernel whose cost can be fitted from other shapes need not be measured.
     Returns the number of kernels measured. Kernels that fail to compile or run are left without
     samples; planning then sees them as unknown and running reports the failure.
     """
-    todo = _missing(calls.values(), devices, model, fits=fits)
+    todo = _missing(calls.values(), devices, model, permission, fits=fits)
     return run_trials(todo, model, budget_s=budget_s, progress=progress)
 
 
@@ -181,7 +184,12 @@ def _keep(group: Sequence[Trial], model: CostModel) -> int:
 
 
 def _missing(
-    calls: Iterable[OpCall], devices: Sequence[Device], model: CostModel, *, fits: bool
+    calls: Iterable[OpCall],
+    devices: Sequence[Device],
+    model: CostModel,
+    permission: Permission,
+    *,
+    fits: bool,
 ) -> list[Candidate]:
     seen: set[tuple[str, str, str]] = set()
     todo: list[Candidate] = []
@@ -191,7 +199,7 @@ def _missing(
         key = call.key()
         for device in devices:
             info = device.info
-            for kernel in emulation.candidates(call, info).fitting:
+            for kernel in permission.permitted(emulation.candidates(call, info).fitting):
                 mark = (info.fingerprint, kernel.name, key)
                 if mark in seen or model.samples(*mark):
                     continue

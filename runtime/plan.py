@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from crossdock.kernels import table
+from crossdock.kernels.precision import HIGHEST
 from crossdock.runtime import plan_data
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.plan_parts import Goal, Horizon, Rung
@@ -192,9 +194,9 @@ class Plan:
     ``source`` says of ``predicted`` whether it is "composed" of the steps or "measured": the plan
     has run before. ``graph`` is the digest of the graph after the passes, ``passes`` names these in
     order, ``kernels`` is the digest of the kernel set, ``cost_model`` the version of the costs:
-    with the devices' drivers and fingerprints, what a plan is fresh for. ``explainer`` holds what
-    the plan was made from, and ``told`` what the devices had to do without in its last run; neither
-    is part of the data.
+    with the devices' drivers and fingerprints, what a plan is fresh for. ``precision`` is what
+    kernels were permitted to lose. ``explainer`` holds what the plan was made from, and ``told``
+    what the devices had to do without in its last run; neither is part of the data.
     """
 
     graph: str
@@ -215,6 +217,7 @@ class Plan:
     goal: Goal = field(default_factory=Goal)
     rungs: tuple[Rung, ...] = ()
     horizon: Horizon = field(default_factory=Horizon)
+    precision: str = HIGHEST
     schema: str = SCHEMA
     told: tuple[str, ...] = field(default=(), compare=False, repr=False, metadata={"data": False})
     explainer: Explainer | None = field(
@@ -299,6 +302,8 @@ class Plan:
                 f"arena {part.arena_bytes} B, scratch {part.scratch_bytes} B, "
                 f"weights {part.fixed_bytes} B"
             )
+        if self.precision != HIGHEST:
+            head.append(f"  precision {self.precision!r}: {self._rounding()}")
         head += [f"  {said}" for said in (*self.splits, *self.rungs)]
         if self.replays:
             head.append(f"  {self.replays}")
@@ -321,6 +326,15 @@ class Plan:
             at = "" if choice.finish is None else f", would end {choice.finish * 1e3:.3f} ms"
             lines.append(f" {mark} {choice} {choice.kernel}{at}")
         return "\n".join(lines)
+
+    def _rounding(self) -> str:
+        """Which formats the kernels chosen round operands to, for how many ops."""
+        counts = Counter(table.rounds(s.op, s.kernel) for s in self.launches())
+        kept = counts.pop("", 0)
+        if not counts:
+            return "no op is rounded; no kernel here that rounds fits one, or is faster"
+        named = ", ".join(f"{n} in {name}" for name, n in sorted(counts.items()))
+        return f"{named}, {kept} in the types of their operands"
 
     def find(self, name: str) -> Step:
         """The step of an op, by node name or by a value it makes; PlanError names close ones."""
@@ -401,7 +415,8 @@ def step_line(step: Step) -> str:
     if step.kind == "copy":
         what = f"copy {step.name} {step.src}->{step.dst} {step.nbytes} B"
     else:
-        what = f"{step.op} {step.name} [{step.kernel}]"
+        rounds = table.rounds(step.op, step.kernel)
+        what = f"{step.op} {step.name} [{step.kernel}]{rounds and f' in {rounds}'}"
     more = "".join(f" | {said}" for said in (step.reason, step.replay) if said)
     return (
         f"#{step.index} {step.queue} {what}{waits} pred {step.seconds * 1e3:.4f} ms "

@@ -77,8 +77,7 @@ class Known:
                     target.devices,
                     target.model,
                     self.estimates,
-                    strict=target.strict,
-                    same_bits=target.same_bits,
+                    target.permission,
                 )
                 found = self.offers[id(node)] = node, offers  # the node is kept, and so its id
             made[node.name] = found[1]
@@ -246,7 +245,12 @@ class Planning:
         infos = {d.id: d for d in self.target.devices}
         plan = footprint.counted(plan, self.graph, self._kernel_of, infos, self.known.lowerings)
         if not brief:
-            plan = replace(plan, cost_model=self.target.model.version, kernels=kernel_set())
+            plan = replace(
+                plan,
+                cost_model=self.target.model.version,
+                kernels=kernel_set(),
+                precision=self.target.permission.precision,
+            )
             plan = predict_run(plan, self.graph, self.target.model)
         return goals.with_goal(plan, goal, self.wanted, self.target)
 

@@ -148,7 +148,9 @@ def _by_image(
 
     def measured(device: Device, calls: Mapping[str, OpCall]) -> None:
         left = deadline - time.monotonic()
-        measure.measure_ops(calls, [device], target.model, budget_s=left)
+        measure.measure_ops(
+            calls, [device], target.model, budget_s=left, permission=target.permission
+        )
 
     made = images.by_image(graph, target, host.info, thread.info, partial(measured, thread))
     if made is None:
@@ -205,7 +207,7 @@ def target_of(config: Config, devices: Mapping[str, Device], asked: frozenset[st
         devices=(*here.devices, *config.lost),
         broken={**here.broken, **config.broken},
         watts=config.watts,
-        strict=config.strict,
+        permission=config.permission,
         peers=frozenset() if config.checks and config.checks.transfers else here.peers,
     )
     if not config.deterministic:
@@ -215,7 +217,7 @@ def target_of(config: Config, devices: Mapping[str, Device], asked: frozenset[st
         model=CostModel(),
         broken=dict(config.broken),
         built=frozenset(),
-        same_bits=config.strict,
+        permission=replace(config.permission, same_bits=config.strict),
     )
 
 
@@ -310,7 +312,14 @@ def measure_parts(
 
     def measured(device: str, calls: Mapping[str, OpCall]) -> None:
         left = deadline - time.monotonic()
-        measure.measure_ops(calls, [devices[device]], model, budget_s=left, fits=fits)
+        measure.measure_ops(
+            calls,
+            [devices[device]],
+            model,
+            budget_s=left,
+            fits=fits,
+            permission=config.permission,
+        )
 
     return measured
 
@@ -446,6 +455,7 @@ def measure_missing(
         budget_s=_budget(config),
         progress=progress,
         fits=again,
+        permission=config.permission,
     )
     if costs.model.version != before:
         costs.save()

@@ -61,6 +61,7 @@ class QueuedRun(Run):
         began = time.perf_counter()
         try:
             self._feed(feeds)
+            self._take_turn(deadline)
         except BaseException:
             self._release()
             raise
@@ -231,6 +232,8 @@ class QueuedRun(Run):
             release = last and self.cancelled and not self._lost
         if last:
             leave(self.progress)
+            if not self._lost:  # else what is lost may still be at work for it
+                self._turn.end()
         if release:
             self._stop(on=False)
             self._release()

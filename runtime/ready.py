@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from crossdock.runtime.progress import look_around
 from crossdock.runtime.queued import QueuedRun
 from crossdock.runtime.receipt import Receipt, Recovery, make_receipt
 from crossdock.runtime.tensor import Array
+from crossdock.runtime.turns import Flow, Share, Turn
 
 if TYPE_CHECKING:
     from crossdock.runtime.split_choice import Planned
@@ -120,7 +121,7 @@ class Ready:
     ``alone``: a caller may run it in its own thread, where nobody can look at it; ``checks``
     are made of its steps and copies. ``replan`` gives
     what to run instead when the watch has seen runs that take too long; the caller of it holds the
-    lock of planning.
+    lock of planning. Runs of one ``flow`` share their turns on the devices.
     """
 
     graph: Graph
@@ -133,6 +134,7 @@ class Ready:
     alone: bool = True
     checks: Checks | None = None
     replan: Callable[[Ready], Ready] | None = None
+    flow: Flow = field(default_factory=Flow)
 
     def run(
         self,
@@ -151,7 +153,8 @@ class Ready:
         except OutOfMemory as error:
             error.planned = _planned(self.program.plan, error.device)
             raise
-        care = Care(salvage, self.pool.discard, self.watchdog, self.checks)
+        turn = Turn(self.shares, self.flow)
+        care = Care(salvage, self.pool.discard, self.watchdog, self.checks, turn)
         give = partial(self.pool.give, instance)
         alone = deadline.seconds is None and self._short
         host = alone and self.program.host_only
@@ -168,7 +171,13 @@ class Ready:
         """The short way for runs that are neither profiled nor timed out; None where none is."""
         if self.program.watched or not self._short or not Direct.suits(self.graph, self.program):
             return None
-        return Direct(self.program, self.pool)
+        return Direct(self.program, self.pool, self.shares, self.flow)
+
+    @cached_property
+    def shares(self) -> tuple[Share, ...]:
+        """Of the devices that a run keeps busy."""
+        used = dict.fromkeys(part.device for part in self.program.segments)
+        return tuple(self.flow.share(self.program.devices[name]) for name in used)
 
     @property
     def _short(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crossdock.devices.base import Span
+from crossdock.kernels import table
 from crossdock.runtime.fallback import fallbacks
 from crossdock.runtime.plan import Plan, Step
 
@@ -17,6 +18,8 @@ class OpReceipt:
     """One op: where it ran; seconds predicted, and measured where the run was profiled.
 
     An op that the host ran has kernel "host", is always measured, and nobody predicts it.
+    ``rounds`` is the format that the kernel rounded float32 operands to, as
+    ``compile(precision=...)`` permits; empty where it computed in the operands' own.
     """
 
     name: str
@@ -26,6 +29,7 @@ class OpReceipt:
     kernel: str
     predicted: float | None
     measured: float | None
+    rounds: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ def make_receipt(
             s.kernel,
             s.seconds,
             measured.get((s.device, s.name)),
+            table.rounds(s.op, s.kernel),
         )
         for s in plan.launches()
     )
@@ -172,6 +177,7 @@ def recovered_receipt(
             device=last[op.name].device,
             physical_id=physical.get(last[op.name].device, ""),
             kernel=last[op.name].kernel,
+            rounds=table.rounds(last[op.name].op, last[op.name].kernel),
             predicted=last[op.name].seconds,
         )
         if op.name in last

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from crossdock.devices.program import GridLaunch, Lowered
+from crossdock.devices.program import Lowered, is_launch
 from crossdock.devices.replay import graphs
 from crossdock.runtime.plan import Step
 from crossdock.runtime.segments import segment
@@ -24,7 +24,7 @@ def told(steps: Sequence[Step], lowered: Mapping[int, Lowered]) -> tuple[Step, .
     said: dict[int, str] = {}
     for part in segment(steps):
         here = [index for index in part.steps if index in lowered]
-        calls = [(i, isinstance(s, GridLaunch)) for i in here for s in lowered[i].steps]
+        calls = [(i, is_launch(s)) for i in here for s in lowered[i].steps]
         number_of: dict[int, tuple[int, int]] = {}  # a call's graph, and how many launches that has
         for found in graphs([launch for _, launch in calls]):
             number = next(numbers)

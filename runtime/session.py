@@ -74,9 +74,7 @@ class Session:
         )
         self._closed = False
         self._planned = False
-        self._submissions = Submissions(
-            graph.name, self._outputs, config.runs_at_once, config.waiting
-        )
+        self._submissions = Submissions(graph.name, config.runs_at_once, config.waiting)
         self._graph: Graph | None = bound  # prepared last
         self._fleet = Fleet(config, request.open_devices(config), self._forget)
         if bound is not None:
@@ -229,7 +227,7 @@ class Session:
             future = RunFuture(deadline)
             future.set_exception(error)
             return future
-        return self._submissions.submit(feeds, deadline, block=block)
+        return self._submissions.submit(self._outputs, feeds, deadline, block=block)
 
     async def run_async(
         self, feeds: Mapping[str, Any], *, timeout: float | None = None
@@ -240,7 +238,7 @@ class Session:
         """
         deadline = request.deadline(timeout)
         self._unforked()
-        return await self._submissions.awaited(feeds, deadline)
+        return await self._submissions.awaited(self._outputs, feeds, deadline)
 
     def profile(self, feeds: Mapping[str, Any]) -> Outcome:
         """Run once with every step timed (slower: steps are waited for one by one)."""
@@ -328,6 +326,7 @@ class Session:
         try:
             with PREPARING:
                 made = ready.replan(ready)
+                made.flow = ready.flow
         except Error:
             return  # the plan there is goes on; a device that failed is told of by a run
         with self._lock:

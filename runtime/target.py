@@ -8,6 +8,7 @@ from functools import cached_property
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.links import link_ends
+from crossdock.kernels.precision import PLAIN, Permission
 from crossdock.scheduler import CostModel, LinkModel
 
 DEFAULT_LINK = LinkModel(20e-6, ((1.0, 4e9),))
@@ -24,9 +25,10 @@ class Target:
     placed on (the host alone runs what no asked device can). ``capacity`` says how many devices
     of a resource group may compute at once; ``broken`` why a device computes nothing, by id;
     ``watts`` what a device draws when idle and when it computes, by id, where that is known;
-    ``built`` are the kernels that need no building any more; ``strict`` allows exact kernels alone;
-    ``same_bits`` allows other devices than the host only ops that make the same bits everywhere;
-    ``peers`` are (source, target) ids of devices of which the target copies from the source itself.
+    ``built`` are the kernels that need no building any more; ``permission`` says what kernels may
+    lose, and its ``same_bits`` allows other devices than the host only ops that make the same bits
+    everywhere; ``peers`` are (source, target) ids of devices of which the target copies from the
+    source itself.
     """
 
     devices: tuple[DeviceInfo, ...]
@@ -36,8 +38,7 @@ class Target:
     broken: Mapping[str, str] = field(default_factory=dict)
     watts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     built: frozenset[tuple[str, str, str]] = frozenset()
-    strict: bool = False
-    same_bits: bool = False
+    permission: Permission = PLAIN
     peers: frozenset[tuple[str, str]] = frozenset()
 
     def link(self, src: DeviceInfo, dst: DeviceInfo) -> LinkModel:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,11 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - cupy's name
         target = part if np.may_share_memory(part, self._a) else self._a
         self.context.touch(inside(value) + inside(key), [target], "assignment")
         self._a[bare(key)] = bare(value)
+
+    @property
+    def data(self) -> Any:
+        """A pointer to the first element."""
+        return SimpleNamespace(ptr=int(self._a.ctypes.data))
 
     @property
     def T(self) -> Any:  # noqa: N802 - cupy's name

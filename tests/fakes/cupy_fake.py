@@ -12,15 +12,17 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import local
-from types import ModuleType
+from threading import get_ident, local
+from types import ModuleType, SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
 import pytest
 
+from tests.fakes import cublaslt
 from tests.fakes.cuda_machine import Allocation, Clock, Machine
 from tests.fakes.cupy_arrays import Context, ndarray, numpy_name
+from tests.fakes.cupy_blas import Blas
 from tests.fakes.cupy_kernels import RawModule
 
 STATUS = {1: "cudaErrorInvalidValue", 2: "cudaErrorMemoryAllocation", 400: "invalid handle",
@@ -109,6 +111,7 @@ class FakeCuda(ModuleType):
         self.Stream = self._own(Stream)
         self.Event = self._own(Event)
         self.MemoryPool = self._own(MemoryPool)
+        self.cublas = Blas(self)
 
     def _own(self, kind: type) -> Any:
         return type(kind.__name__, (kind,), {"cuda": self})
@@ -119,6 +122,22 @@ class FakeCuda(ModuleType):
             self._local.streams = []
         found: list[Any] = self._local.streams
         return found
+
+    def current(self) -> int:
+        """The current stream; the default stream is never used by us."""
+        stack = self.streams()
+        if not stack:
+            raise self.machine.problem("work on the default stream")
+        return int(stack[-1].ptr)
+
+    def get_current_stream(self) -> Any:
+        """The current stream."""
+        return SimpleNamespace(ptr=self.current())
+
+    def get_cublas_handle(self) -> int:
+        """cupy has a handle for each device of each thread."""
+        self.runtime.check()
+        return (get_ident() << 8) + self.machine.device + 1
 
     def alloc_pinned_memory(self, nbytes: int) -> Any:
         return PinnedMemoryPointer.make(self.machine, nbytes)
@@ -146,6 +165,7 @@ class _Runtime(ModuleType):
     CUDARuntimeError = CUDARuntimeError
     memcpyHostToDevice = 1  # noqa: N815 - cupy's name
     memcpyDeviceToHost = 2  # noqa: N815 - cupy's name
+    CUDA_R_32F, CUDA_R_64F, CUDA_R_16F, CUDA_R_16BF = 0, 1, 2, 14
     streamCaptureModeThreadLocal = 1  # noqa: N815 - cupy's name
 
     def __init__(self, machine: Machine) -> None:
@@ -197,8 +217,8 @@ class Device:
 
     cuda: FakeCuda
 
-    def __init__(self, index: int = 0) -> None:
-        self.id = index
+    def __init__(self, index: int | None = None) -> None:
+        self.id = self.cuda.machine.device if index is None else index
 
     def __enter__(self) -> Self:
         self._before, self.cuda.machine.device = self.cuda.machine.device, self.id
@@ -350,16 +370,9 @@ class FakeCupy(ModuleType):
         super().__init__("cupy")
         self.machine = machine or Machine()
         self.cuda = FakeCuda(self.machine)
-        context = Context(self.machine, self.current)
+        context = Context(self.machine, self.cuda.current)
         self.ndarray = type("ndarray", (ndarray,), {"context": context})
         self.RawModule = type("RawModule", (RawModule,), {"cupy": self})
-
-    def current(self) -> int:
-        """The current stream; the default stream is never used by us."""
-        stack = self.cuda.streams()
-        if not stack:
-            raise self.machine.problem("work on the default stream")
-        return int(stack[-1].ptr)
 
     def __getattr__(self, name: str) -> Any:
         return numpy_name(name, self.ndarray)
@@ -370,4 +383,5 @@ def install(monkeypatch: pytest.MonkeyPatch, machine: Machine | None = None) -> 
     fake = FakeCupy(machine)
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setitem(sys.modules, "cupy.cuda", fake.cuda)
+    fake.cublaslt = cublaslt.install(monkeypatch, fake)
     return fake
