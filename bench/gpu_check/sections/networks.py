@@ -106,9 +106,6 @@ class Comparison:
         from bench.gpu_check import nets_torch
 
         options: dict[str, Any] = {"precision": precision.ours} if precision.ours else {}
-        if options and "precision" not in inspect.signature(xd.compile).parameters:
-            self.report.not_run(what, "compile takes no precision")
-            return
         feeds = net.feeds(batch, precision.dtype)
         where = "cpu" if self.place.rehearsal else "cuda"
         nets_torch.tf32(precision.tf32)
