@@ -130,6 +130,18 @@ class Buffer(ABC):
         raise DeviceError(f"{self.device.info.id} has no host memory to view as {spec}")
 
 
+@dataclass(frozen=True)
+class Borrowed:
+    """Memory of another library on a device, C-contiguous; ``ready`` says when it is written.
+
+    The buffer keeps the owner of the memory alive.
+    """
+
+    buffer: Buffer
+    spec: TensorSpec
+    ready: Event | None = None
+
+
 class Executable:
     """A step compiled for a device; independent of buffers."""
 
@@ -208,6 +220,12 @@ class Queue(ABC):
         """Copy a buffer into a C-contiguous host array."""
 
     @abstractmethod
+    def copy(
+        self, target: Buffer, source: Buffer, nbytes: int, waits: Sequence[Event] = ()
+    ) -> Event | None:
+        """Copy the first bytes of a buffer of this device into another; nothing leaves it."""
+
+    @abstractmethod
     def finish(self) -> None:
         """Block until everything submitted is done."""
 
@@ -252,6 +270,32 @@ class Device(ABC):
         if source.nbytes:
             self.call("upload", write, settings.watchdog() + source.nbytes / SLOWEST)
         return buffer
+
+    def holds(self, value: object) -> bool:  # noqa: ARG002 - most devices share with nobody
+        """Whether an array of another library lies in this device's memory."""
+        return False
+
+    def borrow(self, value: object) -> Borrowed:
+        """The memory of an array that this device ``holds``, without a copy.
+
+        Raises:
+            BufferError: it cannot be shared, and why.
+        """
+        raise BufferError(f"{self.info.id} takes no memory of {type(value).__name__}")
+
+    def lend(self, buffer: Buffer, spec: TensorSpec) -> Any:  # noqa: ARG002
+        """An array of another library in this device's memory, which it keeps alive.
+
+        It speaks DLPack, and on a CUDA device the CUDA array interface. What lies in the buffer
+        is there already.
+
+        Raises:
+            BufferError: the device has no memory that others can use.
+        """
+        raise BufferError(
+            f"memory of {self.info.id} is shared by no protocol; take a copy with numpy(), or feed "
+            "the array to a session on the same device"
+        )
 
     @abstractmethod
     def compile(self, step: Step) -> Executable:

@@ -250,6 +250,16 @@ class CpuQueue(Queue):
             event.wait()
         copy_bytes(target, source.first(target.nbytes))
 
+    def copy(
+        self, target: Buffer, source: Buffer, nbytes: int, waits: Sequence[Event] = ()
+    ) -> None:
+        """Copy a buffer into another."""
+        assert isinstance(target, CpuBuffer)
+        assert isinstance(source, CpuBuffer)
+        for event in waits:
+            event.wait()
+        copy_bytes(target.first(nbytes), source.first(nbytes))
+
     def finish(self) -> None:
         """Nothing is ever pending."""
 
@@ -306,6 +316,10 @@ class CpuDevice(Device):
         if fits and (is_aligned(array) or array.nbytes >= _LARGE):
             return CpuBuffer(self, self._budget.adopt(array, label))
         return self.upload(array, label)
+
+    def lend(self, buffer: Buffer, spec: TensorSpec) -> Array:
+        """The memory as numpy's array."""
+        return buffer.array(spec)
 
     def compile(self, step: Step) -> Executable:
         """Make a step executable; native code is compiled here."""

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.devices import topology
+from crossdock.devices import cuda_exchange, topology
 from crossdock.devices.base import (
+    Borrowed,
     Bound,
     Buffer,
     Cap,
@@ -196,12 +197,18 @@ class CudaQueue(Queue):
         """An event after everything submitted; it is kept until it is done, with what it uses."""
         device = self.device
         raw = self.stream.record(device.cp.cuda.Event(disable_timing=True))
-        event = CudaEvent(device, raw, keep)
         while self._pending and self._pending[0].done():
-            self._pending.popleft()
+            self._pending.popleft().let_go()
+        event = CudaEvent(device, raw, keep, self._pending[-1] if self._pending else None)
         self._pending.append(event)
         self._last = event
         return event
+
+    def let_go(self) -> None:
+        """Keep nothing for work that is done; from any thread."""
+        for event in tuple(self._pending):
+            if event.done():
+                event.let_go()
 
     def busy(self) -> bool:
         """True while submitted work is not done."""
@@ -269,6 +276,18 @@ class CudaQueue(Queue):
                 self._staging.download(pointer, data)
             return self._mark((target, source.root))
 
+    def copy(
+        self, target: Buffer, source: Buffer, nbytes: int, waits: Sequence[Event] = ()
+    ) -> CudaEvent:
+        """Copy a buffer into another on the card."""
+        assert isinstance(target, CudaBuffer)
+        assert isinstance(source, CudaBuffer)
+        with translated(self.device):
+            self._wait_for(waits)
+            kind = self.device.cp.cuda.runtime.memcpyDeviceToDevice
+            self._direct(target.pointer.ptr, source.pointer.ptr, nbytes, kind)
+            return self._mark(target.root if source.foreign else (target.root, source.root))
+
     def _direct(self, target: int, source: int, nbytes: int, kind: int) -> None:
         if nbytes:
             self.device.cp.cuda.runtime.memcpyAsync(target, source, nbytes, kind, self.stream.ptr)
@@ -296,6 +315,7 @@ class CudaDevice(Device):
         self.index = int(info.id.partition(":")[2])
         self.budget = info.memory_bytes if limit is None else min(limit, info.memory_bytes)
         self.lost = ""
+        self.returned = False  # memory that others had been lent
         self.pool = cp.cuda.MemoryPool()
         self.dropped: deque[Any] = deque()
         self.gauge = Gauge()
@@ -307,6 +327,8 @@ class CudaDevice(Device):
             self.queues: Mapping[str, CudaQueue] = {
                 role: CudaQueue(self, role) for role in ("compute", "upload", "download")
             }
+            self.borrowing = cp.cuda.Stream(non_blocking=True)
+            """Only waits for streams of other libraries."""
 
     def drain(self) -> None:
         """Wait for every stream, so that memory can change hands; does nothing on a lost card."""
@@ -314,11 +336,16 @@ class CudaDevice(Device):
             with translated(self):
                 for queue in self.queues.values():
                     queue.stream.synchronize()
+                    queue.let_go()
+                if self.returned:  # by whom a stream of their own may still use it
+                    self.returned = False
+                    self.cp.cuda.Device(self.index).synchronize()
 
     def _reclaim(self, wanted: int) -> int:
         """Free what was dropped, waiting for it only where memory is short; returns bytes free."""
         free = self.budget - int(self.pool.used_bytes())
-        if self.dropped and (wanted > free or not any(q.busy() for q in self.queues.values())):
+        idle = self.dropped and not any(q.busy() for q in self.queues.values())
+        if idle or wanted > free:
             self.drain()
             self.dropped.clear()
             free = self.budget - int(self.pool.used_bytes())
@@ -343,6 +370,18 @@ class CudaDevice(Device):
             made = CudaBuffer(self, self.pool.malloc(max(nbytes, 1)), nbytes)
             self.gauge.show(int(self.pool.used_bytes()))
             return made
+
+    def holds(self, value: object) -> bool:
+        """Whether an array of another library lies on this card."""
+        return cuda_exchange.holds(self, value)
+
+    def borrow(self, value: object) -> Borrowed:
+        """Its memory, ready when the streams that write it are; raises BufferError."""
+        return cuda_exchange.borrow(self, value)
+
+    def lend(self, buffer: Buffer, spec: TensorSpec) -> Any:
+        """A cupy array in a buffer's memory; raises BufferError for a type that cupy lacks."""
+        return cuda_exchange.lend(self, buffer, spec)
 
     def compile(self, step: Step) -> CudaExecutable:
         """Build a kernel with NVRTC; an array call only needs types that cupy has."""
@@ -416,6 +455,7 @@ class CudaDevice(Device):
                 queue.finish()
             if queue.feeder is not None:
                 queue.feeder.stop()
+        self.drain()
         self._closed = True
         self._modules.clear()
         self.dropped.clear()

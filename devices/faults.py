@@ -246,6 +246,13 @@ class FaultQueue(Queue):
 
         return self._copy(copy)
 
+    def copy(
+        self, target: Buffer, source: Buffer, nbytes: int, waits: Sequence[Event] = ()
+    ) -> Event | None:
+        """Copy a buffer into another, unless a fault of copies is due that loses the device."""
+        waits = self._inner(waits)
+        return self._do("copy", lambda: self._queue.copy(target, source, nbytes, waits))
+
     def _copy(self, copy: Callable[[Fault | None], Event | None]) -> Event | None:
         return self._do("copy", lambda: copy(None), copy)
 

@@ -167,6 +167,15 @@ class IsolatedQueue(Queue):
         while coming:
             self._arrived(*coming.popleft())
 
+    def copy(
+        self, target: Buffer, source: Buffer, nbytes: int, waits: Sequence[Event] = ()
+    ) -> IsolatedEvent:
+        """Copy a buffer into another, in the worker."""
+        assert isinstance(target, IsolatedBuffer)
+        assert isinstance(source, IsolatedBuffer)
+        ends = (*target.at(0, nbytes), *source.at(0, nbytes))
+        return self.lane.ask("copy", self._known(waits), ends)
+
     def _arrived(self, event: IsolatedEvent, part: Array, slot: int) -> None:
         event.wait()
         part[:] = self.lane.staging.slots[slot][: part.size]

@@ -305,6 +305,17 @@ class SimQueue(Queue):
         copy_bytes(target, source.first(target.nbytes))
         return self._moved(begin, target.nbytes)
 
+    def copy(
+        self, target: Buffer, source: Buffer, nbytes: int, waits: Sequence[Event] = ()
+    ) -> SimEvent:
+        """Copy a buffer into another at the speed of the memory."""
+        assert isinstance(target, SimBuffer)
+        assert isinstance(source, SimBuffer)
+        begin = self._begin(waits)
+        copy_bytes(target.first(nbytes), source.first(nbytes))
+        self.clock = begin + self.device.spec.seconds(Work(0.0, float(nbytes), float(nbytes)))
+        return SimEvent(self.device, begin, self.clock, self._stuck)
+
     def finish(self) -> None:
         """Take the calling thread to this queue's clock; raises DeviceLost after a hang."""
         self.device.check()

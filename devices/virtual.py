@@ -230,6 +230,16 @@ class VirtualQueue(Queue):
         assert isinstance(source, VirtualBuffer)
         return self._pass((source.step,), "", waits, None)
 
+    def copy(
+        self,
+        target: Buffer,  # noqa: ARG002 - the contract's signature, here and below
+        source: Buffer,  # noqa: ARG002
+        nbytes: int,
+        waits: Sequence[Event] = (),  # noqa: ARG002
+    ) -> VirtualEvent:
+        """Refused: plans have no such step."""
+        raise DeviceError(f"{self.device.info.id} is virtual: it keeps no {nbytes} bytes")
+
     def finish(self) -> None:
         """Take the calling thread to the queue's clock."""
         self.device.time.saw(self.clock)

@@ -21,13 +21,14 @@ from crossdock.runtime.errors import OutOfMemory
 from crossdock.runtime.executor import Care, Outcome, Run
 from crossdock.runtime.free_memory import free_bytes
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import HOST, Plan
-from crossdock.runtime.pool import TURN, Deadline, Pool
+from crossdock.runtime.plan import HOST, Plan, Step
+from crossdock.runtime.pool import TURN, Deadline, Pool, free_caches
 from crossdock.runtime.program import Program, Windows, instantiate
 from crossdock.runtime.progress import look_around
 from crossdock.runtime.queued import QueuedRun
-from crossdock.runtime.receipt import Receipt, Recovery, make_receipt
+from crossdock.runtime.receipt import Receipt, Recovery, make_receipt, resident_receipt
 from crossdock.runtime.tensor import Array
+from crossdock.runtime.transit import Fed, Transit, begin
 
 if TYPE_CHECKING:
     from crossdock.runtime.split_choice import Planned
@@ -58,14 +59,21 @@ class Recorder:
         return self.plan.digest()
 
     def receipt(
-        self, seconds: float, spans: Mapping[str, list[Span]], notes: tuple[str, ...] = ()
+        self,
+        seconds: float,
+        spans: Mapping[str, list[Span]],
+        notes: tuple[str, ...] = (),
+        avoided: Sequence[Step] = (),
+        pulled: Mapping[str, int] | None = None,
     ) -> Receipt:
         """The record of a run that took ``seconds``, with the spans of its steps if profiled.
 
-        ``notes`` say what the devices had to do without in it.
+        ``notes`` say what the devices had to do without in it; ``avoided`` are copies that were not
+        made, and ``pulled`` bytes copied beside the plan, by link.
         """
         made = self._made(spans) if spans else self._unprofiled
-        return replace(made, measured=seconds, notes=(*made.notes, *notes))
+        made = replace(made, measured=seconds, notes=(*made.notes, *notes))
+        return resident_receipt(made, avoided, pulled or {}) if avoided or pulled else made
 
     @cached_property
     def _unprofiled(self) -> Receipt:
@@ -140,18 +148,20 @@ class Ready:
         deadline: Deadline,
         *,
         profile: bool,
+        transit: Transit | None = None,
         salvage: Callable[[Run], None] | None = None,
     ) -> Outcome:
         """Run once, with arrays of the inputs' types and shapes.
 
-        ``salvage`` is called with a run that a device has failed, before its memory is given up.
+        ``transit`` has those on devices, and outputs that stay there. ``salvage`` is called with a
+        run that a device has failed, before its memory is given up.
         """
         try:
             instance = self.pool.take(deadline)
         except OutOfMemory as error:
             error.planned = _planned(self.program.plan, error.device)
             raise
-        care = Care(salvage, self.pool.discard, self.watchdog, self.checks)
+        care = Care(salvage, self.pool.discard, self.watchdog, self.checks, transit)
         give = partial(self.pool.give, instance)
         alone = deadline.seconds is None and self._short
         host = alone and self.program.host_only
@@ -162,6 +172,19 @@ class Ready:
             return run.inline(arrays) if host else run.conducted(arrays)
         queued = QueuedRun(self.program, instance, give, profile=profile, care=care)
         return queued.across(arrays, deadline)
+
+    def transit(self, arrays: Mapping[str, Fed], *, keep: bool) -> Transit | None:
+        """What a run does with inputs on devices, and with outputs that are to stay (``keep``).
+
+        Raises:
+            OutOfMemory: there is no room for them, even with nothing kept for runs to come.
+            DeviceError: a device fails at giving an input to the host.
+        """
+        try:
+            return begin(self.program, arrays, keep=keep)
+        except OutOfMemory:
+            free_caches()
+            return begin(self.program, arrays, keep=keep)
 
     @cached_property
     def direct(self) -> Direct | None:

@@ -22,19 +22,24 @@ class Submissions:
     def __init__(
         self,
         name: str,
-        run: Callable[[Feeds, Deadline], dict[str, Any]],
+        run: Callable[[Feeds, Deadline, bool], dict[str, Any]],
         at_once: int,
         waiting: int,
     ) -> None:
-        """``run`` does one; ``name`` is what callers know the graph by."""
+        """``run`` does one; ``name`` is what callers know the graph by.
+
+        Its third argument says whether the outputs stay on the devices that make them.
+        """
         self._name, self._run, self._waiting = name, run, waiting
         self._background = Background(at_once, f"crossdock submit {name}", waiting)
         self.post = self._background.post
         self.close = self._background.open  # who waits then is told by ``run`` that it is closed
 
-    def submit(self, feeds: Feeds, deadline: Deadline, *, block: bool) -> RunFuture:
+    def submit(
+        self, feeds: Feeds, deadline: Deadline, *, block: bool, keep: bool = False
+    ) -> RunFuture:
         """Hand a run in; raises Busy where there is no room and the caller must not wait."""
-        future, job = self._made(feeds, deadline)
+        future, job = self._made(feeds, deadline, keep=keep)
         background = self._background
         if not block or background.inside():
             if not background.offer(job):
@@ -47,11 +52,13 @@ class Submissions:
             future.set_exception(deadline.error(self._name, late))
         return future
 
-    async def awaited(self, feeds: Feeds, deadline: Deadline) -> dict[str, Any]:
+    async def awaited(
+        self, feeds: Feeds, deadline: Deadline, *, keep: bool = False
+    ) -> dict[str, Any]:
         """Do a run while the caller's event loop goes on; a run that has no room waits for it."""
         import asyncio  # takes long to load, and few sessions need it
 
-        future, job = self._made(feeds, deadline)
+        future, job = self._made(feeds, deadline, keep=keep)
         self._background.join(job)
         try:
             async with asyncio.timeout(deadline.left()):
@@ -64,9 +71,9 @@ class Submissions:
                 "usable"
             ) from None
 
-    def _made(self, feeds: Feeds, deadline: Deadline) -> tuple[RunFuture, Job]:
+    def _made(self, feeds: Feeds, deadline: Deadline, *, keep: bool) -> tuple[RunFuture, Job]:
         future = RunFuture(deadline)
-        job = partial(self._fulfil, future, feeds, deadline)
+        job = partial(self._fulfil, future, feeds, deadline, keep)
         future.withdraw = partial(self._background.withdraw, job)
         return future, job
 
@@ -76,12 +83,18 @@ class Submissions:
             f"or compile with more than waiting={self._waiting}"
         )
 
-    def _fulfil(self, future: RunFuture, feeds: Feeds, deadline: Deadline) -> None:
+    def _fulfil(
+        self,
+        future: RunFuture,
+        feeds: Feeds,
+        deadline: Deadline,
+        keep: bool,
+    ) -> None:
         future.withdraw = None  # its reference to this job made a cycle
         if not future.set_running_or_notify_cancel():
             return
         try:
-            outputs = self._run(feeds, deadline)
+            outputs = self._run(feeds, deadline, keep)
             with suppress(InvalidStateError):  # given up meanwhile
                 future.set_result(outputs)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it goes to the caller
