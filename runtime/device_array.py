@@ -8,6 +8,9 @@ whoever takes it has to wait.
 
 from __future__ import annotations
 
+import math
+import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -15,8 +18,40 @@ import numpy as np
 
 from crossdock.devices.base import SLOWEST, Borrowed, Buffer, Cap, Device, Event, Queue
 from crossdock.runtime import settings
-from crossdock.runtime.errors import DeviceError, PlanError
+from crossdock.runtime.errors import DeviceError, MemoryBudget, PlanError
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
+
+
+class Ledger:
+    """Bytes that a session's outputs hold on devices, by id, against what it may take there."""
+
+    def __init__(self, limits: Mapping[str, int | float]) -> None:
+        self._limits = limits
+        self._lock = threading.RLock()  # a finalizer may run inside of it
+        self.held: dict[str, int] = {}
+
+    def take(self, device: str, nbytes: int, planned: int, what: str) -> None:
+        """Count bytes beside those ``planned`` for a run.
+
+        Raises:
+            MemoryBudget: they are more than the session may take.
+        """
+        with self._lock:
+            held = self.held.get(device, 0)
+            free = self._limits.get(device, math.inf) - planned - held
+            if nbytes > free:
+                raise MemoryBudget(
+                    f"{what} does not fit: {nbytes} bytes wanted on {device}, {max(0, int(free))} "
+                    f"of the {int(self._limits[device])} of constraints.memory are free, with "
+                    f"{planned} for a run and {held} in outputs kept there; close some of them, or "
+                    "run without outputs='device'"
+                )
+            self.held[device] = held + nbytes
+
+    def give(self, device: str, nbytes: int) -> None:
+        """Count bytes as given back."""
+        with self._lock:
+            self.held[device] -= nbytes
 
 
 class DeviceArray:
@@ -34,11 +69,28 @@ class DeviceArray:
         self._buffer: Buffer | None = buffer
         self._ready = ready
         self._lent = False
+        self._counted: weakref.finalize[[str, int], DeviceArray] | None = None
 
     @classmethod
-    def empty(cls, owner: Device, spec: TensorSpec, label: str) -> DeviceArray:
-        """New memory on a device; raises OutOfMemory."""
-        return cls(owner, owner.allocate(max(1, spec.nbytes), label), spec)
+    def output(
+        cls, owner: Device, spec: TensorSpec, name: str, ledger: Ledger, planned: int
+    ) -> DeviceArray:
+        """New memory for an output; ``planned`` are the bytes of a run on the device.
+
+        Raises:
+            OutOfMemory: the device has none.
+            MemoryBudget: the session may not take it.
+        """
+        device, nbytes, what = owner.info.id, max(1, spec.nbytes), f"output {name!r:.80}"
+        ledger.take(device, nbytes, planned, what)
+        try:
+            made = cls(owner, owner.allocate(nbytes, what), spec)
+        except BaseException:
+            ledger.give(device, nbytes)
+            raise
+        made._counted = weakref.finalize(made, ledger.give, device, nbytes)
+        made._counted.atexit = False
+        return made
 
     @classmethod
     def of(cls, owner: Device, lent: Borrowed) -> DeviceArray:
@@ -198,6 +250,8 @@ class DeviceArray:
     def close(self) -> None:
         """Give the memory up; later use is an error. Arrays of others that share it keep it."""
         buffer, self._buffer = self._buffer, None
+        if self._counted is not None:
+            self._counted()
         if buffer is not None and not self._lent and not self._owner.gone:
             buffer.release()
 
@@ -211,18 +265,22 @@ class DeviceArray:
         return f"DeviceArray({self._spec} on {self.device})"
 
 
-def hosted(host: Device, outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Outputs that a run has made on the host, as arrays that stay there; raises OutOfMemory.
+def hosted(host: Device, outputs: Mapping[str, Any], ledger: Ledger) -> dict[str, Any]:
+    """Outputs that a run has made on the host, as arrays that stay there.
 
     What is no array of numbers stays as it is.
+
+    Raises:
+        OutOfMemory: the host has no room for them.
+        MemoryBudget: the session may not take it.
     """
-    return {name: _hosted(host, name, value) for name, value in outputs.items()}
+    return {name: _hosted(host, name, value, ledger) for name, value in outputs.items()}
 
 
-def _hosted(host: Device, name: str, value: Any) -> Any:
+def _hosted(host: Device, name: str, value: Any, ledger: Ledger) -> Any:
     if not isinstance(value, np.ndarray) or value.dtype.kind in "OSUT":
         return value
-    made = DeviceArray.empty(host, TensorSpec.of(value), f"output {name!r:.80}")
+    made = DeviceArray.output(host, TensorSpec.of(value), name, ledger, 0)
     np.copyto(made.view(), value)
     return made
 

@@ -34,12 +34,15 @@ class Intake:
 
     def held(self, feeds: Any) -> Any:
         """Feeds with those on devices of the session held there, in the order of this thread."""
-        if not isinstance(feeds, Mapping):
+        if not isinstance(feeds, Mapping) or all(
+            value.__class__ is np.ndarray for value in feeds.values()
+        ):
             return feeds
         return {name: self._held(name, value) for name, value in feeds.items()}
 
     def _held(self, name: str, value: Any) -> Any:
-        return value if _host_kind(value) else self.take(name, value)
+        host = isinstance(value, np.ndarray) or _host_kind(value)
+        return value if host else self.take(name, value)
 
     def on_host(self, feeds: Any) -> Any:
         """Feeds with those on devices copied to the host."""

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from crossdock.runtime import limits
 from crossdock.runtime.checks import Checks
 from crossdock.runtime.conduct import conducts
 from crossdock.runtime.config import Progress
+from crossdock.runtime.device_array import Ledger
 from crossdock.runtime.direct import Direct
 from crossdock.runtime.errors import OutOfMemory
 from crossdock.runtime.executor import Care, Outcome, Run
@@ -173,18 +175,18 @@ class Ready:
         queued = QueuedRun(self.program, instance, give, profile=profile, care=care)
         return queued.across(arrays, deadline)
 
-    def transit(self, arrays: Mapping[str, Fed], *, keep: bool) -> Transit | None:
-        """What a run does with inputs on devices, and with outputs that are to stay (``keep``).
+    def transit(self, arrays: Mapping[str, Fed], ledger: Ledger | None) -> Transit | None:
+        """What a run does with inputs on devices, and outputs that stay there by a ``ledger``.
 
         Raises:
             OutOfMemory: there is no room for them, even with nothing kept for runs to come.
+            MemoryBudget: the session may not take it.
             DeviceError: a device fails at giving an input to the host.
         """
-        try:
-            return begin(self.program, arrays, keep=keep)
-        except OutOfMemory:
-            free_caches()
-            return begin(self.program, arrays, keep=keep)
+        with suppress(OutOfMemory):  # whose frames hold the memory there was
+            return begin(self.program, arrays, ledger)
+        free_caches()
+        return begin(self.program, arrays, ledger)
 
     @cached_property
     def direct(self) -> Direct | None:

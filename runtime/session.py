@@ -13,7 +13,7 @@ from crossdock.devices.base import Device
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime import request
 from crossdock.runtime.config import PREPARING, Config, Progress
-from crossdock.runtime.device_array import hosted
+from crossdock.runtime.device_array import Ledger, hosted
 from crossdock.runtime.errors import DeviceError, Error, OutOfMemory, PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.feeds import arrays_of
@@ -76,6 +76,7 @@ class Session:
         self._receipt: tuple[Callable[..., Receipt], *tuple[Any, ...]] | None = (
             None  # and arguments
         )
+        self._kept = Ledger(config.constraints.memory)
         self._closed = False
         self._planned = False
         self._submissions = Submissions(
@@ -170,7 +171,8 @@ class Session:
         Raises:
             FeedError: an input is missing, unknown, of another dtype or shape, or cannot be had
                 from where it lies; or the timeout is no number, or ``outputs`` another word.
-            OutOfMemory: a device has no room for the outputs that are to stay there.
+            OutOfMemory, MemoryBudget: there is no room for outputs that are to stay on a device,
+                or ``constraints.memory`` has none.
             Timeout: not done after ``timeout`` seconds. The session stays usable.
             PlanError: the session is closed, or there is no plan for these shapes.
             DeviceError: a device failed.
@@ -314,12 +316,13 @@ class Session:
     ) -> Outcome:
         if registry.lost():
             self._fleet.refresh()
+        ledger = self._kept if keep else None
         staged, intake = self.graph.staged is not None, Intake(self.devices)
         arrays = intake.on_host(feeds) if staged else arrays_of(self.graph, feeds, intake)
         ready = self._for_graph() if staged else self._for_shapes(arrays)
         if isinstance(ready, Ready):
             outcome, rescue = run_through(
-                self._fleet, ready, arrays, deadline, profile=profile, keep=keep
+                self._fleet, ready, arrays, deadline, profile=profile, ledger=ledger
             )
             if rescue is not None:
                 self._receipt = (_as_is, rescue.receipt(outcome.seconds))
@@ -333,7 +336,7 @@ class Session:
             outcome, receipt = ready.run(arrays, deadline, profile=profile)
             self._receipt = (receipt,)
             if keep:
-                outcome.outputs = hosted(self.devices[HOST], outcome.outputs)
+                outcome.outputs = hosted(self.devices[HOST], outcome.outputs, self._kept)
         return outcome
 
     def _forget(self) -> None:

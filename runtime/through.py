@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
-from crossdock.runtime.device_array import HostFeeds, hosted
+from crossdock.runtime.device_array import HostFeeds, Ledger, hosted
 from crossdock.runtime.errors import DeviceError
 from crossdock.runtime.executor import Outcome, Run
 from crossdock.runtime.fleet import Fleet
@@ -53,24 +53,25 @@ def run_through(
     deadline: Deadline,
     *,
     profile: bool,
-    keep: bool = False,
+    ledger: Ledger | None = None,
 ) -> tuple[Outcome, Rescue | None]:
     """Run once, whatever devices fail, as long as something is left to run it.
 
-    ``keep``: the outputs stay where they are made, on the host where a device failed.
+    With a ``ledger`` the outputs stay where they are made, on the host where a device failed.
 
     Returns what came out, and what was done about devices that failed, if one did.
 
     Raises:
-        OutOfMemory: a device has no room for outputs that are to stay there.
+        OutOfMemory, MemoryBudget: a device has no room for outputs that are to stay there.
         DeviceError: nothing is left to run it.
         ExecutionError: it failed for another reason.
     """
-    transit = ready.transit(arrays, keep=keep)
+    transit = ready.transit(arrays, ledger)
     fed = cast("Mapping[str, Array]", arrays if transit is None else transit.feeds)
     attempt = Attempt(fleet, ready, arrays, deadline)
     try:
-        if not (profile or keep) and deadline.seconds is None and ready.direct is not None:
+        brief = not profile and ledger is None and deadline.seconds is None
+        if brief and ready.direct is not None:
             done = ready.direct.run(fed)
             if done is not None:
                 return Outcome(*done), None
@@ -78,7 +79,7 @@ def run_through(
         outcome = ready.run(fed, deadline, profile=profile, transit=transit, salvage=salvage)
     except DeviceError as error:
         outcome = attempt.rescue.recover(error)
-        if keep:
-            outcome.outputs = hosted(fleet.devices[HOST], outcome.outputs)
+        if ledger is not None:
+            outcome.outputs = hosted(fleet.devices[HOST], outcome.outputs, ledger)
         return outcome, attempt.rescue
     return outcome, None

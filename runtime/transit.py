@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from crossdock.devices.base import Buffer, Event, Queue
-from crossdock.runtime.device_array import DeviceArray
+from crossdock.runtime.device_array import DeviceArray, Ledger
 from crossdock.runtime.errors import OutOfMemory
 from crossdock.runtime.plan import HOST, Step
 from crossdock.runtime.program import Program
@@ -69,15 +69,16 @@ class Transit:
         outputs = {program.roots[value] for value in program.graph.outputs.values()}
         return program.watched or root in outputs or program.ends.host_reads(root)
 
-    def keep(self) -> None:
-        """Let the outputs stay where they are made; raises OutOfMemory."""
+    def keep(self, ledger: Ledger) -> None:
+        """Let the outputs stay where they are made; raises OutOfMemory or MemoryBudget."""
         program, graph = self.program, self.program.graph
         for name, spec in program.windows.specs.items():
             root = program.roots[graph.outputs[name]] if name in graph.outputs else ""
             where = program.ends.downs.get(root)
             home = HOST if where is None else program.segments[where].device
+            planned = program.plan.device(home).peak_bytes
             try:
-                made = DeviceArray.empty(program.devices[home], spec, f"output {name!r:.80}")
+                made = DeviceArray.output(program.devices[home], spec, name, ledger, planned)
             except OutOfMemory as error:
                 raise _no_room(error, home) from error
             self.kept[name] = made
@@ -115,14 +116,17 @@ class Transit:
         return tuple(program.plan.steps[program.segments[i].steps[0]] for i in sorted(self.spared))
 
 
-def begin(program: Program, feeds: Mapping[str, Fed], *, keep: bool) -> Transit | None:
+def begin(program: Program, feeds: Mapping[str, Fed], ledger: Ledger | None) -> Transit | None:
     """What a run with these inputs does on devices; None where all is as planned.
+
+    ``ledger`` counts the outputs that are to stay; without one none are.
 
     Raises:
         OutOfMemory: a device has no memory for an output that is to stay.
+        MemoryBudget: the session may not take it.
         DeviceError: a device fails at giving an input to the host.
     """
-    if not keep and not any(isinstance(a, DeviceArray) for a in feeds.values()):
+    if ledger is None and not any(isinstance(a, DeviceArray) for a in feeds.values()):
         return None
     made = Transit(program)
     for name, value in feeds.items():
@@ -130,8 +134,8 @@ def begin(program: Program, feeds: Mapping[str, Fed], *, keep: bool) -> Transit 
             made.take(name, value)
         else:
             made.feeds[name] = value
-    if keep:
-        made.keep()
+    if ledger is not None:
+        made.keep(ledger)
     return made
 
 
