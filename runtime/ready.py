@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from crossdock.devices import topology
 from crossdock.devices.base import Device, Span
@@ -25,12 +25,12 @@ from crossdock.runtime.free_memory import free_bytes
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Plan, Step
 from crossdock.runtime.pool import TURN, Deadline, Pool, free_caches
-from crossdock.runtime.program import Program, Windows, instantiate
+from crossdock.runtime.program import Instance, Program, Windows, instantiate
 from crossdock.runtime.progress import look_around
 from crossdock.runtime.queued import QueuedRun
 from crossdock.runtime.receipt import Receipt, Recovery, make_receipt, resident_receipt
 from crossdock.runtime.tensor import Array
-from crossdock.runtime.transit import Fed, Transit, begin
+from crossdock.runtime.transit import Fed, NoRoom, Transit, begin
 
 if TYPE_CHECKING:
     from crossdock.runtime.split_choice import Planned
@@ -146,25 +146,53 @@ class Ready:
 
     def run(
         self,
-        arrays: Mapping[str, Array],
+        arrays: Mapping[str, Fed],
         deadline: Deadline,
         *,
         profile: bool,
-        transit: Transit | None = None,
+        ledger: Ledger | None = None,
         salvage: Callable[[Run], None] | None = None,
     ) -> Outcome:
         """Run once, with arrays of the inputs' types and shapes.
 
-        ``transit`` has those on devices, and outputs that stay there. ``salvage`` is called with a
-        run that a device has failed, before its memory is given up.
+        With a ``ledger``, which counts them, the outputs stay on the devices that make them.
+        ``salvage`` is called with a run that a device has failed, before its memory is given up.
+
+        Raises:
+            NoRoom, MemoryBudget: there is no room for outputs that are to stay, even with nothing
+                kept for runs to come.
         """
         try:
             instance = self.pool.take(deadline)
         except OutOfMemory as error:
             error.planned = _planned(self.program.plan, error.device)
             raise
-        care = Care(salvage, self.pool.discard, self.watchdog, self.checks, transit)
         give = partial(self.pool.give, instance)
+        try:
+            transit = self._transit(arrays, ledger)
+        except BaseException:
+            give()
+            raise
+        fed = cast("Mapping[str, Array]", arrays if transit is None else transit.feeds)
+        return self._ran(
+            instance,
+            give,
+            fed,
+            deadline,
+            profile,
+            Care(salvage, self.pool.discard, self.watchdog, self.checks, transit),
+        )
+
+    def _ran(
+        self,
+        instance: Instance,
+        give: Callable[[], None],
+        arrays: Mapping[str, Array],
+        deadline: Deadline,
+        profile: bool,
+        care: Care,
+    ) -> Outcome:
+        """Run on an instance in the way that suits the program and the caller."""
         alone = deadline.seconds is None and self._short
         host = alone and self.program.host_only
         if self.program.watched or host or (alone and not profile and conducts(self.program)):
@@ -175,15 +203,8 @@ class Ready:
         queued = QueuedRun(self.program, instance, give, profile=profile, care=care)
         return queued.across(arrays, deadline)
 
-    def transit(self, arrays: Mapping[str, Fed], ledger: Ledger | None) -> Transit | None:
-        """What a run does with inputs on devices, and outputs that stay there by a ``ledger``.
-
-        Raises:
-            OutOfMemory: there is no room for them, even with nothing kept for runs to come.
-            MemoryBudget: the session may not take it.
-            DeviceError: a device fails at giving an input to the host.
-        """
-        with suppress(OutOfMemory):  # whose frames hold the memory there was
+    def _transit(self, arrays: Mapping[str, Fed], ledger: Ledger | None) -> Transit | None:
+        with suppress(NoRoom):
             return begin(self.program, arrays, ledger)
         free_caches()
         return begin(self.program, arrays, ledger)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from crossdock.runtime.device_array import HostFeeds, Ledger, hosted
 from crossdock.runtime.errors import DeviceError
@@ -12,8 +12,7 @@ from crossdock.runtime.fleet import Fleet
 from crossdock.runtime.plan import HOST
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.ready import Ready
-from crossdock.runtime.tensor import Array
-from crossdock.runtime.transit import Fed
+from crossdock.runtime.transit import Fed, NoRoom
 
 if TYPE_CHECKING:
     from crossdock.runtime.recovery import Rescue
@@ -62,21 +61,21 @@ def run_through(
     Returns what came out, and what was done about devices that failed, if one did.
 
     Raises:
-        OutOfMemory, MemoryBudget: a device has no room for outputs that are to stay there.
+        NoRoom, MemoryBudget: a device has no room for outputs that are to stay there.
         DeviceError: nothing is left to run it.
         ExecutionError: it failed for another reason.
     """
-    transit = ready.transit(arrays, ledger)
-    fed = cast("Mapping[str, Array]", arrays if transit is None else transit.feeds)
     attempt = Attempt(fleet, ready, arrays, deadline)
     try:
         brief = not profile and ledger is None and deadline.seconds is None
         if brief and ready.direct is not None:
-            done = ready.direct.run(fed)
+            done = ready.direct.run(arrays)
             if done is not None:
                 return Outcome(*done), None
         salvage = attempt.salvage
-        outcome = ready.run(fed, deadline, profile=profile, transit=transit, salvage=salvage)
+        outcome = ready.run(arrays, deadline, profile=profile, ledger=ledger, salvage=salvage)
+    except NoRoom:
+        raise
     except DeviceError as error:
         outcome = attempt.rescue.recover(error)
         if ledger is not None:

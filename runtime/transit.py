@@ -23,6 +23,19 @@ from crossdock.runtime.tensor import Array
 Fed = Array | DeviceArray
 
 
+class NoRoom(OutOfMemory):
+    """A device has no memory for an output that is to stay: nothing that a run can do without."""
+
+    def __init__(self, error: OutOfMemory, device: str) -> None:
+        super().__init__(
+            f"{error}; close arrays kept on {device} that are not needed any more, or run without "
+            "outputs='device'",
+            device=device,
+            wanted=error.wanted,
+            free=error.free,
+        )
+
+
 @dataclass
 class Transit:
     """What a run does with arrays on devices.
@@ -70,7 +83,15 @@ class Transit:
         return program.watched or root in outputs or program.ends.host_reads(root)
 
     def keep(self, ledger: Ledger) -> None:
-        """Let the outputs stay where they are made; raises OutOfMemory or MemoryBudget."""
+        """Let the outputs stay where they are made; raises NoRoom or MemoryBudget."""
+        try:
+            self._keep(ledger)
+        except BaseException:  # whose frames hold the memory there was
+            for array in self.kept.values():
+                array.close()
+            raise
+
+    def _keep(self, ledger: Ledger) -> None:
         program, graph = self.program, self.program.graph
         for name, spec in program.windows.specs.items():
             root = program.roots[graph.outputs[name]] if name in graph.outputs else ""
@@ -80,7 +101,7 @@ class Transit:
             try:
                 made = DeviceArray.output(program.devices[home], spec, name, ledger, planned)
             except OutOfMemory as error:
-                raise _no_room(error, home) from error
+                raise NoRoom(error, home) from error
             self.kept[name] = made
             if where is not None:
                 self.departures.setdefault(where, []).append(made)
@@ -109,6 +130,11 @@ class Transit:
             np.copyto(window.of(self.kept[window.source].view()), made[name])
         return self.kept
 
+    def let_go(self) -> None:
+        """Hold no array any more: the run is over, and a cycle may keep it for a while."""
+        for held in (self.feeds, self.kept, self.arrivals, self.departures):
+            held.clear()
+
     @property
     def avoided(self) -> tuple[Step, ...]:
         """The copies of the plan that were not made."""
@@ -122,7 +148,7 @@ def begin(program: Program, feeds: Mapping[str, Fed], ledger: Ledger | None) -> 
     ``ledger`` counts the outputs that are to stay; without one none are.
 
     Raises:
-        OutOfMemory: a device has no memory for an output that is to stay.
+        NoRoom: a device has no memory for an output that is to stay.
         MemoryBudget: the session may not take it.
         DeviceError: a device fails at giving an input to the host.
     """
@@ -137,13 +163,3 @@ def begin(program: Program, feeds: Mapping[str, Fed], ledger: Ledger | None) -> 
     if ledger is not None:
         made.keep(ledger)
     return made
-
-
-def _no_room(error: OutOfMemory, device: str) -> OutOfMemory:
-    return OutOfMemory(
-        f"{error}; close arrays kept on {device} that are not needed any more, or run without "
-        "outputs='device'",
-        device=device,
-        wanted=error.wanted,
-        free=error.free,
-    )
