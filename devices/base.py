@@ -156,6 +156,15 @@ class Bound:
     seconds: float = 0.0  # predicted; simulated devices take it as the duration
 
 
+def check_copy(target: Buffer, source: Buffer, nbytes: int) -> None:
+    """Refuse a copy between buffers that one of them is too small for; raises DeviceError."""
+    if nbytes > min(target.nbytes, source.nbytes):
+        raise DeviceError(
+            f"{target.device.info.id}: cannot copy {nbytes} bytes from a buffer of {source.nbytes} "
+            f"to one of {target.nbytes}"
+        )
+
+
 class CommandBuffer(ABC):
     """A sequence of bound steps that a queue replays, without Python between steps if possible."""
 

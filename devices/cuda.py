@@ -34,6 +34,7 @@ from crossdock.devices.base import (
     Probe,
     Queue,
     Span,
+    check_copy,
 )
 from crossdock.devices.cuda_graph import Segment, segments
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
@@ -282,6 +283,7 @@ class CudaQueue(Queue):
         """Copy a buffer into another on the card."""
         assert isinstance(target, CudaBuffer)
         assert isinstance(source, CudaBuffer)
+        check_copy(target, source, nbytes)
         with translated(self.device):
             self._wait_for(waits)
             kind = self.device.cp.cuda.runtime.memcpyDeviceToDevice

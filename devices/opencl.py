@@ -30,6 +30,7 @@ from crossdock.devices.base import (
     Probe,
     Queue,
     Span,
+    check_copy,
 )
 from crossdock.devices.dialect import misfit
 from crossdock.devices.gauge import Gauge
@@ -242,6 +243,7 @@ class ClQueue(Queue):
         """Copy a buffer into another."""
         assert isinstance(target, ClBuffer)
         assert isinstance(source, ClBuffer)
+        check_copy(target, source, nbytes)
         cl, wait_for = self.device.cl, self._wait_for(waits)
         try:
             if nbytes:
