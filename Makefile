@@ -90,6 +90,10 @@ bench: $(EXTRA)-bench $(MODELS) ## run every benchmark suite
 bench-models: $(EXTRA)-bench $(MODELS) ## run the models beside other runtimes
 	$(PY) -m crossdock bench models -k 'light or real'
 
+.PHONY: gpu-check
+gpu-check: ## prove and measure a CUDA card; needs no network (PYTHON=... has cupy and torch)
+	$(or $(PYTHON),$(if $(wildcard $(PY)),$(PY),python3)) -m bench.gpu_check $(ARGS)
+
 .PHONY: wheel
 wheel: $(EXTRA)-test ## build the wheel and the source archive into dist/
 	$(PY) -m hatchling build -d dist -t sdist -t wheel

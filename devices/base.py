@@ -44,6 +44,7 @@ class Cap(enum.StrEnum):
     EVENTS = "events"  # asynchronous, ordered by driver events
     PROFILING = "profiling"  # events carry device time stamps
     COPY_QUEUES = "copy_queues"  # transfers have queues of their own
+    REPLAY = "replay"  # launches that nothing parts are captured once, and replayed as a graph
     FLOAT16 = "float16"  # arithmetic in float16
     FLOAT64 = "float64"  # arithmetic in float64
     VIRTUAL_TIME = "virtual_time"  # simulated: times are on a virtual clock
@@ -156,12 +157,14 @@ class Bound:
     seconds: float = 0.0  # predicted; simulated devices take it as the duration
 
 
-def check_copy(target: Buffer, source: Buffer, nbytes: int) -> None:
-    """Refuse a copy between buffers that one of them is too small for; raises DeviceError."""
-    if nbytes > min(target.nbytes, source.nbytes):
+def check_copy(device: Device, target: Buffer, source: Buffer) -> None:
+    """Refuse a copy on a device that cannot make it; raises DeviceError."""
+    name, other = device.info.id, source.device
+    if other is not device and not device.copies_from(other):
+        raise DeviceError(f"{name} copies nothing from {other.info.id}: copy through the host")
+    if source.nbytes > target.nbytes:
         raise DeviceError(
-            f"{target.device.info.id}: cannot copy {nbytes} bytes from a buffer of {source.nbytes} "
-            f"to one of {target.nbytes}"
+            f"{name}: cannot copy a buffer of {source.nbytes} bytes to one of {target.nbytes}"
         )
 
 
@@ -229,10 +232,12 @@ class Queue(ABC):
         """Copy a buffer into a C-contiguous host array."""
 
     @abstractmethod
-    def copy(
-        self, target: Buffer, source: Buffer, nbytes: int, waits: Sequence[Event] = ()
-    ) -> Event | None:
-        """Copy the first bytes of a buffer of this device into another; nothing leaves it."""
+    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> Event | None:
+        """Copy all of a buffer into one of this device, past the host.
+
+        On any queue from this device's own memory; on the upload queue from a device that this one
+        ``copies_from``, and then ``waits`` may be events of either device.
+        """
 
     @abstractmethod
     def finish(self) -> None:
@@ -254,6 +259,10 @@ class Device(ABC):
     """Its queues take commands from any thread without waiting for work or copying data."""
     apart: bool = False
     """It works in a process of its own: once lost, nothing of it touches the memory of this one."""
+
+    def copies_from(self, other: Device) -> bool:  # noqa: ARG002
+        """Whether the upload queue copies from another device's memory, past the host's arena."""
+        return False
 
     @abstractmethod
     def allocate(self, nbytes: int, label: str = "") -> Buffer:

@@ -32,6 +32,7 @@ from crossdock.devices.base import (
     Probe,
     Queue,
     Span,
+    check_copy,
 )
 from crossdock.devices.cpu_blas import Blas, blas
 from crossdock.devices.cpu_crew import HelperPool
@@ -47,6 +48,7 @@ from crossdock.devices.program import (
     Slot,
     Step,
 )
+from crossdock.devices.share import Share
 from crossdock.runtime import settings
 from crossdock.runtime.errors import CompileError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -250,15 +252,14 @@ class CpuQueue(Queue):
             event.wait()
         copy_bytes(target, source.first(target.nbytes))
 
-    def copy(
-        self, target: Buffer, source: Buffer, nbytes: int, waits: Sequence[Event] = ()
-    ) -> None:
+    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> None:
         """Copy a buffer into another."""
         assert isinstance(target, CpuBuffer)
         assert isinstance(source, CpuBuffer)
+        check_copy(self.device, target, source)
         for event in waits:
             event.wait()
-        copy_bytes(target.first(nbytes), source.first(nbytes))
+        copy_bytes(target.first(source.nbytes), source.bytes())
 
     def finish(self) -> None:
         """Nothing is ever pending."""
@@ -299,7 +300,8 @@ class CpuDevice(Device):
         self.threads = info.compute_units
         queue = CpuQueue(self)
         self.queues = {"compute": queue, "upload": queue, "download": queue}
-        self._budget = Budget(info.id, limit or info.memory_bytes)
+        capacity = info.memory_bytes
+        self._budget = Budget(Share(info.id, limit or capacity, capacity, info.physical_id))
         self.gauge = self._budget.gauge
         self.library = blas()
         self._pool: HelperPool | None = None

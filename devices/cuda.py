@@ -7,20 +7,21 @@ budget. Host memory that is not pinned is staged through two pinned buffers a co
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.util
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from crossdock.devices import cuda_exchange, topology
+from crossdock.devices import cuda_exchange, cuda_versions, topology
 from crossdock.devices.base import (
     Borrowed,
     Bound,
@@ -36,17 +37,17 @@ from crossdock.devices.base import (
     Span,
     check_copy,
 )
+from crossdock.devices.cuda_blas import LibraryCall, Prepared
 from crossdock.devices.cuda_graph import Segment, segments
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
 from crossdock.devices.dialect import CUDA_HEADER, assemble, misfit
-from crossdock.devices.gauge import Gauge
-from crossdock.devices.program import ArrayCall, GridLaunch, Scalar, Step
-from crossdock.runtime.errors import CompileError, DeviceError, OutOfMemory, Unavailable
+from crossdock.devices.program import ArrayCall, GridLaunch, Scalar, Step, is_launch
+from crossdock.devices.share import Share
+from crossdock.runtime.errors import CompileError, DeviceError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
 KIND = "cuda"
 FIX = "pip install 'crossdock[cuda]'"
-DRIVER_FIX = "install NVIDIA's driver, and in a container pass the card through"
 ALIGNMENT = 256
 MAX_GRID = (2**31 - 1, 65535, 65535)
 
@@ -57,40 +58,41 @@ _CAPS = frozenset(
         Cap.EVENTS,
         Cap.PROFILING,
         Cap.COPY_QUEUES,
+        Cap.REPLAY,
         Cap.FLOAT16,
         Cap.FLOAT64,
     }
 )
 
 
-def _driver_problem() -> str:
-    """Why the driver shows no card, or nothing; asked first, since importing cupy takes seconds."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return "there is no NVIDIA driver"
-    count = ctypes.c_int()
-    if status := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return f"the NVIDIA driver shows no card (error {status})"
-    return "" if count.value else "the NVIDIA driver shows no card"
-
-
 def probe() -> Probe:
-    """Every card that cupy sees, or why there is none."""
+    """Every card that cupy sees and NVRTC compiles for, or why there is none."""
     if "cupy" not in sys.modules:
         if importlib.util.find_spec("cupy") is None:
             return Probe(KIND, (), "cupy is not installed", FIX)
-        if problem := _driver_problem():
-            return Probe(KIND, (), problem, DRIVER_FIX)
+        if problem := cuda_versions.driver_problem():
+            return Probe(KIND, (), *problem)
     try:
         import cupy as cp
     except ImportError as error:
         return Probe(KIND, (), f"cupy cannot be imported ({str(error).strip()})", FIX)
     try:
-        count = cp.cuda.runtime.getDeviceCount()
-        return Probe(KIND, tuple(_describe(cp, index) for index in range(count)))
+        return _cards(cp)
     except cp.cuda.runtime.CUDARuntimeError as error:
-        return Probe(KIND, (), f"CUDA does not answer ({error})", DRIVER_FIX)
+        return Probe(KIND, (), *cuda_versions.runtime_problem(cp, error))
+
+
+def _cards(cp: Any) -> Probe:
+    runtime = cp.cuda.runtime
+    count = runtime.getDeviceCount()
+    if count and (problem := cuda_versions.compiler_problem(cp)):
+        return Probe(KIND, (), *problem)
+    problems = [
+        cuda_versions.card_problem(cp, runtime.getDeviceProperties(index)) for index in range(count)
+    ]
+    found = tuple(_describe(cp, index) for index, why in enumerate(problems) if why is None)
+    why = next((problem for problem in problems if problem), ("", ""))
+    return Probe(KIND, found, *why)
 
 
 def _describe(cp: Any, index: int) -> DeviceInfo:
@@ -100,8 +102,12 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         total = runtime.memGetInfo()[1]
         pci = device.pci_bus_id
     name = facts["name"].decode()
-    driver = f"CUDA {runtime.runtimeGetVersion()}, driver {runtime.driverGetVersion()}"
-    physical = topology.physical_id(pci, otherwise=f"{KIND}:{index}")
+    versions = [
+        cuda_versions.text(v()) for v in (runtime.runtimeGetVersion, runtime.driverGetVersion)
+    ]
+    driver = "CUDA {}, driver for CUDA {}".format(*versions)
+    uuid = _uuid(facts)
+    physical = topology.physical_id(pci, uuid, f"{KIND}:{index}")
     clock = facts.get("clockRate", 0) // 1000
     return DeviceInfo(
         id=f"{KIND}:{index}",
@@ -119,8 +125,22 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         local_memory=facts["sharedMemPerBlock"],
         max_work_group=facts["maxThreadsPerBlock"],
         alignment=ALIGNMENT,
-        details={"compute_capability": f"{facts['major']}.{facts['minor']}"},
+        details={
+            "compute_capability": f"{facts['major']}.{facts['minor']}",
+            "nvrtc": cuda_versions.compiler(cp),
+            **({"uuid": uuid.hex()} if uuid else {}),
+        },
     )
+
+
+def _uuid(facts: Mapping[str, Any]) -> bytes:
+    """The UUID among a card's properties, or nothing.
+
+    cupy makes bytes of the driver's array as of a C string: one with a zero in it arrives cut, and
+    what follows the array may come after one without.
+    """
+    told = bytes(facts.get("uuid", b""))
+    return told[:16] if len(told) >= 16 else b""
 
 
 def open_device(
@@ -139,7 +159,7 @@ def open_device(
 
 @dataclass(frozen=True)
 class CudaExecutable(Executable):
-    """A step, and its kernel where it has one."""
+    """A step, and its kernel where it has one, or a library's call."""
 
     step: GridLaunch | ArrayCall
     kernel: Any = None
@@ -185,7 +205,7 @@ class CudaQueue(Queue):
         self.stream = device.cp.cuda.Stream(non_blocking=True)
         self._staging = Staging(device.cp, self.stream)
         self._pending: deque[CudaEvent] = deque()
-        self._last: CudaEvent | None = None
+        self._forgetting = threading.Lock()
 
     def _wait_for(self, waits: Sequence[Event]) -> None:
         for event in waits:
@@ -198,23 +218,25 @@ class CudaQueue(Queue):
         """An event after everything submitted; it is kept until it is done, with what it uses."""
         device = self.device
         raw = self.stream.record(device.cp.cuda.Event(disable_timing=True))
-        while self._pending and self._pending[0].done():
-            self._pending.popleft().let_go()
-        event = CudaEvent(device, raw, keep, self._pending[-1] if self._pending else None)
-        self._pending.append(event)
-        self._last = event
+        with self._forgetting:
+            self._forget()
+            event = CudaEvent(device, raw, keep, self._pending[-1] if self._pending else None)
+            self._pending.append(event)
         return event
 
-    def let_go(self) -> None:
-        """Keep nothing for work that is done; from any thread."""
-        for event in tuple(self._pending):
-            if event.done():
-                event.let_go()
+    def forget(self) -> None:
+        """Keep no longer what done work used; any thread."""
+        with self._forgetting:
+            self._forget()
+
+    def _forget(self) -> None:
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().let_go()
 
     def busy(self) -> bool:
         """True while submitted work is not done."""
-        last = self._last
-        return last is not None and not last.done()
+        with self._forgetting:
+            return bool(self._pending) and not self._pending[-1].done()
 
     def execute(
         self,
@@ -277,17 +299,15 @@ class CudaQueue(Queue):
                 self._staging.download(pointer, data)
             return self._mark((target, source.root))
 
-    def copy(
-        self, target: Buffer, source: Buffer, nbytes: int, waits: Sequence[Event] = ()
-    ) -> CudaEvent:
+    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> CudaEvent:
         """Copy a buffer into another on the card."""
         assert isinstance(target, CudaBuffer)
         assert isinstance(source, CudaBuffer)
-        check_copy(target, source, nbytes)
+        check_copy(self.device, target, source)
         with translated(self.device):
             self._wait_for(waits)
             kind = self.device.cp.cuda.runtime.memcpyDeviceToDevice
-            self._direct(target.pointer.ptr, source.pointer.ptr, nbytes, kind)
+            self._direct(target.pointer.ptr, source.pointer.ptr, source.nbytes, kind)
             return self._mark(target.root if source.foreign else (target.root, source.root))
 
     def _direct(self, target: int, source: int, nbytes: int, kind: int) -> None:
@@ -320,7 +340,9 @@ class CudaDevice(Device):
         self.returned = False  # memory that others had been lent
         self.pool = cp.cuda.MemoryPool()
         self.dropped: deque[Any] = deque()
-        self.gauge = Gauge()
+        self._share = Share(info.id, self.budget, info.memory_bytes, info.physical_id)
+        self._share.reclaim = weakref.WeakMethod(self._give_back)
+        self.gauge = self._share.gauge
         self._modules: dict[tuple[object, ...], Any] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -338,20 +360,39 @@ class CudaDevice(Device):
             with translated(self):
                 for queue in self.queues.values():
                     queue.stream.synchronize()
-                    queue.let_go()
                 if self.returned:  # by whom a stream of their own may still use it
                     self.returned = False
                     self.cp.cuda.Device(self.index).synchronize()
 
-    def _reclaim(self, wanted: int) -> int:
-        """Free what was dropped, waiting for it only where memory is short; returns bytes free."""
-        free = self.budget - int(self.pool.used_bytes())
-        idle = self.dropped and not any(q.busy() for q in self.queues.values())
-        if idle or wanted > free:
-            self.drain()
-            self.dropped.clear()
-            free = self.budget - int(self.pool.used_bytes())
-        return free
+    def _reclaim(self, wanted: int) -> None:
+        """Free what was dropped, waiting for it only where memory is short; any thread."""
+        if self.lost or self._closed:
+            return
+        with translated(self):
+            self._count()
+            short = wanted > self._share.free
+            if short or (self.dropped and not any(q.busy() for q in self.queues.values())):
+                self.drain()
+                for queue in self.queues.values():
+                    queue.forget()
+                self.dropped.clear()
+                self._count()
+
+    def _give_back(self, wanted: int) -> None:
+        """Let the card's other devices have what the pool keeps; any thread."""
+        with suppress(DeviceError):  # a card that fails says so where it is used
+            self._reclaim(wanted)
+            if not self.lost and not self._closed:
+                with translated(self):
+                    self.pool.free_all_blocks()
+                    self._count()
+
+    def _count(self) -> None:
+        """Take the pool's word for what is used: it has the temporaries of array calls in it."""
+        with self._share.lock:
+            used = int(self.pool.used_bytes())
+            self.gauge.show(used)
+            self._share.cached = int(self.pool.total_bytes()) - used
 
     def host_array(self, spec: TensorSpec) -> Array:
         """A host array in pinned memory: copies to and from it are not staged."""
@@ -363,14 +404,12 @@ class CudaDevice(Device):
     def allocate(self, nbytes: int, label: str = "") -> CudaBuffer:
         """Allocate from the pool, within the budget."""
         with translated(self):
-            free = self._reclaim(nbytes)
-            if nbytes > free:
-                raise OutOfMemory(
-                    f"{self.info.id}: {nbytes} bytes wanted{f' for {label}' if label else ''}, "
-                    f"{free} of {self.budget} free; use smaller inputs, or move ops elsewhere"
-                )
-            made = CudaBuffer(self, self.pool.malloc(max(nbytes, 1)), nbytes)
-            self.gauge.show(int(self.pool.used_bytes()))
+            self._reclaim(nbytes)
+            self._share.make_room(nbytes)
+            with self._share.lock:
+                self._share.check(nbytes, label)
+                made = CudaBuffer(self, self.pool.malloc(max(nbytes, 1)), nbytes)
+                self._count()
             return made
 
     def holds(self, value: object) -> bool:
@@ -391,6 +430,9 @@ class CudaDevice(Device):
             for spec in (*step.in_specs, *step.out_specs):
                 if spec is not None and spec.dtype == "bfloat16":
                     raise CompileError(f"{self.info.id}: cupy has no bfloat16 arrays")
+            if isinstance(step.fn, LibraryCall):
+                with translated(self):
+                    return CudaExecutable(step, step.fn.prepare(self.cp))
             return CudaExecutable(step)
         if not isinstance(step, GridLaunch):
             raise CompileError(
@@ -415,7 +457,8 @@ class CudaDevice(Device):
             first = next((line for line in log.splitlines() if "error" in line), log[:200])
             raise CompileError(f"{where} does not build: {first}", log=log, source=text) from error
         except cp.cuda.driver.CUDADriverError as error:
-            raise CompileError(f"{where} cannot be loaded: {error}", source=text) from error
+            said = f"{where} cannot be loaded: {error}{cuda_versions.mismatch(cp)}"
+            raise CompileError(said, source=text) from error
         if why := _misfit(step, most):
             raise CompileError(f"{where}: {why}", source=text)
         return function
@@ -438,6 +481,8 @@ class CudaDevice(Device):
                 _array(item, slot, spec)
                 for slot, spec in zip(step.outs, step.out_specs, strict=True)
             ]
+            if isinstance(executable.kernel, Prepared):
+                return executable.kernel.bound(ins, outs)
             return functools.partial(step.fn, self.cp, ins, outs)
         args = tuple(
             arg.value
@@ -455,6 +500,7 @@ class CudaDevice(Device):
         for queue in self.queues.values():
             if not self.lost:
                 queue.finish()
+            queue.forget()
             if queue.feeder is not None:
                 queue.feeder.stop()
         self.drain()
@@ -471,7 +517,7 @@ def _nothing() -> None:
 
 def _launches(item: Bound) -> bool:
     executable = item.executable
-    return isinstance(executable, CudaExecutable) and isinstance(executable.step, GridLaunch)
+    return isinstance(executable, CudaExecutable) and is_launch(executable.step)
 
 
 def _array(item: Bound, slot: Any, spec: TensorSpec) -> Any:

@@ -1,8 +1,7 @@
 """Consecutive kernel launches of a command buffer as a CUDA graph: captured once, then replayed.
 
-A launch from Python costs some microseconds, a node of a graph well under one. Buffers are bound
-when commands are recorded, so a graph's arguments never change. Array calls are not captured: they
-may allocate, which a capture forbids; they part the launches into segments.
+Buffers are bound when commands are recorded, so a graph's arguments never change. Array calls are
+not captured: they part the launches into segments.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from crossdock.devices.cuda_memory import STICKY
-
-FEWEST = 2
-"""Launches that are worth a graph."""
+from crossdock.devices.replay import graphs
+from crossdock.runtime.errors import DeviceError, DeviceLost
 
 Call = Callable[[], Any]
 
@@ -64,19 +62,20 @@ class Segment:
                 raise
             self.reason = f"no CUDA graph of {len(self.calls)} launches: {error}"
             return None
+        except DeviceError as error:
+            if isinstance(error, DeviceLost):
+                raise
+            self.reason = f"no CUDA graph of {len(self.calls)} launches: {error}"
+            return None
         return graph
 
 
 def segments(calls: Sequence[Call], launches: Sequence[bool]) -> list[Segment | Call]:
     """The calls in order, with neighbouring launches put together."""
     found: list[Segment | Call] = []
-    run: list[Call] = []
-    for call, launch in zip((*calls, None), (*launches, False), strict=True):
-        if launch and call is not None:
-            run.append(call)
-            continue
-        found += [Segment(run)] if len(run) >= FEWEST else run
-        run = []
-        if call is not None:
-            found.append(call)
-    return found
+    done = 0
+    for part in graphs(launches):
+        found += calls[done : part.start]
+        found.append(Segment(calls[part.start : part.stop]))
+        done = part.stop
+    return [*found, *calls[done:]]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossdock.devices.base import Buffer, Event
+from crossdock.devices.cuda_versions import library_problem
 from crossdock.runtime.errors import DeviceError, DeviceLost, OutOfMemory
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
@@ -46,6 +47,10 @@ def translated(device: CudaDevice) -> Iterator[None]:
             device.lost = str(error)
             raise DeviceLost(f"{where}: {error}; the process must be started again") from error
         raise DeviceError(f"{where}: {error}") from error
+    except (ImportError, RuntimeError) as error:
+        if missing := library_problem(cp, error):
+            raise DeviceError(f"{where}: {missing}") from error
+        raise
 
 
 class CudaEvent(Event):

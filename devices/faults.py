@@ -238,20 +238,32 @@ class FaultQueue(Queue):
             if fault.kind == "short":
                 return self._queue.read(source, _half(target), waits)
             event = self._queue.read(source, target, waits)
-            if event is not None:
-                self._queue.flush()
-                event.wait()
+            self._await(event)
             _flipped(target, fault.bit)
             return event
 
         return self._copy(copy)
 
-    def copy(
-        self, target: Buffer, source: Buffer, nbytes: int, waits: Sequence[Event] = ()
-    ) -> Event | None:
-        """Copy a buffer into another, unless a fault of copies is due that loses the device."""
+    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> Event | None:
+        """Copy from another device's memory, whole and right unless a fault is due."""
         waits = self._inner(waits)
-        return self._do("copy", lambda: self._queue.copy(target, source, nbytes, waits))
+
+        def copy(fault: Fault | None = None) -> Event | None:
+            if fault is None:
+                return self._queue.copy(target, source, waits)
+            if fault.kind == "short":
+                return self._queue.copy(target, source.view(0, source.nbytes // 2), waits)
+            self._await(self._queue.copy(target, source, waits))
+            arrived = np.empty(source.nbytes, np.uint8)
+            self._await(self._queue.read(target, arrived))
+            return self._queue.write(target, _flipped(arrived, fault.bit))
+
+        return self._copy(copy)
+
+    def _await(self, event: Event | None) -> None:
+        if event is not None:
+            self._queue.flush()
+            event.wait()
 
     def _copy(self, copy: Callable[[Fault | None], Event | None]) -> Event | None:
         return self._do("copy", lambda: copy(None), copy)
@@ -305,9 +317,7 @@ class FaultQueue(Queue):
         began = time.perf_counter()
         event = work()
         if self._factor > 1.0:
-            if event is not None:
-                self._queue.flush()
-                event.wait()
+            self._await(event)
             self.device.sleep((self._factor - 1.0) * (time.perf_counter() - began))
         hangs = self._hung > time.monotonic()
         return FaultEvent(self.device, self._hung, event) if hangs else event
@@ -422,6 +432,10 @@ class FaultDevice(Device):
         if fault.kind == "lost":
             raise DeviceLost(where, device=self.info.id)
         raise LaunchError(where, device=self.info.id)
+
+    def copies_from(self, other: Device) -> bool:
+        """What the devices inside of the two say."""
+        return isinstance(other, FaultDevice) and self.inner.copies_from(other.inner)
 
     def allocate(self, nbytes: int, label: str = "") -> Buffer:
         """Allocate on the device inside."""

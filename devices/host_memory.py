@@ -5,15 +5,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
-import threading
 import weakref
 from collections.abc import Callable
 
 import numpy as np
 
 from crossdock.devices.base import Buffer, Device
-from crossdock.devices.gauge import Gauge
-from crossdock.runtime.errors import DeviceError, OutOfMemory
+from crossdock.devices.share import Share
+from crossdock.runtime.errors import DeviceError
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
 ALIGNMENT = 64
@@ -38,34 +37,30 @@ def aligned_empty(size: int, dtype: str) -> Array:
 
 
 class Budget:
-    """How many bytes a device may hold and holds; safe for threads."""
+    """Blocks of host memory for one device, within its share of the memory; safe for threads."""
 
-    def __init__(self, device_id: str, limit: int) -> None:
-        self.device_id = device_id
-        self.limit = limit
-        self.gauge = Gauge()
-        self._lock = threading.RLock()  # a finalizer may run inside of `take`
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.gauge = share.gauge
 
     @property
     def free(self) -> int:
         """Bytes that may still be taken."""
-        return self.limit - self.gauge.used
+        return self.share.free
 
     def take(self, nbytes: int, label: str) -> Array:
         """Return uint8[nbytes] on a cache line, given back when the memory is freed.
 
         The system commits pages on first use. Raises OutOfMemory.
         """
-        with self._lock:
-            if nbytes > self.free:
-                raise self._refusal(nbytes, label)
-            alignment = HUGE_PAGE if nbytes >= HUGE_PAGE else ALIGNMENT
-            try:
-                raw = np.empty(nbytes + alignment, np.uint8)
-            except MemoryError:
-                raise self._refusal(nbytes, label) from None
-            self.gauge.add(nbytes)
-        weakref.finalize(raw, self._give, nbytes).atexit = False
+        self.share.take(nbytes, label)
+        alignment = HUGE_PAGE if nbytes >= HUGE_PAGE else ALIGNMENT
+        try:
+            raw = np.empty(nbytes + alignment, np.uint8)
+        except MemoryError:
+            self.share.give(nbytes)
+            raise self.share.refusal(nbytes, self.free, label) from None
+        weakref.finalize(raw, self.share.give, nbytes).atexit = False
         start = -int(raw.ctypes.data) % alignment
         if alignment == HUGE_PAGE:
             _advise()(int(raw.ctypes.data) + start, nbytes // HUGE_PAGE * HUGE_PAGE)
@@ -76,27 +71,10 @@ class Budget:
 
         They are given back when the array returned is freed. Raises OutOfMemory.
         """
-        with self._lock:
-            if array.nbytes > self.free:
-                raise self._refusal(array.nbytes, label)
-            self.gauge.add(array.nbytes)
+        self.share.take(array.nbytes, label)
         found: Array = array.reshape(-1).view(np.uint8)
-        weakref.finalize(found, self._give, found.nbytes).atexit = False
+        weakref.finalize(found, self.share.give, found.nbytes).atexit = False
         return found
-
-    def _give(self, nbytes: int) -> None:
-        with self._lock:
-            self.gauge.add(-nbytes)
-
-    def _refusal(self, nbytes: int, label: str) -> OutOfMemory:
-        what = f" for {label}" if label else ""
-        return OutOfMemory(
-            f"{self.device_id}: {nbytes} bytes wanted{what}, {self.free} free of {self.limit}; "
-            "use smaller inputs, or let other devices take part",
-            device=self.device_id,
-            wanted=nbytes,
-            free=self.free,
-        )
 
 
 @functools.cache

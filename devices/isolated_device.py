@@ -26,6 +26,7 @@ from crossdock.devices.isolated_queue import (
     IsolatedQueue,
 )
 from crossdock.devices.program import Step
+from crossdock.devices.share import Share
 from crossdock.runtime import settings
 from crossdock.runtime.errors import CompileError, DeviceError, DeviceLost
 
@@ -81,6 +82,8 @@ class IsolatedDevice(Device):
                 queues[index] = IsolatedQueue(self, role, self.lanes[index])
         self.queues = {role: queues[index] for role, index in roles.items()}
         self.info = info
+        capacity = info.memory_bytes
+        self._share = Share(info.id, capacity, capacity, info.physical_id, self.gauge)
         if not self.process.alive:
             raise self.process.death()
 
@@ -94,15 +97,17 @@ class IsolatedDevice(Device):
         """Allocate in the worker, within the device's budget there."""
         self._flush()
         number = next(self._numbers)
-        self._ask("allocate", number, nbytes, label, self._given_back)
-        with self._lock:
-            self.gauge.add(nbytes)
+        self._share.take(nbytes, label)
+        try:
+            self._ask("allocate", number, nbytes, label, self._given_back)
+        except BaseException:
+            self._share.give(nbytes)
+            raise
         return IsolatedBuffer(self, number, nbytes)
 
     def free(self, number: int, nbytes: int) -> None:
         """Give the memory of a buffer back; any thread, finalizers included."""
-        with self._lock:
-            self.gauge.add(-nbytes)
+        self._share.give(nbytes)
         self.forget("buffer", number)
 
     def forget(self, what: str, number: int) -> None:

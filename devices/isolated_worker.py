@@ -110,7 +110,7 @@ class Lane:
 
     def _copy(self, _spans: list[Span], *ends: int) -> Event | None:
         target, source = self._server.window(*ends[:3]), self._server.window(*ends[3:])
-        return self._queue.copy(target, source, ends[2])
+        return self._queue.copy(target, source)
 
 
 class Server:

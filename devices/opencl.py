@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,12 +35,12 @@ from crossdock.devices.base import (
     check_copy,
 )
 from crossdock.devices.dialect import misfit
-from crossdock.devices.gauge import Gauge
 from crossdock.devices.opencl_memory import ClBuffer, ClEvent
 from crossdock.devices.opencl_pace import ClPace
 from crossdock.devices.opencl_platforms import KIND, found_devices, load
 from crossdock.devices.opencl_programs import Programs
 from crossdock.devices.program import GridLaunch, Scalar, Step
+from crossdock.devices.share import Share
 from crossdock.runtime.errors import (
     CompileError,
     DeviceError,
@@ -237,13 +239,12 @@ class ClQueue(Queue):
         assert isinstance(source, ClBuffer)
         return self._copy(source, target, waits, upload=False)
 
-    def copy(
-        self, target: Buffer, source: Buffer, nbytes: int, waits: Sequence[Event] = ()
-    ) -> ClEvent:
+    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> ClEvent:
         """Copy a buffer into another."""
         assert isinstance(target, ClBuffer)
         assert isinstance(source, ClBuffer)
-        check_copy(target, source, nbytes)
+        check_copy(self.device, target, source)
+        nbytes = source.nbytes
         cl, wait_for = self.device.cl, self._wait_for(waits)
         try:
             if nbytes:
@@ -307,7 +308,9 @@ class OpenCLDevice(Device):
         self._lock = threading.Lock()
         self._pacing = threading.Lock()
         self._pace: ClPace | None = None
-        self.gauge = Gauge()
+        self._share = Share(info.id, self.budget, info.memory_bytes, info.physical_id)
+        self._share.reclaim = weakref.WeakMethod(self._reclaim)
+        self.gauge = self._share.gauge
         self.freed: deque[int] = deque()  # sizes; finalizers append, and may run anywhere
         self.queues: Mapping[str, ClQueue] = {
             role: ClQueue(self, role) for role in ("compute", "upload", "download")
@@ -327,25 +330,17 @@ class OpenCLDevice(Device):
             return DeviceLost(f"{where}: {error}")
         return DeviceError(f"{where}: {error}")
 
-    def _take(self, nbytes: int) -> int:
-        """Count memory in use, what was freed first; returns bytes free, or takes none of them."""
-        with self._lock:
-            while self.freed:
-                self.gauge.add(-self.freed.popleft())
-            free = self.budget - self.gauge.used
-            if nbytes <= free:
-                self.gauge.add(nbytes)
-            return free
+    def _reclaim(self, wanted: int) -> None:  # noqa: ARG002 - the driver waits for memory in use
+        """Count memory that was freed: finalizers append it, and may take no lock."""
+        with suppress(IndexError):
+            while True:
+                self._share.give(self.freed.popleft())
 
     def allocate(self, nbytes: int, label: str = "") -> ClBuffer:
         """Allocate device memory within the budget."""
-        free = self._take(nbytes)
+        self._reclaim(nbytes)
+        self._share.take(nbytes, label)
         what = f"{nbytes} bytes wanted{f' for {label}' if label else ''}"
-        if nbytes > free:
-            raise OutOfMemory(
-                f"{self.info.id}: {what}, {free} of {self.budget} free; "
-                "use smaller inputs, or move ops to another device"
-            )
         try:
             memory = self.cl.Buffer(self.context, self.cl.mem_flags.READ_WRITE, max(nbytes, 1))
         except self.cl.Error as error:

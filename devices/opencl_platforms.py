@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdock.devices import opencl_cores, topology
+from crossdock.devices import opencl_cores, opencl_identity, topology
 from crossdock.devices.base import Cap, DeviceInfo
 from crossdock.runtime import settings
 
@@ -95,22 +95,6 @@ def _handles(platform: Any) -> list[Any]:
         return []
 
 
-def _physical(cl: Any, handle: Any) -> str:
-    if handle.type & cl.device_type.CPU:
-        return topology.HOST_CPU
-    names = f"{KIND} {handle.platform.name} {handle.name.strip()}"
-    extensions = handle.extensions.split()
-    if "cl_nv_device_attribute_query" in extensions:
-        slot = handle.pci_slot_id_nv
-        pci = f"{handle.pci_domain_id_nv:x}:{handle.pci_bus_id_nv:x}:{slot >> 3:x}.{slot & 7}"
-    elif "cl_amd_device_attribute_query" in extensions:
-        at = handle.topology_amd
-        pci = f"{at.bus & 255:x}:{at.device & 255:x}.{at.function & 7}"
-    else:
-        pci = ""
-    return topology.physical_id(pci, otherwise=names)
-
-
 def _denormals(cl: Any, handle: Any) -> str:
     """What float32 arithmetic does with denormal numbers, as the driver says."""
     return "kept" if handle.single_fp_config & cl.device_fp_config.DENORM else "flushed"
@@ -118,7 +102,8 @@ def _denormals(cl: Any, handle: Any) -> str:
 
 def _describe(cl: Any, device_id: str, handle: Any) -> DeviceInfo:
     on_cpu = bool(handle.type & cl.device_type.CPU)
-    physical = _physical(cl, handle)
+    physical = opencl_identity.physical_id(cl, handle)
+    uuid = opencl_identity.device_uuid(cl, handle)
     extensions = frozenset(handle.extensions.split())
     caps = {Cap.GRID, Cap.EVENTS, Cap.PROFILING, Cap.COPY_QUEUES}
     caps |= {Cap.MAP} if handle.host_unified_memory else set()
@@ -149,5 +134,6 @@ def _describe(cl: Any, device_id: str, handle: Any) -> DeviceInfo:
             "denormals": _denormals(cl, handle),
             "vector": str(handle.native_vector_width_float),
             "type": "cpu" if on_cpu else "gpu" if handle.type & cl.device_type.GPU else "other",
+            **({"uuid": uuid.hex()} if uuid else {}),
         },
     )

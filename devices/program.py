@@ -128,7 +128,7 @@ class ArrayCall:
     The device passes views of its buffers shaped by ``in_specs``/``out_specs`` for the slots in
     ``ins``/``outs``. ``fn`` must write every element of every output. ``form`` gives what another
     process makes ``fn`` of: a module of this package, a function of it, and the plain data that
-    it takes; or None.
+    it takes; or None. ``captured``: it allocates nothing, so that a graph of launches may hold it.
     """
 
     fn: ArrayFn
@@ -137,6 +137,7 @@ class ArrayCall:
     in_specs: tuple[TensorSpec | None, ...]
     out_specs: tuple[TensorSpec, ...]
     form: Callable[[], tuple[str, str, Any] | None] | None = field(default=None, compare=False)
+    captured: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,11 @@ class NativeCall:
 
 
 Step = GridLaunch | ArrayCall | NativeCall
+
+
+def is_launch(step: Step) -> bool:
+    """Whether a device that replays launches may replay this one."""
+    return isinstance(step, GridLaunch) or (isinstance(step, ArrayCall) and step.captured)
 
 
 @dataclass(frozen=True)

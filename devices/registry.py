@@ -113,15 +113,15 @@ def lose(device: Device, why: str) -> None:
         if name == HOST:
             _LOST.setdefault(name, why)
             return
-        device.gone = why
         gone = [device]
         opened = {key: found for key, found in _OPEN.items() if key[0] == name}
         if any(found is device for found in opened.values()):
-            _LOST[name] = why
-            for key, found in opened.items():
-                found.gone = why
-                gone.append(found)
+            _LOST[name] = why  # before it is gone: who sees that looks here, and takes no lock
+            gone += opened.values()
+            for key in opened:
                 del _OPEN[key]
+        for found in gone:
+            found.gone = why
     for found in {id(found): found for found in gone}.values():
         found.abandon()
 

@@ -30,9 +30,11 @@ from crossdock.devices.base import (
     Probe,
     Queue,
     Span,
+    check_copy,
 )
 from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes
 from crossdock.devices.program import ArrayCall, Step, Work
+from crossdock.devices.share import Share
 from crossdock.runtime.errors import (
     CompileError,
     DeviceError,
@@ -78,7 +80,10 @@ class SimSpec:
 
     ``speed_flops`` operations a second, ``bandwidth`` bytes a second of its memory, ``launch_s``
     seconds before each step; ``link_bandwidth`` bytes a second and ``link_latency`` seconds between
-    it and the host, in each direction. An empty ``resource_group`` is a group of its own.
+    it and the host, in each direction. ``physical_id`` names the card that it is one way to, whose
+    memory and compute it shares with the other ways; empty, it is a card of its own. An empty
+    ``resource_group`` is the card's. It copies from the simulated devices named in ``peers`` by
+    itself, with ``peer_bandwidth`` after ``peer_latency``.
     """
 
     name: str
@@ -90,6 +95,10 @@ class SimSpec:
     link_latency: float = 1e-5
     faults: tuple[Fault, ...] = ()
     resource_group: str = ""
+    physical_id: str = ""
+    peers: tuple[str, ...] = ()
+    peer_bandwidth: float = 5e10
+    peer_latency: float = 5e-6
 
     @property
     def id(self) -> str:
@@ -104,6 +113,10 @@ class SimSpec:
         """Time of a transfer over the link."""
         return self.link_latency + nbytes / self.link_bandwidth
 
+    def peer_seconds(self, nbytes: int) -> float:
+        """Time of a copy from another device's memory."""
+        return self.peer_latency + nbytes / self.peer_bandwidth
+
 
 _SPECS: dict[str, SimSpec] = {}
 _ADOPTED: dict[str, Callable[[], Device]] = {}
@@ -112,7 +125,7 @@ _ADOPTED_INFO: dict[str, DeviceInfo] = {}
 
 def register(spec: SimSpec) -> SimSpec:
     """Make ``sim:NAME`` a device; an earlier one of that name is replaced for later openings."""
-    rates = (spec.speed_flops, spec.bandwidth, spec.link_bandwidth)
+    rates = (spec.speed_flops, spec.bandwidth, spec.link_bandwidth, spec.peer_bandwidth)
     if not spec.name or not all(r > 0 and math.isfinite(r) for r in rates):
         raise DeviceError(f"{spec.id}: a simulated device needs a name and rates greater than 0")
     _SPECS[spec.name] = spec
@@ -177,8 +190,8 @@ def _info(spec: SimSpec) -> DeviceInfo:
         name=f"simulated device {spec.name}",
         vendor="crossdock",
         driver="virtual clock",
-        physical_id=spec.id,
-        resource_group=spec.resource_group or spec.id,
+        physical_id=spec.physical_id or spec.id,
+        resource_group=spec.resource_group or spec.physical_id or spec.id,
         compute_units=1,
         memory_bytes=spec.memory_bytes,
         caps=CAPS,
@@ -229,6 +242,8 @@ class SimEvent(Event):
 
 class SimBuffer(HostBuffer):
     """Memory of a simulated device; the host reaches it through transfers alone."""
+
+    device: SimDevice
 
 
 @dataclass(frozen=True)
@@ -296,25 +311,27 @@ class SimQueue(Queue):
         assert isinstance(target, SimBuffer)
         begin = self._begin(waits)
         copy_bytes(target.first(source.nbytes), source)
-        return self._moved(begin, source.nbytes)
+        return self._moved(begin, self.device.spec.transfer_seconds(source.nbytes))
+
+    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> SimEvent:
+        """Copy at the speed of the memory, or over a peer's link; raises DeviceLost."""
+        assert isinstance(target, SimBuffer)
+        assert isinstance(source, SimBuffer)
+        check_copy(self.device, target, source)
+        begin = self._begin(waits)
+        source.device.check()
+        copy_bytes(target.first(source.nbytes), source.bytes())
+        spec, nbytes = self.device.spec, source.nbytes
+        own = source.device is self.device
+        moved = Work(0.0, float(nbytes), float(nbytes))
+        return self._moved(begin, spec.seconds(moved) if own else spec.peer_seconds(nbytes))
 
     def read(self, source: Buffer, target: Array, waits: Sequence[Event] = ()) -> SimEvent:
         """Copy a buffer over the link into a C-contiguous array."""
         assert isinstance(source, SimBuffer)
         begin = self._begin(waits)
         copy_bytes(target, source.first(target.nbytes))
-        return self._moved(begin, target.nbytes)
-
-    def copy(
-        self, target: Buffer, source: Buffer, nbytes: int, waits: Sequence[Event] = ()
-    ) -> SimEvent:
-        """Copy a buffer into another at the speed of the memory."""
-        assert isinstance(target, SimBuffer)
-        assert isinstance(source, SimBuffer)
-        begin = self._begin(waits)
-        copy_bytes(target.first(nbytes), source.first(nbytes))
-        self.clock = begin + self.device.spec.seconds(Work(0.0, float(nbytes), float(nbytes)))
-        return SimEvent(self.device, begin, self.clock, self._stuck)
+        return self._moved(begin, self.device.spec.transfer_seconds(target.nbytes))
 
     def finish(self) -> None:
         """Take the calling thread to this queue's clock; raises DeviceLost after a hang."""
@@ -332,8 +349,8 @@ class SimQueue(Queue):
         self.clock = max([self.clock, _THREAD.seen, *ends])
         return self.clock
 
-    def _moved(self, begin: float, nbytes: int) -> SimEvent:
-        self.clock = begin + self.device.spec.transfer_seconds(nbytes)
+    def _moved(self, begin: float, seconds: float) -> SimEvent:
+        self.clock = begin + seconds
         return SimEvent(self.device, begin, self.clock, self._stuck)
 
 
@@ -345,7 +362,9 @@ class SimDevice(Device):
         self.info = _info(spec)
         self._all = tuple(SimQueue(self, role) for role in ("compute", "upload", "download"))
         self.queues = {queue.role: queue for queue in self._all}
-        self._budget = Budget(spec.id, min(limit or spec.memory_bytes, spec.memory_bytes))
+        capacity = spec.memory_bytes
+        share = Share(spec.id, min(limit or capacity, capacity), capacity, spec.physical_id)
+        self._budget = Budget(share)
         self.gauge = self._budget.gauge
         self._lock = threading.Lock()
         self._steps = 0
@@ -361,7 +380,11 @@ class SimDevice(Device):
     def check(self) -> None:
         """Raise DeviceLost where the device was lost."""
         if self._lost:
-            raise DeviceLost(self._lost)
+            raise DeviceLost(self._lost, device=self.info.id)
+
+    def copies_from(self, other: Device) -> bool:
+        """True for the simulated devices that the spec names."""
+        return isinstance(other, SimDevice) and other.spec.name in self.spec.peers
 
     def next_step(self) -> tuple[float, threading.Event | None]:
         """Count a step and let the fault that is due happen.

@@ -38,13 +38,24 @@ def uuid_id(uuid: bytes) -> str | None:
     return f"uuid-{uuid.hex()}" if any(uuid) else None
 
 
+_CARDS: dict[str, str] = {}
+"""The identity of each card by every name that a driver told of it."""
+
+
 def physical_id(pci: str | None, uuid: bytes = b"", otherwise: str = "") -> str:
     """The identity of a card: its PCI address, else its UUID, else what the driver calls it.
 
-    The PCI address comes first because every driver can tell it; UUIDs differ between drivers of
-    one card unless both follow the Vulkan rule.
+    A card that one driver names by both is the same one to a driver that tells the UUID alone: the
+    identity that was given first to a name stays.
     """
-    return (pci_id(pci) if pci else None) or uuid_id(uuid) or otherwise
+    told = (pci_id(pci) if pci else None, uuid_id(uuid))
+    names = [name for name in told if name is not None]
+    if not names:
+        return otherwise
+    found = next((_CARDS[name] for name in names if name in _CARDS), names[0])
+    for name in names:
+        _CARDS.setdefault(name, found)
+    return found
 
 
 @functools.cache

@@ -27,6 +27,9 @@ COMPILED = frozenset({"fused_matmul", "fused_attention", "by_image"})
 """Ops that passes make of several, for kernels that do them at once; arrays are for where there is
 no such kernel."""
 
+PRODUCTS = frozenset({"matmul", "gemm"})
+"""Ops that cupy does with operands rounded to TF32 where its environment says so."""
+
 UFUNCS = {
     "add": "add", "sub": "subtract", "mul": "multiply", "abs": "absolute", "neg": "negative",
     "exp": "exp", "log": "log", "sqrt": "sqrt", "sin": "sin", "cos": "cos", "tan": "tan",
@@ -43,6 +46,8 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
         return f"{found} does it in one pass, and arrays in several"
     if device.kind in NUMPY:
         return None
+    if call.op in PRODUCTS and (found := table.other_than(NAME, call, device)) is not None:
+        return f"{found} does it in the same way whatever CUPY_TF32 says"
     if table.op(call.op).host:
         return f"{call.op} runs where Python runs"
     if any(s is not None and s.dtype == "bfloat16" for s in (*call.inputs, *call.outputs)):

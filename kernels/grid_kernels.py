@@ -1,8 +1,10 @@
-"""Kernel texts for OpenCL and CUDA grids; importing this module registers the candidates."""
+"""Kernels for OpenCL and CUDA devices; importing this module registers the candidates."""
 
 from __future__ import annotations
 
 from crossdock.kernels import (
+    cublas_matmul,
+    cublaslt_matmul,
     grid_attention,
     grid_channels,
     grid_conv,
@@ -29,6 +31,8 @@ from crossdock.kernels import (
 )
 
 __all__ = [
+    "cublas_matmul",
+    "cublaslt_matmul",
     "grid_attention",
     "grid_channels",
     "grid_conv",

@@ -27,6 +27,7 @@ class Cause(enum.StrEnum):
     RESIDENCY = "residency"  # a value that may not go there
     MEMORY = "memory"
     BROKEN = "broken"
+    PRECISION = "precision"  # loses more than the caller permits
     NOT_ASKED = "not-asked"
     UNREACHABLE = "unreachable"
 

@@ -109,7 +109,8 @@ class Kernel:
     ``name`` is stable (``opencl.matmul.tiled``) and keys measurements. ``rank`` orders candidates
     where costs do not decide (smaller is more specific). ``native`` is False for emulation,
     ``exact`` for algorithms that lose bits which the op's plain arithmetic keeps, ``steady`` for
-    sums whose bits hang on how many threads there are.
+    sums whose bits hang on how many threads there are. ``rounds`` names the format
+    (``kernels.precision``) that float32 operands are rounded to; "" where they are not.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Kernel:
     native: bool = True
     exact: bool = True
     steady: bool = True
+    rounds: str = ""
 
     def lowered(self, call: OpCall, device: DeviceInfo) -> Lowered:
         """The op by this kernel; without a step where the result has no element.

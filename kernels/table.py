@@ -101,6 +101,7 @@ def kernel(
     native: bool = True,
     exact: bool = True,
     steady: bool = True,
+    rounds: str = "",
 ) -> Callable[[Callable[[OpCall, DeviceInfo], Lowered]], Callable[[OpCall, DeviceInfo], Lowered]]:
     """Decorator: register the function as the ``lower`` of a kernel candidate for ``op``.
 
@@ -111,7 +112,7 @@ def kernel(
         lower: Callable[[OpCall, DeviceInfo], Lowered],
     ) -> Callable[[OpCall, DeviceInfo], Lowered]:
         _KERNELS.setdefault(op, []).append(
-            Kernel(name, op, frozenset(kinds), when, lower, rank, native, exact, steady)
+            Kernel(name, op, frozenset(kinds), when, lower, rank, native, exact, steady, rounds)
         )
         return lower
 
@@ -125,6 +126,12 @@ def _load_for(kind: str) -> None:
         with _LOCK:
             importlib.import_module(HOME + GRID)
             _STATE["grids"] = True
+
+
+def rounds(op: str, name: str) -> str:
+    """What a kernel of an op, by its name, rounds operands to; "" for one that is not known."""
+    known = (*_KERNELS.get(op, ()), *_KERNELS.get("*", ()))
+    return next((k.rounds for k in known if k.name == name), "")
 
 
 def foreign_names() -> list[str]:

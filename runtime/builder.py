@@ -95,6 +95,7 @@ class GraphBuilder(Operators):
         self._values = Names()
         self._nodes = Names()
         self._built = False
+        self._mark = object()  # of its operands: were it the builder, large constants would stay
 
     # --- leaves ---
 
@@ -261,7 +262,7 @@ class GraphBuilder(Operators):
                 f"{op}: {name} must be an operand; it is {short(value)} "
                 "(make it one with b.constant(value, dtype))"
             )
-        if value.owner is not self:
+        if value.owner is not self._mark:
             raise GraphError(f"{op}: {name} {value} belongs to another builder")
         return value
 
@@ -365,7 +366,7 @@ class GraphBuilder(Operators):
             raise GraphError("this builder has built its graph; make a new GraphBuilder")
 
     def _operand(self, name: str, spec: TensorSpec, value: Array | None = None) -> Operand:
-        operand = Operand(self, name, spec, value)
+        operand = Operand(self._mark, name, spec, value)
         self._values.used[name] = operand
         return operand
 

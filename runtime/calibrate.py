@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from crossdock.devices import registry
 from crossdock.devices.base import Cap, Device
+from crossdock.kernels.precision import PLAIN
 from crossdock.runtime import costing, emulation, measure
 from crossdock.runtime.calibration import calibration_calls
 from crossdock.runtime.config import PREPARING, Progress
@@ -76,7 +77,7 @@ def _candidates(device: Device, until: float) -> list[measure.Candidate]:
     """
     todo: list[measure.Candidate] = []
     for call in calibration_calls(CALLS):
-        fitting = emulation.candidates(call, device.info).fitting
+        fitting = PLAIN.permitted(emulation.candidates(call, device.info).fitting)
         todo += [(device, kernel, call) for kernel in fitting[:2]]
         if time.monotonic() > until:
             break

@@ -43,6 +43,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     verify: str | None = None,
     watchdog: float | None = None,
     deterministic: bool = False,
+    precision: str = "highest",
     progress: Progress | None = None,
 ) -> Session:
     """Compile a graph for this machine.
@@ -109,11 +110,17 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             others where they are placed. A pin of such an op to another device is refused, and so
             is a budget that only split ops fit in. Threads of the host's array library are its own
             settings' (``OPENBLAS_NUM_THREADS``).
+        precision: what products of float32 matrices may lose for speed: "highest" nothing; "high"
+            lets operands be rounded to TF32 (11 significant bits), "fast" to bfloat16 (8) as well,
+            with sums in float32 all the same. A permission: kernels that round are taken where a
+            device has them and they are measured, or known, to be faster; the plan and the receipt
+            say where. A network's answers move by about as much as its weights are rounded.
         progress: called with (what, done, total) while measuring and compiling.
 
     Raises:
         PlanError: no placement, no such policy or objective, over a memory budget, or an op would
-            fall back to the host that may not; or the plan given is stale or damaged.
+            fall back to the host that may not; or the plan given is stale or damaged; or both
+            strict=True and a precision that loses bits.
         DeviceError: a device named cannot be opened, or a kernel does not build.
     """
     skipped = request.pass_names(skip_passes)
@@ -141,6 +148,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         checks_of(verify),
         waiting,
         deterministic,
+        precision,
     )
     request.check(graph, config)
     if deterministic:

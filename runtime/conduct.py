@@ -7,23 +7,13 @@ the host's part of the work, and hands over what that has made ready.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from weakref import WeakKeyDictionary
 
 from crossdock.devices.base import Device, Event
 from crossdock.runtime.plan import HOST
-from crossdock.runtime.program import Program, Segment
-
-AT_ONCE = 2
-"""Runs that have work handed to a device at a time: one computes while the next one's inputs are
-copied. More would only have to be waited for when the process ends."""
-TURN = 0.1
-"""Seconds that a run waits for its slot before it looks whether it is to end."""
-_SLOTS: WeakKeyDictionary[Device, threading.Semaphore] = WeakKeyDictionary()
-_SLOTS_LOCK = threading.Lock()
+from crossdock.runtime.program import Program
+from crossdock.runtime.segments import Segment
 
 Do = Callable[[Segment, Sequence[Event]], Event | None]
 """Does a segment, or hands it over: then the event says when it is done."""
@@ -35,24 +25,25 @@ def conducts(program: Program) -> bool:
     return len(others) == 1 and all(program.devices[d].submits_at_once for d in others)
 
 
-def _slot(device: Device) -> threading.Semaphore:
-    with _SLOTS_LOCK:
-        return _SLOTS.setdefault(device, threading.Semaphore(AT_ONCE))
-
-
 class Conductor:
     """One run in the calling thread.
 
     Segments of a queue go in order. What is handed over depends only on what was handed over before
     it, by whichever run: runs of several threads on one device never wait for each other in a
-    circle.
+    circle. ``leave`` is called once with the device, when only the host has still to compute.
     """
 
-    def __init__(self, program: Program, do: Do, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        do: Do,
+        check: Callable[[], None],
+        leave: Callable[[Device], None],
+    ) -> None:
         self._segments, self._do, self._check = program.segments, do, check
         self._host = [s for s in program.segments if s.device == HOST]
         other = next(s.device for s in program.segments if s.device != HOST)
-        self._device = program.devices[other]
+        self._device, self._leave = program.devices[other], leave
         self._queues: dict[str, deque[Segment]] = {}
         for part in program.segments:
             if part.device != HOST:
@@ -62,15 +53,6 @@ class Conductor:
 
     def run(self) -> None:
         """Do everything; returns when all of it is done."""
-        slot = _slot(self._device)
-        while not slot.acquire(timeout=TURN):
-            self._check()
-        with ExitStack() as held:
-            held.callback(slot.release)
-            self._conduct(held.close)
-
-    def _conduct(self, leave: Callable[[], None]) -> None:
-        """``leave`` gives the device to the next run, while this one still computes on the host."""
         self._check()
         self._hand_over()
         for part in self._host:
@@ -80,7 +62,7 @@ class Conductor:
                 if event is not None:
                     event.wait()
             if not any(self._queues.values()) and all(e.done() for e in self._last.values()):
-                leave()
+                self._leave(self._device)
             self._events[part.index] = self._do(part, ())
             self._hand_over()
         for event in self._last.values():

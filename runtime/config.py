@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from crossdock.devices.base import DeviceInfo
+from crossdock.kernels.precision import HIGHEST, Permission
 from crossdock.runtime.checks import Checks
 from crossdock.runtime.fallback import ALLOW, Fallback
 from crossdock.runtime.plan import Constraints, Plan
@@ -57,5 +58,11 @@ class Config:
     checks: Checks | None = None
     waiting: int = WAITING
     deterministic: bool = False
+    precision: str = HIGHEST
     lost: tuple[DeviceInfo, ...] = ()
     broken: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def permission(self) -> Permission:
+        """What kernels may lose."""
+        return Permission(strict=self.strict, precision=self.precision)

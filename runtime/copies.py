@@ -15,7 +15,7 @@ from crossdock.devices.base import SLOWEST, Buffer, Device, Event, Queue
 from crossdock.runtime import settings
 from crossdock.runtime.errors import TransferError
 from crossdock.runtime.plan import HOST
-from crossdock.runtime.program import Segment
+from crossdock.runtime.segments import Segment
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
 TRIES = 2

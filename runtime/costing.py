@@ -18,6 +18,7 @@ from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Work
 from crossdock.kernels import table
 from crossdock.kernels.kernel_set import kernel_set
+from crossdock.kernels.precision import PLAIN, Permission
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import emulation, kept
@@ -91,21 +92,19 @@ def offers(
     devices: Sequence[DeviceInfo],
     model: CostModel,
     memo: Memo | None = None,
-    *,
-    strict: bool = False,
-    same_bits: bool = False,
+    permission: Permission = PLAIN,
 ) -> Offers:
     """Find and cost the kernels for an op on each device; ``memo`` serves the ops of one graph.
 
-    ``strict`` leaves out kernels that are not exact; every op has others. ``same_bits`` leaves out
-    kernels that are not steady, and for ops that round or compare all devices but the host.
+    ``permission`` leaves out kernels, beside which every op has others; where it asks for the same
+    bits, ops that round or compare have no device but the host.
     """
     best: dict[str, Offer] = {}
     reasons: dict[str, str] = {}
     known = {} if memo is None else memo
     key = call.key()
     for info in devices:
-        if same_bits and call.op not in MOVES and info.kind != "cpu":
+        if permission.same_bits and call.op not in MOVES and info.kind != "cpu":
             reasons[info.id] = ELSEWHERE
             continue
         found = emulation.candidates(call, info)
@@ -113,9 +112,7 @@ def offers(
             reasons[info.id] = found.reason()
             continue
         made = []
-        for kernel in found.fitting:
-            if (strict and not kernel.exact) or (same_bits and not kernel.steady):
-                continue
+        for kernel in permission.permitted(found.fitting):
             mark = (info.fingerprint, kernel.name, key)
             if mark in refused():
                 continue

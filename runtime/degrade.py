@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from crossdock.runtime import costing, rules
+from crossdock.runtime import costing, footprint, rules
 from crossdock.runtime.errors import MemoryBudget, NoPlacement
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.graph_edits import kept_aside, made_again
@@ -75,11 +75,16 @@ def plan_best(
 
 
 def runs_within(plan: Plan, memory: Mapping[str, int | float], most: int) -> int:
-    """How many runs may be in flight, at most ``most``, within budgets by device id; at least 1."""
+    """How many runs may be in flight, at most ``most``, within budgets; at least 1.
+
+    Budgets are by device id, or by the physical id that devices share.
+    """
     found = most
-    for part in plan.devices:
-        if part.id in memory and part.run_bytes:
-            found = min(found, int((memory[part.id] - part.fixed_bytes) // part.run_bytes))
+    for name, budget in memory.items():
+        parts = [p for p in plan.devices if name in (p.id, p.physical_id)]
+        run = sum(p.run_bytes for p in parts)
+        if run:
+            found = min(found, int((budget - sum(p.fixed_bytes for p in parts)) // run))
     return max(1, found)
 
 
@@ -142,9 +147,9 @@ class _Ladder:
             tried = "; ".join(str(r) for r in self.rungs)
             (device, (need, budget)), *_ = self.planning.rules.over_budget(self.first).items()
             raise MemoryBudget(
-                f"{device} needs {need} B and has {int(budget)} B ({tried}; elsewhere: no other "
-                "device has room); raise constraints.memory, allow another device or use a smaller "
-                "batch"
+                f"{footprint.needed(self.first, device, need)} and has {int(budget)} B ({tried}; "
+                "elsewhere: no other device has room); raise constraints.memory, allow another "
+                "device or use a smaller batch"
             )
         self._note("elsewhere", plan, (), taken=True)
         return Planned(SplitGraph(self.planning.graph), replace(plan, rungs=tuple(self.rungs)))

@@ -1,11 +1,13 @@
 """Runs of a program that stays on the host, in the calling thread, as cheap as Python allows.
 
-Everything that a run looks up is looked up before the first; no lock is taken. A run that is out of
-the ordinary (feeds to be converted or refused, no free instance) is left to the long way.
+Everything that a run looks up is looked up before the first; no lock is taken unless the host is
+busy. A run that is out of the ordinary (feeds to be converted or refused, no free instance) is left
+to the long way.
 
 Machine code runs without the interpreter lock, so that callers run side by side. To take the lock
 back costs some microseconds once others want it, too: a program that takes no longer than that is
-run with the lock kept, and its callers then go on one after the other at full speed.
+run with the lock kept, and its callers then go on one after the other at full speed. Others take
+turns on the host.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ from crossdock.runtime.executor import failed
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.losses import blame
 from crossdock.runtime.plan import HOST
-from crossdock.runtime.pool import Pool
+from crossdock.runtime.pool import Deadline, Pool
 from crossdock.runtime.program import Program
 from crossdock.runtime.tensor import Array
+from crossdock.runtime.turns import Flow, Share, Turn
 
 BRIEF = 2e-5
 """Seconds of a run, with feeding it, up to which the interpreter lock is kept."""
@@ -34,8 +37,9 @@ BRIEF = 2e-5
 class Direct:
     """Runs a program that ``suits``; safe for threads."""
 
-    def __init__(self, program: Program, pool: Pool) -> None:
+    def __init__(self, program: Program, pool: Pool, shares: tuple[Share, ...], flow: Flow) -> None:
         self._program, self._pool, self._free = program, pool, pool.free
+        self._shares, self._flow = shares, flow
         self._inputs = len(program.graph.inputs)
         self._brief = False
 
@@ -59,6 +63,7 @@ class Direct:
             instance = self._free.pop()
         except IndexError:
             return None
+        turn: Turn | None = None
         try:
             began = perf_counter()
             for name, dims, dtype, target in instance.wanted:
@@ -66,8 +71,9 @@ class Direct:
                 if array.__class__ is not ndarray or array.shape != dims or array.dtype != dtype:
                     return None
                 target[...] = array
-            if JOBS.ending:
-                raise no_more(f"run of {self._program.graph.name!r}")
+            if JOBS.ending or not self._brief:
+                turn = Turn(self._shares, self._flow)
+                self._take(turn)
             for call in (self._brief and instance.brief) or instance.calls:
                 call()
             outputs = {name: made.copy() for name, made in instance.outputs.items()}
@@ -81,8 +87,20 @@ class Direct:
             raise failed(self._program, error) from error
         finally:
             self._free.append(instance)
-            if self._pool.waiting:
-                self._pool.tell()
+            if turn is not None or self._pool.waiting:
+                self._tell(turn)
+
+    def _take(self, turn: Turn) -> None:
+        """Wait for a turn; raises Cancelled where the process is ending."""
+        if JOBS.ending or not (turn.grab() or turn.take(Deadline().wait)):
+            raise no_more(f"run of {self._program.graph.name!r}")
+
+    def _tell(self, turn: Turn | None) -> None:
+        """Let others go on, who wait for the turn or for an instance."""
+        if turn is not None:
+            turn.end()
+        if self._pool.waiting:
+            self._pool.tell()
 
 
 @dataclass(frozen=True)

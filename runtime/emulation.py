@@ -24,6 +24,7 @@ from crossdock.devices.program import (
     Step,
 )
 from crossdock.kernels import table
+from crossdock.kernels.precision import PLAIN
 from crossdock.kernels.refusal import Refusal, cause_of
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.kernels.table import Candidates
@@ -107,10 +108,11 @@ def parts_of(call: OpCall, device: DeviceInfo) -> Parts | str:
             continue
         part = op_call(graph, node)
         found = candidates(part, device)
-        if not found.fitting:
+        fitting = PLAIN.permitted(found.fitting)
+        if not fitting:
             why = found.reason()
             return Refusal(f"its part {node.op} has no kernel: {why}", cause_of(why))
-        chosen[node.name], calls[node.name] = found.fitting[0], part
+        chosen[node.name], calls[node.name] = fitting[0], part
     return Parts(graph, chosen, calls, operands)
 
 

@@ -50,6 +50,6 @@ def ends(steps: Sequence[Step], parts: Sequence[Part], roots: Mapping[str, str])
                     read.update(roots[v] for v in step.inputs if v is not None)
             elif step.src == HOST:
                 ups.setdefault(roots[step.name], {})[step.dst] = part.index
-            else:
+            elif step.dst == HOST:
                 downs[roots[step.name]] = part.index
     return Ends(ups, downs, frozenset(read))

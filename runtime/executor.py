@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from crossdock.devices import registry
-from crossdock.devices.base import Event, Queue, Span
+from crossdock.devices.base import Buffer, Device, Event, Queue, Span
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.checks import Checks
 from crossdock.runtime.conduct import Conductor
@@ -29,10 +30,12 @@ from crossdock.runtime.finite import Watcher
 from crossdock.runtime.losses import blame, check, said
 from crossdock.runtime.plan import HOST, Step
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.program import Instance, Program, Segment, Windows
-from crossdock.runtime.progress import Progress
+from crossdock.runtime.program import Instance, Program, Windows
+from crossdock.runtime.progress import Progress, look_around
+from crossdock.runtime.segments import Segment
 from crossdock.runtime.tensor import Array, to_numpy
 from crossdock.runtime.transit import Transit
+from crossdock.runtime.turns import Flow, Turn
 
 
 @dataclass
@@ -53,20 +56,26 @@ class Outcome:
     pulled: Mapping[str, int] = field(default_factory=dict)
 
 
+def _no_turn() -> Turn:
+    return Turn((), Flow())
+
+
 @dataclass(slots=True)
 class Care:
-    """What a run does where a device fails.
+    """What a run does where a device fails, and its turn on the devices.
 
     ``salvage`` is called with the run before it gives up its memory, when no living device works
     for it any more. ``discard`` takes an instance that must not be used again. A device may take
     ``watchdog`` seconds for any step, and longer where that is predicted. ``checks`` says what is
-    looked at. ``transit`` has what inputs and outputs do that stay off the host, if any do.
+    looked at. ``turn`` is taken once the inputs are in place. ``transit`` has what inputs and
+    outputs do that stay off the host, if any do.
     """
 
     salvage: Callable[[Run], None] | None = None
     discard: Callable[[], None] | None = None
     watchdog: float = math.inf
     checks: Checks | None = None
+    turn: Turn = field(default_factory=_no_turn)
     transit: Transit | None = None
 
 
@@ -97,6 +106,7 @@ class Run:
             self._sampled = checks.sampled(launches)
         self._checked = checks is not None and checks.transfers
         self._failed = False
+        self._turn = self.care.turn
         self._lock = threading.Lock()
 
     @property
@@ -109,9 +119,11 @@ class Run:
         began = time.perf_counter()
         with self._here():
             self._feed(feeds)
+            self._take_turn(Deadline())
             for part in self.program.segments:
                 self._check()
                 self._do(part, ())
+            self._turn.end()
             return self._collect(began)
 
     def conducted(self, feeds: Mapping[str, Array]) -> Outcome:
@@ -119,13 +131,15 @@ class Run:
         began = time.perf_counter()
         with self._here():
             self._feed(feeds)
+            self._take_turn(Deadline())
             try:
-                Conductor(self.program, self._do, self._check).run()
+                Conductor(self.program, self._do, self._check, self._leave).run()
             except DeviceError as error:
                 if not error.device:  # waited for outside of a step
                     others = [d for d in self.program.devices.values() if d.info.id != HOST]
                     blame(error, others[0])
                 raise
+            self._turn.end()
             return self._collect(began)
 
     def watched(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
@@ -138,6 +152,7 @@ class Run:
         watcher = Watcher(self.program, self.instance)
         with self._here():
             self._feed(feeds)
+            self._take_turn(deadline)
             watcher.fed()
             for part in self.program.segments:
                 self._check()
@@ -173,6 +188,7 @@ class Run:
 
     def _release(self) -> None:
         """Give the instance back, or away where a device may still write to it; once."""
+        self._turn.end()
         with self._lock:
             give_back, self._give_back = self._give_back, None
         if give_back is None:
@@ -183,6 +199,15 @@ class Run:
         if self.care.transit is not None and not spoilt:
             self.care.transit.let_go()
         (discard if spoilt and discard is not None else give_back)()
+
+    def _take_turn(self, deadline: Deadline) -> None:
+        """Wait for a turn on the devices; raises what ends a run whose caller waits no more."""
+        if not self._turn.take(partial(_patiently, deadline)):
+            raise late(self.program, deadline)
+
+    def _leave(self, device: Device) -> None:
+        """Let another run on a device that this one needs no more."""
+        self._turn.leave(device)
 
     def _stop(self, *, on: bool) -> None:
         for commands in self.instance.commands.values():
@@ -239,7 +264,7 @@ class Run:
         try:
             event = self._given(part, queue, waits)
         except DeviceError as error:
-            blame(error, queue.device)
+            blame(error, self.program.devices.get(error.device, queue.device))
             raise
         self.progress.taken[part.index] = event
         return event
@@ -264,27 +289,30 @@ class Run:
     def _copied(
         self, part: Segment, queue: Queue, waits: Sequence[Event], spans: list[Span] | None
     ) -> Event | None:
-        buffer, array = self.instance.copies[part.index]
-        name = self.program.plan.steps[part.steps[0]].name
+        buffer, other = self.instance.copies[part.index]
+        step = self.program.plan.steps[part.steps[0]]
         began = time.perf_counter()
         event: Event | None = None
         if self.care.transit is not None:
             whole, event = self.care.transit.copied(part.index, queue, buffer, waits)
             if whole:
                 return event
-        if self._checked:
+        if isinstance(other, Buffer):
+            check(self.program.devices[step.src])
+            event = queue.copy(buffer, other, waits)
+        elif self._checked:
             from crossdock.runtime.copies import copied
 
-            copied(queue, part, buffer, array, waits, name)
+            copied(queue, part, buffer, other, waits, step.name)
         elif part.role == "upload":
-            event = queue.write(buffer, array, waits)
+            event = queue.write(buffer, other, waits)
         else:
-            event = queue.read(buffer, array, waits)
+            event = queue.read(buffer, other, waits)
         if spans is not None:
             if event is not None:
                 queue.flush()
                 event.wait()
-            spans.append(Span(f"copy {name}", began, time.perf_counter()))
+            spans.append(Span(f"copy {step.name}", began, time.perf_counter()))
         return event
 
     def _settle(self, part: Segment) -> None:
@@ -301,6 +329,18 @@ class Run:
             registry.lose(queue.device, said(error))
         finally:
             del self.progress.settling[id(queue)]
+
+
+def _patiently(deadline: Deadline, done: Callable[[float], bool]) -> bool:
+    """Wait within the deadline, and look whether devices hang: what is waited for may not come."""
+
+    def looking(seconds: float) -> bool:
+        if done(seconds):
+            return True
+        look_around()
+        return done(0.0)
+
+    return deadline.wait(looking)
 
 
 def collected(windows: Windows, made: Mapping[str, Array]) -> dict[str, Array]:

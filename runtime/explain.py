@@ -186,20 +186,22 @@ class Explainer:
         room = self._head_room(plan, step, choice.device)
         here = choice.device == step.device
         rows = []
-        for kernel in found.fitting:
+        refused = [(k.name, self.target.permission.refuses(k)) for k in found.fitting]
+        rejected = [*((name, why) for name, why in refused if why is not None), *found.rejected]
+        for kernel in self.target.permission.permitted(found.fitting):
             row = self._timed(choice, kernel.name, call)
             chosen = here and kernel.name == step.kernel
             best = kernel.name == choice.kernel
             rows.append(replace(row, head_room=room, chosen=chosen, whole=whole if best else None))
         rows.sort(key=lambda row: (row.kernel != choice.kernel, row.seconds or 0.0))
-        rejected = [
+        others = [
             Candidate(choice.device, kernel, str(cause_of(why)), str(why))
-            for kernel, why in found.rejected
+            for kernel, why in rejected
         ]
         if not found.fitting:
             lead = Candidate(choice.device, "", choice.cause, choice.reason, head_room=room)
-            return [lead, *rejected]
-        return rows + rejected
+            return [lead, *others]
+        return rows + others
 
     def _timed(self, choice: Choice, kernel: str, call: OpCall) -> Candidate:
         """A kernel that fits, with its times on the device of ``choice``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from weakref import WeakMethod
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device, DeviceInfo
@@ -21,6 +22,7 @@ from crossdock.runtime.plan import HOST, Constraints
 from crossdock.runtime.pool import free_caches
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Recovery
+from crossdock.runtime.turns import Flow
 
 
 @dataclass
@@ -46,13 +48,14 @@ class Fleet:
         self, config: Config, devices: Mapping[str, Device], changed: Callable[[], None]
     ) -> None:
         self._given = config
-        self._changed = changed
+        self._told = WeakMethod(changed)  # of the session, which holds the fleet
         self._lock = threading.RLock()
         self._lost: dict[str, DeviceInfo] = {}
         self._out: dict[str, str] = {}  # why a device that is not lost computes nothing here
         self._budgets: dict[str, int] = {}
         self._reopen = False
         self.devices = dict(devices)
+        self.flow = Flow()
         registry.listen(self)
 
     @property
@@ -123,6 +126,11 @@ class Fleet:
             self._reopen = bool(self._lost or self._out or self._budgets)
         if self._reopen:
             self._changed()
+
+    def _changed(self) -> None:
+        told = self._told()
+        if told is not None:
+            told()
 
     # --- failures ---------------------------------------------------------------------------------
 
@@ -205,6 +213,7 @@ class Fleet:
                     raise hopeless(failed, error) from error
             else:
                 made.recorder.recoveries += tuple(told)
+                made.flow = self.flow
                 return made
 
     def _too_tight(self) -> list[str]:

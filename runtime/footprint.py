@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from crossdock.devices.base import DeviceInfo
+from crossdock.devices.base import Cap, DeviceInfo
 from crossdock.devices.program import Lowered
 from crossdock.kernels.spec import Kernel, OpCall
-from crossdock.runtime import costing
+from crossdock.runtime import costing, replays
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Plan, Step
 
@@ -28,9 +28,10 @@ def counted(
     devices: Mapping[str, DeviceInfo],
     known: Lowerings,
 ) -> Plan:
-    """The plan with its resident, packed and scratch bytes, device by device."""
+    """The plan with its resident, packed and scratch bytes, and what of it is replayed."""
     counts = {d.id: _Count(graph, devices[d.id]) for d in plan.devices}
     roots = costing.alias_roots(graph)
+    replayed: dict[int, Lowered] = {}
     for step in plan.launches():
         info = devices[step.device]
         kernel, call = kernel_of(step)
@@ -39,8 +40,11 @@ def counted(
             known[mark] = kernel.lowered(call, info)
         values = [None if v is None else roots[v] for v in step.inputs]
         counts[step.device].add(known[mark], values)
+        if Cap.REPLAY in info.caps:
+            replayed[step.index] = known[mark]
     return replace(
         plan,
+        steps=replays.told(plan.steps, replayed) if replayed else plan.steps,
         devices=tuple(
             replace(
                 part,
@@ -51,6 +55,20 @@ def counted(
             for part in plan.devices
         ),
     )
+
+
+def needed(plan: Plan, device: str, need: int) -> str:
+    """What a plan needs on a device, and what of it through others that lead to its memory."""
+    part = plan.device(device)
+    said = (
+        f"{device} needs {need} B (arena {part.arena_bytes}, scratch {part.scratch_bytes}, weights "
+        f"{part.fixed_bytes}"
+    )
+    ways = [p for p in plan.devices if p.physical_id == part.physical_id and p is not part]
+    others = " and ".join(f"{p.peak_bytes} through {p.id}" for p in ways if p.peak_bytes)
+    if need == part.peak_bytes or not others:
+        return f"{said})"
+    return f"{said}, and {others}, the same memory, {part.physical_id})"
 
 
 class _Count:

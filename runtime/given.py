@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from crossdock.devices.base import DeviceInfo
+from crossdock.kernels import table
 from crossdock.kernels.kernel_set import kernel_set
+from crossdock.kernels.precision import FORMATS, permits
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import costing, emulation, footprint, steps
 from crossdock.runtime.errors import PlanError, StalePlan
@@ -75,13 +77,14 @@ def checked(plan: Plan, graph: Graph, target: Target) -> Plan:
 
     Raises:
         StalePlan: the target has not the plan's devices.
-        PlanError: the plan is damaged; the message says where.
+        PlanError: the plan is damaged, the message says where; or a kernel loses more than the
+            target permits.
     """
     if plan.device_ids() != tuple(d.id for d in target.devices):
         raise StalePlan(
             f"the plan is for the devices {', '.join(plan.device_ids())}, in that order; plan again"
         )
-    ordered = _Order(graph, plan).steps()
+    ordered = _Order(graph, plan, target.peers).steps()
     waited = with_waits(ordered)
     roots = costing.alias_roots(graph)
     arenas = plan_arenas(graph, waited, target.devices, roots)
@@ -95,10 +98,24 @@ def checked(plan: Plan, graph: Graph, target: Target) -> Plan:
     )
     made = replace(plan, steps=tuple(waited), devices=parts)
     infos = {d.id: d for d in target.devices}
+    _check_permitted(plan, target)
     made = footprint.counted(made, graph, _Kernels(graph, infos).of, infos, {})
     if made != plan:
         raise _damaged("its waits or its memory are not those of its steps")
     return made
+
+
+def _check_permitted(plan: Plan, target: Target) -> None:
+    """Refuse a plan whose kernels round more than is permitted now."""
+    precision = target.permission.precision
+    for step in plan.launches():
+        rounds = table.rounds(step.op, step.kernel)
+        if not permits(precision, rounds):
+            raise PlanError(
+                f"op {step.name!r:.80} of the plan rounds operands to {rounds}, and "
+                f"precision={precision!r} does not permit it; give precision="
+                f"{FORMATS[rounds].policy!r}, or plan again"
+            )
 
 
 class _Kernels:
@@ -122,8 +139,8 @@ class _Kernels:
 class _Order:
     """Walks a plan's steps, and sees that each has what it reads."""
 
-    def __init__(self, graph: Graph, plan: Plan) -> None:
-        self.graph, self.plan = graph, plan
+    def __init__(self, graph: Graph, plan: Plan, peers: frozenset[tuple[str, str]]) -> None:
+        self.graph, self.plan, self.peers = graph, plan, peers
         self.roots = costing.alias_roots(graph)
         self.nodes = {n.name: n for n in graph.nodes if not costing.is_alias(n)}
         self.at: dict[tuple[str, str], int | None] = {(name, HOST): None for name in graph.inputs}
@@ -159,14 +176,14 @@ class _Order:
     def _copy(self, step: Step) -> list[int]:
         value = step.name
         spec = self.graph.specs.get(value)
-        far = step.dst if step.src == HOST else step.src
-        kind = "up" if step.src == HOST else "down"
+        far = step.src if step.dst == HOST else step.dst
+        ends = (step.src, step.dst)
         sound = (
             spec is not None
             and self.roots.get(value) == value
             and value not in self.graph.constants
-            and (step.src == HOST) != (step.dst == HOST)
-            and (step.device, step.queue) == (far, steps.queue_of(kind, step.src, step.dst))
+            and ((step.src == HOST) != (step.dst == HOST) or ends in self.peers)
+            and (step.device, step.queue) == (far, steps.queue_of(*ends))
             and step.inputs == step.outputs == (value,)
             and step.nbytes == spec.nbytes
         )

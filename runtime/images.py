@@ -121,11 +121,8 @@ class _Choice:
         """Seconds saved; minus infinity where an image cannot be computed by compiled code."""
         if is_alias(one.node):
             return 0.0
-        model, strict = self.target.model, self.target.strict
-        at_once = costing.offers(whole, [self.host], model, strict=strict).best.get(self.host.id)
-        each = costing.offers(one.call, [self.thread], model, strict=strict).best.get(
-            self.thread.id
-        )
+        at_once = self._best(whole, self.host)
+        each = self._best(one.call, self.thread)
         if at_once is None or each is None:
             return -math.inf
         if lowered_alone(one.call, each.kernel.name, self.thread) is None:
@@ -134,6 +131,11 @@ class _Choice:
         if before is None or after is None:
             return -math.inf
         return before - self.turns * after
+
+    def _best(self, call: OpCall, info: DeviceInfo) -> costing.Offer | None:
+        target = self.target
+        made = costing.offers(call, [info], target.model, permission=target.permission)
+        return made.best.get(info.id)
 
 
 def _best_row(gains: Sequence[float]) -> tuple[int, int]:

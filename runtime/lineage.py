@@ -163,19 +163,21 @@ def _writes(run: Run) -> Iterator[_Write]:
         part = program.segments[index]
         if index in run.spared and part.role == "download":
             continue  # nothing came to the host
-        ended = index in progress.taken and part.device not in run.unsettled
+        ended = index in progress.taken
         for number in part.steps:
             step = program.plan.steps[number]
             device = step.dst if step.kind == "copy" else step.device
-            living = not program.devices[device].gone and device not in run.unsettled
+            ends = {device, part.device, step.src} - {""}
+            if step.src == HOST != device:
+                ends -= {HOST}  # its memory feeds copies, whatever becomes of its queues
+            sound = not any(program.devices[d].gone or d in run.unsettled for d in ends)
             for value in step.outputs:
                 root = program.roots[value]
                 if root in program.graph.constants:
                     continue
                 at = program.offsets[device][root]
                 size = program.graph.specs[root].nbytes
-                good = ended and living and not program.devices[part.device].gone
-                yield _Write(root, device, number, at, at + size, good)
+                yield _Write(root, device, number, at, at + size, ended and sound)
 
 
 def _fetched(run: Run, value: str, device: Device) -> Array | None:

@@ -13,7 +13,8 @@ from crossdock.runtime.errors import StalePlan
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.losses import blaming
 from crossdock.runtime.plan import Plan, Step
-from crossdock.runtime.program import Program, Windows, segment
+from crossdock.runtime.program import Program, Windows
+from crossdock.runtime.segments import segment
 
 
 def lower(

@@ -15,8 +15,10 @@ from functools import partial
 import numpy as np
 
 from crossdock.devices.base import Buffer, Cap, Device, Event, Queue
+from crossdock.devices.links import link_ends
 from crossdock.devices.program import Lowered, Step
 from crossdock.kernels import table
+from crossdock.kernels.precision import PLAIN, Permission
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import builds, costing, emulation
 from crossdock.runtime.errors import FeedError
@@ -50,14 +52,16 @@ def measure_ops(
     budget_s: float,
     progress: Progress | None = None,
     fits: bool = False,
+    permission: Permission = PLAIN,
 ) -> int:
     """Measure every candidate kernel of every op instance not measured yet, within a budget.
 
+    Kernels that ``permission`` refuses are not measured.
     With ``fits``, a kernel whose cost can be fitted from other shapes need not be measured.
     Returns the number of kernels measured. Kernels that fail to compile or run are left without
     samples; planning then sees them as unknown and running reports the failure.
     """
-    todo = _missing(calls.values(), devices, model, fits=fits)
+    todo = _missing(calls.values(), devices, model, permission, fits=fits)
     return run_trials(todo, model, budget_s=budget_s, progress=progress)
 
 
@@ -180,7 +184,12 @@ def _keep(group: Sequence[Trial], model: CostModel) -> int:
 
 
 def _missing(
-    calls: Iterable[OpCall], devices: Sequence[Device], model: CostModel, *, fits: bool
+    calls: Iterable[OpCall],
+    devices: Sequence[Device],
+    model: CostModel,
+    permission: Permission,
+    *,
+    fits: bool,
 ) -> list[Candidate]:
     seen: set[tuple[str, str, str]] = set()
     todo: list[Candidate] = []
@@ -190,7 +199,7 @@ def _missing(
         key = call.key()
         for device in devices:
             info = device.info
-            for kernel in emulation.candidates(call, info).fitting:
+            for kernel in permission.permitted(emulation.candidates(call, info).fitting):
                 mark = (info.fingerprint, kernel.name, key)
                 if mark in seen or model.samples(*mark):
                     continue
@@ -217,6 +226,25 @@ def measure_link(host: Device, device: Device, model: CostModel) -> None:
         buffer.release()
     model.set_link(here, there, LinkModel.fit(up))
     model.set_link(there, here, LinkModel.fit(down))
+
+
+def measure_peer(src: Device, dst: Device, model: CostModel) -> None:
+    """Measure the copies that a device makes from another's memory, unless known."""
+    ends = link_ends(src.info, dst.info)
+    if model.link(*ends) is not None:
+        return
+    taken: list[tuple[float, float]] = []
+    for size in LINK_SIZES:
+        source, target = (device.allocate(size, "measuring") for device in (src, dst))
+        submit = partial(_peer_copy, target, source)
+        taken += [(size, dst.call("upload", submit)) for _ in range(6)]
+        source.release()
+        target.release()
+    model.set_link(*ends, LinkModel.fit(taken))
+
+
+def _peer_copy(target: Buffer, source: Buffer, queue: Queue) -> float:
+    return _elapsed(queue, lambda: queue.copy(target, source))
 
 
 def _copy(device: Device, role: str, buffer: Buffer, array: Array) -> float:

@@ -12,7 +12,7 @@ class Operand:
     """A value of a graph being built: an input, a constant, or the result of an op.
 
     Operands belong to the builder that made them and are compared by identity. ``name`` is the
-    value's name in the built graph.
+    value's name in the built graph, ``owner`` what all operands of a builder have in common.
     """
 
     __slots__ = ("name", "owner", "spec", "value")

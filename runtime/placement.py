@@ -150,12 +150,11 @@ def edges_of(graph: Graph, placed: Sequence[Node]) -> list[EdgeSpec]:
 
 
 def _links(target: Target, nbytes: float) -> list[LinkSpec]:
-    host = target.info(HOST)
+    """The links to and from the host, and the direct ones; the rest goes through the host."""
+    others = [d.id for d in target.devices if d.id != HOST]
+    ends = [pair for name in others for pair in ((HOST, name), (name, HOST))]
     made = []
-    for info in target.devices:
-        if info.id == HOST:
-            continue
-        for src, dst in ((host, info), (info, host)):
-            latency, rate = target.link(src, dst).affine(nbytes)
-            made.append(LinkSpec(src.id, dst.id, latency, rate))
+    for src, dst in (*ends, *sorted(target.direct)):
+        latency, rate = target.link(target.info(src), target.info(dst)).affine(nbytes)
+        made.append(LinkSpec(src, dst, latency, rate))
     return made

@@ -7,15 +7,18 @@ digest and the devices by fingerprint, and says why it is stale when it is.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from crossdock.kernels import table
+from crossdock.kernels.precision import HIGHEST
 from crossdock.runtime import plan_data
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.plan_parts import Goal, Horizon, Rung
 
-SCHEMA = "crossdock-plan/3"
+SCHEMA = "crossdock-plan/4"
 HOST = "cpu:0"
 """The device whose memory is the host's: graph inputs and outputs live there."""
 
@@ -28,7 +31,8 @@ class Constraints:
         pin: device id by node name, op name or shell-style pattern of node names.
         forbid: device ids that a node, op or pattern must not run on.
         memory: bytes that a session may take with one run in flight (tensors, weights, scratch),
-            by device id; as many runs are in flight as fit.
+            by device id, or by the physical id of a card, for all devices that lead to it; as many
+            runs are in flight as fit.
         max_share: largest share of the predicted seconds of all ops that may be spent on a device,
             from 0 to 1, by device id.
         residency: the devices that the results of a node, op, pattern or graph input may live on:
@@ -75,8 +79,10 @@ class Step:
     """One step of a queue.
 
     ``kind`` is "launch" (an op on a device's compute queue) or "copy" (one value between a device
-    and the host, on a transfer queue). ``waits`` are indices of steps on other queues that must be
+    and the host or, where the target's device copies from the source's itself, two devices, on a
+    transfer queue). ``waits`` are indices of steps on other queues that must be
     done first; steps of one queue run in order. Times in seconds from the start of the run.
+    ``replay`` says which captured graph a launch is part of or why of none, on a device with such.
     """
 
     index: int
@@ -99,6 +105,7 @@ class Step:
     nbytes: int = 0
     detail: str = ""
     reason: str = ""
+    replay: str = ""
     choices: tuple[Choice, ...] = ()
 
     @property
@@ -187,8 +194,9 @@ class Plan:
     ``source`` says of ``predicted`` whether it is "composed" of the steps or "measured": the plan
     has run before. ``graph`` is the digest of the graph after the passes, ``passes`` names these in
     order, ``kernels`` is the digest of the kernel set, ``cost_model`` the version of the costs:
-    with the devices' drivers and fingerprints, what a plan is fresh for. ``explainer`` holds what
-    the plan was made from, and is no part of the data.
+    with the devices' drivers and fingerprints, what a plan is fresh for. ``precision`` is what
+    kernels were permitted to lose. ``explainer`` holds what the plan was made from, and ``told``
+    what the devices had to do without in its last run; neither is part of the data.
     """
 
     graph: str
@@ -209,7 +217,9 @@ class Plan:
     goal: Goal = field(default_factory=Goal)
     rungs: tuple[Rung, ...] = ()
     horizon: Horizon = field(default_factory=Horizon)
+    precision: str = HIGHEST
     schema: str = SCHEMA
+    told: tuple[str, ...] = field(default=(), compare=False, repr=False, metadata={"data": False})
     explainer: Explainer | None = field(
         default=None, compare=False, repr=False, metadata={"data": False}
     )
@@ -262,6 +272,18 @@ class Plan:
         counts = {d.id: sum(s.device == d.id for s in launches) for d in self.devices}
         return {device: n / max(1, len(launches)) for device, n in counts.items()}
 
+    @property
+    def replays(self) -> str:
+        """How many ops are replayed in captured graphs, and why others are not; in a line."""
+        found = [s.replay for s in self.launches() if s.replay]
+        if not found:
+            return ""
+        why = Counter(s.removeprefix("not replayed: ") for s in found if s.startswith("not "))
+        count = len(found) - why.total()
+        reasons = "; ".join(f"{n} as {reason}" for reason, n in sorted(why.items()))
+        head = f"{count} of {len(found)} ops are replayed in graphs of launches"
+        return f"{head}; not replayed: {reasons}" if why else head
+
     def explain(self) -> str:
         """The plan as text, one line a step, with a head and a foot."""
         head = [
@@ -280,7 +302,12 @@ class Plan:
                 f"arena {part.arena_bytes} B, scratch {part.scratch_bytes} B, "
                 f"weights {part.fixed_bytes} B"
             )
+        if self.precision != HIGHEST:
+            head.append(f"  precision {self.precision!r}: {self._rounding()}")
         head += [f"  {said}" for said in (*self.splits, *self.rungs)]
+        if self.replays:
+            head.append(f"  {self.replays}")
+        head += [f"  in its last run: {said}" for said in self.told]
         return "\n".join([*head, *(step_line(step) for step in self.steps)])
 
     def explain_op(self, name: str) -> str:
@@ -290,14 +317,24 @@ class Plan:
         takes up to some seconds; one that was read from a file has only what it holds.
         """
         step = self.find(name)
+        told = [f"  in its last run: {said}" for said in self.told] if step.replay else []
         if self.explainer is not None:
-            return self.explainer.text(self, step.name)
-        lines = [step_line(step)]
+            return "\n".join([self.explainer.text(self, step.name), *told])
+        lines = [step_line(step), *told]
         for choice in step.choices:
             mark = "->" if choice.device == step.device else "  "
             at = "" if choice.finish is None else f", would end {choice.finish * 1e3:.3f} ms"
             lines.append(f" {mark} {choice} {choice.kernel}{at}")
         return "\n".join(lines)
+
+    def _rounding(self) -> str:
+        """Which formats the kernels chosen round operands to, for how many ops."""
+        counts = Counter(table.rounds(s.op, s.kernel) for s in self.launches())
+        kept = counts.pop("", 0)
+        if not counts:
+            return "no op is rounded; no kernel here that rounds fits one, or is faster"
+        named = ", ".join(f"{n} in {name}" for name, n in sorted(counts.items()))
+        return f"{named}, {kept} in the types of their operands"
 
     def find(self, name: str) -> Step:
         """The step of an op, by node name or by a value it makes; PlanError names close ones."""
@@ -378,9 +415,10 @@ def step_line(step: Step) -> str:
     if step.kind == "copy":
         what = f"copy {step.name} {step.src}->{step.dst} {step.nbytes} B"
     else:
-        what = f"{step.op} {step.name} [{step.kernel}]"
-    reason = f" | {step.reason}" if step.reason else ""
+        rounds = table.rounds(step.op, step.kernel)
+        what = f"{step.op} {step.name} [{step.kernel}]{rounds and f' in {rounds}'}"
+    more = "".join(f" | {said}" for said in (step.reason, step.replay) if said)
     return (
         f"#{step.index} {step.queue} {what}{waits} pred {step.seconds * 1e3:.4f} ms "
-        f"({step.source}){reason}"
+        f"({step.source}){more}"
     )

@@ -77,8 +77,7 @@ class Known:
                     target.devices,
                     target.model,
                     self.estimates,
-                    strict=target.strict,
-                    same_bits=target.same_bits,
+                    target.permission,
                 )
                 found = self.offers[id(node)] = node, offers  # the node is kept, and so its id
             made[node.name] = found[1]
@@ -236,8 +235,7 @@ class Planning:
             self.offered,
             made,
             tensors,
-            self.target.devices,
-            self.target.measured_links(),
+            self.target,
             self.options.expected_runs,
             late=late,
             brief=brief,
@@ -247,7 +245,12 @@ class Planning:
         infos = {d.id: d for d in self.target.devices}
         plan = footprint.counted(plan, self.graph, self._kernel_of, infos, self.known.lowerings)
         if not brief:
-            plan = replace(plan, cost_model=self.target.model.version, kernels=kernel_set())
+            plan = replace(
+                plan,
+                cost_model=self.target.model.version,
+                kernels=kernel_set(),
+                precision=self.target.permission.precision,
+            )
             plan = predict_run(plan, self.graph, self.target.model)
         return goals.with_goal(plan, goal, self.wanted, self.target)
 
@@ -270,9 +273,7 @@ def _retimed(plan: Plan, capacity: Mapping[str, int]) -> Plan:
 def check_memory(plan: Plan, rules: Rules) -> None:
     """Raise MemoryBudget where a plan passes a device's budget."""
     for device, (need, budget) in rules.over_budget(plan).items():
-        part = plan.device(device)
         raise MemoryBudget(
-            f"{device} needs {need} B (arena {part.arena_bytes}, scratch {part.scratch_bytes}, "
-            f"weights {part.fixed_bytes}) and has {int(budget)} B; raise constraints.memory, allow "
-            "another device or use a smaller batch"
+            f"{footprint.needed(plan, device, need)} and has {int(budget)} B; raise "
+            "constraints.memory, allow another device or use a smaller batch"
         )

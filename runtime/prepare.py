@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -148,7 +148,9 @@ def _by_image(
 
     def measured(device: Device, calls: Mapping[str, OpCall]) -> None:
         left = deadline - time.monotonic()
-        measure.measure_ops(calls, [device], target.model, budget_s=left)
+        measure.measure_ops(
+            calls, [device], target.model, budget_s=left, permission=target.permission
+        )
 
     made = images.by_image(graph, target, host.info, thread.info, partial(measured, thread))
     if made is None:
@@ -195,14 +197,18 @@ def _replanned(settling: Settling, ready: Ready) -> Ready:
 
 
 def target_of(config: Config, devices: Mapping[str, Device], asked: frozenset[str]) -> Target:
-    """Opened devices and those that are lost, with what is known of their costs."""
+    """Opened devices and those that are lost, with what is known of their costs.
+
+    Copies that are to be looked at go through the host, which reads both ends back.
+    """
     here = target_here(devices, asked)
     made = replace(
         here,
         devices=(*here.devices, *config.lost),
         broken={**here.broken, **config.broken},
         watts=config.watts,
-        strict=config.strict,
+        permission=config.permission,
+        peers=frozenset() if config.checks and config.checks.transfers else here.peers,
     )
     if not config.deterministic:
         return made
@@ -211,7 +217,7 @@ def target_of(config: Config, devices: Mapping[str, Device], asked: frozenset[st
         model=CostModel(),
         broken=dict(config.broken),
         built=frozenset(),
-        same_bits=config.strict,
+        permission=replace(config.permission, same_bits=config.strict),
     )
 
 
@@ -220,7 +226,22 @@ def target_here(devices: Mapping[str, Device], asked: frozenset[str]) -> Target:
     infos = tuple(d.info for d in devices.values())
     broken = {i.id: why for i in infos if (why := _PROBED.get(i.fingerprint)) and i.id != HOST}
     model = costing.store().model
-    return Target(infos, asked, model, group_capacity(infos), broken, built=builds.done())
+    return Target(
+        infos,
+        asked,
+        model,
+        group_capacity(infos),
+        broken,
+        built=builds.done(),
+        peers=peers_of(devices.values()),
+    )
+
+
+def peers_of(devices: Collection[Device]) -> frozenset[tuple[str, str]]:
+    """(source, target) ids of opened devices of which the target copies from the source itself."""
+    return frozenset(
+        (a.info.id, b.info.id) for a in devices for b in devices if b is not a and b.copies_from(a)
+    )
 
 
 def _simulated(devices: Mapping[str, Device]) -> bool:
@@ -291,7 +312,14 @@ def measure_parts(
 
     def measured(device: str, calls: Mapping[str, OpCall]) -> None:
         left = deadline - time.monotonic()
-        measure.measure_ops(calls, [devices[device]], model, budget_s=left, fits=fits)
+        measure.measure_ops(
+            calls,
+            [devices[device]],
+            model,
+            budget_s=left,
+            fits=fits,
+            permission=config.permission,
+        )
 
     return measured
 
@@ -416,6 +444,10 @@ def measure_missing(
     for device in sound:
         if device.info.id != HOST:
             measure.measure_link(devices[HOST], device, costs.model)
+    for a in sound:
+        for b in sound:
+            if a is not b and b.copies_from(a):
+                measure.measure_peer(a, b, costs.model)
     measure.measure_ops(
         costing.op_calls(graph),
         sound,
@@ -423,6 +455,7 @@ def measure_missing(
         budget_s=_budget(config),
         progress=progress,
         fits=again,
+        permission=config.permission,
     )
     if costs.model.version != before:
         costs.save()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from crossdock.devices.links import link_ends
 from crossdock.devices.machine import LinkProfile, Machine, Rates
+from crossdock.devices.registry import HOST
 from crossdock.scheduler import CostModel, DeviceRates, LinkModel
 
 TYPICAL_BYTES = float(1 << 20)
@@ -16,9 +18,18 @@ def apply(machine: Machine, model: CostModel, nbytes: float = TYPICAL_BYTES) -> 
             model.set_rates(device.info.fingerprint, device_rates(device.rates, nbytes))
     for link in machine.links:
         ends = [machine.device(name) for name in (link.src, link.dst)]
-        prints = [d.info.fingerprint for d in ends if d is not None and d.info is not None]
-        if len(prints) == 2:
-            model.set_link(prints[0], prints[1], link_model(link))
+        infos = [d.info for d in ends if d is not None and d.info is not None]
+        if len(infos) == 2 and len(link.route) == 2:
+            model.set_link(*link_ends(*infos), link_model(link))
+
+
+def peers(machine: Machine) -> frozenset[tuple[str, str]]:
+    """(source, target) ids of devices between which bytes pass by themselves, not the host."""
+    return frozenset(
+        (link.src, link.dst)
+        for link in machine.links
+        if len(link.route) == 2 and HOST not in link.route
+    )
 
 
 def device_rates(rates: Rates, nbytes: float = TYPICAL_BYTES) -> DeviceRates:

@@ -1,12 +1,11 @@
 """A program: compiled ops, resident weights, and segments of each queue.
 
-A segment is what a queue does between two waits on other queues: one command buffer, or one copy.
 An *instance* is one set of arenas with everything bound to it; a run takes one for itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from crossdock.runtime.ends import Ends, ends
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.losses import blaming
 from crossdock.runtime.plan import HOST, Plan, Step
+from crossdock.runtime.segments import Segment
 from crossdock.runtime.tensor import Array, TensorSpec
 
 if TYPE_CHECKING:
@@ -35,18 +35,6 @@ class Windows:
     specs: Mapping[str, TensorSpec]
     inputs: Mapping[str, Window] = field(default_factory=dict)
     outputs: Mapping[str, Window] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Steps of one queue without a foreign wait in between; ``waits`` are segment indices."""
-
-    index: int
-    device: str
-    role: str
-    steps: tuple[int, ...]
-    waits: tuple[int, ...]
-    signals: bool
 
 
 @dataclass(frozen=True)
@@ -93,46 +81,13 @@ class Instance:
 
     arenas: dict[str, Buffer]
     commands: dict[int, CommandBuffer]
-    copies: dict[int, tuple[Buffer, Array]]  # segment -> device buffer, host array
+    copies: dict[int, tuple[Buffer, Array | Buffer]]  # segment -> device buffer, other end
     inputs: dict[str, Array]
     outputs: dict[str, Array]
     scratch: list[Buffer] = field(default_factory=list)
     wanted: tuple[tuple[str, tuple[int, ...], np.dtype[Any], Array], ...] = ()
     calls: tuple[Callable[[], object], ...] = ()
     brief: tuple[Callable[[], object], ...] = ()
-
-
-def segment(steps: Sequence[Step], *, singly: bool = False) -> tuple[Segment, ...]:
-    """Cut each queue's steps where a wait or a signal to another queue stands.
-
-    ``singly`` makes every step a segment.
-    """
-    awaited = {w for step in steps for w in step.waits}
-    runs: list[list[Step]] = []
-    open_run: dict[str, list[Step]] = {}
-    for step in steps:
-        run = open_run.get(step.queue)
-        if run is None or step.waits or step.kind == "copy" or singly:
-            run = open_run[step.queue] = []
-            runs.append(run)
-        run.append(step)
-        if step.index in awaited or step.kind == "copy":
-            del open_run[step.queue]
-    home = {step.index: i for i, run in enumerate(runs) for step in run}
-    made = []
-    for i, run in enumerate(runs):
-        device, role = run[0].queue.split("/")
-        made.append(
-            Segment(
-                index=i,
-                device=device,
-                role=role,
-                steps=tuple(s.index for s in run),
-                waits=tuple(dict.fromkeys(home[w] for w in run[0].waits)),
-                signals=run[-1].index in awaited,
-            )
-        )
-    return tuple(made)
 
 
 def instantiate(program: Program) -> Instance:
@@ -222,12 +177,14 @@ class _Binder:
         program = self.program
         step = program.plan.steps[part.steps[0]]
         if step.kind == "copy":
-            spec = program.graph.specs[step.name]
-            host = self._at(step.name, HOST).array(spec)
-            self.instance.copies[part.index] = (
-                self._at(step.name, part.device),
-                host.reshape(-1).view(np.uint8),
-            )
+            here = self._at(step.name, part.device)
+            other = step.src if part.device == step.dst else step.dst
+            end = self._at(step.name, other)
+            if other == HOST:
+                host = end.array(program.graph.specs[step.name])
+                self.instance.copies[part.index] = here, host.reshape(-1).view(np.uint8)
+            else:
+                self.instance.copies[part.index] = here, end
             return
         bound: list[Bound] = []
         for index in part.steps:

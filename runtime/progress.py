@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from crossdock.devices.base import Event
 from crossdock.runtime.errors import DeviceHung, DeviceLost
 from crossdock.runtime.losses import lost
-from crossdock.runtime.program import Program, Segment
+from crossdock.runtime.program import Program
+from crossdock.runtime.segments import Segment
 
 FACTOR = 10.0
 """How many times its predicted seconds a device may take."""

@@ -19,8 +19,9 @@ from crossdock.runtime.errors import DeviceError, DeviceLost, Error
 from crossdock.runtime.executor import Care, Outcome, Run, failed, late
 from crossdock.runtime.losses import blame
 from crossdock.runtime.pool import TURN, Deadline
-from crossdock.runtime.program import Instance, Program, Segment
+from crossdock.runtime.program import Instance, Program
 from crossdock.runtime.progress import leave, look_around, watch
+from crossdock.runtime.segments import Segment
 from crossdock.runtime.tensor import Array
 
 LOOK = 0.001
@@ -60,6 +61,7 @@ class QueuedRun(Run):
         began = time.perf_counter()
         try:
             self._feed(feeds)
+            self._take_turn(deadline)
         except BaseException:
             self._release()
             raise
@@ -230,6 +232,8 @@ class QueuedRun(Run):
             release = last and self.cancelled and not self._lost
         if last:
             leave(self.progress)
+            if not self._lost:  # else what is lost may still be at work for it
+                self._turn.end()
         if release:
             self._stop(on=False)
             self._release()

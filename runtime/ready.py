@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, cast
 
@@ -31,6 +31,7 @@ from crossdock.runtime.queued import QueuedRun
 from crossdock.runtime.receipt import Receipt, Recovery, make_receipt, resident_receipt
 from crossdock.runtime.tensor import Array
 from crossdock.runtime.transit import Fed, NoRoom, Transit, begin
+from crossdock.runtime.turns import Flow, Share, Turn
 
 if TYPE_CHECKING:
     from crossdock.runtime.split_choice import Planned
@@ -130,7 +131,7 @@ class Ready:
     ``alone``: a caller may run it in its own thread, where nobody can look at it; ``checks``
     are made of its steps and copies. ``replan`` gives
     what to run instead when the watch has seen runs that take too long; the caller of it holds the
-    lock of planning.
+    lock of planning. Runs of one ``flow`` share their turns on the devices.
     """
 
     graph: Graph
@@ -143,6 +144,7 @@ class Ready:
     alone: bool = True
     checks: Checks | None = None
     replan: Callable[[Ready], Ready] | None = None
+    flow: Flow = field(default_factory=Flow)
 
     def run(
         self,
@@ -174,14 +176,9 @@ class Ready:
             give()
             raise
         fed = cast("Mapping[str, Array]", arrays if transit is None else transit.feeds)
-        return self._ran(
-            instance,
-            give,
-            fed,
-            deadline,
-            profile,
-            Care(salvage, self.pool.discard, self.watchdog, self.checks, transit),
-        )
+        turn = Turn(self.shares, self.flow)
+        care = Care(salvage, self.pool.discard, self.watchdog, self.checks, turn, transit)
+        return self._ran(instance, give, fed, deadline, care, profile=profile)
 
     def _ran(
         self,
@@ -189,8 +186,9 @@ class Ready:
         give: Callable[[], None],
         arrays: Mapping[str, Array],
         deadline: Deadline,
-        profile: bool,
         care: Care,
+        *,
+        profile: bool,
     ) -> Outcome:
         """Run on an instance in the way that suits the program and the caller."""
         alone = deadline.seconds is None and self._short
@@ -214,7 +212,13 @@ class Ready:
         """The short way for runs that are neither profiled nor timed out; None where none is."""
         if self.program.watched or not self._short or not Direct.suits(self.graph, self.program):
             return None
-        return Direct(self.program, self.pool)
+        return Direct(self.program, self.pool, self.shares, self.flow)
+
+    @cached_property
+    def shares(self) -> tuple[Share, ...]:
+        """Of the devices that a run keeps busy."""
+        used = dict.fromkeys(part.device for part in self.program.segments)
+        return tuple(self.flow.share(self.program.devices[name]) for name in used)
 
     @property
     def _short(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crossdock.devices.base import Span
+from crossdock.kernels import table
 from crossdock.runtime.fallback import fallbacks
 from crossdock.runtime.plan import Plan, Step
 
@@ -17,6 +18,8 @@ class OpReceipt:
     """One op: where it ran; seconds predicted, and measured where the run was profiled.
 
     An op that the host ran has kernel "host", is always measured, and nobody predicts it.
+    ``rounds`` is the format that the kernel rounded float32 operands to, as
+    ``compile(precision=...)`` permits; empty where it computed in the operands' own.
     """
 
     name: str
@@ -26,6 +29,7 @@ class OpReceipt:
     kernel: str
     predicted: float | None
     measured: float | None
+    rounds: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ def make_receipt(
             s.kernel,
             s.seconds,
             measured.get((s.device, s.name)),
+            table.rounds(s.op, s.kernel),
         )
         for s in plan.launches()
     )
@@ -191,6 +196,7 @@ def recovered_receipt(
             device=last[op.name].device,
             physical_id=physical.get(last[op.name].device, ""),
             kernel=last[op.name].kernel,
+            rounds=table.rounds(last[op.name].op, last[op.name].kernel),
             predicted=last[op.name].seconds,
         )
         if op.name in last
@@ -218,10 +224,12 @@ def _transfers(plan: Plan, spans: Mapping[str, list[Span]]) -> dict[str, LinkRec
         name = f"{copy.src}->{copy.dst}"
         one = LinkReceipt(copy.nbytes, 1, copy.seconds, None)
         made[name] = made[name] + one if name in made else one
-    queues = {f"{copy.src}->{copy.dst}": copy.queue for copy in plan.copies()}
-    for name, queue in queues.items():
-        timed = spans.get(queue)
-        if timed is not None:
-            seconds = sum(span.end - span.start for span in timed)
-            made[name] = dataclasses.replace(made[name], measured=seconds)
-    return made
+    links = {(c.queue, f"copy {c.name}"): f"{c.src}->{c.dst}" for c in plan.copies()}
+    seconds: dict[str, float] = {}
+    for (queue, label), name in links.items():
+        for span in spans.get(queue, ()):
+            if span.label == label:
+                seconds[name] = seconds.get(name, 0.0) + span.end - span.start
+    return {
+        name: dataclasses.replace(link, measured=seconds.get(name)) for name, link in made.items()
+    }

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from crossdock.devices.base import Event, Queue
+from crossdock.kernels import table
 from crossdock.kernels.reference import evaluate
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime import costing, emulation
@@ -17,7 +18,8 @@ from crossdock.runtime.copies import done
 from crossdock.runtime.errors import WrongResult
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.plan import Step
-from crossdock.runtime.program import Instance, Program, Segment, buffer_of
+from crossdock.runtime.program import Instance, Program, buffer_of
+from crossdock.runtime.segments import Segment
 from crossdock.runtime.settings import fast_error
 from crossdock.runtime.tensor import FLOATS, Array, to_numpy
 
@@ -58,7 +60,8 @@ class Recomputed:
         self, call: OpCall, value: str, had: Mapping[str, Array], got: Array, want: Array
     ) -> None:
         step, dtype = self._step, self._program.graph.specs[value].dtype
-        rtol, atol = _tolerance(call, dtype, list(had.values()), want)
+        rounds = table.rounds(call.op, step.kernel)
+        rtol, atol = _tolerance(call, dtype, list(had.values()), want, rounds)
         if not _exact(call, step, self._queue):
             atol += fast_error() * largest(want)
         off = _distance(got, want)
@@ -108,7 +111,7 @@ def _exact(call: OpCall, step: Step, queue: Queue) -> bool:
 
 
 def _tolerance(
-    call: OpCall, dtype: str, operands: Sequence[Array], want: Array
+    call: OpCall, dtype: str, operands: Sequence[Array], want: Array, rounds: str
 ) -> tuple[float, float]:
     """(rtol, atol) of a result, as ``Case.tolerance`` has it for what the op adds up.
 
@@ -126,7 +129,7 @@ def _tolerance(
         call.op, "run", {}, ulps=ULPS, terms=round(max(terms, longest)), magnitude=magnitude,
         steps=steps,
     )  # fmt: skip
-    return case.tolerance(dtype)
+    return case.tolerance(dtype, rounds)
 
 
 def largest(array: Array) -> float:

@@ -34,9 +34,10 @@ from crossdock.runtime.late import LateExplainer
 from crossdock.runtime.lazy_graph import lazy
 from crossdock.runtime.plan import HOST, Explainer, Plan, Step
 from crossdock.runtime.pool import Pool
-from crossdock.runtime.program import Program, Windows, instantiate, segment
+from crossdock.runtime.program import Program, Windows, instantiate
 from crossdock.runtime.ready import Ready, Recorder, Watch, check_free
 from crossdock.runtime.record_file import Damaged, RecordFile
+from crossdock.runtime.segments import segment
 from crossdock.runtime.sources import stamp
 from crossdock.runtime.tensor import Array, TensorSpec
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device
+from crossdock.kernels.precision import HIGHEST, POLICIES
 from crossdock.runtime.config import Config
 from crossdock.runtime.errors import FeedError, PlanError
 from crossdock.runtime.graph import Graph
@@ -92,6 +93,7 @@ def _check_values(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and not (isinstance(value, int | float | np.number) and value >= 1):
             raise PlanError(f"{name}={value!r}: give 1 or more")
+    _check_precision(config)
     for name in ("search", "split", "strict", "check_finite", "deterministic"):
         value = getattr(config, name)
         if not isinstance(value, bool | np.bool_):
@@ -102,6 +104,18 @@ def _check_values(config: Config) -> None:
     measure: Any = config.measure
     if not (isinstance(measure, int | float | np.number) and measure >= 0):
         raise PlanError(f"measure={measure!r}: give True, False or a budget in seconds")
+
+
+def _check_precision(config: Config) -> None:
+    """Refuse a precision that there is not, or that strict=True contradicts."""
+    if config.precision not in POLICIES:
+        names = ", ".join(map(repr, POLICIES))
+        raise PlanError(f"precision={config.precision!r:.80}: give one of {names}")
+    if config.strict and config.precision != HIGHEST:
+        raise PlanError(
+            f"strict=True keeps every bit and precision={config.precision!r} gives some up; leave "
+            "one of them out"
+        )
 
 
 def open_devices(config: Config) -> dict[str, Device]:

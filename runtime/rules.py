@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 from crossdock.devices.base import DeviceInfo
@@ -46,11 +47,13 @@ class Rules:
                     f"constraint {pattern!r} matches {named[0].name!r} ({named[0].op}), which only "
                     "renames the shape of its operand and runs nowhere; name the op before it"
                 )
+        cards = {d.physical_id for d in target.devices}
         for device, budget in given.memory.items():
-            if device not in known or not budget >= 0:
+            if device not in known | cards or not budget >= 0:
                 raise PlanError(
                     f"constraints.memory gives {device!r} {budget!r} bytes; devices are "
-                    f"{', '.join(sorted(known))}, and budgets at least 0"
+                    f"{', '.join(sorted(known))}, of {', '.join(sorted(cards))}, and budgets at "
+                    "least 0"
                 )
         for device, share in given.max_share.items():
             if device not in known or not 0 <= share <= 1:
@@ -67,13 +70,17 @@ class Rules:
         return made
 
     def memory(self, info: DeviceInfo) -> float:
-        """Budget in bytes."""
-        return float(self._given.memory.get(info.id, info.memory_bytes))
+        """Budget in bytes; one that is given for the physical device binds every way to it."""
+        given = self._given.memory
+        return float(
+            min(given.get(info.id, info.memory_bytes), given.get(info.physical_id, math.inf))
+        )
 
     def over_budget(self, plan: Plan) -> dict[str, tuple[int, float]]:
         """Bytes needed and allowed, by id of the devices whose budget the plan passes.
 
-        Devices of one physical memory share it; the one with most of the plan stands for them.
+        Devices of one physical memory share it, and a budget given for it; the one with most of the
+        plan stands for them.
         """
         over: dict[str, tuple[int, float]] = {}
         shared: dict[str, list[DevicePlan]] = {}
@@ -82,9 +89,11 @@ class Rules:
             shared.setdefault(part.physical_id, []).append(part)
             if part.peak_bytes > budget:
                 over[part.id] = (part.peak_bytes, budget)
-        for parts in shared.values():
+        for card, parts in shared.items():
             need = sum(p.peak_bytes for p in parts)
-            room = max(self._target.info(p.id).memory_bytes for p in parts)
+            room: float = max(self._target.info(p.id).memory_bytes for p in parts)
+            if len(parts) > 1:
+                room = min(room, self._given.memory.get(card, room))
             if need > room and not any(p.id in over for p in parts):
                 most = max((p for p in parts), key=lambda p: (p.id != HOST, p.peak_bytes))
                 over[most.id] = (need, float(room))

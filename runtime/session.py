@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -73,15 +73,14 @@ class Session:
         self._lock = threading.Lock()
         self._ready: LruCache[_Shapes, Ready | StagedReady] = LruCache(SHAPES_KEPT)
         self._last: Ready | StagedReady | None = None
+        self._told: tuple[str, ...] = ()
         self._receipt: tuple[Callable[..., Receipt], *tuple[Any, ...]] | None = (
             None  # and arguments
         )
         self._kept = Ledger(config.constraints.memory)
         self._closed = False
         self._planned = False
-        self._submissions = Submissions(
-            graph.name, self._outputs, config.runs_at_once, config.waiting
-        )
+        self._submissions = Submissions(graph.name, config.runs_at_once, config.waiting)
         self._graph: Graph | None = bound  # prepared last
         self._fleet = Fleet(config, request.open_devices(config), self._forget)
         if bound is not None:
@@ -98,7 +97,8 @@ class Session:
 
         For a staged graph: the stages of its last run joined, and what the host did, as measured.
         """
-        return _plan(self._bound())
+        plan = _plan(self._bound())
+        return replace(plan, told=self._told) if self._told else plan
 
     @property
     def receipt(self) -> Receipt:
@@ -247,7 +247,9 @@ class Session:
             future = RunFuture(deadline)
             future.set_exception(error)
             return future
-        return self._submissions.submit(feeds, deadline, block=block, keep=keep)
+        return self._submissions.submit(
+            partial(self._outputs, keep=keep), feeds, deadline, block=block
+        )
 
     async def run_async(
         self, feeds: Mapping[str, Any], *, outputs: Where = "host", timeout: float | None = None
@@ -258,7 +260,8 @@ class Session:
         """
         deadline, keep = request.deadline(timeout), request.keeps(outputs)
         self._unforked()
-        return await self._submissions.awaited(self._held(feeds), deadline, keep=keep)
+        run = partial(self._outputs, keep=keep)
+        return await self._submissions.awaited(run, self._held(feeds), deadline)
 
     def _held(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
         """Feeds for another thread: what is on a device is ordered after this thread's stream."""
@@ -327,6 +330,7 @@ class Session:
             if rescue is not None:
                 self._receipt = (_as_is, rescue.receipt(outcome.seconds))
                 return outcome
+            self._told = outcome.notes
             write = ready.recorder.receipt
             notes = (*outcome.notes, *intake.notes)
             stayed = outcome.avoided, outcome.pulled
@@ -366,6 +370,7 @@ class Session:
         try:
             with PREPARING:
                 made = ready.replan(ready)
+                made.flow = ready.flow
         except Error:
             return  # the plan there is goes on; a device that failed is told of by a run
         with self._lock:

@@ -233,9 +233,9 @@ class RegionCost:
         info, total = self.target.info(device), _Total()
         memo: costing.Memo = {}
         for call in calls.values():
-            offer = costing.offers(
-                call, [info], self.target.model, memo, strict=self.target.strict
-            ).best.get(device)
+            target = self.target
+            made = costing.offers(call, [info], target.model, memo, target.permission)
+            offer = made.best.get(device)
             total.add(Estimate.unknown() if offer is None else offer.estimate)
         return total
 
@@ -284,8 +284,9 @@ def heaviest(graph: Graph, target: Target, devices: Sequence[DeviceInfo], most: 
     for node in graph.nodes:
         if is_alias(node):
             continue
-        call, strict = op_call(graph, node), target.strict
-        best = costing.offers(call, devices, target.model, memo, strict=strict).best.values()
+        call = op_call(graph, node)
+        made = costing.offers(call, devices, target.model, memo, target.permission)
+        best = made.best.values()
         if best:
             seconds[node.name] = min(costing.interval(o.estimate)[0] for o in best)
     return sorted(seconds, key=lambda n: -seconds[n])[:most]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from crossdock.devices.base import DeviceInfo, Span
+from crossdock.kernels.precision import HIGHEST
 from crossdock.runtime.plan import HOST, DevicePlan, Plan, Step, step_line
 from crossdock.runtime.receipt import LinkReceipt, OpReceipt, Receipt, Recovery, make_receipt
 
@@ -160,6 +161,7 @@ class _Joiner:
             cost_model=plans[0].cost_model if plans else "",
             kernels=plans[0].kernels if plans else "",
             passes=plans[0].passes if plans else (),
+            precision=plans[0].precision if plans else HIGHEST,
             explainer=StagesExplainer(tuple(plans)),
         )
 

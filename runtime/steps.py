@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from crossdock.devices.base import DeviceInfo
 from crossdock.kernels.fused import FusedBody
 from crossdock.kernels.refusal import cause_of
 from crossdock.runtime import costing
@@ -15,6 +14,7 @@ from crossdock.runtime.costing import Offers
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.order import plan_arenas, with_waits
 from crossdock.runtime.plan import HOST, Choice, DevicePlan, Plan, Step
+from crossdock.runtime.target import Target
 from crossdock.scheduler import Schedule, Transfer
 
 
@@ -28,9 +28,9 @@ def output_task(name: str) -> str:
     return f"\0out:{name}"
 
 
-def queue_of(kind: str, src: str, dst: str) -> str:
-    """Queue that runs a copy: the upload or download queue of the device that is not the host."""
-    return f"{dst}/upload" if kind == "up" else f"{src}/download"
+def queue_of(src: str, dst: str) -> str:
+    """Queue that runs a copy: the target's upload queue, or the download queue to the host."""
+    return f"{src}/download" if dst == HOST else f"{dst}/upload"
 
 
 @dataclass
@@ -47,8 +47,7 @@ def build(
     offered: Mapping[str, Offers],
     made: Schedule,
     tensors: Mapping[int, str],
-    devices: Sequence[DeviceInfo],
-    measured: frozenset[tuple[str, str]],
+    target: Target,
     expected_runs: int,
     *,
     late: bool = False,
@@ -56,13 +55,13 @@ def build(
 ) -> Plan:
     """Turn a schedule into a plan.
 
-    ``tensors`` names the value of each of the schedule's tensor numbers; ``measured`` holds the
-    (source, target) ids of the links whose speed is known. ``late``: copies wait until they are
-    needed, and memory waits for the copies out of it. ``brief`` leaves out the graph's digest and
-    what was considered for each op.
+    ``tensors`` names the value of each of the schedule's tensor numbers. ``late``: copies wait
+    until they are needed, and memory waits for the copies out of it. ``brief`` leaves out the
+    graph's digest and what was considered for each op.
     """
+    devices = target.devices
     roots = costing.alias_roots(graph)
-    drafts = _Drafts(graph, placed, offered, made, roots, tensors, measured, brief=brief)
+    drafts = _Drafts(graph, placed, offered, made, roots, tensors, target, brief=brief)
     if late:
         hold_back(drafts.drafts, roots)
     ordered = _order(drafts.drafts)
@@ -120,12 +119,12 @@ class _Drafts:
         made: Schedule,
         roots: Mapping[str, str],
         tensors: Mapping[int, str],
-        measured: frozenset[tuple[str, str]],
+        target: Target,
         *,
         brief: bool,
     ) -> None:
-        self.graph, self.made, self.roots, self.measured = graph, made, roots, measured
-        self.brief = brief
+        self.graph, self.made, self.roots, self.brief = graph, made, roots, brief
+        self.measured, self.direct = target.measured_links(), target.direct
         self.drafts: list[_Draft] = []
         self.at: dict[tuple[str, str], int] = {}  # (root value, device) -> draft that puts it there
         ids = made.problem.device_ids
@@ -197,7 +196,8 @@ class _Drafts:
         return {"choices": tuple(choices), "reason": _reason(choices, device, decision.margin)}
 
     def _transfer(self, value: str, src: str, dst: str, transfer: Transfer) -> None:
-        hops = [(src, dst)] if HOST in (src, dst) else [(src, HOST), (HOST, dst)]
+        whole = HOST in (src, dst) or (src, dst) in self.direct
+        hops = [(src, dst)] if whole else [(src, HOST), (HOST, dst)]
         nbytes = self.graph.specs[value].nbytes
         problem, start = self.made.problem, transfer.start
         for a, b in hops:
@@ -211,8 +211,8 @@ class _Drafts:
         step = Step(
             index=-1,
             kind="copy",
-            device=dst if src == HOST else src,
-            queue=queue_of("up" if src == HOST else "down", src, dst),
+            device=src if dst == HOST else dst,
+            queue=queue_of(src, dst),
             name=value,
             inputs=(value,),
             outputs=(value,),

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from crossdock.devices.base import DeviceInfo
+from crossdock.devices.links import link_ends
+from crossdock.kernels.precision import PLAIN, Permission
 from crossdock.scheduler import CostModel, LinkModel
 
 DEFAULT_LINK = LinkModel(20e-6, ((1.0, 4e9),))
-"""Host link of a device whose link was never measured."""
+"""Link of a device whose link was never measured."""
+TYPICAL_BYTES = float(1 << 20)
+"""Data of a typical copy between two devices, where nothing is known of the graph."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,10 @@ class Target:
     placed on (the host alone runs what no asked device can). ``capacity`` says how many devices
     of a resource group may compute at once; ``broken`` why a device computes nothing, by id;
     ``watts`` what a device draws when idle and when it computes, by id, where that is known;
-    ``built`` are the kernels that need no building any more; ``strict`` allows exact kernels alone;
-    ``same_bits`` allows other devices than the host only ops that make the same bits everywhere.
+    ``built`` are the kernels that need no building any more; ``permission`` says what kernels may
+    lose, and its ``same_bits`` allows other devices than the host only ops that make the same bits
+    everywhere; ``peers`` are (source, target) ids of devices of which the target copies from the
+    source itself.
     """
 
     devices: tuple[DeviceInfo, ...]
@@ -31,12 +38,30 @@ class Target:
     broken: Mapping[str, str] = field(default_factory=dict)
     watts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     built: frozenset[tuple[str, str, str]] = frozenset()
-    strict: bool = False
-    same_bits: bool = False
+    permission: Permission = PLAIN
+    peers: frozenset[tuple[str, str]] = frozenset()
 
     def link(self, src: DeviceInfo, dst: DeviceInfo) -> LinkModel:
         """The measured link, or the default."""
-        return self.model.link(src.fingerprint, dst.fingerprint) or DEFAULT_LINK
+        return self.model.link(*link_ends(src, dst)) or DEFAULT_LINK
+
+    @cached_property
+    def direct(self) -> frozenset[tuple[str, str]]:
+        """The ``peers`` between which a copy of its own takes no longer than one through the host.
+
+        Decided for ``TYPICAL_BYTES``, once a pair.
+        """
+        return frozenset(pair for pair in self.peers if self._is_direct(*pair))
+
+    def _is_direct(self, src: str, dst: str) -> bool:
+        ids, host = {d.id for d in self.devices}, self.devices[0]
+        if not {src, dst} <= ids:
+            return False
+        a, b = self.info(src), self.info(dst)
+        staged = self.link(a, host).seconds(TYPICAL_BYTES) + self.link(host, b).seconds(
+            TYPICAL_BYTES
+        )
+        return self.link(a, b).seconds(TYPICAL_BYTES) <= staged
 
     def measured_links(self) -> frozenset[tuple[str, str]]:
         """(source, target) ids of the links whose speed is known."""
@@ -44,7 +69,7 @@ class Target:
             (a.id, b.id)
             for a in self.devices
             for b in self.devices
-            if self.model.link(a.fingerprint, b.fingerprint) is not None
+            if self.model.link(*link_ends(a, b)) is not None
         )
 
     def info(self, name: str) -> DeviceInfo:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.runtime.errors import ShapeError
+from crossdock.runtime.errors import ShapeError, Unavailable
 
 Dim = int | str
 """A dimension: a size, or the name of a symbol bound later."""
@@ -32,8 +32,12 @@ def to_numpy(dtype: str) -> np.dtype[Any]:
     if dtype not in DTYPES:
         raise ShapeError(f"unknown element type {dtype!r}; use one of {', '.join(DTYPES)}")
     if dtype == "bfloat16":
-        import ml_dtypes
-
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise Unavailable(
+                "bfloat16 needs the package ml_dtypes: pip install ml_dtypes"
+            ) from None
         return np.dtype(ml_dtypes.bfloat16)  # type: ignore[no-any-return,unused-ignore]
     return np.dtype(dtype)
 

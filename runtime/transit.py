@@ -115,9 +115,9 @@ class Transit:
         event: Event | None = None
         source = self.arrivals.get(index)
         if source is not None:
-            event = queue.copy(buffer, source.buffer(), source.nbytes, [*waits, *source.ready])
+            event = queue.copy(buffer, source.buffer(), [*waits, *source.ready])
         for target in self.departures.get(index, ()):
-            event = queue.copy(target.buffer(), buffer, target.nbytes, waits)
+            event = queue.copy(target.buffer(), buffer, waits)
         return index in self.spared, event
 
     def collected(self, made: Mapping[str, Array]) -> dict[str, DeviceArray]:

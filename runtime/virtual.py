@@ -23,8 +23,9 @@ from crossdock.devices.virtual import (
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import DevicePlan, Plan
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.program import Instance, Program, Windows, segment
+from crossdock.runtime.program import Instance, Program, Windows
 from crossdock.runtime.queued import QueuedRun
+from crossdock.runtime.segments import segment
 from crossdock.runtime.simulate import Simulation, check, step_seconds
 from crossdock.runtime.tensor import Array
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crossdock.devices.base import DeviceInfo
+from crossdock.devices.links import link_ends
 from crossdock.devices.topology import HOST_CPU
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.plan import HOST, Choice, Plan, Step
@@ -92,13 +93,13 @@ def _supposed(target: Target, changes: Changes, unchanged: Target) -> Target:
     model = SupposedCosts(target.model, whole)
     for (src, dst), bandwidth in changes.links.items():
         ends = unchanged.info(src), unchanged.info(dst)
-        if HOST not in (src, dst):
+        if HOST not in (src, dst) and (src, dst) not in target.peers:
             raise PlanError(
                 f"--link {src}:{dst}: transfers pass through {HOST}; give the links {src}:{HOST} "
                 f"and {HOST}:{dst}"
             )
         made = LinkModel(unchanged.link(*ends).latency_s, ((1.0, bandwidth),))
-        model.set_link(ends[0].fingerprint, ends[1].fingerprint, made)
+        model.set_link(*link_ends(*ends), made)
     capacity = target.capacity
     if changes.cores is not None:
         capacity = group_capacity(infos, changes.cores)

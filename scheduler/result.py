@@ -12,7 +12,7 @@ Two link models, as in the problem's JSON form:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -145,7 +145,7 @@ class Schedule:
     def _decider(self) -> Decider:
         from crossdock.scheduler.explain import Decider
 
-        return Decider(self)
+        return Decider(replace(self))  # not itself: it holds this one
 
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from crossdock.kernels import table
 from crossdock.kernels.ops_rules import MANY
+from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.builder import GraphBuilder, Operand
 from crossdock.runtime.calls import op_call
@@ -191,7 +192,7 @@ class Case:
         fed = {name: flushed(array) for name, array in self.inputs().items()}
         return evaluate(self.graph, fed, dtype="float64")
 
-    def tolerance(self, dtype: str) -> tuple[float, float]:
+    def tolerance(self, dtype: str, rounds: str = "") -> tuple[float, float]:
         """(rtol, atol) for a result of this element type.
 
         A sum of n terms of random sign and size up to m carries an error of about n m eps (the
@@ -199,6 +200,9 @@ class Case:
         summed in float32, and rounded at the end, so that their error is relative but for a small
         part of the largest term, for what an op's steps round on the way. Integers are exact but
         for ``steps``.
+
+        Where a kernel rounds both operands of its products to the format ``rounds``, each term is
+        off by as much again as both roundings, and their signs may all agree.
         """
         if dtype not in EPS:
             return 0.0, float(self.steps)
@@ -210,19 +214,23 @@ class Case:
         half = eps / 128 if dtype in ("float16", "bfloat16") else 0.0
         # What goes beyond the last rounding is rounded in float32.
         relative = min(self.ulps, 4.0) * eps + max(self.ulps - 4.0, 0.0) * min(eps, EPS["float32"])
-        return relative, 2.0 * self.magnitude * (summed + half)
+        rounded = self.terms * FORMATS[rounds].error if rounds else 0.0
+        return relative, 2.0 * self.magnitude * (summed + half + rounded)
 
-    def check(self, outputs: Mapping[str, Array], *, inexact: float = 0.0) -> None:
+    def check(
+        self, outputs: Mapping[str, Array], *, inexact: float = 0.0, rounds: str = ""
+    ) -> None:
         """Raise AssertionError where outputs differ from the reference beyond the tolerance.
 
-        ``inexact`` is what a fast algorithm may add, relative to the largest result.
+        ``inexact`` is what a fast algorithm may add, relative to the largest result; ``rounds`` the
+        format that a kernel rounds operands to.
         """
         for name, want in self.reference().items():
             got = np.asarray(outputs[name])
             spec = self.graph.output_specs[name]
             assert got.shape == spec.dims, f"{self} {name}: shape {got.shape}, want {spec}"
             assert got.dtype == to_numpy(spec.dtype), f"{self} {name}: {got.dtype}, want {spec}"
-            rtol, atol = self.tolerance(spec.dtype)
+            rtol, atol = self.tolerance(spec.dtype, rounds)
             atol += inexact * largest(want)
             _compare(f"{self} {name}", got, want, rtol, atol)
 

@@ -34,6 +34,7 @@ def compiled(
         measure=placing.budget,
         fallback=placing.fallback,
         skip_passes=placing.skip_passes,
+        precision=placing.precision,
         plan=plan,
         progress=progress,
     )

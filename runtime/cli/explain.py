@@ -104,6 +104,8 @@ def _explain_all(plan: Plan, found: Sequence[Explanation], output: Output) -> No
     output.line(*tables.headline(plan))
     for said in tables.promises(plan):
         output.line(said)
+    if plan.replays:
+        output.line(plan.replays)
     output.line()
     output.table(tables.devices_table(plan))
     output.table(_table(plan, found), NOTE)
@@ -148,6 +150,8 @@ def _explain_one(step: Step, found: Explanation, output: Output) -> None:
     )  # fmt: skip
     if step.detail:
         output.line("fuses ", step.detail)
+    if step.replay:
+        output.line("launches ", step.replay)
     output.line(
         f"starts {millis(step.start)} into the run"
         + (f", after steps {', '.join(f'#{w}' for w in step.waits)}" if step.waits else "")

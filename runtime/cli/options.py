@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from crossdock.kernels.precision import HIGHEST, POLICIES
 from crossdock.runtime import passes
 from crossdock.runtime.config import MEASURE_SECONDS
 from crossdock.runtime.errors import PlanError
@@ -148,6 +149,7 @@ class Placing:
     residency: Mapping[str, tuple[str, ...]] | None = None
     fallback: Fallback = ALLOW
     skip_passes: tuple[str, ...] = ()
+    precision: str = HIGHEST
 
     def constraints(self) -> Constraints:
         """As the planner takes them."""
@@ -238,6 +240,7 @@ def placing(command: Command) -> Command:
             residency=_grouped(given.pop("residency")),
             fallback=given.pop("fallback"),
             skip_passes=given.pop("no_pass"),
+            precision=given.pop("precision"),
         )
         return command(*args, **given)
 
@@ -275,6 +278,10 @@ def placing(command: Command) -> Command:
                      callback=lambda _ctx, _param, text: fallback(text),
                      help="Ops that may run on the host because no device asked for can: allow, "
                      "forbid, or any of ops=A|B, share=0.05 and bytes=1M, with commas between."),
+        click.option("--precision", type=click.Choice(POLICIES), default=HIGHEST, show_default=True,
+                     help="What products of float32 matrices may lose: high lets a device round "
+                     "operands to TF32, fast to bfloat16 too; where it has such kernels, and they "
+                     "are faster."),
         no_pass,
     )  # fmt: skip
 

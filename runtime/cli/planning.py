@@ -10,6 +10,7 @@ from functools import partial
 from crossdock.devices import registry
 from crossdock.devices.base import Device
 from crossdock.devices.machine import Machine, Status
+from crossdock.kernels.precision import Permission
 from crossdock.runtime import costing, degrade, explain, fallback, planner, profiles, whatif
 from crossdock.runtime.cli.options import Placing, objective, split_link
 from crossdock.runtime.config import PREPARING, Config, Progress
@@ -151,9 +152,9 @@ def scene_of(
         LoadError: the profile has no processor to feed the devices.
         DeviceError: a device cannot be opened.
     """
-    config = Config(threads=placing.threads, measure=placing.budget)
+    config = Config(threads=placing.threads, measure=placing.budget, precision=placing.precision)
     if machine is not None:
-        return Scene(_with_watts(_profiled(graph, machine, placing), placing), config, {})
+        return Scene(_as_asked(_profiled(graph, machine, placing), placing), config, {})
     there = [info.id for info in registry.devices()]
     there += [name for name in placing.devices if name not in there and registry.is_there(name)]
     asked = _chosen(there, placing)
@@ -163,12 +164,13 @@ def scene_of(
     }
     with PREPARING:
         measure_missing(graph, config, devices, progress)
-    return Scene(_with_watts(target_here(devices, asked), placing), config, devices)
+    return Scene(_as_asked(target_here(devices, asked), placing), config, devices)
 
 
-def _with_watts(target: Target, placing: Placing) -> Target:
-    """The target with the watts that an option gave before those of a profile."""
-    return replace(target, watts={**target.watts, **(placing.watts or {})})
+def _as_asked(target: Target, placing: Placing) -> Target:
+    """The target with an option's watts before those of a profile, and the precision asked for."""
+    watts = {**target.watts, **(placing.watts or {})}
+    return replace(target, watts=watts, permission=Permission(precision=placing.precision))
 
 
 def _chosen(ids: Sequence[str], placing: Placing) -> frozenset[str]:
@@ -191,6 +193,7 @@ def _profiled(graph: Graph, machine: Machine, placing: Placing) -> Target:
         profile_costs(machine, _typical_bytes(graph)),
         group_capacity(infos, machine.cores),
         watts={d.id: (d.watts.idle, d.watts.active) for d in machine.passed if d.watts},
+        peers=profiles.peers(machine),
     )
 
 

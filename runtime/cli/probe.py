@@ -37,6 +37,8 @@ def probe(ctx: click.Context, quick: bool, refresh: bool, json_to: str | None) -
 def show(machine: Machine, output: Output) -> None:
     """Print a machine's devices, speeds and links."""
     output.table(_devices(machine))
+    for line in (*_shared(machine), *_versions(machine)):
+        output.line(line)
     for device in machine.devices:
         if device.status is not Status.PASS:
             output.line(*_complaint(device))
@@ -55,6 +57,16 @@ def show(machine: Machine, output: Output) -> None:
     )
 
 
+def _versions(machine: Machine) -> list[str]:
+    """What fits together or does not, for devices that have a compiler apart from their driver."""
+    return [
+        f"{d.id}: {d.info.driver}; compute capability {d.info.details['compute_capability']}, "
+        f"NVRTC {d.info.details['nvrtc']}"
+        for d in machine.devices
+        if d.info is not None and "nvrtc" in d.info.details
+    ]
+
+
 def _devices(machine: Machine) -> Table:
     table = make_table(
         "Devices", ("device", "", "name", "physical device", "group", ">units", ">memory")
@@ -70,6 +82,19 @@ def _devices(machine: Machine) -> Table:
         )  # fmt: skip
         add_row(table, ((device.id, "bold"), (device.status.value, STYLES[device.status]), *about))
     return table
+
+
+def _shared(machine: Machine) -> list[str]:
+    """A line for each card or processor that there are several ways to."""
+    ways: dict[str, list[str]] = {}
+    for device in machine.devices:
+        if device.info is not None:
+            ways.setdefault(device.info.physical_id, []).append(device.id)
+    return [
+        f"{' and '.join(names)} are one device ({physical}): they share its memory and its units"
+        for physical, names in ways.items()
+        if len(names) > 1
+    ]
 
 
 def _complaint(device: DeviceProfile) -> tuple[tuple[str, str] | str, ...]:

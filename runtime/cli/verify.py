@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -12,17 +12,14 @@ from rich.text import Text
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device, DeviceInfo
-from crossdock.runtime.cases import CASES, Case
-from crossdock.runtime.cases.special import SPECIAL, is_of_values
-from crossdock.runtime.cases.types import type_cases
 from crossdock.runtime.cli import options
 from crossdock.runtime.cli.options import Feeding
 from crossdock.runtime.cli.output import Output, add_row, make_table, styled
 from crossdock.runtime.cli.text import short
+from crossdock.runtime.cli.verify_cases import chosen
 from crossdock.runtime.cli.verify_check import Finding, Missing, check
 from crossdock.runtime.cli.verify_graphs import verify_graphs
 from crossdock.runtime.cli.verify_passes import verify_passes
-from crossdock.runtime.errors import UnsupportedOp
 from crossdock.runtime.pass_check import COARSE, TOLERANCE
 
 SHOWN = 20
@@ -98,7 +95,7 @@ def verify(
         found = list(only_devices) or [info.id for info in registry.devices()]
         seeds = range(feeding.seed, feeding.seed + graphs)
         ctx.exit(verify_graphs(output, seeds, found, every=every, keep=keep))
-    cases = _chosen(only_ops, quick=quick)
+    cases = chosen(only_ops, quick=quick)
     ids = list(only_devices) or [info.id for info in registry.devices()]
     devices = [registry.open_device(name) for name in ids]
     with output.progress("verifying") as tick:
@@ -123,25 +120,6 @@ def verify(
         }
     )
     ctx.exit(1 if failed else 0)
-
-
-def _chosen(ops: Sequence[str], *, quick: bool = False) -> list[Case]:
-    everything = (*CASES, *type_cases(), *SPECIAL)
-    there = dict.fromkeys(case.op for case in everything)
-    for name in ops:
-        if name not in there:
-            near = [op for op in there if name in op or op in name]
-            raise UnsupportedOp(f"--op {name}: no such op; {_near(near, there)}")
-    if quick:
-        firsts = {case.op: case for case in reversed(CASES)}
-        everything = (*firsts.values(), *(case for case in SPECIAL if is_of_values(case)))
-    order = {op: i for i, op in enumerate(there)}
-    chosen = [case for case in everything if not ops or case.op in ops]
-    return sorted(chosen, key=lambda case: order[case.op])
-
-
-def _near(near: Sequence[str], there: Iterable[str]) -> str:
-    return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(sorted(there))}"
 
 
 def _table(findings: Sequence[Finding], missing: Sequence[Missing], ids: Sequence[str]) -> Table:

@@ -164,35 +164,43 @@ def free_names(graph: OnnxGraph) -> list[str]:
 
 def _check_unfolding(model: OnnxModel) -> None:
     """Refuse recursive functions, and those that unfold to too many nodes."""
-    counts: dict[FunctionKey, int] = {}
-    open_calls: set[FunctionKey] = set()
+    _Unfolding(model).count(model.graph.nodes)
 
-    def count(nodes: Iterable[OnnxNode]) -> int:
-        total = 0
+
+class _Unfolding:
+    """The nodes of a model once its functions are unfolded."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._model = model
+        self._counts: dict[FunctionKey, int] = {}
+        self._open: set[FunctionKey] = set()
+
+    def count(self, nodes: Iterable[OnnxNode]) -> int:
+        """How many nodes unfold from some."""
+        model, total = self._model, 0
         for node in nodes:
-            total += 1 + sum(count(g.nodes) for g in node.subgraphs())
+            total += 1 + sum(self.count(g.nodes) for g in node.subgraphs())
             key = (node.domain, node.op, node.overload)
             if key in model.functions:
-                total += unfold(key)
+                total += self._function(key)
             if total > model.limits.nodes:
                 raise too_many_nodes(model.limits, model.label)
         return total
 
-    def unfold(key: FunctionKey) -> int:
-        if key in open_calls:
+    def _function(self, key: FunctionKey) -> int:
+        model = self._model
+        if key in self._open:
             raise MalformedModel(f"{model.label}: function {shown(key[1])} calls itself")
-        if len(open_calls) >= model.limits.depth:
+        if len(self._open) >= model.limits.depth:
             raise LimitError(
                 f"{model.label}: more than {model.limits.depth} functions call one another, at "
                 f"{shown(key[1])}; raise Limits.depth if that is right"
             )
-        if key not in counts:
-            open_calls.add(key)
-            counts[key] = count(model.functions[key].nodes)
-            open_calls.discard(key)
-        return counts[key]
-
-    count(model.graph.nodes)
+        if key not in self._counts:
+            self._open.add(key)
+            self._counts[key] = self.count(model.functions[key].nodes)
+            self._open.discard(key)
+        return self._counts[key]
 
 
 def check_support(model: OnnxModel, supports: Supports) -> None:

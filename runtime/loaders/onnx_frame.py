@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import numpy as np
 
@@ -199,7 +200,7 @@ class Frame:
         prefix: str = "",
         inner: bool = True,
     ) -> None:
-        self.converter = converter
+        self._converter = ref(converter)  # which has the frame
         self.writer = writer
         self.opsets = opsets
         self.parent = parent
@@ -209,6 +210,13 @@ class Frame:
         self.values: dict[str, Value | Foreign | None] = {}
         self.pending: dict[str, Constant] = {}
         self.failed: set[str] = set()
+
+    @property
+    def converter(self) -> Converter:
+        """The conversion that it is part of, while that is on."""
+        found = self._converter()
+        assert found is not None
+        return found
 
     def declare(self, name: str, kind: Kind) -> None:
         """Make a name stand for a value that is fed."""

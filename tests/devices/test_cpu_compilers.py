@@ -72,7 +72,6 @@ def test_it_ends_in_time_however_much_there_is(seconds: float) -> None:
     began = time.monotonic()
     compile_all(endless(), "", made.__setitem__, began + seconds)
     assert time.monotonic() < began + seconds + 10  # however busy the machine is
-    assert made or seconds < 0.5
 
 
 def test_what_takes_long_to_compile_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

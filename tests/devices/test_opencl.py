@@ -79,7 +79,7 @@ def test_released_memory_is_refused_at_execution(device: OpenCLDevice) -> None:
 def test_a_budget_holds_and_comes_back(device_id: str) -> None:
     device = opencl.open_device(device_id, limit=1000)
     first = device.allocate(600)
-    with pytest.raises(OutOfMemory, match=r"500 bytes wanted for weights, 400 of 1000 free"):
+    with pytest.raises(OutOfMemory, match=r"500 bytes wanted for weights, 400 free of 1000"):
         device.allocate(500, "weights")
     first.view(0, 10).release()
     with pytest.raises(OutOfMemory):

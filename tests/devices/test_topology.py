@@ -20,11 +20,24 @@ def test_what_is_no_pci_address(text: str) -> None:
     assert topology.pci_id(text) is None
 
 
-def test_the_best_identity_wins() -> None:
+def test_the_best_identity_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology, "_CARDS", {})
     uuid = bytes(range(16))
     assert topology.physical_id("0a:1f.2", uuid, "x") == "pci-0000:0a:1f.2"
-    assert topology.physical_id(None, uuid, "x") == f"uuid-{uuid.hex()}"
+    assert topology.physical_id(None, uuid[::-1], "x") == f"uuid-{uuid[::-1].hex()}"
     assert topology.physical_id("", bytes(16), "x") == "x"
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 0, 1), (0, 2, 1)])
+def test_a_card_is_one_whichever_of_its_names_a_driver_tells(
+    order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "_CARDS", {})
+    uuid = bytes(range(16))
+    ways = [("0000:0a:1f.2", uuid), ("0a:1f.2", b"")], [("", uuid), ("0a:1f.2", uuid)]
+    told = [way for pair in ways for way in pair]
+    assert len({topology.physical_id(*told[i]) for i in (*order, 3)}) == 1
+    assert topology.physical_id("", bytes(range(1, 17))) != topology.physical_id("", uuid)
 
 
 def test_the_processor_is_one_device_whatever_shows_it() -> None:

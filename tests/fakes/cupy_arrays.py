@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -114,11 +115,6 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - cupy's name
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
 
-    @property
-    def data(self) -> Any:
-        """Where it lies; arrays that are results of the fake's lie on no device."""
-        return self._memptr
-
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, self.context.machine.home(int(self._a.ctypes.data))
 
@@ -185,6 +181,11 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - cupy's name
         target = part if np.may_share_memory(part, self._a) else self._a
         self.context.touch(inside(value) + inside(key), [target], "assignment")
         self._a[bare(key)] = bare(value)
+
+    @property
+    def data(self) -> Any:
+        """A pointer to the first element."""
+        return self._memptr or SimpleNamespace(ptr=int(self._a.ctypes.data))
 
     @property
     def T(self) -> Any:  # noqa: N802 - cupy's name

@@ -13,15 +13,17 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import local
+from threading import get_ident, local
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pytest
 
+from tests.fakes import cublaslt
 from tests.fakes.cuda_machine import Allocation, Clock, Machine
 from tests.fakes.cupy_arrays import Capsule, Context, ndarray, numpy_name
+from tests.fakes.cupy_blas import Blas
 from tests.fakes.cupy_kernels import RawModule
 
 STATUS = {1: "cudaErrorInvalidValue", 2: "cudaErrorMemoryAllocation", 400: "invalid handle",
@@ -126,6 +128,11 @@ class FakeCuda(ModuleType):
         self.runtime = _Runtime(machine)
         self.driver = _namespace("cupy.cuda.driver", CUDADriverError=CUDADriverError)
         self.compiler = _namespace("cupy.cuda.compiler", CompileException=CompileException)
+        self.nvrtc = _namespace(
+            "cupy.cuda.nvrtc",
+            getVersion=lambda: (12, 4),
+            getSupportedArchs=lambda: (50, 60, 70, 80, 90),
+        )
         self.memory = _namespace("cupy.cuda.memory", OutOfMemoryError=OutOfMemoryError)
         self.PinnedMemoryPointer = PinnedMemoryPointer
         self.MemoryPointer = MemoryPointer
@@ -135,6 +142,7 @@ class FakeCuda(ModuleType):
         self.Stream = self._own(Stream)
         self.Event = self._own(Event)
         self.MemoryPool = self._own(MemoryPool)
+        self.cublas = Blas(self)
 
     def _own(self, kind: type) -> Any:
         return type(kind.__name__, (kind,), {"cuda": self})
@@ -145,6 +153,27 @@ class FakeCuda(ModuleType):
             self._local.streams = []
         found: list[Any] = self._local.streams
         return found
+
+    def named(self) -> int:
+        """The current stream, or the number of the legacy default stream."""
+        stack = self.streams()
+        return int(stack[-1].ptr) if stack else 1
+
+    def current(self) -> int:
+        """The current stream; the default stream is never used by us."""
+        stack = self.streams()
+        if not stack:
+            raise self.machine.problem("work on the default stream")
+        return int(stack[-1].ptr)
+
+    def get_current_stream(self) -> Any:
+        """The current stream."""
+        return SimpleNamespace(ptr=self.current())
+
+    def get_cublas_handle(self) -> int:
+        """cupy has a handle for each device of each thread."""
+        self.runtime.check()
+        return (get_ident() << 8) + self.machine.device + 1
 
     def alloc_pinned_memory(self, nbytes: int) -> Any:
         return PinnedMemoryPointer.make(self.machine, nbytes)
@@ -173,12 +202,13 @@ class _Runtime(ModuleType):
     memcpyHostToDevice = 1  # noqa: N815 - cupy's name
     memcpyDeviceToHost = 2  # noqa: N815 - cupy's name
     memcpyDeviceToDevice = 3  # noqa: N815 - cupy's name
+    CUDA_R_32F, CUDA_R_64F, CUDA_R_16F, CUDA_R_16BF = 0, 1, 2, 14
     streamCaptureModeThreadLocal = 1  # noqa: N815 - cupy's name
 
     def __init__(self, machine: Machine) -> None:
         super().__init__("cupy.cuda.runtime")
         self._machine = machine
-        self.events: dict[int, Any] = {}
+        self.events: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     def check(self) -> None:
         if self._machine.sticky:
@@ -194,7 +224,7 @@ class _Runtime(ModuleType):
         return {
             "name": b"Fake GPU", "totalGlobalMem": self._machine.memory, "clockRate": 1000000,
             "multiProcessorCount": 4, "sharedMemPerBlock": 49152, "maxThreadsPerBlock": 1024,
-            "major": 8, "minor": 0,
+            "major": 8, "minor": 0, "uuid": bytes(range(16 + index, 32 + index)),
         }  # fmt: skip
 
     def memGetInfo(self) -> tuple[int, int]:  # noqa: N802
@@ -212,6 +242,12 @@ class _Runtime(ModuleType):
         self._machine.refuse_capture("a copy", stream)
         self._machine.copy(dst, src, size, stream)
 
+    def memcpy(self, dst: int, src: int, size: int, kind: int) -> None:
+        """A copy that waits for everything, also of host memory that is not pinned."""
+        self.check()
+        self._machine.finish()
+        ctypes.memmove(dst, src, size)
+
     def eventQuery(self, event: int) -> int:  # noqa: N802
         return int(self.events[event].query())
 
@@ -221,8 +257,8 @@ class Device:
 
     cuda: FakeCuda
 
-    def __init__(self, index: int = 0) -> None:
-        self.id = index
+    def __init__(self, index: int | None = None) -> None:
+        self.id = self.cuda.machine.device if index is None else index
 
     def __enter__(self) -> Self:
         self._before, self.cuda.machine.device = self.cuda.machine.device, self.id
@@ -254,9 +290,6 @@ class Event:
         self.seconds: float | None = None
         self._queries = 0
         self.cuda.runtime.events[self.ptr] = self
-
-    def __del__(self) -> None:
-        self.cuda.runtime.events.pop(self.ptr, None)
 
     def query(self) -> int:
         """Status: an error, not ready the first time, then done, which is a wait."""
@@ -349,19 +382,25 @@ class MemoryPool:
 
     def __init__(self) -> None:
         self._limit = self.cuda.machine.memory
+        self._given: weakref.WeakSet[Memory] = weakref.WeakSet()
 
     def set_limit(self, size: int) -> None:
         self._limit = size
 
     def used_bytes(self) -> int:
-        return self.cuda.machine.used(self.cuda.machine.device)
+        return sum(memory.allocation.memory.size for memory in list(self._given))
+
+    def total_bytes(self) -> int:
+        return self.used_bytes()
 
     def malloc(self, nbytes: int) -> MemoryPointer:
         self.cuda.runtime.check()
         self.cuda.machine.refuse_capture("an allocation")
         if self.used_bytes() + nbytes > self._limit:
             raise OutOfMemoryError(nbytes, self.used_bytes(), self._limit)
-        return MemoryPointer(Memory(self.cuda.machine, nbytes), 0)
+        made = Memory(self.cuda.machine, nbytes)
+        self._given.add(made)
+        return MemoryPointer(made, 0)
 
     def free_all_blocks(self) -> None:
         pass
@@ -376,7 +415,7 @@ class FakeCupy(ModuleType):
         super().__init__("cupy")
         self.machine = machine or Machine()
         self.cuda = FakeCuda(self.machine)
-        context = Context(self.machine, self.current, self.named)
+        context = Context(self.machine, self.cuda.current, self.cuda.named)
         self.ndarray = type("ndarray", (ndarray,), {"context": context})
         self.RawModule = type("RawModule", (RawModule,), {"cupy": self})
 
@@ -389,27 +428,15 @@ class FakeCupy(ModuleType):
             raise TypeError(f"Unsupported array type: {kind}")
         before, self.machine.device = self.machine.device, index
         try:
-            capsule = array.__dlpack__(stream=self.current(), max_version=(1, 0), copy=None)
+            capsule = array.__dlpack__(stream=self.cuda.current(), max_version=(1, 0), copy=None)
         finally:
             self.machine.device = before
         return self._of(capsule.taken())
 
     def _of(self, taken: Any) -> Any:
         made = object.__new__(self.ndarray)
-        made._a, made._memptr = taken._a, taken.data or MemoryPointer(_foreign(self, taken), 0)
+        made._a, made._memptr = taken._a, taken._memptr or MemoryPointer(_foreign(self, taken), 0)
         return made
-
-    def named(self) -> int:
-        """The current stream, or the number of the legacy default stream."""
-        stack = self.cuda.streams()
-        return int(stack[-1].ptr) if stack else 1
-
-    def current(self) -> int:
-        """The current stream; the default stream is never used by us."""
-        stack = self.cuda.streams()
-        if not stack:
-            raise self.machine.problem("work on the default stream")
-        return int(stack[-1].ptr)
 
     def __getattr__(self, name: str) -> Any:
         return numpy_name(name, self.ndarray)
@@ -425,4 +452,5 @@ def install(monkeypatch: pytest.MonkeyPatch, machine: Machine | None = None) -> 
     fake = FakeCupy(machine)
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setitem(sys.modules, "cupy.cuda", fake.cuda)
+    fake.cublaslt = cublaslt.install(monkeypatch, fake)
     return fake

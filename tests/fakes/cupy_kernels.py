@@ -78,7 +78,7 @@ class Function:
                     f"{name}: argument {i} is a {kind}, not a {type(arg).__name__}"
                 )
         launch = functools.partial(self._launch, name, grid, block, arrays, scalars)
-        captured = self._machine.capture_of(self._cupy.current())
+        captured = self._machine.capture_of(self._cupy.cuda.current())
         if captured is None:
             launch()
         else:
@@ -95,7 +95,7 @@ class Function:
         flags = cl.mem_flags.READ_WRITE | cl.mem_flags.USE_HOST_PTR
         spans = [(i, Range(a._a.ctypes.data, a.nbytes), const) for i, a, const in arrays]
         reads, writes = [s for _, s, _ in spans], [s for _, s, const in spans if not const]
-        self._machine.submit(self._cupy.current(), reads, writes, f"kernel {name}")
+        self._machine.submit(self._cupy.cuda.current(), reads, writes, f"kernel {name}")
         for i, value in scalars:
             self._kernel.set_arg(i, value)
         whole: dict[int, Any] = {}

@@ -13,7 +13,7 @@ from crossdock.devices import cpu
 from crossdock.devices.program import NativeCall
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
-from crossdock.runtime.binding import CompiledOp, bind_op, resident
+from crossdock.runtime.binding import CompiledOp, bind_op
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
 
 GARBAGE = 0xA5
@@ -63,7 +63,7 @@ def execute(
     """
     host = device(threads)
     op = compiled(host, kernel, call, cut=threads > 1)
-    inputs = [None if a is None else resident(host, a, "input") for a in arrays]
+    inputs = [None if a is None else host.upload(a, "input") for a in arrays]
     outputs = [_garbage(host, spec.nbytes) for spec in call.outputs]
     scratch = [_garbage(host, nbytes) for nbytes in op.lowered.scratch]
     bound = bind_op(op, inputs, outputs, scratch, call.op, 0.0)
@@ -87,12 +87,12 @@ def compiled(host: cpu.CpuDevice, kernel: Kernel, call: OpCall, *, cut: bool) ->
     return CompiledOp(
         lowered,
         tuple(host.compile(step) for step in lowered.steps),
-        tuple(resident(host, pack.make(), "packed") for pack in lowered.packs),
+        tuple(host.upload(pack.make(), "packed") for pack in lowered.packs),
     )
 
 
 def _garbage(host: cpu.CpuDevice, nbytes: int) -> Any:
-    return resident(host, np.full(max(1, nbytes), GARBAGE, np.uint8), "result")
+    return host.upload(np.full(max(1, nbytes), GARBAGE, np.uint8), "result")
 
 
 def _read(host: cpu.CpuDevice, buffer: Any, spec: TensorSpec) -> Array:

@@ -14,7 +14,7 @@ from crossdock.devices.base import Device, DeviceInfo
 from crossdock.devices.program import Lowered
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
-from crossdock.runtime.binding import CompiledOp, bind_op, resident
+from crossdock.runtime.binding import CompiledOp, bind_op
 from crossdock.runtime.errors import Unavailable
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
 
@@ -67,11 +67,11 @@ def execute(
     op = CompiledOp(
         lowered,
         tuple(device.compile(step) for step in lowered.steps),
-        tuple(resident(device, pack.make(), "packed") for pack in lowered.packs),
+        tuple(device.upload(pack.make(), "packed") for pack in lowered.packs),
     )
-    inputs = [None if a is None else resident(device, a, "input") for a in arrays]
+    inputs = [None if a is None else device.upload(a, "input") for a in arrays]
     garbage = [np.full(max(1, s.nbytes), 0xA5, np.uint8) for s in call.outputs]
-    outputs = [resident(device, g, "output") for g in garbage]
+    outputs = [device.upload(g, "output") for g in garbage]
     scratch = [device.allocate(n, "scratch") for n in lowered.scratch]
     queue = device.queues["compute"]
     event = queue.execute(device.record(bind_op(op, inputs, outputs, scratch, "test", 0.0)))

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from crossdock.devices.base import Bound
 from crossdock.devices.program import In, Out
 from crossdock.kernels.cpu_copy import Walk, copy_call, dense
-from crossdock.runtime.binding import resident
 from crossdock.runtime.tensor import Array
 from tests.kernels.cpu_run import check, device
 
@@ -98,7 +97,7 @@ def test_any_walk(case: tuple[list[tuple[int, int]], list[int]]) -> None:
     step = copy_call("float32", view.shape, source, Walk(Out(0), 0, dense(view.shape)))
     host = device()
     target = host.allocate(4 * view.size)
-    buffers = {In(0): resident(host, base, "source"), Out(0): target}
+    buffers = {In(0): host.upload(base, "source"), Out(0): target}
     host.queues["compute"].execute(host.record([Bound(host.compile(step), buffers)]))
     got = np.empty(view.shape, np.float32)
     host.queues["download"].read(target, got)

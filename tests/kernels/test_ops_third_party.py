@@ -22,8 +22,8 @@ def _contradicts(case: ThirdParty) -> bool:
     return case.file in ("slice", "split") and types == {"int32"} and wanted == {"float32"}
 
 
-def marked(case: ThirdParty) -> object:
-    marks = [pytest.mark.slow] if case.size > LARGE else []
+def marked(case: ThirdParty, *, slow: bool = False) -> object:
+    marks = [pytest.mark.slow] if slow or case.size > LARGE else []
     if _contradicts(case):
         marks.append(pytest.mark.skip(reason=CONTRADICTORY))
     return pytest.param(case, id=f"{case.file}-{case.source[:12]}-{case.name}", marks=marks)

@@ -57,10 +57,11 @@ class Machine:
         self.forget(made.id)
         return made.id
 
-    def lazy(self, name: str, world: World) -> str:
+    def lazy(self, name: str, world: World, **spec: object) -> str:
         """A lazy device of that name."""
-        device_id = self.sim(name)
-        registry._OPEN[device_id, None, None] = LazyDevice(SimSpec(name), world)
+        device_id = self.sim(name, **spec)
+        made = LazyDevice(SimSpec(name, **spec), world)  # type: ignore[arg-type]
+        registry._OPEN[device_id, None, None] = made
         return device_id
 
     def device(self, device_id: str) -> Device:

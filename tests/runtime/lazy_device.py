@@ -127,12 +127,10 @@ class LazyQueue(Queue):
         assert isinstance(source, SimBuffer)
         return self._submit(lambda: copy_bytes(target, source.first(target.nbytes)), waits)
 
-    def copy(
-        self, target: Buffer, source: Buffer, nbytes: int, waits: Sequence[Event] = ()
-    ) -> LazyEvent:
+    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> LazyEvent:
         assert isinstance(target, SimBuffer)
         assert isinstance(source, SimBuffer)
-        return self._submit(lambda: copy_bytes(target.first(nbytes), source.first(nbytes)), waits)
+        return self._submit(lambda: copy_bytes(target.first(source.nbytes), source.bytes()), waits)
 
     def finish(self) -> None:
         if self._last is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +14,7 @@ import crossdock as xd
 from crossdock.devices.base import Device, DeviceInfo, Event
 from crossdock.devices.sim import Fault
 from crossdock.kernels.reference import evaluate
-from crossdock.runtime import conduct, costing
+from crossdock.runtime import costing
 from crossdock.runtime.conduct import Conductor, conducts
 from crossdock.runtime.errors import DeviceError, DeviceLost
 from crossdock.runtime.graph import Graph
@@ -23,8 +22,8 @@ from crossdock.runtime.plan import Constraints
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prepare import group_capacity
-from crossdock.runtime.program import Segment
 from crossdock.runtime.ready import Ready, make_ready
+from crossdock.runtime.segments import Segment
 from crossdock.runtime.split import SplitGraph
 from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.target import Target
@@ -103,24 +102,19 @@ def test_a_failure_is_told_and_the_device_is_lost(machine: Machine) -> None:
 
 @pytest.mark.parametrize(("again", "left"), [("cpu:0", True), ("sim:quick", False)])
 def test_a_run_that_only_computes_on_the_host_leaves_the_device(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, again: str, left: bool
+    machine: Machine, again: str, left: bool
 ) -> None:
     quick(machine)
     ready = ready_of(machine, back_and_forth(), {"there": BOTH[1], "here": BOTH[0], "again": again})
-    slot = threading.Semaphore(1)
-    monkeypatch.setattr(conduct, "_slot", lambda device: slot)
-    free = []
+    freed: list[str] = []
+    seen = []
 
     def do(part: Segment, waits: Sequence[Event]) -> None:
         if part.device == "cpu:0":
-            free.append(slot.acquire(blocking=False))
-            if free[-1]:
-                slot.release()
+            seen.append(list(freed))
 
-    Conductor(ready.program, do, lambda: None).run()
-    assert free == [left]
-    assert slot.acquire(blocking=False)
-    assert not slot.acquire(blocking=False)
+    Conductor(ready.program, do, lambda: None, lambda d: freed.append(d.info.id)).run()
+    assert seen == [["sim:quick"] if left else []]
 
 
 def test_only_with_one_device_that_takes_commands_at_once(machine: Machine) -> None:

@@ -165,7 +165,7 @@ def test_memory_comes_back_and_counts(fake: cupy_fake.FakeCupy) -> None:
         assert used - card.pool.used_bytes() == 2 * VALUES.nbytes
         with pytest.raises(FeedError, match=r"'x'.*after its close"):
             session.run({"x": kept["y"]})
-        card.budget = 0
+        card._share.limit = 0
         with pytest.raises(OutOfMemory, match=r"output 'y'.*close arrays kept on cuda:0"):
             session.run({"x": VALUES}, outputs="device")
         np.testing.assert_array_equal(session.run({"x": VALUES})["y"], 2 * VALUES)

@@ -104,11 +104,11 @@ def nameless(
 
 
 def careless(
-    self: CudaQueue, target: Buffer, source: Buffer, nbytes: int, waits: Sequence[Event] = (),
+    self: CudaQueue, target: Buffer, source: Buffer, waits: Sequence[Event] = (),
     *, copy: Any = CudaQueue.copy,
 ) -> CudaEvent:  # fmt: skip
     del waits
-    made: CudaEvent = copy(self, target, source, nbytes)
+    made: CudaEvent = copy(self, target, source)
     return made
 
 

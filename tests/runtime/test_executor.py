@@ -58,13 +58,14 @@ def check_runs(session: Session, graph: Graph, seed: int, runs: int = 2) -> None
 
 
 @ADVERSARIAL
-@given(placed_graphs(), st.integers(0, 1 << 16))
+@given(placed_graphs(), st.integers(0, 1 << 16), st.sets(st.sampled_from("abc")))
 def test_answers_hold_however_late_work_is_done(
-    machine: Machine, made: tuple[Graph, dict[str, int]], seed: int
+    machine: Machine, made: tuple[Graph, dict[str, int]], seed: int, peers: set[str]
 ) -> None:
     graph, where = made
     world = World(seed)
-    ids = ["cpu:0", *(machine.lazy(name, world) for name in "abc")]
+    spec = {"peers": tuple(sorted(peers))}  # what the others copy from directly
+    ids = ["cpu:0", *(machine.lazy(name, world, **spec) for name in "abc")]
     rules = xd.Constraints(pin={name: ids[at] for name, at in where.items()})
     with xd.compile(graph, ids, constraints=rules, measure=False) as session:
         check_runs(session, graph, seed)

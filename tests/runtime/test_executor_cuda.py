@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 import crossdock as xd
 from crossdock.devices import registry
+from crossdock.devices.cuda_graph import Segment
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime import costing
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.program import instantiate
 from tests.fakes import cupy_fake
 from tests.runtime.conftest import Machine
 from tests.runtime.strategies import whole_feeds
@@ -84,3 +86,28 @@ def test_a_receipt_says_why_launches_are_not_replayed(
             feeds = whole_feeds(graph, 1)
             np.testing.assert_allclose(session.run(feeds)["y"], evaluate(graph, feeds)["y"], 1e-5)
         assert session.receipt.notes == ("no CUDA graph of 2 launches: error 801",)
+        said = "in its last run: no CUDA graph of 2 launches: error 801"
+        assert said in session.plan.explain()
+        assert said in session.plan.explain_op(session.plan.launches()[0].name)
+
+
+def test_explain_says_what_is_replayed_as_it_is(card: str) -> None:
+    b = xd.GraphBuilder()
+    x = b.input("x", (4, 4))
+    first = b.transpose(b.softmax(x, axis=1, label="a"), permutation=[1, 0], label="b")
+    host = b.neg(b.softmax(first, axis=1, label="c"), label="host")
+    graph = b.build({"y": b.softmax(host, axis=1, label="alone")})
+    rules = xd.Constraints(pin={"[abc]": card, "alone": card, "host": "cpu:0"})
+    with xd.compile(graph, [card], constraints=rules, measure=False) as session:
+        made = {s.name: s.replay for s in session.plan.launches()}
+        commands = instantiate(session.ready().program).commands.values()
+        text, one = session.plan.explain(), session.plan.explain_op("alone")
+        again = xd.Plan.from_json(session.plan.to_json())
+    graphs = [p for c in commands for p in getattr(c, "parts", ()) if isinstance(p, Segment)]
+    assert [len(found.calls) for found in graphs] == [3]
+    assert {made[name] for name in "abc"} == {"replayed in graph 1 of 3 launches"}
+    assert made["host"] == ""
+    assert made["alone"] == "not replayed: no other launch is beside it between two waits"
+    assert "3 of 4 ops are replayed in graphs of launches; not replayed: " in text
+    assert made["alone"] in one
+    assert again.explain() == text

@@ -25,8 +25,9 @@ from crossdock.runtime.order import with_waits
 from crossdock.runtime.plan import HOST, Constraints, Step
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.program import Program, instantiate, segment
+from crossdock.runtime.program import Program, instantiate
 from crossdock.runtime.queued import QueuedRun
+from crossdock.runtime.segments import segment
 from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel
 from tests.runtime.closure import done_before

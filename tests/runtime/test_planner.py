@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import crossdock as xd
 from crossdock.devices import cpu, sim
 from crossdock.devices.base import DeviceInfo
+from crossdock.devices.links import link_ends
 from crossdock.devices.sim import SimSpec
 from crossdock.runtime import costing
 from crossdock.runtime.errors import MemoryBudget, NoPlacement, PlanError
@@ -92,9 +93,18 @@ def targets(draw: st.DrawFn) -> Target:
             link = LinkModel(10.0 ** -draw(st.integers(4, 7)), ((1.0, 1e9),))
             model.set_link(CPU.fingerprint, info.fingerprint, link)
             model.set_link(info.fingerprint, CPU.fingerprint, WIRE)
+    pairs = [(a.id, b.id) for a in beside for b in beside if a is not b]
+    peers = frozenset(draw(st.sets(st.sampled_from(pairs)))) if pairs else frozenset()
+    for a, b in sorted(peers):
+        if draw(st.booleans()):
+            fast = LinkModel(1e-6, ((1.0, 10.0 ** draw(st.integers(7, 11))),))
+            model.set_link(
+                *link_ends(*(next(d for d in beside if d.id == e) for e in (a, b))), fast
+            )
     asked = draw(st.lists(st.sampled_from(devices), min_size=1, max_size=4))
     capacity = {CPU.resource_group: draw(st.integers(1, 3))}
-    return Target(tuple(devices), frozenset(d.id for d in asked), model, capacity)
+    ids = frozenset(d.id for d in asked)
+    return Target(tuple(devices), ids, model, capacity, peers=peers)
 
 
 def pinned(draw: st.DrawFn, graph: Graph, on: Target) -> Constraints:

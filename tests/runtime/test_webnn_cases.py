@@ -5,6 +5,7 @@ Every op has to run on the device asked for, natively or emulated; nothing goes 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,11 @@ from tests.kernels.test_ops_third_party import CASES, marked
 from tests.kernels.third_party import ThirdParty, array, build, verdict
 
 CARD = "cuda:0"
+SHARE = 4
+"""One in so many cases of an operator goes to the fake card at once, the rest with the slow tests.
+
+It runs the kernels' texts on the OpenCL device, which has run every case with them already.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,15 @@ def test_on_opencl(case: ThirdParty) -> None:
     judge(case, opened(opencl_ids()[0]).info.id)
 
 
-@pytest.mark.parametrize("case", [marked(case) for case in CASES])
+def shared_out() -> list[object]:
+    counts: Counter[str] = Counter()
+    made = []
+    for case in CASES:
+        made.append(marked(case, slow=counts[case.file] % SHARE > 0))
+        counts[case.file] += 1
+    return made
+
+
+@pytest.mark.parametrize("case", shared_out())
 def test_on_the_fake_card(case: ThirdParty, card: str) -> None:
     judge(case, card)

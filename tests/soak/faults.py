@@ -14,7 +14,7 @@ import os
 import random
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,7 @@ def main() -> int:
     report = soak(args.runs, args.seed, args.chance)
     sys.stdout.write(f"{report}\n")
     if args.json is not None:
-        data = {**asdict(report), "sound": report.sound}
+        data = {**vars(report), "sound": report.sound}
         args.json.write_text(json.dumps(data, indent=2) + "\n")
     return 0 if report.sound else 1
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crossdock.devices.machine import Machine
+from crossdock.devices.machine import DeviceProfile, Machine, Status
 from crossdock.runtime.calibrate import is_calibrated
+from crossdock.runtime.cli.output import Output
+from crossdock.runtime.cli.probe import show
+from tests.cards import CARD
 
 
 def test_devices_lists_the_processor_and_says_why_others_are_missing(call: Any) -> None:
@@ -76,3 +80,27 @@ def test_calibrate_says_what_it_timed_and_keeps_it(call: Any) -> None:
     assert is_calibrated("cpu:0", 1)
     assert not is_calibrated("cpu:0", 2)
     assert call("calibrate", "--device", "cpu:7").status == 2
+
+
+def test_probe_says_which_ways_lead_to_one_card(capsys: pytest.CaptureFixture[str]) -> None:
+    ways = [CARD, replace(CARD, id="opencl:1", kind="opencl"), replace(CARD, id="cuda:1",
+            physical_id="pci-0000:02:00.0")]  # fmt: skip
+    found = tuple(DeviceProfile(w.id, w.kind, Status.PASS, info=w) for w in ways)
+    show(Machine("print", "a processor", 2, {}, "now", True, 0.0, found), Output())
+    said = capsys.readouterr().out
+    assert "cuda:0 and opencl:1 are one device (pci-0000:01:00.0)" in said
+    assert said.count("are one device") == 1
+
+
+def test_probe_says_which_versions_a_card_has(capsys: pytest.CaptureFixture[str]) -> None:
+    card = replace(
+        CARD,
+        driver="CUDA 12.9, driver for CUDA 13.0",
+        details={"compute_capability": "9.0", "nvrtc": "12.9"},
+    )
+    found = (DeviceProfile(card.id, card.kind, Status.PASS, info=card),)
+    show(Machine("print", "a processor", 2, {}, "now", True, 0.0, found), Output())
+    assert (
+        "cuda:0: CUDA 12.9, driver for CUDA 13.0; compute capability 9.0, NVRTC 12.9\n"
+        in capsys.readouterr().out
+    )

@@ -328,3 +328,12 @@ def test_shares_and_labels_are_kept(call: Any, model: Path, machine_file: Path) 
     got = call("plan", *common, "--max-share", "cuda:0=2")
     assert got.status == 2
     assert "ID=SHARE" in got.err
+
+
+def test_precision_is_part_of_the_plan(call: Any, model: Path, machine_file: Path) -> None:
+    assert plan(call, model, *HERE).precision == "highest"
+    assert plan(call, model, *HERE, "--precision", "fast").precision == "fast"
+    there = ("--machine", machine_file, "--dim", "N=64", "--precision", "high")
+    assert plan(call, model, *there).precision == "high"
+    assert "precision 'high': no op is rounded" in plan(call, model, *there).explain()
+    assert "is not one of 'highest', 'high', 'fast'" in call("plan", model, "--precision", "x").err

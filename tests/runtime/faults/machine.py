@@ -26,13 +26,15 @@ class FaultyMachine:
 
     def __init__(self) -> None:
         self.devices: list[FaultDevice] = []
+        self.peers: tuple[str, ...] = ()  # names of devices that copy from each other directly
 
     def add(
         self, name: str, *plan: Fault, seed: int = 0, inner: Device | None = None
     ) -> FaultDevice:
         """A device that fails by ``plan``; its own memory and clock unless ``inner`` is given."""
         registry._OPEN.pop((f"sim:{name}", None, None), None)
-        made = faults.register(name, inner or SimDevice(SimSpec(name)), plan, seed)
+        inner = inner or SimDevice(SimSpec(name, peers=self.peers))
+        made = faults.register(name, inner, plan, seed)
         self.devices.append(made)
         return made
 

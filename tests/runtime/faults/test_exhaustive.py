@@ -42,6 +42,12 @@ def calls_of(faulty: FaultyMachine, name: str, call: str) -> dict[str, int]:
     return {device: made.faults.count(call) for device, made in devices.items()}
 
 
+def session_of(faulty: FaultyMachine, name: str) -> xd.Session:
+    graph, places = GRAPHS[name]()
+    faulty.all("abc", "")
+    return compiled(graph, places, runs_at_once=1)
+
+
 def outlives(
     faulty: FaultyMachine, name: str, device: str, fault: Fault, **options: Any
 ) -> Receipt:
@@ -78,6 +84,28 @@ QUICK = {("oom", "execute"), ("launch", "execute"), ("lost", "copy"), ("build", 
 def test_a_fault_at_every_call(
     faulty: FaultyMachine, name: str, device: str, kind: str, call: str
 ) -> None:
+    everywhere(faulty, name, device, kind, call)
+
+
+@pytest.mark.parametrize(("kind", "call"), [("lost", "execute"), ("launch", "copy")])
+@pytest.mark.parametrize("device", [A, C])
+def test_a_fault_at_every_call_where_copies_are_direct(
+    faulty: FaultyMachine, device: str, kind: str, call: str
+) -> None:
+    faulty.peers = ("a", "b", "c")
+    everywhere(faulty, "branches", device, kind, call)
+    with session_of(faulty, "branches") as session:
+        assert any("cpu:0" not in (c.src, c.dst) for c in session.plan.copies())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize(("kind", "call"), CASES)
+@pytest.mark.parametrize("device", [A, B, C])
+def test_every_fault_at_every_call_where_copies_are_direct(
+    faulty: FaultyMachine, name: str, device: str, kind: str, call: str
+) -> None:
+    faulty.peers = ("a", "b", "c")
     everywhere(faulty, name, device, kind, call)
 
 

@@ -1,0 +1,1 @@
+"""``python -m bench.gpu_check``: prove and measure a CUDA card in one run; see ``runner``."""

@@ -1,0 +1,1 @@
+"""What is checked: a module a section, each with ``run(place, report)``."""

@@ -1,0 +1,143 @@
+"""Products by cuBLAS, on CUDA devices: matmul, gemm, and a product with what follows it.
+
+Each comes with the operands as they are and, on float32, rounded to TF32 or bfloat16 for the tensor
+units, which only a caller that permits it gets (``kernels.precision``). What follows a product is
+one launch of our own, over a product left in float32 also for half types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.cuda_blas import MOST_CALLS, Product
+from crossdock.devices.program import In, Lowered, Scratch
+from crossdock.kernels.fused import FusedBody, FusedStep
+from crossdock.kernels.fused_matmul import product_of, whole_body
+from crossdock.kernels.grid_common import has, obstacle, operand
+from crossdock.kernels.grid_emit import steps_of
+from crossdock.kernels.grid_matmul import factors_of
+from crossdock.kernels.grid_pointwise import Operand, pointwise
+from crossdock.kernels.precision import FORMATS
+from crossdock.kernels.refusal import Cause, Refusal
+from crossdock.kernels.spec import OpCall
+from crossdock.kernels.table import kernel
+from crossdock.runtime.tensor import TensorSpec, to_numpy
+
+OPS = ("matmul", "gemm", "fused_matmul")
+KINDS = ("cuda",)
+RANK = 15
+ROUNDING_RANK = 25
+"""Behind our own kernels: where costs do not decide, operands are left as they are."""
+TENSOR_UNITS = 8.0
+"""The first compute capability with TF32 and bfloat16."""
+ALIGNED = 16
+"""Bytes that matrices of a batch begin at multiples of, where tensor units read them."""
+
+
+def product_for(call: OpCall, rounds: str, *, wide: bool = False) -> Product:
+    """The product that an op asks for; ``wide`` leaves half types' results in float32."""
+    factors = factors_of(product_of(call))
+    space = factors.space()
+    result = "float32" if wide and factors.dtype != "float64" else factors.dtype
+    one = space.dims == (1,)
+    return Product(
+        factors.m,
+        factors.n,
+        factors.k,
+        factors.dtype,
+        result,
+        () if one else space.dims,
+        () if one else space.strides[0],
+        () if one else space.strides[1],
+        factors.a_transposed,
+        factors.b_transposed,
+        factors.alpha,
+        rounds,
+    )
+
+
+def fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
+    """Why cuBLAS cannot be asked for an op's product; None where it can."""
+    if (why := obstacle(call, device)) is not None:
+        return why
+    dtype = operand(call, 0).dtype
+    capability = float(device.details.get("compute_capability", "0"))
+    if rounds and dtype != "float32":
+        return Refusal(f"{dtype} operands are not rounded", Cause.DTYPE)
+    if (rounds or dtype == "bfloat16") and capability < TENSOR_UNITS:
+        return Refusal(
+            f"compute capability {capability:g} has no {rounds or dtype}; it begins with "
+            f"{TENSOR_UNITS:g}",
+            Cause.LACKS,
+        )
+    product = product_for(call, rounds, wide=body_of(call) is not None)
+    if len(list(product.offsets())) > MOST_CALLS:
+        return Refusal(f"more than {MOST_CALLS} calls for its batch", Cause.SIZE)
+    return _misaligned(product)
+
+
+def _misaligned(p: Product) -> str | None:
+    """Why matrices of a batch do not lie where cuBLAS's tensor kernels may read them.
+
+    The rule is the one in cuBLAS's manual for batches of half types and fast modes.
+    """
+    if not p.batch or not (p.rounds or p.dtype in ("float16", "bfloat16")):
+        return None
+    wanted = ALIGNED if p.k % 8 == 0 else 4 if p.k % 2 == 0 else 1
+    lying = ((p.dtype, p.a_strides), (p.dtype, p.b_strides), (p.result, p.y_strides))
+    for dtype, strides in lying:
+        size = to_numpy(dtype).itemsize
+        if any(stride * size % wanted for stride in strides):
+            return Refusal(f"its matrices do not begin at multiples of {wanted} bytes", Cause.FORM)
+    return None
+
+
+def _lowering(rounds: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
+    def lower(call: OpCall, device: DeviceInfo) -> Lowered:
+        return _lowered(rounds, call, device)
+
+    return lower
+
+
+def _lowered(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
+    """One call of cuBLAS, and one launch for what follows it."""
+    follows = body_of(call)
+    if follows is None:
+        return Lowered((product_for(call, rounds).step(),))
+    body, places = follows
+    product, result = product_for(call, rounds, wide=True), call.outputs[0]
+    between = TensorSpec(product.result, result.dims)
+    operands = [Operand(Scratch(0), between.dtype, between.dims)]
+    for i in places:
+        spec = operand(call, i)
+        operands.append(Operand(In(i), spec.dtype, spec.dims))
+    last = pointwise(steps_of(body), operands, result, device)
+    return Lowered((product.step(y=Scratch(0)), last), (between.nbytes,))
+
+
+def body_of(call: OpCall) -> tuple[FusedBody, tuple[int, ...]] | None:
+    """What follows the product, and the operands that it reads beside it; None for nothing."""
+    if call.op == "fused_matmul":
+        body, places = whole_body(call)
+        return (body, places) if body.steps else None
+    if call.op == "matmul" or not has(call, 2):
+        return None
+    dtype, beta = call.outputs[0].dtype, float(call.attrs["beta"])
+    scaled = FusedStep("linear", {"alpha": beta, "beta": 0.0}, (1,), dtype, (dtype,))
+    if beta == 1.0:
+        return FusedBody((FusedStep("add", {}, (0, 1), dtype, (dtype, dtype)),)), (2,)
+    return FusedBody((scaled, FusedStep("add", {}, (0, -1), dtype, (dtype, dtype)))), (2,)
+
+
+for _op in OPS:
+    for _rounds in ("", *FORMATS):
+        kernel(
+            f"cublas.{_op}.{_rounds}".rstrip("."),
+            _op,
+            KINDS,
+            when=partial(fits, _rounds),
+            rank=ROUNDING_RANK if _rounds else RANK,
+            rounds=_rounds,
+        )(_lowering(_rounds))

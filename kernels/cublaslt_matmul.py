@@ -1,0 +1,147 @@
+"""Products by cuBLASLt on CUDA devices, with a bias, a matrix that is added and a ReLU in the call.
+
+Other things that follow a product are a launch of our own, as with ``cublas_matmul``. cuBLASLt's
+GELU is none of ours: it is the approximation by tanh. Its ReLU may make a zero of a NaN, and so is
+not exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.cuda_lt import LtProduct
+from crossdock.devices.program import In, Lowered, Scratch, Slot
+from crossdock.kernels.cublas_matmul import OPS, body_of, fits, product_for
+from crossdock.kernels.fused import FusedBody
+from crossdock.kernels.grid_common import has, operand
+from crossdock.kernels.grid_emit import steps_of
+from crossdock.kernels.grid_pointwise import Operand, pointwise
+from crossdock.kernels.precision import FORMATS
+from crossdock.kernels.refusal import Cause, Refusal
+from crossdock.kernels.spec import OpCall
+from crossdock.kernels.table import kernel
+from crossdock.runtime.tensor import TensorSpec
+
+RANK = 16
+ROUNDING_RANK = 26
+WORKSPACE = {8: 4 << 20, 9: 32 << 20}
+"""Most bytes of workspace from a compute capability on, as cuBLAS itself takes them."""
+PARTS = 8
+"""Parts of a sum in the workspace at a time, at most."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the call itself does after the product."""
+
+    bias: Slot | None = None
+    c: Slot | None = None
+    beta: float = 0.0
+    relu: bool = False
+
+
+def ending_of(call: OpCall) -> Ending | None:
+    """What follows the product, where cuBLASLt can do it in the call; None where it cannot."""
+    if call.op == "gemm":
+        return _ending_of_gemm(call)
+    if call.op == "matmul":
+        return Ending()
+    bias = In(2) if has(call, 2) else None
+    c = In(3) if has(call, 3) else None
+    body: FusedBody = call.attrs["body"] or FusedBody()
+    steps = [(step.op, step.args) for step in body.steps]
+    added = [("add", (0, 1))] if c is not None else []
+    beta = 1.0 if c is not None else 0.0
+    if steps == added:
+        return Ending(bias, c, beta)
+    if steps == [*added, ("relu", (-1,) if added else (0,))]:
+        return Ending(bias, c, beta, relu=True)
+    return None
+
+
+def _ending_of_gemm(call: OpCall) -> Ending | None:
+    if not has(call, 2):
+        return Ending()
+    beta, (m, n), dims = float(call.attrs["beta"]), call.outputs[0].dims, operand(call, 2).dims
+    if dims == (m, n):
+        return Ending(c=In(2), beta=beta)
+    if beta == 1.0 and dims in ((n,), (1, n)):
+        return Ending(bias=In(2))
+    return None
+
+
+def _fits(rounds: str, relu: bool, call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := fits(rounds, call, device)) is not None:
+        return why
+    if operand(call, 0).dtype == "float64":
+        return Refusal("no float64 kernel", Cause.DTYPE)
+    if len(product_for(call, rounds).batch) > 1:
+        return Refusal("more than one dimension of a batch", Cause.FORM)
+    ending = ending_of(call)
+    if relu != (ending is not None and ending.relu):
+        return "no ReLU follows" if relu else "the kernel with a ReLU does it"
+    return None
+
+
+def _lowering(rounds: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
+    def lower(call: OpCall, device: DeviceInfo) -> Lowered:
+        return _lowered(rounds, call, device)
+
+    return lower
+
+
+def _lowered(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
+    """One call of cuBLASLt, and one launch for what it does not do itself."""
+    ending = ending_of(call)
+    product = product_for(call, rounds, wide=ending is None)
+    wanted = LtProduct(product, workspace=_workspace(call, device))
+    if ending is not None:
+        wanted = replace(
+            wanted,
+            bias=ending.bias is not None,
+            c=ending.c is not None,
+            beta=ending.beta,
+            relu=ending.relu,
+        )
+        return Lowered((wanted.step(ending.bias, ending.c),), (wanted.workspace,))
+    found, result = body_of(call), call.outputs[0]
+    assert found is not None
+    body, places = found
+    between, space = TensorSpec(product.result, result.dims), Scratch(1)
+    operands = [Operand(Scratch(0), between.dtype, between.dims)]
+    for i in places:
+        spec = operand(call, i)
+        operands.append(Operand(In(i), spec.dtype, spec.dims))
+    last = pointwise(steps_of(body), operands, result, device)
+    steps = (wanted.step(y=Scratch(0), workspace=space), last)
+    return Lowered(steps, (between.nbytes, wanted.workspace))
+
+
+def _workspace(call: OpCall, device: DeviceInfo) -> int:
+    """Bytes that an algorithm may take: for parts of sums in float32, in small products few."""
+    capability = float(device.details.get("compute_capability", "0"))
+    most = WORKSPACE[9 if capability >= 9 else 8]
+    wanted = PARTS * 4 * call.outputs[0].size
+    return min(most, -(-wanted // device.alignment) * device.alignment)
+
+
+def _register(op: str, rounds: str, *, relu: bool) -> None:
+    name = ".".join(filter(None, ("cublaslt", op, "relu" if relu else "", rounds)))
+    kernel(
+        name,
+        op,
+        ("cuda",),
+        when=partial(_fits, rounds, relu),
+        rank=ROUNDING_RANK if rounds else RANK,
+        exact=not relu,
+        rounds=rounds,
+    )(_lowering(rounds))
+
+
+for _rounds in ("", *FORMATS):
+    for _op in OPS:
+        _register(_op, _rounds, relu=False)
+    _register("fused_matmul", _rounds, relu=True)
