@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.devices import cuda_peer, cuda_versions, topology
+from crossdock.devices import cuda_exchange, cuda_peer, cuda_versions, topology
 from crossdock.devices.base import (
+    Borrowed,
     Bound,
+    Buffer,
     Cap,
     Device,
     DeviceInfo,
@@ -156,6 +158,7 @@ class CudaDevice(Device):
         self.index = int(info.id.partition(":")[2])
         self.budget = info.memory_bytes if limit is None else min(limit, info.memory_bytes)
         self.lost = ""
+        self.returned = False  # memory that others had been lent
         self.pool = cp.cuda.MemoryPool()
         self.dropped: deque[Any] = deque()
         self._share = Share(info.id, self.budget, info.memory_bytes, info.physical_id)
@@ -171,6 +174,8 @@ class CudaDevice(Device):
             self.queues: Mapping[str, CudaQueue] = {
                 role: CudaQueue(self, role) for role in ("compute", "upload", "download")
             }
+            self.borrowing = cp.cuda.Stream(non_blocking=True)
+            """Only waits for streams of other libraries."""
 
     @property
     def users(self) -> list[CudaQueue]:
@@ -209,6 +214,9 @@ class CudaDevice(Device):
             with translated(self):
                 for queue in self.users:
                     queue.stream.synchronize()
+                if self.returned:  # by whom a stream of their own may still use it
+                    self.returned = False
+                    self.cp.cuda.Device(self.index).synchronize()
 
     def _reclaim(self, wanted: int) -> None:
         """Free what was dropped, waiting for it only where memory is short; any thread."""
@@ -257,6 +265,18 @@ class CudaDevice(Device):
                 made = CudaBuffer(self, self.pool.malloc(max(nbytes, 1)), nbytes)
                 self._count()
             return made
+
+    def holds(self, value: object) -> bool:
+        """Whether an array of another library lies on this card."""
+        return cuda_exchange.holds(self, value)
+
+    def borrow(self, value: object) -> Borrowed:
+        """Its memory, ready when the streams that write it are; raises BufferError."""
+        return cuda_exchange.borrow(self, value)
+
+    def lend(self, buffer: Buffer, spec: TensorSpec) -> Any:
+        """A cupy array in a buffer's memory; raises BufferError for a type that cupy lacks."""
+        return cuda_exchange.lend(self, buffer, spec)
 
     def compile(self, step: Step) -> CudaExecutable:
         """Build a kernel with NVRTC; an array call only needs types that cupy has."""
@@ -338,6 +358,7 @@ class CudaDevice(Device):
             queue.forget()
             if queue.feeder is not None:
                 queue.feeder.stop()
+        self.drain()
         self._closed = True
         self._modules.clear()
         for queue in self.users:

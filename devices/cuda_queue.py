@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossdock.devices.base import Bound, Buffer, CommandBuffer, Event, Executable, Queue, Span
+from crossdock.devices.base import (
+    Bound,
+    Buffer,
+    CommandBuffer,
+    Event,
+    Executable,
+    Queue,
+    Span,
+    check_copy,
+)
 from crossdock.devices.cuda_graph import Segment, segments
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
 from crossdock.devices.cuda_peer import Bridge
@@ -85,17 +94,20 @@ class CudaQueue(Queue):
         """An event after everything submitted; it is kept until it is done, with what it uses."""
         device = self.device
         raw = self.stream.record(device.cp.cuda.Event(disable_timing=True))
-        event = CudaEvent(device, raw, keep)
-        self.forget()
         with self._forgetting:
+            self._forget()
+            event = CudaEvent(device, raw, keep, self._pending[-1] if self._pending else None)
             self._pending.append(event)
         return event
 
     def forget(self) -> None:
         """Keep no longer what done work used; any thread."""
         with self._forgetting:
-            while self._pending and self._pending[0].done():
-                self._pending.popleft()
+            self._forget()
+
+    def _forget(self) -> None:
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().let_go()
 
     def busy(self) -> bool:
         """True while submitted work is not done."""
@@ -164,15 +176,20 @@ class CudaQueue(Queue):
             return self._mark((target, source.root))
 
     def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> CudaEvent:
-        """Copy from another card's memory: by peer access, or staged part by part."""
+        """Copy on the card, or from another: by peer access, or staged part by part."""
         assert isinstance(target, CudaBuffer)
         assert isinstance(source, CudaBuffer)
+        check_copy(self.device, target, source)
+        if source.device is not self.device:
+            return self._across(target, source, waits)
+        with translated(self.device):
+            self._wait_for(waits)
+            kind = self.device.cp.cuda.runtime.memcpyDeviceToDevice
+            self._direct(target.pointer.ptr, source.pointer.ptr, source.nbytes, kind)
+            return self._mark(target.root if source.foreign else (target.root, source.root))
+
+    def _across(self, target: CudaBuffer, source: CudaBuffer, waits: Sequence[Event]) -> CudaEvent:
         device, other, nbytes = self.device, source.device, source.nbytes
-        if nbytes > target.nbytes:
-            raise DeviceError(
-                f"{device.info.id}: cannot copy {nbytes} bytes of {other.info.id} into a buffer of "
-                f"{target.nbytes}"
-            )
         other.read_by(self)
         with translated(other), translated(device):
             self._wait_for(waits)

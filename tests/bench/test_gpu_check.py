@@ -127,6 +127,17 @@ def _alive(pid: int) -> bool:
         return False
 
 
+def test_what_a_section_has_found_is_saved_while_it_runs(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(runner, "SAVING", 0.05)
+    code = "import time; time.sleep(0.3)"
+    runner.supervise([sys.executable, "-c", code], report, 60.0, save=lambda: saved.append(1))
+    assert len(saved) > 1
+    assert read_rows(report.path) == []
+
+
 def test_without_a_card_it_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,7 +78,10 @@ def _dropped(device: CudaDevice, data: np.ndarray) -> None:
     step = axpb_grid(COUNT, 2, 1)
     done = device.queues["compute"].execute(record(device, (step, {In(0): x, Out(0): y})), [sent])
     y.release()
-    del x, y, sent, done
+    w = device.allocate(data.nbytes)
+    device.queues["upload"].write(w, data)
+    w.release()
+    del w, x, y, sent, done
     gc.collect()
     assert device.allocate(data.nbytes).nbytes == data.nbytes
 

@@ -96,7 +96,7 @@ def test_access_that_another_part_of_the_process_has_enabled_will_do(
 
 def test_a_buffer_that_is_too_small_is_refused(cards: tuple[CudaDevice, CudaDevice]) -> None:
     one, other = cards
-    with pytest.raises(DeviceError, match="cannot copy 200 bytes of cuda:0 into a buffer of 100"):
+    with pytest.raises(DeviceError, match="cannot copy a buffer of 200 bytes to one of 100"):
         other.queues["upload"].copy(other.allocate(100), one.allocate(200))
 
 

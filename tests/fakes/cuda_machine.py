@@ -274,6 +274,13 @@ class Machine:
             raise self.problem(f"{what}: the address is no device or pinned memory")
         return found
 
+    def home(self, address: int) -> int:
+        """The device of memory at an address."""
+        found = self.need(Range(address, 0), "a question where memory lies")
+        if found.device is None:
+            raise self.problem("a question on which card host memory lies")
+        return found.device
+
     # --- work ------------------------------------------------------------------------------------
 
     def submit(
