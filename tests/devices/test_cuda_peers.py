@@ -131,10 +131,11 @@ def use_two(one: CudaDevice, other: CudaDevice) -> None:
         done = other.queues["compute"].execute(second, [there])
         other.queues["download"].read(v, got, [done]).wait()
         assert np.array_equal(got, 3 * (2 * (data + turn) + 1) - 1)
-    again = one.queues["compute"].execute(first, [there])
-    other.queues["upload"].copy(u, y, [again])
-    y.release()
-    for buffer in (x, u, v):
+    w = one.allocate(data.nbytes)  # nothing but the copies knows of it
+    sent = one.queues["upload"].write(w, data)
+    other.queues["upload"].copy(u, w, [sent])
+    w.release()
+    for buffer in (x, y, u, v):
         buffer.release()
 
 
