@@ -65,6 +65,7 @@ SECTIONS = (
     Section("models", 60),
     Section("faults", 20, card=True),
     Section("copies", 20, card=True),
+    Section("cards", 20, card=True),
     Section("overlap", 20, card=True),
     Section("overhead", 20),
     Section("placement", 60),

@@ -18,9 +18,10 @@ import crossdock as xd
 from bench.gpu_check import layout, needs, nets, nets_ours, runner
 from bench.gpu_check.place import Place, interleaved
 from bench.gpu_check.report import FAILED, MET, MISSED, NOT_RUN, Report, read_rows, summary, table
-from bench.gpu_check.sections import conformance, models
+from bench.gpu_check.sections import cards, conformance, models
 from crossdock.devices import registry
 from crossdock.devices.base import Probe
+from tests.fakes import cupy_fake
 
 ROOT = Path(__file__).resolve().parents[2]
 POCL = bool(registry.probe_all(["opencl"])[0].devices)
@@ -283,3 +284,22 @@ def test_a_place_counts_down() -> None:
     place = Place(seconds=100.0, rehearsal=True)
     assert 99 < place.left <= 100
     assert place.size(1000, 10) == 10
+
+
+@pytest.mark.skipif(not POCL, reason="the fake cupy runs kernels on PoCL")
+def test_two_cards_are_checked_where_there_are_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = Report("cards", tmp_path / "rows.jsonl", rehearsal=True)
+    cupy_fake.install(monkeypatch)
+    try:
+        cards.run(Place("cuda:0", rehearsal=True, seconds=1.0), report)
+    finally:
+        for name in ("cuda:0", "cuda:1"):
+            registry._OPEN.pop((name, None, None)).close()
+    rows = {row.what: row for row in read_rows(report.path)}
+    assert not any(row.bad for row in rows.values())
+    assert rows["cuda:0 to cuda:1: copies by itself"].note == "peer access"
+    assert rows["a plan over two cards is right"].state == MET
+    assert rows["its value passes the host by"].state == MET
+    assert rows["one card through CUDA and OpenCL"].state == NOT_RUN
