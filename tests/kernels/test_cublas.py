@@ -144,7 +144,7 @@ def test_cublas_stands_in_where_cublaslt_does_not_build(monkeypatch: pytest.Monk
     gone = Refused(CARD.id, "cublaslt.matmul", "libcublasLt.so.12 cannot be loaded", "")
     monkeypatch.setattr(cublas_matmul, "refused", lambda: {mark: gone})
     names = [k.name for k in table.candidates(call, CARD).fitting]
-    assert names[0] == "cublas.matmul"
+    assert "cublas.matmul" in names
     assert "cublas.matmul.tf32" not in names
 
 
