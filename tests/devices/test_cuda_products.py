@@ -65,7 +65,7 @@ def test_a_graph_holds_cublaslt(device: CudaDevice) -> None:
 
 @pytest.mark.parametrize("rounds", ["", *FORMATS])
 def test_operands_are_rounded_by_no_more_than_is_said(device: CudaDevice, rounds: str) -> None:
-    """Products of two numbers each, large enough for the tensor units to be worth it."""
+    """By a product that is large enough for tensor units to be worth it."""
     if rounds:
         needs_tensor_units(device)
     product = Product(512, 512, 8, "float32", "float32", rounds=rounds)
