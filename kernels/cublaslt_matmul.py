@@ -83,8 +83,6 @@ def _fits(rounds: str, relu: bool, call: OpCall, device: DeviceInfo) -> str | No
         return why
     if operand(call, 0).dtype == "float64":
         return Refusal("no float64 kernel", Cause.DTYPE)
-    if len(product_for(call, rounds).batch) > 1:
-        return Refusal("more than one dimension of a batch", Cause.FORM)
     ending = ending_of(call)
     if relu != (ending is not None and ending.relu):
         return "no ReLU follows" if relu else "the kernel with a ReLU does it"
