@@ -116,7 +116,7 @@ def in_call(
         ending.c is not None,
         ending.beta,
         ending.relu,
-        _workspace(call, device),
+        workspace_of(call, device),
     )
     return Lowered((wanted.step(ending.bias, ending.c, a, b),), (wanted.workspace,))
 
@@ -131,7 +131,7 @@ def and_then(
 ) -> Lowered:
     """One call, and one launch over its result for what follows."""
     (body, places), result = follows, call.outputs[0]
-    wanted = LtProduct(product, workspace=_workspace(call, device))
+    wanted = LtProduct(product, workspace=workspace_of(call, device))
     between = TensorSpec(product.result, result.dims)
     operands = [Operand(Scratch(0), between.dtype, between.dims)]
     for i, shape in places.items():
@@ -141,7 +141,7 @@ def and_then(
     return Lowered((step, last), (between.nbytes, wanted.workspace))
 
 
-def _workspace(call: OpCall, device: DeviceInfo) -> int:
+def workspace_of(call: OpCall, device: DeviceInfo) -> int:
     """Bytes that an algorithm may take: for parts of sums in float32, in small products few."""
     capability = float(device.details.get("compute_capability", "0"))
     most = WORKSPACE[9 if capability >= 9 else 8]
