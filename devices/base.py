@@ -260,9 +260,12 @@ class Device(ABC):
     apart: bool = False
     """It works in a process of its own: once lost, nothing of it touches the memory of this one."""
 
-    def copies_from(self, other: Device) -> bool:  # noqa: ARG002
-        """Whether the upload queue copies from another device's memory, past the host's arena."""
-        return False
+    def copies_from(self, other: Device) -> str:  # noqa: ARG002
+        """How the upload queue copies from another device's memory, in a few words.
+
+        Empty where it does not: then values go through the host's arena.
+        """
+        return ""
 
     @abstractmethod
     def allocate(self, nbytes: int, label: str = "") -> Buffer:

@@ -186,14 +186,16 @@ class LtProduct:
         self,
         bias: Slot | None = None,
         c: Slot | None = None,
+        a: Slot = In(0),  # noqa: B008 - immutable
+        b: Slot = In(1),  # noqa: B008 - immutable
         y: Slot = Out(0),  # noqa: B008 - immutable
         workspace: Slot = Scratch(0),  # noqa: B008 - immutable
     ) -> ArrayCall:
         """The call as a step, over flat arrays."""
         plain = self.product.step()
-        (a, b), (made,) = plain.in_specs, plain.out_specs
+        (left, right), (made,) = plain.in_specs, plain.out_specs
         column = TensorSpec(made.dtype, (self.product.n,))
-        there: list[tuple[Slot, TensorSpec | None]] = [(In(0), a), (In(1), b)]
+        there: list[tuple[Slot, TensorSpec | None]] = [(a, left), (b, right)]
         there += [(slot, spec) for slot, spec in ((bias, column), (c, made)) if slot is not None]
         outs: list[tuple[Slot, TensorSpec]] = [(y, made)]
         if self.workspace:

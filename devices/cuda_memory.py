@@ -32,7 +32,7 @@ def translated(device: CudaDevice) -> Iterator[None]:
     """Run with this device current, and cupy's errors made ours. A lost device stays lost."""
     cp, where = device.cp, device.info.id
     if device.lost:
-        raise DeviceLost(f"{where}: {device.lost}")
+        raise DeviceLost(f"{where}: {device.lost}", device=where)
     try:
         with cp.cuda.Device(device.index):
             yield

@@ -382,9 +382,11 @@ class SimDevice(Device):
         if self._lost:
             raise DeviceLost(self._lost, device=self.info.id)
 
-    def copies_from(self, other: Device) -> bool:
-        """True for the simulated devices that the spec names."""
-        return isinstance(other, SimDevice) and other.spec.name in self.spec.peers
+    def copies_from(self, other: Device) -> str:
+        """Directly, from the simulated devices that the spec names."""
+        return (
+            "direct" if isinstance(other, SimDevice) and other.spec.name in self.spec.peers else ""
+        )
 
     def next_step(self) -> tuple[float, threading.Event | None]:
         """Count a step and let the fault that is due happen.

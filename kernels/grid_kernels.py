@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from crossdock.kernels import (
     cublas_matmul,
+    cublaslt_conv,
     cublaslt_matmul,
     grid_attention,
     grid_channels,
@@ -32,6 +33,7 @@ from crossdock.kernels import (
 
 __all__ = [
     "cublas_matmul",
+    "cublaslt_conv",
     "cublaslt_matmul",
     "grid_attention",
     "grid_channels",

@@ -147,7 +147,7 @@ def _links(links: tuple[LinkProfile, ...]) -> Table:
                 seconds(link.latency_s.median),
                 *(rate(by_size.get(n), "B") for n in sizes),
                 "-" if link.duplex is None else f"{link.duplex.median:.2f}",
-                f"{'zero-copy' if link.zero_copy else 'copy'}{staged}",
+                link.how or f"{'zero-copy' if link.zero_copy else 'copy'}{staged}",
             ),
         )
     return table

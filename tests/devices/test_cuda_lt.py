@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from ctypes import byref, c_size_t, c_uint32, c_uint64, c_void_p
@@ -19,7 +20,8 @@ from crossdock.devices.cuda import CudaDevice
 from crossdock.devices.cuda_blas import Product
 from crossdock.devices.cuda_graph import Segment
 from crossdock.devices.cuda_lt import Library, LtProduct, Refused
-from crossdock.devices.program import In, Out, Scratch
+from crossdock.devices.isolated_forms import read_step, step_form
+from crossdock.devices.program import ArrayCall, In, Out, Scratch
 from crossdock.runtime.errors import CompileError, DeviceError, Error
 from crossdock.runtime.tensor import Array, to_numpy
 from tests.devices.steps import download, record, upload
@@ -113,10 +115,11 @@ def test_products(device: CudaDevice, name: str) -> None:
 
 def test_another_process_makes_the_same_step() -> None:
     step = PRODUCTS["all of it"].step(In(2), In(3))
-    assert step.form is not None
-    module, name, data = step.form() or ("", "", None)
-    assert (module, name) == ("crossdock.devices.cuda_lt", "remade")
-    assert cuda_lt.remade(data).wanted == PRODUCTS["all of it"]
+    made = read_step(json.loads(json.dumps(step_form(step, "isolated:cuda:0"))))
+    assert isinstance(made, ArrayCall)
+    assert isinstance(made.fn, cuda_lt.LtGemm)
+    assert made.fn.wanted == PRODUCTS["all of it"]
+    assert made == replace(step, fn=made.fn)
 
 
 def test_a_graph_holds_products(device: CudaDevice) -> None:

@@ -192,14 +192,17 @@ def test_a_library_that_a_call_needs_is_missing(fake: cupy_fake.FakeCupy, kind: 
     device.close()
 
 
-def test_another_error_of_a_call_stays_what_it_is(fake: cupy_fake.FakeCupy) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, ImportError])
+def test_another_error_of_a_call_stays_what_it_is(
+    fake: cupy_fake.FakeCupy, kind: type[Exception]
+) -> None:
     device = cuda.open_device("cuda:0")
 
     def wrong(xp: Any, ins: list[Any], outs: list[Any]) -> None:
-        raise RuntimeError("something else")
+        raise kind("something else")
 
     commands = device.record([Bound(device.compile(ArrayCall(wrong, (), (), (), ())), {})])
-    with pytest.raises(RuntimeError, match="something else"):
+    with pytest.raises(kind, match="something else"):
         device.queues["compute"].execute(commands)
     device.close()
 

@@ -26,7 +26,9 @@ from tests.fakes.cupy_arrays import Capsule, Context, ndarray, numpy_name
 from tests.fakes.cupy_blas import Blas
 from tests.fakes.cupy_kernels import RawModule
 
-STATUS = {1: "cudaErrorInvalidValue", 2: "cudaErrorMemoryAllocation", 400: "invalid handle",
+STATUS = {1: "cudaErrorInvalidValue", 217: "cudaErrorPeerAccessUnsupported",
+          704: "cudaErrorPeerAccessAlreadyEnabled", 711: "cudaErrorTooManyPeers",
+          2: "cudaErrorMemoryAllocation", 400: "invalid handle",
           500: "CUDA_ERROR_NOT_FOUND", 700: "cudaErrorIllegalAddress"}  # fmt: skip
 
 
@@ -242,6 +244,23 @@ class _Runtime(ModuleType):
         self._machine.refuse_capture("a copy", stream)
         self._machine.copy(dst, src, size, stream)
 
+    def deviceCanAccessPeer(self, device: int, peer_device: int) -> int:  # noqa: N802
+        return int((device, peer_device) in self._machine.peers)
+
+    def deviceEnablePeerAccess(self, peer_device: int) -> None:  # noqa: N802
+        self.check()
+        pair = (self._machine.device, peer_device)
+        if pair not in self._machine.peers or pair in self._machine.access:
+            raise CUDARuntimeError(704 if pair in self._machine.access else 217)
+        self._machine.access.add(pair)
+
+    def memcpyPeerAsync(  # noqa: N802
+        self, dst: int, dst_device: int, src: int, src_device: int, size: int, stream: int
+    ) -> None:
+        self.check()
+        self._machine.refuse_capture("a copy", stream)
+        self._machine.copy_peer((dst, dst_device), (src, src_device), size, stream)
+
     def memcpy(self, dst: int, src: int, size: int, kind: int) -> None:
         """A copy that waits for everything, also of host memory that is not pinned."""
         self.check()
@@ -286,6 +305,7 @@ class Event:
         self.cuda.runtime.check()
         self.ptr = id(self)
         self.clock: Clock = {}
+        self.device_id = self.cuda.machine.device
         self.timed = not disable_timing
         self.seconds: float | None = None
         self._queries = 0
@@ -345,6 +365,8 @@ class Stream:
         self.cuda.runtime.check()
         self.cuda.machine.refuse_capture("an event's record", self.ptr)
         event = event or self.cuda.Event()
+        if event.device_id != self.device_id:
+            raise CUDARuntimeError(400)
         event.clock = self.cuda.machine.clock(self.ptr)
         event.seconds = time.perf_counter() if event.timed else None
         return event
