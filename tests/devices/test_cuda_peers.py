@@ -131,11 +131,14 @@ def use_two(one: CudaDevice, other: CudaDevice) -> None:
         done = other.queues["compute"].execute(second, [there])
         other.queues["download"].read(v, got, [done]).wait()
         assert np.array_equal(got, 3 * (2 * (data + turn) + 1) - 1)
-    w = one.allocate(data.nbytes)  # nothing but the copies knows of it
-    sent = one.queues["upload"].write(w, data)
-    other.queues["upload"].copy(u, w, [sent])
+    again = one.queues["compute"].execute(first, [there])
+    other.queues["upload"].copy(u, y, [again])
+    y.release()
+    w = one.allocate(data.nbytes)  # which no command buffer keeps
+    filled = one.queues["upload"].write(w, data)
+    other.queues["upload"].copy(u, w, [filled])
     w.release()
-    for buffer in (x, y, u, v):
+    for buffer in (x, u, v):
         buffer.release()
 
 
