@@ -154,5 +154,5 @@ def test_the_processor_has_one_memory_whatever_leads_to_it() -> None:
     share = Share("a test", info.memory_bytes, info.memory_bytes, info.physical_id)
     before = share.free
     buffers = [registry.open_device(d.id).allocate(1 << 20) for d in (info, *others)]
-    assert share.free == before - (len(others) + 1 << 20)
-    del buffers
+    taken = before - share.free - sum(buffer.nbytes for buffer in buffers)
+    assert abs(taken) < 1 << 19, "other tests' memory may come back meanwhile"
