@@ -186,7 +186,7 @@ class CudaQueue(Queue):
             self._wait_for(waits)
             kind = self.device.cp.cuda.runtime.memcpyDeviceToDevice
             self._direct(target.pointer.ptr, source.pointer.ptr, source.nbytes, kind)
-            return self._mark(target.root if source.foreign else (target.root, source.root))
+            return self._mark(_kept(target, source))
 
     def _across(self, target: CudaBuffer, source: CudaBuffer, waits: Sequence[Event]) -> CudaEvent:
         device, other, nbytes = self.device, source.device, source.nbytes
@@ -200,7 +200,7 @@ class CudaQueue(Queue):
                 if other.index not in self._bridges:
                     self._bridges[other.index] = Bridge(device, other, self.stream)
                 self._bridges[other.index].copy(*ends, nbytes, waits)
-            return self._mark((target.root, source.root))
+            return self._mark(_kept(target, source))
 
     def _peer(self, target: int, source: int, home: int, nbytes: int) -> None:
         self.device.cp.cuda.runtime.memcpyPeerAsync(
@@ -228,3 +228,8 @@ class CudaQueue(Queue):
 def _launches(item: Bound) -> bool:
     executable = item.executable
     return isinstance(executable, CudaExecutable) and is_launch(executable.step)
+
+
+def _kept(target: CudaBuffer, source: CudaBuffer) -> tuple[CudaBuffer, ...]:
+    """What a copy keeps alive: memory of other libraries is kept by the run that reads it."""
+    return (target.root,) if source.foreign else (target.root, source.root)

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Protocol
 
 from crossdock.runtime.plan import HOST, Step
-
-
-class Part(Protocol):
-    """A segment, as far as it is needed here."""
-
-    @property
-    def index(self) -> int:
-        """Its number."""
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Numbers of its steps."""
+from crossdock.runtime.segments import Segment
 
 
 @dataclass(frozen=True)
@@ -33,12 +22,12 @@ class Ends:
     downs: Mapping[str, int]
     read: frozenset[str]
 
-    def host_reads(self, root: str, besides: str = "") -> bool:
-        """Whether a value has to be on the host for ops there, or for devices but one."""
-        return root in self.read or bool(self.ups.get(root, {}).keys() - {besides})
+    def host_reads(self, root: str, besides: AbstractSet[str] = frozenset()) -> bool:
+        """Whether a value has to be on the host for ops there, or for devices but some."""
+        return root in self.read or bool(self.ups.get(root, {}).keys() - besides)
 
 
-def ends(steps: Sequence[Step], parts: Sequence[Part], roots: Mapping[str, str]) -> Ends:
+def ends(steps: Sequence[Step], parts: Sequence[Segment], roots: Mapping[str, str]) -> Ends:
     """The ends of a plan that is cut into segments."""
     ups: dict[str, dict[str, int]] = {}
     downs: dict[str, int] = {}

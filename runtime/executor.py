@@ -44,7 +44,7 @@ class Outcome:
 
     Outputs are arrays; a staged graph's may also be lists (sequences) or None (empty optionals).
     ``avoided`` are copies of the plan that were not made, since arrays stayed on their device;
-    ``pulled`` has the bytes that came to the host beside the plan, by link.
+    ``pulled`` has the bytes that crossed a link beside the plan, by link.
     """
 
     outputs: dict[str, Any]

@@ -33,16 +33,12 @@ class Intake:
         self.notes: list[str] = []
 
     def held(self, feeds: Any) -> Any:
-        """Feeds with those on devices of the session held there, in the order of this thread."""
+        """Feeds taken in by this thread: what its libraries write is ordered as it sees it."""
         if not isinstance(feeds, Mapping) or all(
             value.__class__ is np.ndarray for value in feeds.values()
         ):
             return feeds
-        return {name: self._held(name, value) for name, value in feeds.items()}
-
-    def _held(self, name: str, value: Any) -> Any:
-        host = isinstance(value, np.ndarray) or _host_kind(value)
-        return value if host else self.take(name, value)
+        return {name: self.take(name, value) for name, value in feeds.items()}
 
     def on_host(self, feeds: Any) -> Any:
         """Feeds with those on devices copied to the host."""
@@ -61,10 +57,10 @@ class Intake:
             return value
         if isinstance(value, DeviceArray):
             return self._own(name, value)
-        if not (hasattr(value, "__dlpack_device__") or hasattr(value, "__cuda_array_interface__")):
-            return value
         try:
-            return self._foreign(name, value)
+            if hasattr(value, "__dlpack_device__") or hasattr(value, "__cuda_array_interface__"):
+                return self._foreign(name, value)
+            return value
         except Error:
             raise
         except Exception as error:

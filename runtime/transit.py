@@ -43,7 +43,7 @@ class Transit:
     ``feeds`` are inputs as the host has them, ``fed`` those of the graph that it does not need.
     ``kept`` are the outputs that are to stay, by name. ``arrivals`` and ``departures`` say by
     segment which arrays are copied on the device; ``spared`` are the segments of which nothing else
-    is copied. ``pulled`` has bytes that came to the host beside the plan, by link.
+    is copied. ``pulled`` has bytes that crossed a link beside the plan, by link.
     """
 
     program: Program
@@ -56,31 +56,37 @@ class Transit:
     pulled: dict[str, int] = field(default_factory=dict)
 
     def take(self, name: str, array: DeviceArray) -> None:
-        """Let an input come from a device, as far as the plan has it copied there."""
+        """Let an input come from a device, as far as the plan has it copied there or near it."""
         program, root = self.program, self.program.roots.get(name, name)
-        where = program.ends.ups.get(root, {}).get(array.device)
         cut = {window.source for window in program.windows.inputs.values()}
-        whole = name in program.graph.inputs and name not in cut
-        used = array.owner is program.devices.get(array.device)
-        if where is not None and whole and used and not program.watched:
-            self.arrivals[where] = array
-            self.spared.add(where)
-            outputs = {program.roots[value] for value in program.graph.outputs.values()}
-            if root not in outputs and not program.ends.host_reads(root, array.device):
-                self.fed.add(name)
-                return
-        elif whole and not self._wanted(root):
+        near: set[str] = set()
+        if name in program.graph.inputs and name not in cut:
+            near = self._near(root, array)
+        outputs = {program.roots[value] for value in program.graph.outputs.values()}
+        wanted = name in cut or program.watched or root in outputs
+        if name in program.graph.inputs and not wanted and not program.ends.host_reads(root, near):
             self.fed.add(name)
             return
         self.feeds[name] = array.numpy()
-        link = f"{array.device}->{HOST}"
-        self.pulled[link] = self.pulled.get(link, 0) + array.nbytes
+        self._pull(array, HOST)
 
-    def _wanted(self, root: str) -> bool:
-        """Whether anything at all reads an input."""
-        program = self.program
-        outputs = {program.roots[value] for value in program.graph.outputs.values()}
-        return program.watched or root in outputs or program.ends.host_reads(root)
+    def _near(self, root: str, array: DeviceArray) -> set[str]:
+        """Let the devices of the plan that can copy an input do so; their ids."""
+        program, near = self.program, set[str]()
+        for name, index in program.ends.ups.get(root, {}).items():
+            device = program.devices[name]
+            own = device is array.owner
+            if own or device.copies_from(array.owner):
+                self.arrivals[index] = array
+                self.spared.add(index)
+                near.add(name)
+                if not own:
+                    self._pull(array, name)
+        return near
+
+    def _pull(self, array: DeviceArray, device: str) -> None:
+        link = f"{array.device}->{device}"
+        self.pulled[link] = self.pulled.get(link, 0) + array.nbytes
 
     def keep(self, ledger: Ledger) -> None:
         """Let the outputs stay where they are made; raises NoRoom or MemoryBudget."""

@@ -134,6 +134,10 @@ def use_two(one: CudaDevice, other: CudaDevice) -> None:
     again = one.queues["compute"].execute(first, [there])
     other.queues["upload"].copy(u, y, [again])
     y.release()
+    w = one.allocate(data.nbytes)  # which no command buffer keeps
+    filled = one.queues["upload"].write(w, data)
+    other.queues["upload"].copy(u, w, [filled])
+    w.release()
     for buffer in (x, u, v):
         buffer.release()
 

@@ -149,6 +149,22 @@ def test_outputs_are_fed_on_the_device(device: str) -> None:
         np.testing.assert_array_equal(outcome.outputs["z"], -4 * VALUES)
 
 
+def test_a_device_copies_an_input_from_its_peer(machine: Machine) -> None:
+    near, far = machine.sim("near"), machine.sim("far", peers=("near",))
+    b = xd.GraphBuilder()
+    x = b.input("x", (3, 4))
+    graph = b.build({"y": b.neg(x, label="far"), "z": b.neg(b.relu(x, label="near"), label="far2")})
+    rules = xd.Constraints(pin={"far*": far, "near": near})
+    with xd.compile(graph, [near, far], constraints=rules, measure=False) as session:
+        kept = session.run({"x": on(machine.device(near), VALUES)}, outputs="device")
+        np.testing.assert_array_equal(kept["y"].numpy(), -VALUES)
+        np.testing.assert_array_equal(kept["z"].numpy(), -VALUES)
+        assert session.receipt.links == {f"{near}->{far}": 2 * BYTES}
+        back = session.run({"x": on(machine.device(far), VALUES)})  # far's peer is no way to near
+        np.testing.assert_array_equal(back["y"], -VALUES)
+        assert session.receipt.links[f"{far}->cpu:0"] == 3 * BYTES
+
+
 def test_every_way_to_run_keeps_outputs(device: str) -> None:
     with three(device, runs_at_once=2) as session:
         futures = [session.submit({"x": VALUES + i}, outputs="device") for i in range(6)]
@@ -250,7 +266,7 @@ def check(session: Session, graph: Graph, homes: list[Device], seed: int) -> Non
         kept = session.run(placed, outputs="device", timeout=60)
         receipt = session.receipt
         pulled = sum(receipt.links.values()) + sum(receipt.avoided.values()) - planned
-        assert 0 <= pulled <= sum(a.nbytes for a in placed.values())
+        assert 0 <= pulled <= len(homes) * sum(a.nbytes for a in placed.values())
         session.run(whole_feeds(graph, seed + i + 1))
         assert list(kept) == list(graph.outputs)
         for name, array in kept.items():
@@ -265,7 +281,7 @@ def test_answers_hold_however_late_work_is_done(
 ) -> None:
     graph, where = made
     world = World(seed)
-    ids = ["cpu:0", *(machine.lazy(name, world) for name in "abc")]
+    ids = ["cpu:0", *(machine.lazy(name, world, peers=("a", "b")) for name in "abc")]
     rules = xd.Constraints(pin={name: ids[at] for name, at in where.items()})
     with xd.compile(graph, ids, constraints=rules, measure=False) as session:
         check(session, graph, [machine.device(name) for name in ids], seed)

@@ -74,7 +74,7 @@ class ByInterface:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        with self._producer.stream:
+        with self._producer.fake.cuda.Device(self._producer.index), self._producer.stream:
             return {**self._array.__cuda_array_interface__, **self._other}
 
 
@@ -89,18 +89,18 @@ class ByDlpack:
         return found
 
     def __dlpack__(self, **options: Any) -> Any:
-        with self._producer.stream:
+        with self._producer.fake.cuda.Device(self._producer.index), self._producer.stream:
             return self._array.__dlpack__(**options)
 
 
-def on_card(**pins: str) -> Session:
-    """y = relu(x @ x') and z = -y, on the card but for what ``pins`` say."""
+def on_card(*more: str, **pins: str) -> Session:
+    """y = relu(2 x) and z = -y, on the card but for what ``pins`` say, with ``more`` devices."""
     b = xd.GraphBuilder()
     x = b.input("x", (3, 4))
     y = b.relu(b.add(x, x, label="double"), label="relu")
     graph = b.build({"y": y, "z": b.neg(y, label="neg")})
     rules = xd.Constraints(pin={"double": CARD, "relu": CARD, "neg": CARD, **pins})
-    return xd.compile(graph, ["cpu:0", CARD], constraints=rules, measure=False)
+    return xd.compile(graph, ["cpu:0", CARD, *more], constraints=rules, measure=False)
 
 
 @pytest.mark.parametrize("kind", [ByDlpack, ByInterface])
@@ -192,6 +192,18 @@ def test_what_the_host_reads_goes_there_once(fake: cupy_fake.FakeCupy) -> None:
         made = session.run({"x": ByDlpack(library, array)})
         np.testing.assert_array_equal(made["y"], 2 * VALUES)
         assert session.receipt.links["cuda:0->cpu:0"] == 3 * VALUES.nbytes
+    library.release()
+
+
+def test_an_array_on_another_card_is_copied_from_there(fake: cupy_fake.FakeCupy) -> None:
+    library = Producer(fake, index=1)
+    with on_card("cuda:1") as session:
+        for kind in (ByDlpack, ByInterface):
+            array = library.array(VALUES)
+            made = session.run({"x": kind(library, array)})
+            np.testing.assert_array_equal(made["y"], 2 * VALUES)
+            assert session.receipt.links["cuda:1->cuda:0"] == VALUES.nbytes
+            assert session.receipt.avoided == {"cpu:0->cuda:0": VALUES.nbytes}
     library.release()
 
 
