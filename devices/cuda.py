@@ -101,6 +101,8 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
     uuid = _uuid(facts)
     physical = topology.physical_id(pci, uuid, f"{KIND}:{index}")
     clock = facts.get("clockRate", 0) // 1000
+    missing = cuda_versions.blas_missing(cp)
+    without = "|no cublas" if missing else ""
     return DeviceInfo(
         id=f"{KIND}:{index}",
         kind=KIND,
@@ -112,7 +114,7 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         compute_units=facts["multiProcessorCount"],
         memory_bytes=total,
         caps=_CAPS,
-        fingerprint=f"{name}|{driver}|cupy {cp.__version__}|{clock} MHz",
+        fingerprint=f"{name}|{driver}|cupy {cp.__version__}|{clock} MHz{without}",
         max_allocation=total,
         local_memory=facts["sharedMemPerBlock"],
         max_work_group=facts["maxThreadsPerBlock"],
@@ -120,6 +122,7 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         details={
             "compute_capability": f"{facts['major']}.{facts['minor']}",
             "nvrtc": cuda_versions.compiler(cp),
+            **({"no cublas": missing} if missing else {}),
             **({"uuid": uuid.hex()} if uuid else {}),
         },
     )

@@ -101,6 +101,15 @@ def _first(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 
+def blas_missing(cp: Any) -> str:
+    """Why cuBLAS, which cupy loads when it is first asked for it, is not here, or nothing."""
+    try:
+        loaded = cp.cuda.cublas
+    except (ImportError, OSError, RuntimeError) as error:
+        return _first(error)
+    return "" if loaded is not None else "it is not part of this cupy"
+
+
 def card_problem(cp: Any, facts: dict[str, Any]) -> Problem | None:
     """Why the compiler has no code for a card, or None; newer cards get theirs from the driver."""
     card = 10 * facts["major"] + facts["minor"]

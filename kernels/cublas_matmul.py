@@ -67,6 +67,8 @@ def fits_device(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
     """Why a card's cuBLAS has no product of such types; None where it has."""
     if (why := obstacle(call, device)) is not None:
         return why
+    if missing := device.details.get("no cublas"):
+        return Refusal(f"cuBLAS cannot be loaded ({missing})", Cause.LIBRARY)
     dtype = operand(call, 0).dtype
     capability = float(device.details.get("compute_capability", "0"))
     if rounds and dtype != "float32":

@@ -83,8 +83,6 @@ def _fits(rounds: str, relu: bool, call: OpCall, device: DeviceInfo) -> str | No
         return why
     if operand(call, 0).dtype == "float64":
         return Refusal("no float64 kernel", Cause.DTYPE)
-    if len(product_for(call, rounds).batch) > 1:
-        return Refusal("more than one dimension of a batch", Cause.FORM)
     ending = ending_of(call)
     if relu != (ending is not None and ending.relu):
         return "no ReLU follows" if relu else "the kernel with a ReLU does it"
@@ -118,7 +116,7 @@ def in_call(
         ending.c is not None,
         ending.beta,
         ending.relu,
-        _workspace(call, device),
+        workspace_of(call, device),
     )
     return Lowered((wanted.step(ending.bias, ending.c, a, b),), (wanted.workspace,))
 
@@ -133,7 +131,7 @@ def and_then(
 ) -> Lowered:
     """One call, and one launch over its result for what follows."""
     (body, places), result = follows, call.outputs[0]
-    wanted = LtProduct(product, workspace=_workspace(call, device))
+    wanted = LtProduct(product, workspace=workspace_of(call, device))
     between = TensorSpec(product.result, result.dims)
     operands = [Operand(Scratch(0), between.dtype, between.dims)]
     for i, shape in places.items():
@@ -143,7 +141,7 @@ def and_then(
     return Lowered((step, last), (between.nbytes, wanted.workspace))
 
 
-def _workspace(call: OpCall, device: DeviceInfo) -> int:
+def workspace_of(call: OpCall, device: DeviceInfo) -> int:
     """Bytes that an algorithm may take: for parts of sums in float32, in small products few."""
     capability = float(device.details.get("compute_capability", "0"))
     most = WORKSPACE[9 if capability >= 9 else 8]

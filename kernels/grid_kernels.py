@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from crossdock.kernels import (
     cublas_matmul,
+    cublaslt_attention,
     cublaslt_conv,
     cublaslt_matmul,
     grid_attention,
@@ -33,6 +34,7 @@ from crossdock.kernels import (
 
 __all__ = [
     "cublas_matmul",
+    "cublaslt_attention",
     "cublaslt_conv",
     "cublaslt_matmul",
     "grid_attention",

@@ -62,6 +62,7 @@ def _versions(machine: Machine) -> list[str]:
     return [
         f"{d.id}: {d.info.driver}; compute capability {d.info.details['compute_capability']}, "
         f"NVRTC {d.info.details['nvrtc']}"
+        + (f", no cuBLAS: {missing}" if (missing := d.info.details.get("no cublas")) else "")
         for d in machine.devices
         if d.info is not None and "nvrtc" in d.info.details
     ]

@@ -42,6 +42,9 @@ PRODUCTS = {
     "bias and relu": LtProduct(TURNED, bias=True, relu=True, workspace=SPACE),
     "added": LtProduct(PLAIN, c=True, beta=0.25, workspace=SPACE),
     "all of it": LtProduct(BATCH, bias=True, c=True, beta=1.0, relu=True, workspace=SPACE),
+    "two batches": LtProduct(
+        Product(2, 3, 4, "float32", "float32", (2, 3), (8, 0), (0, 12)), bias=True, workspace=SPACE
+    ),
     "halves": LtProduct(
         Product(8, 24, 16, "float16", "float16"), bias=True, relu=True, workspace=SPACE
     ),
@@ -212,7 +215,7 @@ def found(fake: cupy_fake.FakeCupy) -> list[str]:
         try:
             if not off(device, wanted) <= limit(wanted):
                 wrong.append(name)
-        except (UsageError, Error) as error:
+        except (UsageError, Error, TypeError) as error:
             wrong.append(f"{name}: {error}")
     device.close()
     gc.collect()
@@ -290,7 +293,8 @@ KEPT: dict[str, tuple[tuple[int, ...], dict[int, Any]]] = {
         {cuda_lt.BATCH_COUNT: ctypes.c_int32(3), cuda_lt.BATCH_STRIDE: ctypes.c_int64(-35)},
     ),
     "MatmulPreference": (
-        (), {cuda_lt.MAX_WORKSPACE: c_uint64(1 << 22), cuda_lt.REDUCTIONS: c_uint32(2)}
+        (), {cuda_lt.MAX_WORKSPACE: c_uint64(1 << 22), cuda_lt.REDUCTIONS: c_uint32(2),
+             **{number: c_uint32(64) for number in cuda_lt.ALIGNMENTS}}
     ),
 }  # fmt: skip
 FIRST = {"MatmulDesc": {0: 68, 1: 0}, "MatrixLayout": {0: 0, 2: 5, 3: 7, 4: 6}}

@@ -177,6 +177,18 @@ def test_kernels_that_an_older_driver_does_not_load(
     device.close()
 
 
+def test_a_card_without_cublas_is_known_before_anything_runs(
+    fake: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_it = cuda.probe().devices[0]
+    assert "no cublas" not in with_it.details
+    missing = property(raising(ImportError("libcublas.so.12: cannot open shared object file")))
+    monkeypatch.setattr(type(fake.cuda), "cublas", missing, raising=False)
+    info = cuda.probe().devices[0]
+    assert info.details["no cublas"].startswith("libcublas.so.12: cannot open")
+    assert info.fingerprint != with_it.fingerprint
+
+
 @pytest.mark.parametrize("kind", ["ImportError", "DynamicLibNotFoundError"])
 def test_a_library_that_a_call_needs_is_missing(fake: cupy_fake.FakeCupy, kind: str) -> None:
     error = {"ImportError": ImportError}.get(kind) or type(kind, (RuntimeError,), {})

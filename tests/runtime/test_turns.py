@@ -204,21 +204,30 @@ def test_a_light_session_waits_for_no_backlog(
 
 
 def test_sessions_take_turns(machine: Machine, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three sessions with many runs each: none gets far ahead while the others have work."""
-    where, log = machine.sim("a"), Log(monkeypatch, gate)
+    """Of three sessions with many runs each, each has one on the device, once the first's end."""
+    where, made, on_it = machine.sim("a"), list[Session](), list[list[int]]()
     monkeypatch.setattr(turns, "MOMENT", 1e9)
+    execute = SimQueue.execute
+
+    def counted(queue: SimQueue, *args: object, **named: object) -> object:
+        on_it.append([len(session.ready().shares[0].on) for session in made])
+        return execute(queue, *args, **named)  # type: ignore[arg-type]
+
     with compiled(where) as a, compiled(where) as b, compiled(where) as c:
+        made += (a, b, c)
+        monkeypatch.setattr(SimQueue, "execute", counted)
         futures = []
-        for value, session in enumerate((a, b, c), 1):
+        for value, session in enumerate(made, 1):
             futures += [session.submit(feed(value), timeout=60) for _ in range(20)]
             while not session.ready().shares[0].on:
                 threading.Event().wait(0.001)
         gate.open.set()
-        for future in futures:
-            future.result(60)
-    early = Counter(log.values[:30])
-    assert set(early) == {1.0, 2.0, 3.0}
-    assert min(early.values()) >= 5, early
+        for value, future in enumerate(futures):
+            assert future.result(60)["y"][0] == 2 * (1 + value // 20)
+    crowded = [i for i, counts in enumerate(on_it) if max(counts) > 1]
+    assert len(on_it) == 60
+    assert crowded == list(range(len(crowded))), "it has more than one on again"
+    assert len(crowded) < 30
 
 
 def test_a_run_that_waits_for_its_turn_can_be_given_up(machine: Machine, gate: Gate) -> None:
