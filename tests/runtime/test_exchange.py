@@ -294,7 +294,7 @@ def check(session: Session, graph: Graph, homes: list[Device], seed: int) -> Non
             assert array.dtype == want[name].dtype
 
 
-@settings(ADVERSARIAL, max_examples=25)
+@settings(ADVERSARIAL, max_examples=15)
 @given(placed_graphs(), st.integers(0, 1 << 16))
 def test_answers_hold_however_late_work_is_done(
     machine: Machine, made: tuple[Graph, dict[str, int]], seed: int
