@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.devices import cuda_versions, topology
+from crossdock.devices import cuda_dnn, cuda_versions, topology
 from crossdock.devices.base import (
     Bound,
     Buffer,
@@ -105,6 +105,7 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
     ]
     driver = "CUDA {}, driver for CUDA {}".format(*versions)
     uuid = _uuid(facts)
+    dnn = cuda_dnn.facts()
     physical = topology.physical_id(pci, uuid, f"{KIND}:{index}")
     clock = facts.get("clockRate", 0) // 1000
     return DeviceInfo(
@@ -118,7 +119,7 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         compute_units=facts["multiProcessorCount"],
         memory_bytes=total,
         caps=_CAPS,
-        fingerprint=f"{name}|{driver}|cupy {cp.__version__}|{clock} MHz",
+        fingerprint=f"{name}|{driver}|cupy {cp.__version__}|{clock} MHz{_told(dnn)}",
         max_allocation=total,
         local_memory=facts["sharedMemPerBlock"],
         max_work_group=facts["maxThreadsPerBlock"],
@@ -126,9 +127,15 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         details={
             "compute_capability": f"{facts['major']}.{facts['minor']}",
             "nvrtc": cuda_versions.compiler(cp),
+            **dnn,
             **({"uuid": uuid.hex()} if uuid else {}),
         },
     )
+
+
+def _told(dnn: Mapping[str, str]) -> str:
+    """What kernels are timed with beside the driver."""
+    return f"|cuDNN {dnn['cudnn']}" if "cudnn" in dnn else ""
 
 
 def _uuid(facts: Mapping[str, Any]) -> bytes:

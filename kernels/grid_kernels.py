@@ -5,6 +5,7 @@ from __future__ import annotations
 from crossdock.kernels import (
     cublas_matmul,
     cublaslt_matmul,
+    cudnn_conv,
     grid_attention,
     grid_channels,
     grid_conv,
@@ -33,6 +34,7 @@ from crossdock.kernels import (
 __all__ = [
     "cublas_matmul",
     "cublaslt_matmul",
+    "cudnn_conv",
     "grid_attention",
     "grid_channels",
     "grid_conv",
