@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from crossdock.runtime.builder import GraphBuilder, Operand
     from crossdock.runtime.calibrate import calibrate
     from crossdock.runtime.compiling import compile  # noqa: A004
+    from crossdock.runtime.device_array import DeviceArray
     from crossdock.runtime.fallback import Fallback
     from crossdock.runtime.graph import Graph
     from crossdock.runtime.limits import Limits
@@ -35,6 +36,7 @@ __version__ = "0.1.0.dev0"
 _WHERE = {
     "Constraints": "crossdock.runtime.plan",
     "Context": "crossdock.runtime.support",
+    "DeviceArray": "crossdock.runtime.device_array",
     "DeviceInfo": "crossdock.devices.base",
     "Estimate": "crossdock.runtime.session",
     "Fallback": "crossdock.runtime.fallback",
@@ -58,6 +60,7 @@ _WHERE = {
 __all__ = [
     "Constraints",
     "Context",
+    "DeviceArray",
     "DeviceInfo",
     "Error",
     "Estimate",

@@ -131,6 +131,18 @@ class Buffer(ABC):
         raise DeviceError(f"{self.device.info.id} has no host memory to view as {spec}")
 
 
+@dataclass(frozen=True)
+class Borrowed:
+    """Memory of another library on a device, C-contiguous; ``ready`` says when it is written.
+
+    The buffer keeps the owner of the memory alive.
+    """
+
+    buffer: Buffer
+    spec: TensorSpec
+    ready: Event | None = None
+
+
 class Executable:
     """A step compiled for a device; independent of buffers."""
 
@@ -143,6 +155,17 @@ class Bound:
     buffers: Mapping[Any, Buffer]  # Slot -> Buffer
     label: str = ""
     seconds: float = 0.0  # predicted; simulated devices take it as the duration
+
+
+def check_copy(device: Device, target: Buffer, source: Buffer) -> None:
+    """Refuse a copy on a device that cannot make it; raises DeviceError."""
+    name, other = device.info.id, source.device
+    if other is not device and not device.copies_from(other):
+        raise DeviceError(f"{name} copies nothing from {other.info.id}: copy through the host")
+    if source.nbytes > target.nbytes:
+        raise DeviceError(
+            f"{name}: cannot copy a buffer of {source.nbytes} bytes to one of {target.nbytes}"
+        )
 
 
 class CommandBuffer(ABC):
@@ -208,13 +231,13 @@ class Queue(ABC):
     def read(self, source: Buffer, target: Array, waits: Sequence[Event] = ()) -> Event | None:
         """Copy a buffer into a C-contiguous host array."""
 
-    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> Event | None:  # noqa: ARG002
-        """Copy all of a buffer of a device that this one ``copies_from`` into one of its own.
+    @abstractmethod
+    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> Event | None:
+        """Copy all of a buffer into one of this device, past the host.
 
-        On the upload queue; ``waits`` may be events of either device.
+        On any queue from this device's own memory; on the upload queue from a device that this one
+        ``copies_from``, and then ``waits`` may be events of either device.
         """
-        name, other = self.device.info.id, source.device.info.id
-        raise DeviceError(f"{name} copies nothing from {other}: copy through the host")
 
     @abstractmethod
     def finish(self) -> None:
@@ -237,9 +260,12 @@ class Device(ABC):
     apart: bool = False
     """It works in a process of its own: once lost, nothing of it touches the memory of this one."""
 
-    def copies_from(self, other: Device) -> bool:  # noqa: ARG002
-        """Whether the upload queue copies from another device's memory, past the host's arena."""
-        return False
+    def copies_from(self, other: Device) -> str:  # noqa: ARG002
+        """How the upload queue copies from another device's memory, in a few words.
+
+        Empty where it does not: then values go through the host's arena.
+        """
+        return ""
 
     @abstractmethod
     def allocate(self, nbytes: int, label: str = "") -> Buffer:
@@ -265,6 +291,32 @@ class Device(ABC):
         if source.nbytes:
             self.call("upload", write, settings.watchdog() + source.nbytes / SLOWEST)
         return buffer
+
+    def holds(self, value: object) -> bool:  # noqa: ARG002 - most devices share with nobody
+        """Whether an array of another library lies in this device's memory."""
+        return False
+
+    def borrow(self, value: object) -> Borrowed:
+        """The memory of an array that this device ``holds``, without a copy.
+
+        Raises:
+            BufferError: it cannot be shared, and why.
+        """
+        raise BufferError(f"{self.info.id} takes no memory of {type(value).__name__}")
+
+    def lend(self, buffer: Buffer, spec: TensorSpec) -> Any:  # noqa: ARG002
+        """An array of another library in this device's memory, which it keeps alive.
+
+        It speaks DLPack, and on a CUDA device the CUDA array interface. What lies in the buffer
+        is there already.
+
+        Raises:
+            BufferError: the device has no memory that others can use.
+        """
+        raise BufferError(
+            f"memory of {self.info.id} is shared by no protocol; take a copy with numpy(), or feed "
+            "the array to a session on the same device"
+        )
 
     @abstractmethod
     def compile(self, step: Step) -> Executable:

@@ -32,6 +32,7 @@ from crossdock.devices.base import (
     Probe,
     Queue,
     Span,
+    check_copy,
 )
 from crossdock.devices.cpu_blas import Blas, blas
 from crossdock.devices.cpu_crew import HelperPool
@@ -251,6 +252,15 @@ class CpuQueue(Queue):
             event.wait()
         copy_bytes(target, source.first(target.nbytes))
 
+    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> None:
+        """Copy a buffer into another."""
+        assert isinstance(target, CpuBuffer)
+        assert isinstance(source, CpuBuffer)
+        check_copy(self.device, target, source)
+        for event in waits:
+            event.wait()
+        copy_bytes(target.first(source.nbytes), source.bytes())
+
     def finish(self) -> None:
         """Nothing is ever pending."""
 
@@ -308,6 +318,10 @@ class CpuDevice(Device):
         if fits and (is_aligned(array) or array.nbytes >= _LARGE):
             return CpuBuffer(self, self._budget.adopt(array, label))
         return self.upload(array, label)
+
+    def lend(self, buffer: Buffer, spec: TensorSpec) -> Array:
+        """The memory as numpy's array."""
+        return buffer.array(spec)
 
     def compile(self, step: Step) -> Executable:
         """Make a step executable; native code is compiled here."""

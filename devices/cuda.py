@@ -11,35 +11,29 @@ import functools
 import importlib.util
 import sys
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from crossdock.devices import cuda_dnn, cuda_versions, topology
+from crossdock.devices import cuda_dnn, cuda_exchange, cuda_peer, cuda_versions, topology
 from crossdock.devices.base import (
+    Borrowed,
     Bound,
     Buffer,
     Cap,
-    CommandBuffer,
     Device,
     DeviceInfo,
-    Event,
-    Executable,
     Probe,
-    Queue,
-    Span,
 )
 from crossdock.devices.cuda_blas import LibraryCall, Prepared
-from crossdock.devices.cuda_graph import Segment, segments
-from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
+from crossdock.devices.cuda_memory import CudaBuffer, translated
+from crossdock.devices.cuda_queue import CudaCommands, CudaExecutable, CudaQueue
 from crossdock.devices.dialect import CUDA_HEADER, assemble, misfit
-from crossdock.devices.program import ArrayCall, GridLaunch, Scalar, Step, is_launch
+from crossdock.devices.program import ArrayCall, GridLaunch, Scalar, Step
 from crossdock.devices.share import Share
 from crossdock.runtime.errors import CompileError, DeviceError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
@@ -108,6 +102,8 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
     dnn = cuda_dnn.facts()
     physical = topology.physical_id(pci, uuid, f"{KIND}:{index}")
     clock = facts.get("clockRate", 0) // 1000
+    missing = cuda_versions.blas_missing(cp)
+    libraries = ("|no cublas" if missing else "") + cuda_dnn.told(dnn)
     return DeviceInfo(
         id=f"{KIND}:{index}",
         kind=KIND,
@@ -119,7 +115,7 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         compute_units=facts["multiProcessorCount"],
         memory_bytes=total,
         caps=_CAPS,
-        fingerprint=f"{name}|{driver}|cupy {cp.__version__}|{clock} MHz{_told(dnn)}",
+        fingerprint=f"{name}|{driver}|cupy {cp.__version__}|{clock} MHz{libraries}",
         max_allocation=total,
         local_memory=facts["sharedMemPerBlock"],
         max_work_group=facts["maxThreadsPerBlock"],
@@ -127,15 +123,11 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         details={
             "compute_capability": f"{facts['major']}.{facts['minor']}",
             "nvrtc": cuda_versions.compiler(cp),
+            **({"no cublas": missing} if missing else {}),
             **dnn,
             **({"uuid": uuid.hex()} if uuid else {}),
         },
     )
-
-
-def _told(dnn: Mapping[str, str]) -> str:
-    """What kernels are timed with beside the driver."""
-    return f"|cuDNN {dnn['cudnn']}" if "cudnn" in dnn else ""
 
 
 def _uuid(facts: Mapping[str, Any]) -> bytes:
@@ -162,163 +154,6 @@ def open_device(
     return CudaDevice(cp, info, limit)
 
 
-@dataclass(frozen=True)
-class CudaExecutable(Executable):
-    """A step, and its kernel where it has one, or a library's call."""
-
-    step: GridLaunch | ArrayCall
-    kernel: Any = None
-
-
-class CudaCommands(CommandBuffer):
-    """Calls ready to be made on a stream, in order; they keep their memory alive."""
-
-    def __init__(self, calls: Sequence[Callable[[], Any]], bound: Sequence[Bound]) -> None:
-        self.calls = tuple(calls)
-        self.parts = segments(self.calls, [_launches(item) for item in bound])
-        self.labels = [item.label for item in bound]
-        self.roots = {
-            buffer.root
-            for item in bound
-            for buffer in item.buffers.values()
-            if isinstance(buffer, CudaBuffer)
-        }
-
-    def __len__(self) -> int:
-        return len(self.calls)
-
-    def run(self, cp: Any, stream: Any) -> None:
-        """Make every call on the stream, which has to be the current one."""
-        for part in self.parts:
-            if isinstance(part, Segment):
-                part.run(cp, stream)
-            else:
-                part()
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Why launches are not replayed as graphs, where the driver refused."""
-        return tuple(p.reason for p in self.parts if isinstance(p, Segment) and p.reason)
-
-
-class CudaQueue(Queue):
-    """A stream that no default stream synchronises with."""
-
-    def __init__(self, device: CudaDevice, role: str) -> None:
-        self.device: CudaDevice = device
-        self.role = role
-        self.stream = device.cp.cuda.Stream(non_blocking=True)
-        self._staging = Staging(device.cp, self.stream)
-        self._pending: deque[CudaEvent] = deque()
-        self._forgetting = threading.Lock()
-
-    def _wait_for(self, waits: Sequence[Event]) -> None:
-        for event in waits:
-            if isinstance(event, CudaEvent):
-                self.stream.wait_event(event.event)
-            else:
-                event.wait()
-
-    def _mark(self, keep: object) -> CudaEvent:
-        """An event after everything submitted; it is kept until it is done, with what it uses."""
-        device = self.device
-        raw = self.stream.record(device.cp.cuda.Event(disable_timing=True))
-        event = CudaEvent(device, raw, keep)
-        self.forget()
-        with self._forgetting:
-            self._pending.append(event)
-        return event
-
-    def forget(self) -> None:
-        """Keep no longer what done work used; any thread."""
-        with self._forgetting:
-            while self._pending and self._pending[0].done():
-                self._pending.popleft()
-
-    def busy(self) -> bool:
-        """True while submitted work is not done."""
-        with self._forgetting:
-            return bool(self._pending) and not self._pending[-1].done()
-
-    def execute(
-        self,
-        commands: CommandBuffer,
-        waits: Sequence[Event] = (),
-        spans: list[Span] | None = None,
-    ) -> CudaEvent:
-        """Submit every call; with ``spans``, time each on the card and wait."""
-        assert isinstance(commands, CudaCommands)
-        if any(root.released for root in commands.roots):
-            raise DeviceError(f"{self.device.info.id}: a buffer of this run has been released")
-        cp = self.device.cp
-        with translated(self.device):
-            self._wait_for(waits)
-            with self.stream, cp.cuda.using_allocator(self.device.pool.malloc):
-                if spans is None:
-                    commands.run(cp, self.stream)
-                else:
-                    self._timed(commands, spans)
-            return self._mark(commands)
-
-    def _timed(self, commands: CudaCommands, spans: list[Span]) -> None:
-        self.stream.synchronize()
-        start = time.perf_counter()
-        marks = [self.stream.record(self.device.cp.cuda.Event())]
-        for call in commands.calls:
-            call()
-            marks.append(self.stream.record(self.device.cp.cuda.Event()))
-        marks[-1].synchronize()
-        elapsed = self.device.cp.cuda.get_elapsed_time
-        times = [start + elapsed(marks[0], mark) * 1e-3 for mark in marks]
-        for label, begin, end in zip(commands.labels, times, times[1:], strict=False):
-            spans.append(Span(label, begin, end))
-
-    def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> CudaEvent:
-        """Copy a C-contiguous array into a buffer."""
-        assert isinstance(target, CudaBuffer)
-        data = self._flat(source, target)
-        with translated(self.device):
-            self._wait_for(waits)
-            pointer = target.pointer.ptr
-            if is_pinned(self.device.cp, source):
-                kind = self.device.cp.cuda.runtime.memcpyHostToDevice
-                self._direct(pointer, data.ctypes.data, data.size, kind)
-            else:
-                self._staging.upload(pointer, data)
-            return self._mark((source, target.root))
-
-    def read(self, source: Buffer, target: Array, waits: Sequence[Event] = ()) -> CudaEvent:
-        """Copy a buffer into a C-contiguous array; returns when done unless that is pinned."""
-        assert isinstance(source, CudaBuffer)
-        data = self._flat(target, source)
-        with translated(self.device):
-            self._wait_for(waits)
-            pointer = source.pointer.ptr
-            if is_pinned(self.device.cp, target):
-                kind = self.device.cp.cuda.runtime.memcpyDeviceToHost
-                self._direct(data.ctypes.data, pointer, data.size, kind)
-            else:
-                self._staging.download(pointer, data)
-            return self._mark((target, source.root))
-
-    def _direct(self, target: int, source: int, nbytes: int, kind: int) -> None:
-        if nbytes:
-            self.device.cp.cuda.runtime.memcpyAsync(target, source, nbytes, kind, self.stream.ptr)
-
-    def _flat(self, array: Array, buffer: CudaBuffer) -> Array:
-        if array.nbytes > buffer.nbytes or not array.flags.c_contiguous:
-            raise DeviceError(
-                f"{self.device.info.id}: cannot copy {array.nbytes} bytes in C order between the "
-                f"host and a buffer of {buffer.nbytes}"
-            )
-        return array.reshape(-1).view(np.uint8)
-
-    def finish(self) -> None:
-        """Block until everything submitted is done."""
-        with translated(self.device):
-            self.stream.synchronize()
-
-
 class CudaDevice(Device):
     """One card."""
 
@@ -328,6 +163,7 @@ class CudaDevice(Device):
         self.index = int(info.id.partition(":")[2])
         self.budget = info.memory_bytes if limit is None else min(limit, info.memory_bytes)
         self.lost = ""
+        self.returned = False  # memory that others had been lent
         self.pool = cp.cuda.MemoryPool()
         self.dropped: deque[Any] = deque()
         self._share = Share(info.id, self.budget, info.memory_bytes, info.physical_id)
@@ -336,18 +172,56 @@ class CudaDevice(Device):
         self._modules: dict[tuple[object, ...], Any] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._readers: tuple[weakref.ref[CudaQueue], ...] = ()
+        self._unreachable: dict[int, str] = {}  # why, by the other card's index
         with cp.cuda.Device(self.index):
             self.pool.set_limit(size=self.budget)
             self.queues: Mapping[str, CudaQueue] = {
                 role: CudaQueue(self, role) for role in ("compute", "upload", "download")
             }
+            self.borrowing = cp.cuda.Stream(non_blocking=True)
+            """Only waits for streams of other libraries."""
+
+    @property
+    def users(self) -> list[CudaQueue]:
+        """The queues that may be using this card's memory: its own, and those that copy from it."""
+        found = [queue for queue in (ref() for ref in self._readers) if queue is not None]
+        others = [q for q in found if not q.device.lost and not q.device.closed]
+        return [*self.queues.values(), *others]
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing of it is used any more."""
+        return self._closed
+
+    def read_by(self, queue: CudaQueue) -> None:
+        """From now on memory of this card may be in use by a queue of another."""
+        with self._lock:
+            if all(ref() is not queue for ref in self._readers):
+                self._readers = (*self._readers, weakref.ref(queue))
+
+    def copies_from(self, other: Device) -> str:
+        """By peer access, or staged in pinned memory; nothing for what is no other card."""
+        if not isinstance(other, CudaDevice) or other.index == self.index:
+            return ""
+        why = self.unreachable(other)
+        return f"staged in pinned memory: {why}" if why else "peer access"
+
+    def unreachable(self, other: CudaDevice) -> str:
+        """Why copies of this card cannot reach another's memory; access is enabled here, once."""
+        if other.index not in self._unreachable:
+            self._unreachable[other.index] = cuda_peer.enable(self, other)
+        return self._unreachable[other.index]
 
     def drain(self) -> None:
         """Wait for every stream, so that memory can change hands; does nothing on a lost card."""
         if not self.lost and not self._closed:
             with translated(self):
-                for queue in self.queues.values():
+                for queue in self.users:
                     queue.stream.synchronize()
+                if self.returned:  # by whom a stream of their own may still use it
+                    self.returned = False
+                    self.cp.cuda.Device(self.index).synchronize()
 
     def _reclaim(self, wanted: int) -> None:
         """Free what was dropped, waiting for it only where memory is short; any thread."""
@@ -356,9 +230,9 @@ class CudaDevice(Device):
         with translated(self):
             self._count()
             short = wanted > self._share.free
-            if short or (self.dropped and not any(q.busy() for q in self.queues.values())):
+            if short or (self.dropped and not any(q.busy() for q in self.users)):
                 self.drain()
-                for queue in self.queues.values():
+                for queue in self.users:
                     queue.forget()
                 self.dropped.clear()
                 self._count()
@@ -396,6 +270,18 @@ class CudaDevice(Device):
                 made = CudaBuffer(self, self.pool.malloc(max(nbytes, 1)), nbytes)
                 self._count()
             return made
+
+    def holds(self, value: object) -> bool:
+        """Whether an array of another library lies on this card."""
+        return cuda_exchange.holds(self, value)
+
+    def borrow(self, value: object) -> Borrowed:
+        """Its memory, ready when the streams that write it are; raises BufferError."""
+        return cuda_exchange.borrow(self, value)
+
+    def lend(self, buffer: Buffer, spec: TensorSpec) -> Any:
+        """A cupy array in a buffer's memory; raises BufferError for a type that cupy lacks."""
+        return cuda_exchange.lend(self, buffer, spec)
 
     def compile(self, step: Step) -> CudaExecutable:
         """Build a kernel with NVRTC; an array call only needs types that cupy has."""
@@ -470,14 +356,18 @@ class CudaDevice(Device):
 
     def close(self) -> None:
         """Wait for the streams, end their threads, and give memory back."""
+        self.drain()
         for queue in self.queues.values():
             if not self.lost:
                 queue.finish()
             queue.forget()
             if queue.feeder is not None:
                 queue.feeder.stop()
+        self.drain()
         self._closed = True
         self._modules.clear()
+        for queue in self.users:
+            queue.forget()
         self.dropped.clear()
         if not self.lost:
             self.pool.free_all_blocks()
@@ -485,11 +375,6 @@ class CudaDevice(Device):
 
 def _nothing() -> None:
     """The launch of an empty grid."""
-
-
-def _launches(item: Bound) -> bool:
-    executable = item.executable
-    return isinstance(executable, CudaExecutable) and is_launch(executable.step)
 
 
 def _array(item: Bound, slot: Any, spec: TensorSpec) -> Any:

@@ -39,11 +39,14 @@ MOST_CALLS = 64
 
 @dataclass(frozen=True)
 class Product:
-    """A batch of products y = alpha a b, all matrices by rows, without gaps.
+    """A batch of products y = alpha a b, all matrices by rows.
 
     a is (m, k) and b (k, n), or as their transposes where that is said; elements are ``dtype``,
     those of y ``result``. Strides of the ``batch`` dimensions are in elements. Sums are float32, or
     float64 for that type; float32 operands are rounded to the format ``rounds``, if it is not "".
+
+    ``rows`` are elements from one row of a, b and y, as they lie, to the next (0: no gaps),
+    ``begins`` where a and b begin, ``y_steps`` strides of y's batch dimensions (none: no gaps).
     """
 
     m: int
@@ -58,20 +61,30 @@ class Product:
     b_transposed: bool = False
     alpha: float = 1.0
     rounds: str = ""
+    rows: tuple[int, int, int] = (0, 0, 0)
+    begins: tuple[int, int] = (0, 0)
+    y_steps: tuple[int, ...] = ()
 
     @property
     def lda(self) -> int:
         """Elements from one row of a, as it lies, to the next."""
-        return self.m if self.a_transposed else self.k
+        return self.rows[0] or (self.m if self.a_transposed else self.k)
 
     @property
     def ldb(self) -> int:
         """Elements from one row of b, as it lies, to the next."""
-        return self.k if self.b_transposed else self.n
+        return self.rows[1] or (self.k if self.b_transposed else self.n)
+
+    @property
+    def ldy(self) -> int:
+        """Elements from one row of y to the next."""
+        return self.rows[2] or self.n
 
     @property
     def y_strides(self) -> tuple[int, ...]:
         """Strides of y's batch dimensions."""
+        if self.y_steps:
+            return self.y_steps
         after = [math.prod(self.batch[i + 1 :]) for i in range(len(self.batch))]
         return tuple(self.m * self.n * count for count in after)
 
@@ -88,14 +101,16 @@ class Product:
         for at in itertools.product(*map(range, self.batch[:-1])):
             a, b, y = (sum(i * s[which] for i, s in zip(at, strides, strict=True))
                        for which in range(3))  # fmt: skip
-            yield a, b, y
+            yield self.begins[0] + a, self.begins[1] + b, y
 
     def step(self, a: Slot = In(0), b: Slot = In(1), y: Slot = Out(0)) -> ArrayCall:  # noqa: B008 - immutable
         """The call as a step, over flat arrays."""
+        a_rows, a_columns = (self.k, self.m) if self.a_transposed else (self.m, self.k)
+        b_rows, b_columns = (self.n, self.k) if self.b_transposed else (self.k, self.n)
         sizes = (
-            _end(self.m * self.k, self.batch, self.a_strides),
-            _end(self.k * self.n, self.batch, self.b_strides),
-            _end(self.m * self.n, self.batch, self.y_strides),
+            self.begins[0] + _end((a_rows, a_columns), self.lda, self.batch, self.a_strides),
+            self.begins[1] + _end((b_rows, b_columns), self.ldb, self.batch, self.b_strides),
+            _end((self.m, self.n), self.ldy, self.batch, self.y_strides),
         )
         types = (self.dtype, self.dtype, self.result)
         x1, x2, made = (
@@ -124,8 +139,9 @@ def remade(data: Sequence[Any]) -> Gemm:
     return Gemm(Product.of_plain(data))
 
 
-def _end(size: int, batch: Sequence[int], strides: Sequence[int]) -> int:
+def _end(shape: tuple[int, int], row: int, batch: Sequence[int], strides: Sequence[int]) -> int:
     """Elements from the first to the last of a batch of matrices."""
+    size = (shape[0] - 1) * row + shape[1]
     return size + sum((count - 1) * s for count, s in zip(batch, strides, strict=True))
 
 
@@ -200,7 +216,7 @@ class _Gemm(Prepared):
                 *transposed(blas, p), p.n, p.m, p.k, alpha,
                 b + b_at * wide, types[0], p.ldb, b_step,
                 a + a_at * wide, types[0], p.lda, a_step, beta,
-                y + y_at * result, types[1], p.n, y_step,
+                y + y_at * result, types[1], p.ldy, y_step,
                 count, getattr(blas, compute_type(p)), blas.CUBLAS_GEMM_DEFAULT,
             )
             for a_at, b_at, y_at in p.offsets()

@@ -15,7 +15,7 @@ import importlib.util
 import math
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -57,12 +57,17 @@ def problem() -> str:
 
 
 def facts() -> dict[str, str]:
-    """For a device's details: ``cudnn``, its version, or ``no_cudnn``, why there is none."""
+    """For a device's details: ``cudnn``, its version, or ``no cudnn``, why there is none."""
     with _LOADING:
         _load_runtime()
         if why := problem():
-            return {"no_cudnn": why}
+            return {"no cudnn": why}
         return {"cudnn": str(_frontend().backend_version_string())}
+
+
+def told(found: Mapping[str, str]) -> str:
+    """What of these facts belongs to a device's fingerprint: kernels are timed with a version."""
+    return f"|cuDNN {found['cudnn']}" if "cudnn" in found else ""
 
 
 def _frontend() -> Any:

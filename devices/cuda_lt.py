@@ -12,6 +12,7 @@ column of y is then cuBLASLt's, which is one a row of y'.
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Callable, Mapping
 from ctypes import byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
@@ -35,7 +36,7 @@ from crossdock.devices.cuda_blas import (
 )
 from crossdock.devices.program import ArrayCall, In, Out, Scratch, Slot
 from crossdock.runtime.errors import CompileError
-from crossdock.runtime.tensor import TensorSpec
+from crossdock.runtime.tensor import TensorSpec, to_numpy
 
 KNOWN = (12, 13)
 """Major versions whose headers were read."""
@@ -43,7 +44,7 @@ KNOWN = (12, 13)
 # cublasLt.h: attributes with the types of their values.
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8
 BATCH_COUNT, BATCH_STRIDE = 5, 6
-MAX_WORKSPACE, REDUCTIONS = 1, 3
+MAX_WORKSPACE, REDUCTIONS, ALIGNMENTS = 1, 3, (5, 6, 7, 8)
 PLAIN, RELU, BIAS = 1, 2, 4
 WIDE_SUMS = 2
 """CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE: parts of a sum are added up in the type of sums."""
@@ -166,7 +167,7 @@ class LtProduct:
     """y = f(alpha a b + beta c + bias): a product with c and a bias, each if there is one.
 
     ``c`` has y's shape, ``bias`` one value a column, both y's type; f is max(x, 0) with ``relu``.
-    The product has one batch dimension at most. ``workspace`` is in bytes.
+    ``workspace`` is in bytes.
     """
 
     product: Product
@@ -186,14 +187,16 @@ class LtProduct:
         self,
         bias: Slot | None = None,
         c: Slot | None = None,
+        a: Slot = In(0),  # noqa: B008 - immutable
+        b: Slot = In(1),  # noqa: B008 - immutable
         y: Slot = Out(0),  # noqa: B008 - immutable
         workspace: Slot = Scratch(0),  # noqa: B008 - immutable
     ) -> ArrayCall:
         """The call as a step, over flat arrays."""
         plain = self.product.step()
-        (a, b), (made,) = plain.in_specs, plain.out_specs
+        (left, right), (made,) = plain.in_specs, plain.out_specs
         column = TensorSpec(made.dtype, (self.product.n,))
-        there: list[tuple[Slot, TensorSpec | None]] = [(In(0), a), (In(1), b)]
+        there: list[tuple[Slot, TensorSpec | None]] = [(a, left), (b, right)]
         there += [(slot, spec) for slot, spec in ((bias, column), (c, made)) if slot is not None]
         outs: list[tuple[Slot, TensorSpec]] = [(y, made)]
         if self.workspace:
@@ -253,6 +256,8 @@ class _LtGemm(Prepared):
         wish.set(MAX_WORKSPACE, c_uint64(self.wanted.workspace))
         if self.wanted.product.result in HALVES:
             wish.set(REDUCTIONS, c_uint32(WIDE_SUMS))
+        for number, aligned in zip(ALIGNMENTS, self._alignments(), strict=True):
+            wish.set(number, c_uint32(aligned))
         made = self._description(ALIGNED)
         a, b, y = self.layouts.all
         lt.call(
@@ -262,6 +267,16 @@ class _LtGemm(Prepared):
         if not count.value or found.state or found.workspace > self.wanted.workspace:
             raise Refused(found.state or 15, "cublasLtMatmulAlgoGetHeuristic")
         return found
+
+    def _alignments(self) -> tuple[int, int, int, int]:
+        """Bytes that the operands b and a, what is added and y begin at multiples of."""
+        p = self.wanted.product
+        sizes = [to_numpy(dtype).itemsize for dtype in (p.dtype, p.dtype, p.result)]
+        begin = [ALIGNED, ALIGNED, ALIGNED]
+        for at in p.offsets():
+            begin = [math.gcd(n, i * size) for n, i, size in zip(begin, at, sizes, strict=True)]
+        a, b, y = begin
+        return b, a, y, y
 
     def _description(self, bias: int) -> _Owned:
         """What is computed; ``bias`` is its address."""
@@ -285,18 +300,24 @@ class _LtGemm(Prepared):
         made = self._description(bias)
         alpha, beta = addresses(self.factors)
         left, right, result = self.layouts.all
-        args = (
-            self.handle, made.at, alpha, b, left.at, a, right.at, beta, c, result.at, y, result.at,
-            byref(self.algorithm), workspace, self.wanted.workspace,
+        wide, size = ins[0].itemsize, outs[0].itemsize
+        calls = tuple(
+            (
+                self.handle, made.at, alpha, b + b_at * wide, left.at, a + a_at * wide, right.at,
+                beta, c + y_at * size, result.at, y + y_at * size, result.at,
+                byref(self.algorithm), workspace, self.wanted.workspace,
+            )
+            for a_at, b_at, y_at in self.wanted.product.offsets()
         )  # fmt: skip
-        return partial(self._run, args, (made, ins, outs))
+        return partial(self._run, calls, (made, ins, outs))
 
-    def _run(self, args: tuple[Any, ...], kept: Any) -> None:
+    def _run(self, calls: tuple[tuple[Any, ...], ...], kept: Any) -> None:
         del kept
         stream = self.cp.cuda.get_current_stream().ptr
-        if status := self.lt.functions.cublasLtMatmul(*args, stream):
-            device = self.cp.cuda.Device().id
-            raise failed(status, f"cublasLtMatmul returned {status}", device, self.wanted.product)
+        for args in calls:
+            if status := self.lt.functions.cublasLtMatmul(*args, stream):
+                text, index = f"cublasLtMatmul returned {status}", self.cp.cuda.Device().id
+                raise failed(status, text, index, self.wanted.product)
 
 
 class _Owned:
@@ -317,11 +338,13 @@ class _Layouts:
     def __init__(self, cp: Any, lt: Library, p: Product) -> None:
         count, a_step, b_step, y_step = p.inner
         types = [getattr(cp.cuda.runtime, CUDA_TYPES[t]) for t in (p.dtype, p.dtype, p.result)]
-        rows = (p.ldb, p.lda, p.n)
-        columns = (p.n if p.b_transposed else p.k, p.k if p.a_transposed else p.m, p.m)
+        sizes = (
+            (p.k, p.n, p.ldb) if p.b_transposed else (p.n, p.k, p.ldb),
+            (p.m, p.k, p.lda) if p.a_transposed else (p.k, p.m, p.lda),
+            (p.n, p.m, p.ldy),
+        )
         self.all = tuple(
-            _Owned(lt, "MatrixLayout", kind, *size, size[0])
-            for kind, size in zip(types, zip(rows, columns, strict=True), strict=True)
+            _Owned(lt, "MatrixLayout", kind, *size) for kind, size in zip(types, sizes, strict=True)
         )
         if count == 1:
             return

@@ -32,7 +32,7 @@ def translated(device: CudaDevice) -> Iterator[None]:
     """Run with this device current, and cupy's errors made ours. A lost device stays lost."""
     cp, where = device.cp, device.info.id
     if device.lost:
-        raise DeviceLost(f"{where}: {device.lost}")
+        raise DeviceLost(f"{where}: {device.lost}", device=where)
     try:
         with cp.cuda.Device(device.index):
             yield
@@ -54,19 +54,33 @@ def translated(device: CudaDevice) -> Iterator[None]:
 
 
 class CudaEvent(Event):
-    """A recorded CUDA event; keeps alive what the work before it uses."""
+    """A recorded CUDA event; keeps alive what the work before it uses, until that is done.
 
-    __slots__ = ("device", "event", "keep")
+    ``before`` is the event before it on its stream.
+    """
 
-    def __init__(self, device: CudaDevice, event: Any, keep: object = None) -> None:
+    __slots__ = ("before", "device", "event", "keep")
+
+    def __init__(
+        self, device: CudaDevice, event: Any, keep: object = None, before: CudaEvent | None = None
+    ) -> None:
         self.device = device
         self.event = event
         self.keep = keep
+        self.before = before
 
     def wait(self) -> None:
         """Block until the work is done, without the interpreter lock."""
         with translated(self.device):
             self.event.synchronize()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Keep nothing any more, and let nothing be kept by what was done before."""
+        event: CudaEvent | None = self
+        while event is not None:
+            before, event.before, event.keep = event.before, None, None
+            event = before
 
     def done(self) -> bool:
         """True when the work is done or failed; cupy's own ``done`` is False after a failure."""
@@ -74,13 +88,24 @@ class CudaEvent(Event):
 
 
 class CudaBuffer(Buffer):
-    """Device memory from the device's pool, or a window of it that keeps the whole alive."""
+    """Device memory from the device's pool, or a window of it that keeps the whole alive.
+
+    Memory that is ``foreign``, another library's, is only kept by who holds the buffer, not by work
+    that uses it: it goes back as soon as the run is over that read it.
+    """
 
     def __init__(
-        self, device: CudaDevice, pointer: Any, nbytes: int, root: CudaBuffer | None = None
+        self,
+        device: CudaDevice,
+        pointer: Any,
+        nbytes: int,
+        root: CudaBuffer | None = None,
+        *,
+        foreign: bool = False,
     ) -> None:
         self.device: CudaDevice = device
         self.nbytes = nbytes
+        self.foreign = foreign
         self._root = root
         self._pointer = pointer
 
@@ -123,7 +148,7 @@ class CudaBuffer(Buffer):
 
     def __del__(self) -> None:
         # A stream may still be using it, and a collector is no place to wait: the device frees it.
-        if self._pointer is not None and self._root is None:
+        if self._pointer is not None and self._root is None and not self.foreign:
             self.device.dropped.append(self._pointer)
 
 

@@ -7,6 +7,7 @@ release notes (architectures that the compiler no longer has).
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from typing import Any
 
@@ -86,7 +87,8 @@ def library_problem(cp: Any, error: Exception) -> str:
 
     Cupy loads cuBLAS and others when a call first needs them.
     """
-    if not (isinstance(error, ImportError) or type(error).__name__ == "DynamicLibNotFoundError"):
+    absent = isinstance(error, ImportError) and re.search(r"\.(so|dll)\b", str(error))
+    if not absent and type(error).__name__ != "DynamicLibNotFoundError":
         return ""
     major = cp.cuda.runtime.runtimeGetVersion() // 1000
     return (
@@ -97,6 +99,15 @@ def library_problem(cp: Any, error: Exception) -> str:
 
 def _first(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
+
+
+def blas_missing(cp: Any) -> str:
+    """Why cuBLAS, which cupy loads when it is first asked for it, is not here, or nothing."""
+    try:
+        loaded = cp.cuda.cublas
+    except (ImportError, OSError, RuntimeError) as error:
+        return _first(error)
+    return "" if loaded is not None else "it is not part of this cupy"
 
 
 def card_problem(cp: Any, facts: dict[str, Any]) -> Problem | None:

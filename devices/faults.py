@@ -433,9 +433,9 @@ class FaultDevice(Device):
             raise DeviceLost(where, device=self.info.id)
         raise LaunchError(where, device=self.info.id)
 
-    def copies_from(self, other: Device) -> bool:
+    def copies_from(self, other: Device) -> str:
         """What the devices inside of the two say."""
-        return isinstance(other, FaultDevice) and self.inner.copies_from(other.inner)
+        return self.inner.copies_from(other.inner) if isinstance(other, FaultDevice) else ""
 
     def allocate(self, nbytes: int, label: str = "") -> Buffer:
         """Allocate on the device inside."""

@@ -80,7 +80,8 @@ def step_form(step: Step, where: str) -> list[Any]:
         ins = [None if slot is None else slot_form(slot) for slot in step.ins]
         outs = [slot_form(slot) for slot in step.outs]
         in_specs = [None if spec is None else _spec(spec) for spec in step.in_specs]
-        return ["array", made, ins, outs, in_specs, [_spec(spec) for spec in step.out_specs]]
+        out_specs = [_spec(spec) for spec in step.out_specs]
+        return ["array", made, ins, outs, in_specs, out_specs, step.captured]
     raise CompileError(
         f"{where}: {type(step).__name__} is code of this process alone, which the device's own "
         "process does not have; another kernel, or the device without a process of its own, runs it"
@@ -100,13 +101,14 @@ def read_step(form: list[Any]) -> Step:
             tuple(block),
             tuple((name, value) for name, value in defines),
         )
-    made, ins, outs, in_specs, out_specs = parts
+    made, ins, outs, in_specs, out_specs, captured = parts
     return ArrayCall(
         _function(made),
         tuple(None if slot is None else read_slot(slot) for slot in ins),
         tuple(map(read_slot, outs)),
         tuple(None if spec is None else _read_spec(spec) for spec in in_specs),
         tuple(map(_read_spec, out_specs)),
+        captured=captured,
     )
 
 

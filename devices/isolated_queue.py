@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crossdock.devices.base import Bound, Buffer, CommandBuffer, Event, Executable, Queue, Span
+from crossdock.devices.base import (
+    Bound,
+    Buffer,
+    CommandBuffer,
+    Event,
+    Executable,
+    Queue,
+    Span,
+    check_copy,
+)
 from crossdock.devices.isolated_channel import SLOT, SLOTS
 from crossdock.devices.isolated_lane import IsolatedEvent, Lane
 from crossdock.runtime.errors import DeviceError
@@ -166,6 +175,14 @@ class IsolatedQueue(Queue):
             known = []
         while coming:
             self._arrived(*coming.popleft())
+
+    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> IsolatedEvent:
+        """Copy a buffer into another, in the worker."""
+        assert isinstance(target, IsolatedBuffer)
+        assert isinstance(source, IsolatedBuffer)
+        check_copy(self.device, target, source)
+        ends = (*target.at(), *source.at())
+        return self.lane.ask("copy", self._known(waits), ends)
 
     def _arrived(self, event: IsolatedEvent, part: Array, slot: int) -> None:
         event.wait()

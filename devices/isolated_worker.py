@@ -52,6 +52,7 @@ class Lane:
         self._does: dict[str, Callable[..., Event | None]] = {
             "execute": self._execute,
             "write": self._write,
+            "copy": self._copy,
             "read": self._read,
             "wait": lambda _spans: queue.finish(),
         }
@@ -106,6 +107,10 @@ class Lane:
     ) -> Event | None:
         buffer = self._server.window(root, offset, nbytes)
         return self._queue.read(buffer, self._slots[slot][:nbytes])
+
+    def _copy(self, _spans: list[Span], *ends: int) -> Event | None:
+        target, source = self._server.window(*ends[:3]), self._server.window(*ends[3:])
+        return self._queue.copy(target, source)
 
 
 class Server:

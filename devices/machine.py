@@ -143,6 +143,7 @@ class LinkProfile:
         duplex: seconds for this direction and then the other, over the seconds for both at once:
             1 where they wait for each other, 2 where they do not. None for staged routes.
         zero_copy: the two share memory, and a buffer can be mapped instead of copied.
+        how: how one device copies from another without the host; empty with the host at an end.
     """
 
     src: str
@@ -152,6 +153,7 @@ class LinkProfile:
     points: tuple[SizedRate, ...]
     duplex: Measured | None
     zero_copy: bool
+    how: str = since("")
 
     def pairs(self) -> tuple[tuple[int, float], ...]:
         """The points as (nbytes, bytes per second), medians."""

@@ -32,6 +32,7 @@ from crossdock.devices.base import (
     Probe,
     Queue,
     Span,
+    check_copy,
 )
 from crossdock.devices.dialect import misfit
 from crossdock.devices.opencl_memory import ClBuffer, ClEvent
@@ -237,6 +238,25 @@ class ClQueue(Queue):
         """Copy a buffer into a C-contiguous host array."""
         assert isinstance(source, ClBuffer)
         return self._copy(source, target, waits, upload=False)
+
+    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> ClEvent:
+        """Copy a buffer into another."""
+        assert isinstance(target, ClBuffer)
+        assert isinstance(source, ClBuffer)
+        check_copy(self.device, target, source)
+        nbytes = source.nbytes
+        cl, wait_for = self.device.cl, self._wait_for(waits)
+        try:
+            if nbytes:
+                event = cl.enqueue_copy(
+                    self.handle, target.memory, source.memory, byte_count=nbytes, wait_for=wait_for
+                )
+            else:
+                event = cl.enqueue_marker(self.handle, wait_for)
+            self.handle.flush()
+        except cl.Error as error:
+            raise self.device.failure(error) from error
+        return ClEvent(self.device, event, (target, source))
 
     def _copy(
         self, buffer: ClBuffer, array: Array, waits: Sequence[Event], *, upload: bool

@@ -1,7 +1,8 @@
 """What to time between devices: transfers by size, latency, and both directions at once.
 
-Every transfer begins or ends in host memory, which is the memory of the processor's device. Two
-other devices are connected by a route through it.
+A transfer begins or ends in host memory, which is the memory of the processor's device, or is one
+that a device makes from another's memory by itself. Two devices of which neither does that are
+connected by a route through the host.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from crossdock.devices.base import Cap, Event
 from crossdock.devices.machine import LinkProfile, SizedRate
@@ -35,7 +37,14 @@ class Link:
     @property
     def staged(self) -> bool:
         """Whether the bytes take two transfers."""
-        return self.host not in (self.src, self.dst)
+        return self.host not in (self.src, self.dst) and not self.how
+
+    @cached_property
+    def how(self) -> str:
+        """How the target copies from the source by itself; empty where the host takes part."""
+        if self.host in (self.src, self.dst):
+            return ""
+        return self.dst.device.copies_from(self.src.device)
 
     @property
     def route(self) -> tuple[str, ...]:
@@ -81,13 +90,18 @@ def profile(link: Link, samples: Samples) -> LinkProfile:
             if key[:2] == (link.key, "transfer") and isinstance(key[2], int)
         ),
         duplex=samples.get((link.key, "duplex")) or samples.get((back, "duplex")),
-        zero_copy=not link.staged and Cap.MAP in device.device.info.caps,
+        zero_copy=not link.staged and not link.how and Cap.MAP in device.device.info.caps,
+        how=link.how,
     )
 
 
 def _transfer(link: Link, effort: Effort, host: Array) -> Callable[[], float]:
     """Median seconds of a transfer of an array's size; of both parts where it is staged."""
     times = 15 if host.nbytes < MIB else 1
+    if link.how:
+        ends = (bench.buffer("x", room(bench, effort)) for bench in (link.dst, link.src))
+        target, source = (buffer.view(0, host.nbytes) for buffer in ends)
+        return lambda: link.dst.copy(target, source, times)
     parts: list[Callable[[], float]] = []
     if link.src is not link.host:
         out = link.src.buffer("x", room(link.src, effort))

@@ -111,6 +111,11 @@ class Bench:
         queue = self.device.queues["download"]
         return self.call("download", lambda: timed(lambda: queue.read(source, target), times))
 
+    def copy(self, target: Buffer, source: Buffer, times: int = 1) -> float:
+        """Copy from another device's memory and wait; returns the median seconds."""
+        queue = self.device.queues["upload"]
+        return self.call("upload", lambda: timed(lambda: queue.copy(target, source), times))
+
     def record(self, steps: Iterable[tuple[Step, Mapping[Any, Buffer]]]) -> CommandBuffer:
         """Compile and record steps, each with its buffers by slot."""
         made = list(steps)

@@ -30,6 +30,7 @@ from crossdock.devices.base import (
     Probe,
     Queue,
     Span,
+    check_copy,
 )
 from crossdock.devices.host_memory import ALIGNMENT, Budget, HostBuffer, copy_bytes
 from crossdock.devices.program import ArrayCall, Step, Work
@@ -313,13 +314,17 @@ class SimQueue(Queue):
         return self._moved(begin, self.device.spec.transfer_seconds(source.nbytes))
 
     def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> SimEvent:
-        """Copy from another simulated device; raises DeviceLost where one of the two is."""
+        """Copy at the speed of the memory, or over a peer's link; raises DeviceLost."""
         assert isinstance(target, SimBuffer)
         assert isinstance(source, SimBuffer)
+        check_copy(self.device, target, source)
         begin = self._begin(waits)
         source.device.check()
         copy_bytes(target.first(source.nbytes), source.bytes())
-        return self._moved(begin, self.device.spec.peer_seconds(source.nbytes))
+        spec, nbytes = self.device.spec, source.nbytes
+        own = source.device is self.device
+        moved = Work(0.0, float(nbytes), float(nbytes))
+        return self._moved(begin, spec.seconds(moved) if own else spec.peer_seconds(nbytes))
 
     def read(self, source: Buffer, target: Array, waits: Sequence[Event] = ()) -> SimEvent:
         """Copy a buffer over the link into a C-contiguous array."""
@@ -377,9 +382,11 @@ class SimDevice(Device):
         if self._lost:
             raise DeviceLost(self._lost, device=self.info.id)
 
-    def copies_from(self, other: Device) -> bool:
-        """True for the simulated devices that the spec names."""
-        return isinstance(other, SimDevice) and other.spec.name in self.spec.peers
+    def copies_from(self, other: Device) -> str:
+        """Directly, from the simulated devices that the spec names."""
+        return (
+            "direct" if isinstance(other, SimDevice) and other.spec.name in self.spec.peers else ""
+        )
 
     def next_step(self) -> tuple[float, threading.Event | None]:
         """Count a step and let the fault that is due happen.

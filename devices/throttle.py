@@ -57,6 +57,10 @@ class ThrottledQueue(Queue):
         began = _ready(waits)
         self._end(self._queue.read(source, target), began, target.nbytes)
 
+    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> Event | None:
+        """Copy a buffer into another as the real device does: nothing crosses the link."""
+        return self._queue.copy(target, source, waits)
+
     def _end(self, event: Event | None, began: float, nbytes: int) -> None:
         if event is not None:
             self._queue.flush()

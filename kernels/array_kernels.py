@@ -30,6 +30,13 @@ no such kernel."""
 PRODUCTS = frozenset({"matmul", "gemm"})
 """Ops that cupy does with operands rounded to TF32 where its environment says so."""
 
+OF_BLAS = PRODUCTS | {
+    "conv2d", "conv_integer", "conv_transpose2d", "det", "fused_attention", "fused_conv2d",
+    "fused_matmul", "gru", "gru_cell", "lstm", "lstm_cell", "matmul_integer", "quantized_conv2d",
+    "quantized_matmul", "scaled_dot_product_attention",
+}  # fmt: skip
+"""Ops whose array code makes products or solves: cupy asks cuBLAS and its like for them."""
+
 UFUNCS = {
     "add": "add", "sub": "subtract", "mul": "multiply", "abs": "absolute", "neg": "negative",
     "exp": "exp", "log": "log", "sqrt": "sqrt", "sin": "sin", "cos": "cos", "tan": "tan",
@@ -48,6 +55,8 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
         return None
     if call.op in PRODUCTS and (found := table.other_than(NAME, call, device)) is not None:
         return f"{found} does it in the same way whatever CUPY_TF32 says"
+    if call.op in OF_BLAS and (missing := device.details.get("no cublas")):
+        return Refusal(f"cuBLAS cannot be loaded ({missing})", Cause.LIBRARY)
     if table.op(call.op).host:
         return f"{call.op} runs where Python runs"
     if any(s is not None and s.dtype == "bfloat16" for s in (*call.inputs, *call.outputs)):

@@ -1,8 +1,9 @@
 """Products by cuBLAS, on CUDA devices: matmul, gemm, and a product with what follows it.
 
-Each comes with the operands as they are and, on float32, rounded to TF32 or bfloat16 for the tensor
-units, which only a caller that permits it gets (``kernels.precision``). What follows a product is
-one launch of our own, over a product left in float32 also for half types.
+They are for what cuBLASLt does not do, and where it is missing. Each comes with the operands as
+they are and, on float32, rounded to TF32 or bfloat16 for the tensor units, which only a caller that
+permits it gets (``kernels.precision``). What follows a product is one launch of our own, over a
+product left in float32 also for half types.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import partial
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.cuda_blas import MOST_CALLS, Product
 from crossdock.devices.program import In, Lowered, Scratch
+from crossdock.kernels import table
 from crossdock.kernels.fused import FusedBody, FusedStep
 from crossdock.kernels.fused_matmul import product_of, whole_body
 from crossdock.kernels.grid_common import has, obstacle, operand
@@ -23,8 +25,11 @@ from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
+from crossdock.runtime.refused import refused
 from crossdock.runtime.tensor import TensorSpec, to_numpy
 
+Following = tuple[FusedBody, dict[int, tuple[int, ...]]]
+"""Steps over a product, and which of the op's operands are their further ones, in what shape."""
 OPS = ("matmul", "gemm", "fused_matmul")
 KINDS = ("cuda",)
 RANK = 15
@@ -58,10 +63,12 @@ def product_for(call: OpCall, rounds: str, *, wide: bool = False) -> Product:
     )
 
 
-def fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
-    """Why cuBLAS cannot be asked for an op's product; None where it can."""
+def fits_device(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
+    """Why a card's cuBLAS has no product of such types; None where it has."""
     if (why := obstacle(call, device)) is not None:
         return why
+    if missing := device.details.get("no cublas"):
+        return Refusal(f"cuBLAS cannot be loaded ({missing})", Cause.LIBRARY)
     dtype = operand(call, 0).dtype
     capability = float(device.details.get("compute_capability", "0"))
     if rounds and dtype != "float32":
@@ -72,13 +79,40 @@ def fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
             f"{TENSOR_UNITS:g}",
             Cause.LACKS,
         )
+    return None
+
+
+def fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
+    """Why cuBLAS cannot be asked for an op's product; None where it can."""
+    if (why := fits_device(rounds, call, device)) is not None:
+        return why
     product = product_for(call, rounds, wide=body_of(call) is not None)
     if len(list(product.offsets())) > MOST_CALLS:
         return Refusal(f"more than {MOST_CALLS} calls for its batch", Cause.SIZE)
-    return _misaligned(product)
+    return misaligned(product)
 
 
-def _misaligned(p: Product) -> str | None:
+def _fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := fits(rounds, call, device)) is not None:
+        return why
+    other = _in_a_graph(rounds, call, device)
+    return f"{other} does the same, and graphs of launches hold it" if other else None
+
+
+def _in_a_graph(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
+    """The kernel of cuBLASLt that does the same, unless it did not build.
+
+    What graphs save does not show where kernels are timed one by one, so costs cannot decide.
+    """
+    for other in table.kernels(call.op):
+        same = other.name.startswith("cublaslt.") and other.rounds == rounds and other.exact
+        if same and other.when(call, device) is None:
+            mark = (device.fingerprint, other.name, call.key())
+            return None if mark in refused() else other.name
+    return None
+
+
+def misaligned(p: Product) -> str | None:
     """Why matrices of a batch do not lie where cuBLAS's tensor kernels may read them.
 
     The rule is the one in cuBLAS's manual for batches of half types and fast modes.
@@ -110,25 +144,24 @@ def _lowered(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
     product, result = product_for(call, rounds, wide=True), call.outputs[0]
     between = TensorSpec(product.result, result.dims)
     operands = [Operand(Scratch(0), between.dtype, between.dims)]
-    for i in places:
-        spec = operand(call, i)
-        operands.append(Operand(In(i), spec.dtype, spec.dims))
+    for i, shape in places.items():
+        operands.append(Operand(In(i), operand(call, i).dtype, shape))
     last = pointwise(steps_of(body), operands, result, device)
     return Lowered((product.step(y=Scratch(0)), last), (between.nbytes,))
 
 
-def body_of(call: OpCall) -> tuple[FusedBody, tuple[int, ...]] | None:
-    """What follows the product, and the operands that it reads beside it; None for nothing."""
+def body_of(call: OpCall) -> Following | None:
+    """What follows the product; None for nothing."""
     if call.op == "fused_matmul":
         body, places = whole_body(call)
-        return (body, places) if body.steps else None
+        return (body, {i: operand(call, i).dims for i in places}) if body.steps else None
     if call.op == "matmul" or not has(call, 2):
         return None
     dtype, beta = call.outputs[0].dtype, float(call.attrs["beta"])
     scaled = FusedStep("linear", {"alpha": beta, "beta": 0.0}, (1,), dtype, (dtype,))
-    if beta == 1.0:
-        return FusedBody((FusedStep("add", {}, (0, 1), dtype, (dtype, dtype)),)), (2,)
-    return FusedBody((scaled, FusedStep("add", {}, (0, -1), dtype, (dtype, dtype)))), (2,)
+    added = FusedStep("add", {}, (0, 1 if beta == 1.0 else -1), dtype, (dtype, dtype))
+    steps = (added,) if beta == 1.0 else (scaled, added)
+    return FusedBody(steps), {2: operand(call, 2).dims}
 
 
 for _op in OPS:
@@ -137,7 +170,7 @@ for _op in OPS:
             f"cublas.{_op}.{_rounds}".rstrip("."),
             _op,
             KINDS,
-            when=partial(fits, _rounds),
+            when=partial(_fits, _rounds),
             rank=ROUNDING_RANK if _rounds else RANK,
             rounds=_rounds,
         )(_lowering(_rounds))

@@ -8,13 +8,14 @@ not exact.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from crossdock.devices.base import DeviceInfo
+from crossdock.devices.cuda_blas import Product
 from crossdock.devices.cuda_lt import LtProduct
 from crossdock.devices.program import In, Lowered, Scratch, Slot
-from crossdock.kernels.cublas_matmul import OPS, body_of, fits, product_for
+from crossdock.kernels.cublas_matmul import OPS, Following, body_of, fits, product_for
 from crossdock.kernels.fused import FusedBody
 from crossdock.kernels.grid_common import has, operand
 from crossdock.kernels.grid_emit import steps_of
@@ -25,8 +26,9 @@ from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import TensorSpec
 
-RANK = 16
-ROUNDING_RANK = 26
+A, B = In(0), In(1)
+RANK = 14
+ROUNDING_RANK = 24
 WORKSPACE = {8: 4 << 20, 9: 32 << 20}
 """Most bytes of workspace from a compute capability on, as cuBLAS itself takes them."""
 PARTS = 8
@@ -49,12 +51,15 @@ def ending_of(call: OpCall) -> Ending | None:
         return _ending_of_gemm(call)
     if call.op == "matmul":
         return Ending()
-    bias = In(2) if has(call, 2) else None
-    c = In(3) if has(call, 3) else None
-    body: FusedBody = call.attrs["body"] or FusedBody()
-    steps = [(step.op, step.args) for step in body.steps]
-    added = [("add", (0, 1))] if c is not None else []
-    beta = 1.0 if c is not None else 0.0
+    return ending_for(call.attrs["body"], has(call, 2), has(call, 3))
+
+
+def ending_for(body: FusedBody | None, biased: bool, beside: bool) -> Ending | None:
+    """The same for a body over operand 3, after a bias that is operand 2 and one a column."""
+    bias, c = (In(2) if biased else None), (In(3) if beside else None)
+    steps = [(step.op, step.args) for step in (body or FusedBody()).steps]
+    added = [("add", (0, 1))] if beside else []
+    beta = 1.0 if beside else 0.0
     if steps == added:
         return Ending(bias, c, beta)
     if steps == [*added, ("relu", (-1,) if added else (0,))]:
@@ -78,8 +83,6 @@ def _fits(rounds: str, relu: bool, call: OpCall, device: DeviceInfo) -> str | No
         return why
     if operand(call, 0).dtype == "float64":
         return Refusal("no float64 kernel", Cause.DTYPE)
-    if len(product_for(call, rounds).batch) > 1:
-        return Refusal("more than one dimension of a batch", Cause.FORM)
     ending = ending_of(call)
     if relu != (ending is not None and ending.relu):
         return "no ReLU follows" if relu else "the kernel with a ReLU does it"
@@ -94,33 +97,51 @@ def _lowering(rounds: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
 
 
 def _lowered(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
-    """One call of cuBLASLt, and one launch for what it does not do itself."""
     ending = ending_of(call)
     product = product_for(call, rounds, wide=ending is None)
-    wanted = LtProduct(product, workspace=_workspace(call, device))
     if ending is not None:
-        wanted = replace(
-            wanted,
-            bias=ending.bias is not None,
-            c=ending.c is not None,
-            beta=ending.beta,
-            relu=ending.relu,
-        )
-        return Lowered((wanted.step(ending.bias, ending.c),), (wanted.workspace,))
-    found, result = body_of(call), call.outputs[0]
-    assert found is not None
-    body, places = found
-    between, space = TensorSpec(product.result, result.dims), Scratch(1)
+        return in_call(product, ending, call, device)
+    follows = body_of(call)
+    assert follows is not None
+    return and_then(product, follows, call, device)
+
+
+def in_call(
+    product: Product, ending: Ending, call: OpCall, device: DeviceInfo, a: Slot = A, b: Slot = B
+) -> Lowered:
+    """One call of cuBLASLt."""
+    wanted = LtProduct(
+        product,
+        ending.bias is not None,
+        ending.c is not None,
+        ending.beta,
+        ending.relu,
+        workspace_of(call, device),
+    )
+    return Lowered((wanted.step(ending.bias, ending.c, a, b),), (wanted.workspace,))
+
+
+def and_then(
+    product: Product,
+    follows: Following,
+    call: OpCall,
+    device: DeviceInfo,
+    a: Slot = A,
+    b: Slot = B,
+) -> Lowered:
+    """One call, and one launch over its result for what follows."""
+    (body, places), result = follows, call.outputs[0]
+    wanted = LtProduct(product, workspace=workspace_of(call, device))
+    between = TensorSpec(product.result, result.dims)
     operands = [Operand(Scratch(0), between.dtype, between.dims)]
-    for i in places:
-        spec = operand(call, i)
-        operands.append(Operand(In(i), spec.dtype, spec.dims))
+    for i, shape in places.items():
+        operands.append(Operand(In(i), operand(call, i).dtype, shape))
     last = pointwise(steps_of(body), operands, result, device)
-    steps = (wanted.step(y=Scratch(0), workspace=space), last)
-    return Lowered(steps, (between.nbytes, wanted.workspace))
+    step = wanted.step(a=a, b=b, y=Scratch(0), workspace=Scratch(1))
+    return Lowered((step, last), (between.nbytes, wanted.workspace))
 
 
-def _workspace(call: OpCall, device: DeviceInfo) -> int:
+def workspace_of(call: OpCall, device: DeviceInfo) -> int:
     """Bytes that an algorithm may take: for parts of sums in float32, in small products few."""
     capability = float(device.details.get("compute_capability", "0"))
     most = WORKSPACE[9 if capability >= 9 else 8]

@@ -36,7 +36,7 @@ SPARE = 64 << 10
 
 def _fits(rounds: str, relu: bool, call: OpCall, device: DeviceInfo) -> str | None:
     if not device.details.get("cudnn"):
-        return Refusal(device.details.get("no_cudnn", "no cuDNN is known here"), Cause.LIBRARY)
+        return Refusal(device.details.get("no cudnn", "no cuDNN is known here"), Cause.LIBRARY)
     if (why := obstacle(call, device)) is not None:
         return why
     dtype = operand(call, 0).dtype

@@ -37,14 +37,18 @@ def whole_body(call: OpCall) -> tuple[FusedBody, tuple[int, ...]]:
     body: FusedBody = call.attrs["body"] or FusedBody()
     if 2 not in there:
         return body, there
-    dtype = call.outputs[0].dtype
-    bias = FusedStep("add", {}, (0, len(there)), dtype, (dtype, dtype))
+    return with_bias(body, len(there), call.outputs[0].dtype), there
+
+
+def with_bias(body: FusedBody, place: int, dtype: str) -> FusedBody:
+    """A body over a product, after a bias that is operand ``place`` is added."""
+    bias = FusedStep("add", {}, (0, place), dtype, (dtype, dtype))
     moved = {0: -1}  # the sum; results of steps are one place later
     steps = (
         replace(s, args=tuple(a - 1 if a < 0 else moved.get(a, a) for a in s.args))
         for s in body.steps
     )
-    return FusedBody((bias, *steps)), there
+    return FusedBody((bias, *steps))
 
 
 def _infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:  # noqa: ARG001 - Infer

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from crossdock.kernels import (
     cublas_matmul,
+    cublaslt_attention,
+    cublaslt_conv,
     cublaslt_matmul,
     cudnn_conv,
     grid_attention,
@@ -33,6 +35,8 @@ from crossdock.kernels import (
 
 __all__ = [
     "cublas_matmul",
+    "cublaslt_attention",
+    "cublaslt_conv",
     "cublaslt_matmul",
     "cudnn_conv",
     "grid_attention",

@@ -128,6 +128,11 @@ def _load_for(kind: str) -> None:
             _STATE["grids"] = True
 
 
+def kernels(op: str) -> tuple[Kernel, ...]:
+    """The kernels of an op itself that are registered so far."""
+    return tuple(_KERNELS.get(op, ()))
+
+
 def rounds(op: str, name: str) -> str:
     """What a kernel of an op, by its name, rounds operands to; "" for one that is not known."""
     known = (*_KERNELS.get(op, ()), *_KERNELS.get("*", ()))

@@ -65,7 +65,9 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         measure: time kernels not measured before; a number is the budget in seconds. Shapes after
             the first are planned with costs fitted to what was measured.
         skip_passes: graph passes to leave out, by name (``crossdock.runtime.passes``).
-        runs_at_once: runs in flight before callers wait; each has arenas of its own.
+        runs_at_once: runs in flight before callers wait; each has arenas of its own. Sessions that
+            use the same devices take turns on them, whatever they have in flight: a run waits for
+            about one of each other session.
         waiting: runs submitted that wait for those in flight before ``submit`` waits, or says Busy.
         search: search on from the policy's plan with compiled code: better plans where devices
             share a graph; the first use on a machine compiles that code, for a minute or two.
@@ -97,7 +99,9 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             is predicted to take long may take ten times that. Infinity waits for ever; None is
             ``CROSSDOCK_WATCHDOG``, or 5. A run that its caller does alone is not looked at: one on
             the host, or on it and one device that takes commands at once, for which under 0.1 s is
-            predicted and no timeout given; with a number given here, every run is.
+            predicted and no timeout given; with a number given here, every run is. A kernel that
+            never ends in such a run keeps its caller, as nothing can take a thread out of it; other
+            sessions go on.
         deterministic: the same bits for the same inputs, run to run, session to session and process
             to process, as long as graph, arguments, devices (with their threads), settings and
             versions are the same, and no device fails meanwhile (a receipt tells of it). Kernels

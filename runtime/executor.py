@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,12 +28,13 @@ from crossdock.runtime.errors import (
 )
 from crossdock.runtime.finite import Watcher
 from crossdock.runtime.losses import blame, check, said
-from crossdock.runtime.plan import HOST
+from crossdock.runtime.plan import HOST, Step
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.program import Instance, Program, Windows
 from crossdock.runtime.progress import Progress, look_around
 from crossdock.runtime.segments import Segment
 from crossdock.runtime.tensor import Array, to_numpy
+from crossdock.runtime.transit import Transit
 from crossdock.runtime.turns import Flow, Turn
 
 
@@ -41,6 +43,8 @@ class Outcome:
     """What a run did: outputs, seconds from feeding to outputs, spans where profiled, and notes.
 
     Outputs are arrays; a staged graph's may also be lists (sequences) or None (empty optionals).
+    ``avoided`` are copies of the plan that were not made, since arrays stayed on their device;
+    ``pulled`` has the bytes that crossed a link beside the plan, by link.
     """
 
     outputs: dict[str, Any]
@@ -48,6 +52,8 @@ class Outcome:
     spans: dict[str, list[Span]] = field(default_factory=dict)
     began: float = 0.0
     notes: tuple[str, ...] = ()
+    avoided: tuple[Step, ...] = ()
+    pulled: Mapping[str, int] = field(default_factory=dict)
 
 
 def _no_turn() -> Turn:
@@ -61,7 +67,8 @@ class Care:
     ``salvage`` is called with the run before it gives up its memory, when no living device works
     for it any more. ``discard`` takes an instance that must not be used again. A device may take
     ``watchdog`` seconds for any step, and longer where that is predicted. ``checks`` says what is
-    looked at. ``turn`` is taken once the inputs are in place.
+    looked at. ``turn`` is taken once the inputs are in place. ``transit`` has what inputs and
+    outputs do that stay off the host, if any do.
     """
 
     salvage: Callable[[Run], None] | None = None
@@ -69,6 +76,7 @@ class Care:
     watchdog: float = math.inf
     checks: Checks | None = None
     turn: Turn = field(default_factory=_no_turn)
+    transit: Transit | None = None
 
 
 class Run:
@@ -100,6 +108,11 @@ class Run:
         self._failed = False
         self._turn = self.care.turn
         self._lock = threading.Lock()
+
+    @property
+    def spared(self) -> AbstractSet[int]:
+        """The segments that copy nothing between the host and their device in this run."""
+        return frozenset() if self.care.transit is None else self.care.transit.spared
 
     def inline(self, feeds: Mapping[str, Array]) -> Outcome:
         """Run a host-only program in the calling thread."""
@@ -183,6 +196,8 @@ class Run:
         discard = self.care.discard
         devices = self.program.devices.values()
         spoilt = self._failed and (bool(self.unsettled) or any(d.gone for d in devices))
+        if self.care.transit is not None and not spoilt:
+            self.care.transit.let_go()
         (discard if spoilt and discard is not None else give_back)()
 
     def _take_turn(self, deadline: Deadline) -> None:
@@ -200,16 +215,35 @@ class Run:
 
     def _feed(self, feeds: Mapping[str, Array]) -> None:
         windows = self.program.windows.inputs
+        transit = self.care.transit
         for name, target in self.instance.inputs.items():
+            if transit is not None and name in transit.fed:
+                continue
             window = windows.get(name)
             source = feeds[name] if window is None else window.of(feeds[window.source])
             np.copyto(target, source)
 
     def _collect(self, began: float) -> Outcome:
-        outputs = collected(self.program.windows, self.instance.outputs)
-        notes = (note for commands in self.instance.commands.values() for note in commands.notes)
+        transit, made = self.care.transit, self.instance.outputs
+        outputs: Mapping[str, Any] = (
+            transit.collected(made)
+            if transit is not None and transit.kept
+            else collected(self.program.windows, made)
+        )
+        noted = (note for commands in self.instance.commands.values() for note in commands.notes)
+        notes = tuple(noted)
         seconds = time.perf_counter() - began
-        return Outcome(outputs, seconds, self.spans or {}, began, tuple(notes))
+        if transit is None:
+            return Outcome(dict(outputs), seconds, self.spans or {}, began, notes)
+        return Outcome(
+            dict(outputs),
+            seconds,
+            self.spans or {},
+            began,
+            notes,
+            transit.avoided,
+            transit.pulled,
+        )
 
     def _queue(self, part: Segment) -> Queue:
         return self.program.devices[part.device].queues[part.role]
@@ -259,6 +293,10 @@ class Run:
         step = self.program.plan.steps[part.steps[0]]
         began = time.perf_counter()
         event: Event | None = None
+        if self.care.transit is not None:
+            whole, event = self.care.transit.copied(part.index, queue, buffer, waits)
+            if whole:
+                return event
         if isinstance(other, Buffer):
             check(self.program.devices[step.src])
             event = queue.copy(buffer, other, waits)

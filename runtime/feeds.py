@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from crossdock.runtime.device_array import DeviceArray
 from crossdock.runtime.errors import Error, FeedError
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.intake import Intake
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
 
-def arrays_of(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, Array]:
-    """The feeds as arrays, in the order of the inputs; raises FeedError naming the input."""
+def arrays_of(
+    graph: Graph, feeds: Mapping[str, Any], intake: Intake
+) -> dict[str, Array | DeviceArray]:
+    """The feeds as arrays, in the order of the inputs; raises FeedError naming the input.
+
+    Those on devices of the session that ``intake`` takes for stay there.
+    """
     if not isinstance(feeds, Mapping):
         raise FeedError(
             f"graph {graph.name!r}: feeds maps input names to arrays, not {type(feeds).__name__}"
@@ -29,15 +36,15 @@ def arrays_of(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, Array]:
             )
             + f"; its inputs are {', '.join(f'{n}: {s}' for n, s in graph.inputs.items())}"
         )
-    return {name: _checked(name, spec, feeds[name]) for name, spec in graph.inputs.items()}
+    return {n: _checked(n, spec, intake.take(n, feeds[n])) for n, spec in graph.inputs.items()}
 
 
-def _checked(name: str, spec: TensorSpec, value: Any) -> Array:
+def _checked(name: str, spec: TensorSpec, value: Any) -> Array | DeviceArray:
     try:
-        array = np.asarray(value)
+        array = value if isinstance(value, DeviceArray) else np.asarray(value)
         if array.dtype == to_numpy(spec.dtype) and array.shape == spec.shape:
             return array
-        have = TensorSpec.of(array)
+        have = TensorSpec.of(cast("Array", array))
     except (Error, TypeError, ValueError) as error:
         raise FeedError(f"input {name!r} wants {spec}: {error}") from error
     if have.dtype != spec.dtype:

@@ -7,7 +7,7 @@ otherwise is refused. So a damaged plan can be slow, but never reads what is not
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from crossdock.devices.base import DeviceInfo
@@ -139,7 +139,7 @@ class _Kernels:
 class _Order:
     """Walks a plan's steps, and sees that each has what it reads."""
 
-    def __init__(self, graph: Graph, plan: Plan, peers: frozenset[tuple[str, str]]) -> None:
+    def __init__(self, graph: Graph, plan: Plan, peers: Collection[tuple[str, str]]) -> None:
         self.graph, self.plan, self.peers = graph, plan, peers
         self.roots = costing.alias_roots(graph)
         self.nodes = {n.name: n for n in graph.nodes if not costing.is_alias(n)}

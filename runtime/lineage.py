@@ -124,7 +124,7 @@ class Lineage:
 def taken_steps(run: Run) -> Iterator[Step]:
     """The steps that a failed run's queues took; those of devices lost since included."""
     steps, segments = run.program.plan.steps, run.program.segments
-    for index in sorted(run.progress.taken):
+    for index in sorted(run.progress.taken.keys() - run.spared):
         yield from (steps[i] for i in segments[index].steps)
 
 
@@ -161,6 +161,8 @@ def _writes(run: Run) -> Iterator[_Write]:
     program, progress = run.program, run.progress
     for index in sorted(progress.begun):
         part = program.segments[index]
+        if index in run.spared and part.role == "download":
+            continue  # nothing came to the host
         ended = index in progress.taken
         for number in part.steps:
             step = program.plan.steps[number]

@@ -413,7 +413,8 @@ def step_line(step: Step) -> str:
     """One line: number, queue, what, waits, prediction, reason."""
     waits = f" wait {','.join(f'#{w}' for w in step.waits)}" if step.waits else ""
     if step.kind == "copy":
-        what = f"copy {step.name} {step.src}->{step.dst} {step.nbytes} B"
+        how = f" by {step.detail}" if step.detail else ""
+        what = f"copy {step.name} {step.src}->{step.dst} {step.nbytes} B{how}"
     else:
         rounds = table.rounds(step.op, step.kernel)
         what = f"{step.op} {step.name} [{step.kernel}]{rounds and f' in {rounds}'}"

@@ -208,7 +208,7 @@ def target_of(config: Config, devices: Mapping[str, Device], asked: frozenset[st
         broken={**here.broken, **config.broken},
         watts=config.watts,
         permission=config.permission,
-        peers=frozenset() if config.checks and config.checks.transfers else here.peers,
+        peers={} if config.checks and config.checks.transfers else here.peers,
     )
     if not config.deterministic:
         return made
@@ -237,11 +237,10 @@ def target_here(devices: Mapping[str, Device], asked: frozenset[str]) -> Target:
     )
 
 
-def peers_of(devices: Collection[Device]) -> frozenset[tuple[str, str]]:
-    """(source, target) ids of opened devices of which the target copies from the source itself."""
-    return frozenset(
-        (a.info.id, b.info.id) for a in devices for b in devices if b is not a and b.copies_from(a)
-    )
+def peers_of(devices: Collection[Device]) -> dict[tuple[str, str], str]:
+    """How opened devices copy from each other without the host, by (source, target) ids."""
+    pairs = [(a, b) for a in devices for b in devices if a is not b]
+    return {(a.info.id, b.info.id): how for a, b in pairs if (how := b.copies_from(a))}
 
 
 def _simulated(devices: Mapping[str, Device]) -> bool:

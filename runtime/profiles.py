@@ -23,13 +23,13 @@ def apply(machine: Machine, model: CostModel, nbytes: float = TYPICAL_BYTES) -> 
             model.set_link(*link_ends(*infos), link_model(link))
 
 
-def peers(machine: Machine) -> frozenset[tuple[str, str]]:
-    """(source, target) ids of devices between which bytes pass by themselves, not the host."""
-    return frozenset(
-        (link.src, link.dst)
+def peers(machine: Machine) -> dict[tuple[str, str], str]:
+    """How devices copy from each other without the host, by (source, target) ids."""
+    return {
+        (link.src, link.dst): link.how or "direct"
         for link in machine.links
         if len(link.route) == 2 and HOST not in link.route
-    )
+    }
 
 
 def device_rates(rates: Rates, nbytes: float = TYPICAL_BYTES) -> DeviceRates:

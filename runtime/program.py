@@ -14,6 +14,7 @@ import numpy as np
 
 from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device
 from crossdock.runtime.binding import CompiledOp, bind_op
+from crossdock.runtime.ends import Ends, ends
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.losses import blaming
 from crossdock.runtime.plan import HOST, Plan, Step
@@ -57,6 +58,11 @@ class Program:
     def offsets(self) -> Mapping[str, Mapping[str, int]]:
         """Where values lie in the arena, by device and root."""
         return {d.id: d.offsets for d in self.plan.devices}
+
+    @cached_property
+    def ends(self) -> Ends:
+        """The copies that begin and end a run."""
+        return ends(self.plan.steps, self.segments, self.roots)
 
     @property
     def host_only(self) -> bool:

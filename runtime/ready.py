@@ -6,9 +6,10 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from crossdock.devices import topology
 from crossdock.devices.base import Device, Span
@@ -16,18 +17,20 @@ from crossdock.runtime import limits
 from crossdock.runtime.checks import Checks
 from crossdock.runtime.conduct import conducts
 from crossdock.runtime.config import Progress
+from crossdock.runtime.device_array import Ledger
 from crossdock.runtime.direct import Direct
 from crossdock.runtime.errors import OutOfMemory
 from crossdock.runtime.executor import Care, Outcome, Run
 from crossdock.runtime.free_memory import free_bytes
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import HOST, Plan
-from crossdock.runtime.pool import TURN, Deadline, Pool
-from crossdock.runtime.program import Program, Windows, instantiate
+from crossdock.runtime.plan import HOST, Plan, Step
+from crossdock.runtime.pool import TURN, Deadline, Pool, free_caches
+from crossdock.runtime.program import Instance, Program, Windows, instantiate
 from crossdock.runtime.progress import look_around
 from crossdock.runtime.queued import QueuedRun
-from crossdock.runtime.receipt import Receipt, Recovery, make_receipt
+from crossdock.runtime.receipt import Receipt, Recovery, make_receipt, resident_receipt
 from crossdock.runtime.tensor import Array
+from crossdock.runtime.transit import Fed, NoRoom, Transit, begin
 from crossdock.runtime.turns import Flow, Share, Turn
 
 if TYPE_CHECKING:
@@ -59,14 +62,21 @@ class Recorder:
         return self.plan.digest()
 
     def receipt(
-        self, seconds: float, spans: Mapping[str, list[Span]], notes: tuple[str, ...] = ()
+        self,
+        seconds: float,
+        spans: Mapping[str, list[Span]],
+        notes: tuple[str, ...] = (),
+        avoided: Sequence[Step] = (),
+        pulled: Mapping[str, int] | None = None,
     ) -> Receipt:
         """The record of a run that took ``seconds``, with the spans of its steps if profiled.
 
-        ``notes`` say what the devices had to do without in it.
+        ``notes`` say what the devices had to do without in it; ``avoided`` are copies that were not
+        made, and ``pulled`` bytes copied beside the plan, by link.
         """
         made = self._made(spans) if spans else self._unprofiled
-        return replace(made, measured=seconds, notes=(*made.notes, *notes))
+        made = replace(made, measured=seconds, notes=(*made.notes, *notes))
+        return resident_receipt(made, avoided, pulled or {}) if avoided or pulled else made
 
     @cached_property
     def _unprofiled(self) -> Receipt:
@@ -138,24 +148,49 @@ class Ready:
 
     def run(
         self,
-        arrays: Mapping[str, Array],
+        arrays: Mapping[str, Fed],
         deadline: Deadline,
         *,
         profile: bool,
+        ledger: Ledger | None = None,
         salvage: Callable[[Run], None] | None = None,
     ) -> Outcome:
         """Run once, with arrays of the inputs' types and shapes.
 
+        With a ``ledger``, which counts them, the outputs stay on the devices that make them.
         ``salvage`` is called with a run that a device has failed, before its memory is given up.
+
+        Raises:
+            NoRoom, MemoryBudget: there is no room for outputs that are to stay, even with nothing
+                kept for runs to come.
         """
         try:
             instance = self.pool.take(deadline)
         except OutOfMemory as error:
             error.planned = _planned(self.program.plan, error.device)
             raise
-        turn = Turn(self.shares, self.flow)
-        care = Care(salvage, self.pool.discard, self.watchdog, self.checks, turn)
         give = partial(self.pool.give, instance)
+        try:
+            transit = self._transit(arrays, ledger)
+        except BaseException:
+            give()
+            raise
+        fed = cast("Mapping[str, Array]", arrays if transit is None else transit.feeds)
+        turn = Turn(self.shares, self.flow)
+        care = Care(salvage, self.pool.discard, self.watchdog, self.checks, turn, transit)
+        return self._ran(instance, give, fed, deadline, care, profile=profile)
+
+    def _ran(
+        self,
+        instance: Instance,
+        give: Callable[[], None],
+        arrays: Mapping[str, Array],
+        deadline: Deadline,
+        care: Care,
+        *,
+        profile: bool,
+    ) -> Outcome:
+        """Run on an instance in the way that suits the program and the caller."""
         alone = deadline.seconds is None and self._short
         host = alone and self.program.host_only
         if self.program.watched or host or (alone and not profile and conducts(self.program)):
@@ -165,6 +200,12 @@ class Ready:
             return run.inline(arrays) if host else run.conducted(arrays)
         queued = QueuedRun(self.program, instance, give, profile=profile, care=care)
         return queued.across(arrays, deadline)
+
+    def _transit(self, arrays: Mapping[str, Fed], ledger: Ledger | None) -> Transit | None:
+        with suppress(NoRoom):
+            return begin(self.program, arrays, ledger)
+        free_caches()
+        return begin(self.program, arrays, ledger)
 
     @cached_property
     def direct(self) -> Direct | None:

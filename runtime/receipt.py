@@ -90,6 +90,8 @@ class Receipt:
     """A run's record; seconds and bytes. ``links`` says by "SRC->DST" what was copied.
 
     ``recoveries`` are the failures on the way; ``ops`` then say where each op ran last.
+    ``avoided`` has by "SRC->DST" the bytes that the plan copies and that stayed on their device:
+    inputs fed from it, and outputs kept on it.
     """
 
     graph_name: str
@@ -100,6 +102,7 @@ class Receipt:
     measured: float
     notes: tuple[str, ...] = ()
     recoveries: tuple[Recovery, ...] = ()
+    avoided: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def devices(self) -> dict[str, str]:
@@ -156,6 +159,22 @@ def make_receipt(
     return Receipt(
         plan.graph_name, digest, ops, _transfers(plan, spans), plan.predicted, seconds, notes
     )
+
+
+def resident_receipt(made: Receipt, avoided: Iterable[Step], pulled: Mapping[str, int]) -> Receipt:
+    """The record of a run without the copies that it avoided, and with ``pulled`` bytes by link."""
+    links, spared = dict(made.transfers), dict[str, int]()
+    for step in avoided:
+        name = f"{step.src}->{step.dst}"
+        spared[name] = spared.get(name, 0) + step.nbytes
+        link = links.pop(name)
+        if link.copies > 1:
+            left = link.nbytes - step.nbytes, link.copies - 1, link.predicted - step.seconds
+            links[name] = LinkReceipt(*left, link.measured)
+    for name, nbytes in pulled.items():
+        one = LinkReceipt(nbytes, 1, 0.0, None)
+        links[name] = links[name] + one if name in links else one
+    return dataclasses.replace(made, transfers=links, avoided=spared)
 
 
 def recovered_receipt(

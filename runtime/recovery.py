@@ -99,12 +99,12 @@ class Rescue:
         if self._deadline.over():
             raise late(self._ready.program, self._deadline)
         try:
+            feeds = lineage.feeds(rest)
             ready = self._fleet.prepared(partial(self._placed, rest))
         except PlanError as why:
             raise hopeless(error, why) from why
         self._tell(error, action, ready.program.plan)
         self.told += ready.recorder.recoveries
-        feeds = lineage.feeds(rest)
         made = ready.run(feeds, self._deadline, profile=False, salvage=self.salvage)
         lineage.held.update(made.outputs)
         lineage.note(ready.program.plan.steps)

@@ -130,6 +130,13 @@ def open_devices(config: Config) -> dict[str, Device]:
     return {name: registry.open_device(name, threads=config.threads) for name in wanted}
 
 
+def keeps(outputs: str) -> bool:
+    """Whether outputs are to stay on the devices that make them; raises FeedError."""
+    if outputs not in ("host", "device"):
+        raise FeedError(f"outputs is 'host' or 'device'; it is {outputs!r:.80}")
+    return outputs == "device"
+
+
 def deadline(timeout: object) -> Deadline:
     """A run's deadline; raises FeedError for what is no number of seconds."""
     if timeout is None:

@@ -6,33 +6,38 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime import request
 from crossdock.runtime.config import PREPARING, Config, Progress
+from crossdock.runtime.device_array import Ledger, hosted
 from crossdock.runtime.errors import DeviceError, Error, OutOfMemory, PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.feeds import arrays_of
 from crossdock.runtime.fleet import Fleet
 from crossdock.runtime.future import RunFuture
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.intake import Intake
 from crossdock.runtime.lru import LruCache
-from crossdock.runtime.plan import Plan
+from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
 from crossdock.runtime.start import first_ready
 from crossdock.runtime.submitted import Submissions
-from crossdock.runtime.tensor import Array, Dim
+from crossdock.runtime.tensor import Dim
 from crossdock.runtime.through import Attempt, run_through
+from crossdock.runtime.transit import Fed
 
 if TYPE_CHECKING:
     from crossdock.runtime.staged import StagedReady
 
 SHAPES_KEPT = 8
+Where = Literal["host", "device"]
+"""Where outputs are to be."""
 _Shapes = tuple[tuple[Dim, ...], ...]
 
 
@@ -72,6 +77,7 @@ class Session:
         self._receipt: tuple[Callable[..., Receipt], *tuple[Any, ...]] | None = (
             None  # and arguments
         )
+        self._kept = Ledger(config.constraints.memory)
         self._closed = False
         self._planned = False
         self._submissions = Submissions(graph.name, config.runs_at_once, config.waiting)
@@ -148,28 +154,36 @@ class Session:
         self,
         feeds: Mapping[str, Any],
         *,
+        outputs: Where = "host",
         timeout: float | None = None,
     ) -> dict[str, Any]:
         """Run once and return the outputs by name, in the graph's order; thread-safe.
 
         Args:
-            feeds: an array for each input, by name (see the class for staged graphs).
+            feeds: an array for each input, by name (see the class for staged graphs): of numpy, a
+                ``DeviceArray``, or of any library that exports DLPack or the CUDA array interface.
+                What lies on a device that reads it is copied there, not over the host.
+            outputs: "host" for numpy's arrays, or "device" for ``DeviceArray``s that stay on the
+                devices that make them (those of a staged graph on the host).
             timeout: seconds until Timeout. The first run for new shapes plans and compiles
                 before it runs; that is not broken off, but counts.
 
         Raises:
-            FeedError: an input is missing, unknown, or of another dtype or shape; or the timeout
-                is no number.
+            FeedError: an input is missing, unknown, of another dtype or shape, or cannot be had
+                from where it lies; or the timeout is no number, or ``outputs`` another word.
+            OutOfMemory, MemoryBudget: there is no room for outputs that are to stay on a device,
+                or ``constraints.memory`` has none.
             Timeout: not done after ``timeout`` seconds. The session stays usable.
             PlanError: the session is closed, or there is no plan for these shapes.
             DeviceError: a device failed.
             NotFinite: an op made a NaN or an infinity, in a session with ``check_finite``.
         """
-        if timeout is None:
-            outputs = self._directly(feeds)
-            if outputs is not None:
-                return outputs
-        return self._run(feeds, request.deadline(timeout), profile=False).outputs
+        if timeout is None and outputs == "host":
+            done = self._directly(feeds)
+            if done is not None:
+                return done
+        keep = request.keeps(outputs)
+        return self._run(feeds, request.deadline(timeout), profile=False, keep=keep).outputs
 
     def _directly(self, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
         """The outputs of a run that can take the short way, else None."""
@@ -197,14 +211,19 @@ class Session:
         """The outputs of a run that the host failed; None where another run has to find out."""
         if not isinstance(ready, Ready):
             return None
-        arrays = arrays_of(self.graph, feeds)
+        arrays = arrays_of(self.graph, feeds, Intake(self.devices))
         rescue = Attempt(self._fleet, ready, arrays, Deadline()).rescue
         outcome = rescue.recover(error)
         self._receipt = (_as_is, rescue.receipt(outcome.seconds))
         return outcome.outputs
 
     def submit(
-        self, feeds: Mapping[str, Any], *, timeout: float | None = None, block: bool = True
+        self,
+        feeds: Mapping[str, Any],
+        *,
+        outputs: Where = "host",
+        timeout: float | None = None,
+        block: bool = True,
     ) -> RunFuture:
         """Run in the background; the future is also awaitable. The inputs must not change.
 
@@ -214,31 +233,40 @@ class Session:
         Everything that goes wrong, ``run``'s errors included, is raised by the future, but for:
 
         Raises:
-            FeedError: the timeout is no number.
+            FeedError: the timeout is no number, or ``outputs`` another word.
             Busy: there is no room, and ``block`` is False or this is called back by a future in a
                 thread that room could wait for; such calls may pass ``waiting`` by
                 ``runs_at_once`` runs.
             ExecutionError: no thread can be started to wait for it.
         """
-        deadline = request.deadline(timeout)
+        deadline, keep = request.deadline(timeout), request.keeps(outputs)
         try:
             self._unforked()
+            feeds = self._held(feeds)
         except Error as error:
             future = RunFuture(deadline)
             future.set_exception(error)
             return future
-        return self._submissions.submit(self._outputs, feeds, deadline, block=block)
+        return self._submissions.submit(
+            partial(self._outputs, keep=keep), feeds, deadline, block=block
+        )
 
     async def run_async(
-        self, feeds: Mapping[str, Any], *, timeout: float | None = None
+        self, feeds: Mapping[str, Any], *, outputs: Where = "host", timeout: float | None = None
     ) -> dict[str, Any]:
         """``run`` for a coroutine: the event loop goes on while it waits for room and the result.
 
         The inputs must not change meanwhile. A task that is cancelled gives its run up.
         """
-        deadline = request.deadline(timeout)
+        deadline, keep = request.deadline(timeout), request.keeps(outputs)
         self._unforked()
-        return await self._submissions.awaited(self._outputs, feeds, deadline)
+        run = partial(self._outputs, keep=keep)
+        return await self._submissions.awaited(run, self._held(feeds), deadline)
+
+    def _held(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Feeds for another thread: what is on a device is ordered after this thread's stream."""
+        held: Mapping[str, Any] = Intake(self.devices).held(feeds)
+        return held
 
     def profile(self, feeds: Mapping[str, Any]) -> Outcome:
         """Run once with every step timed (slower: steps are waited for one by one)."""
@@ -261,15 +289,22 @@ class Session:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _outputs(self, feeds: Mapping[str, Any], deadline: Deadline) -> dict[str, Any]:
-        outputs = self._directly(feeds) if deadline.seconds is None else None
+    def _outputs(
+        self,
+        feeds: Mapping[str, Any],
+        deadline: Deadline,
+        keep: bool,
+    ) -> dict[str, Any]:
+        outputs = self._directly(feeds) if deadline.seconds is None and not keep else None
         if outputs is None:
-            outputs = self._run(feeds, deadline, profile=False).outputs
+            outputs = self._run(feeds, deadline, profile=False, keep=keep).outputs
         return outputs
 
-    def _run(self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool) -> Outcome:
+    def _run(
+        self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool, keep: bool = False
+    ) -> Outcome:
         try:
-            return self._done(feeds, deadline, profile=profile)
+            return self._done(feeds, deadline, profile=profile, keep=keep)
         except MemoryError as error:
             raise self._no_memory("run") from error
 
@@ -279,24 +314,33 @@ class Session:
             "smaller inputs or constraints.memory"
         )
 
-    def _done(self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool) -> Outcome:
+    def _done(
+        self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool, keep: bool
+    ) -> Outcome:
         if registry.lost():
             self._fleet.refresh()
-        staged = self.graph.staged is not None
-        arrays = feeds if staged else arrays_of(self.graph, feeds)
+        ledger = self._kept if keep else None
+        staged, intake = self.graph.staged is not None, Intake(self.devices)
+        arrays = intake.on_host(feeds) if staged else arrays_of(self.graph, feeds, intake)
         ready = self._for_graph() if staged else self._for_shapes(arrays)
         if isinstance(ready, Ready):
-            outcome, rescue = run_through(self._fleet, ready, arrays, deadline, profile=profile)
+            outcome, rescue = run_through(
+                self._fleet, ready, arrays, deadline, profile=profile, ledger=ledger
+            )
             if rescue is not None:
                 self._receipt = (_as_is, rescue.receipt(outcome.seconds))
                 return outcome
             self._told = outcome.notes
             write = ready.recorder.receipt
-            self._receipt = (write, outcome.seconds, outcome.spans, outcome.notes)
+            notes = (*outcome.notes, *intake.notes)
+            stayed = outcome.avoided, outcome.pulled
+            self._receipt = (write, outcome.seconds, outcome.spans, notes, *stayed)
             self._learn(ready, outcome, profile=profile)
         else:
             outcome, receipt = ready.run(arrays, deadline, profile=profile)
             self._receipt = (receipt,)
+            if keep:
+                outcome.outputs = hosted(self.devices[HOST], outcome.outputs, self._kept)
         return outcome
 
     def _forget(self) -> None:
@@ -337,7 +381,7 @@ class Session:
     def _for_graph(self) -> Ready | StagedReady:
         return self._found(_shapes(self.graph)) or self._prepare(self.graph)
 
-    def _for_shapes(self, arrays: Mapping[str, Array]) -> Ready | StagedReady:
+    def _for_shapes(self, arrays: Mapping[str, Fed]) -> Ready | StagedReady:
         found = self._found(tuple(a.shape for a in arrays.values()))
         if found is not None:
             return found

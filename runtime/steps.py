@@ -125,6 +125,7 @@ class _Drafts:
     ) -> None:
         self.graph, self.made, self.roots, self.brief = graph, made, roots, brief
         self.measured, self.direct = target.measured_links(), target.direct
+        self.how = target.peers
         self.drafts: list[_Draft] = []
         self.at: dict[tuple[str, str], int] = {}  # (root value, device) -> draft that puts it there
         ids = made.problem.device_ids
@@ -225,6 +226,7 @@ class _Drafts:
             src=src,
             dst=dst,
             nbytes=self.graph.specs[value].nbytes,
+            detail=self.how.get((src, dst), ""),
         )
         self.drafts.append(_Draft(step))
         self.at[value, dst] = len(self.drafts) - 1

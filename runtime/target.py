@@ -27,8 +27,8 @@ class Target:
     ``watts`` what a device draws when idle and when it computes, by id, where that is known;
     ``built`` are the kernels that need no building any more; ``permission`` says what kernels may
     lose, and its ``same_bits`` allows other devices than the host only ops that make the same bits
-    everywhere; ``peers`` are (source, target) ids of devices of which the target copies from the
-    source itself.
+    everywhere; ``peers`` says how devices copy from each other without the host, by (source,
+    target) ids.
     """
 
     devices: tuple[DeviceInfo, ...]
@@ -39,7 +39,7 @@ class Target:
     watts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     built: frozenset[tuple[str, str, str]] = frozenset()
     permission: Permission = PLAIN
-    peers: frozenset[tuple[str, str]] = frozenset()
+    peers: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def link(self, src: DeviceInfo, dst: DeviceInfo) -> LinkModel:
         """The measured link, or the default."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from crossdock.runtime.device_array import HostFeeds, Ledger, hosted
 from crossdock.runtime.errors import DeviceError
 from crossdock.runtime.executor import Outcome, Run
 from crossdock.runtime.fleet import Fleet
+from crossdock.runtime.plan import HOST
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.ready import Ready
-from crossdock.runtime.tensor import Array
+from crossdock.runtime.transit import Fed, NoRoom
 
 if TYPE_CHECKING:
     from crossdock.runtime.recovery import Rescue
@@ -22,7 +24,7 @@ class Attempt:
     __slots__ = ("_arrays", "_deadline", "_fleet", "_ready", "_rescue")
 
     def __init__(
-        self, fleet: Fleet, ready: Ready, arrays: Mapping[str, Array], deadline: Deadline
+        self, fleet: Fleet, ready: Ready, arrays: Mapping[str, Fed], deadline: Deadline
     ) -> None:
         self._fleet, self._ready, self._arrays = fleet, ready, arrays
         self._deadline = deadline
@@ -34,7 +36,8 @@ class Attempt:
         if self._rescue is None:
             from crossdock.runtime.recovery import Rescue  # planning takes long to load
 
-            self._rescue = Rescue(self._fleet, self._ready, self._arrays, self._deadline)
+            fed = HostFeeds(self._arrays)
+            self._rescue = Rescue(self._fleet, self._ready, fed, self._deadline)
         return self._rescue
 
     def salvage(self, run: Run) -> None:
@@ -43,23 +46,39 @@ class Attempt:
 
 
 def run_through(
-    fleet: Fleet, ready: Ready, arrays: Mapping[str, Array], deadline: Deadline, *, profile: bool
+    fleet: Fleet,
+    ready: Ready,
+    arrays: Mapping[str, Fed],
+    deadline: Deadline,
+    *,
+    profile: bool,
+    ledger: Ledger | None = None,
 ) -> tuple[Outcome, Rescue | None]:
     """Run once, whatever devices fail, as long as something is left to run it.
+
+    With a ``ledger`` the outputs stay where they are made, on the host where a device failed.
 
     Returns what came out, and what was done about devices that failed, if one did.
 
     Raises:
+        NoRoom, MemoryBudget: a device has no room for outputs that are to stay there.
         DeviceError: nothing is left to run it.
         ExecutionError: it failed for another reason.
     """
     attempt = Attempt(fleet, ready, arrays, deadline)
     try:
-        if not profile and deadline.seconds is None and ready.direct is not None:
+        brief = not profile and ledger is None and deadline.seconds is None
+        if brief and ready.direct is not None:
             done = ready.direct.run(arrays)
             if done is not None:
                 return Outcome(*done), None
-        outcome = ready.run(arrays, deadline, profile=profile, salvage=attempt.salvage)
+        salvage = attempt.salvage
+        outcome = ready.run(arrays, deadline, profile=profile, ledger=ledger, salvage=salvage)
+    except NoRoom:
+        raise
     except DeviceError as error:
-        return attempt.rescue.recover(error), attempt.rescue
+        outcome = attempt.rescue.recover(error)
+        if ledger is not None:
+            outcome.outputs = hosted(fleet.devices[HOST], outcome.outputs, ledger)
+        return outcome, attempt.rescue
     return outcome, None

@@ -23,9 +23,12 @@ from weakref import WeakKeyDictionary
 from crossdock.devices.base import Device
 from crossdock.runtime.plan import HOST
 
-AT_ONCE = 2
-"""Runs that a session alone has on a device: one computes while the next one's inputs are copied.
-More would only have to be waited for when the process ends."""
+ALONE = 3
+"""Runs that a session alone has on a device: one computes while the next one's inputs are copied
+and the last one's outputs are. More gain little, and who comes next or ends the process would have
+to wait for them."""
+SHARED = 2
+"""Runs that sessions which share a device have on it, together; but one each."""
 MOMENT = 0.1
 """Seconds for which a session counts after its last run on a device."""
 
@@ -165,7 +168,7 @@ def _lane(device: Device) -> Lane:
     found = _LANES.get(device)
     if found is None:
         host = device.info.id == HOST
-        made = Lane(device.info.compute_units, math.inf) if host else Lane(AT_ONCE, AT_ONCE)
+        made = Lane(device.info.compute_units, math.inf) if host else Lane(SHARED, ALONE)
         found = _LANES[device] = made
     return found
 

@@ -49,8 +49,11 @@ VERSIONS = ("crossdock", "numpy", "numba", "llvmlite", "torch", "triton", "onnx"
 def missing(*, card: bool) -> list[Need]:
     """Everything that is not here; what no run is possible without comes first."""
     found: list[Need] = []
-    if card and not (probe := cuda.probe()).devices:
+    probe = cuda.probe()
+    if card and not probe.devices:
         found.append(Need(probe.reason, "there is no card to check", probe.fix, vital=True))
+    elif card and (why := probe.devices[0].details.get("no cublas")):
+        found.append(Need(f"cuBLAS: {why}", "products run on slower kernels", cuda.FIX))
     found += [
         Need(f"package {name}", without, fix)
         for name, without, fix in PACKAGES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,11 +51,11 @@ def pretend_card() -> bool:
     """
     if not any(i.name.startswith("pthread") for i in registry.probe_all(["opencl"])[0].devices):
         return False
-    from tests.fakes.cupy_fake import FakeCupy
+    import pytest
 
-    fake = FakeCupy()
-    sys.modules["cupy"] = fake
-    sys.modules["cupy.cuda"] = fake.cuda
+    from tests.fakes import cupy_fake
+
+    cupy_fake.install(pytest.MonkeyPatch())
     return True
 
 

@@ -25,9 +25,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,6 +41,8 @@ WHOLE = 570.0
 """Seconds of a whole run; given more of them, sections take more in proportion."""
 PREFLIGHT = 120.0
 """Seconds for importing packages for the first time and asking the driver."""
+SAVING = 3.0
+"""Seconds between two looks at what a section has found so far."""
 GRACE = 5.0
 """Seconds that a section may take beyond its limit to end by itself."""
 
@@ -62,6 +65,7 @@ SECTIONS = (
     Section("models", 60),
     Section("faults", 20, card=True),
     Section("copies", 20, card=True),
+    Section("cards", 20, card=True),
     Section("overlap", 20, card=True),
     Section("overhead", 20),
     Section("placement", 60),
@@ -84,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line, flush=True)
     if facts["device"] is None:
         return NO_CARD
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends children, too
     rows, seconds = _run_all(args, facts)
     print(table(rows, args.width))
     print(f"\n{facts['device']}: {summary(rows)}; {seconds:.0f} s; {_target(args, facts)}")
@@ -128,49 +133,83 @@ def _run_all(args: argparse.Namespace, facts: dict[str, object]) -> tuple[list[R
                 continue
             left = args.seconds - (time.monotonic() - begun) - GRACE
             path = Path(folder) / f"{section.name}.jsonl"
-            more = max(1.0, args.seconds / WHOLE)
-            rows += _run_one(section, path, left, more=more, rehearse=args.rehearse)
-            seconds = time.monotonic() - begun
-            write_json(_target(args, facts), {**facts, "seconds": round(seconds, 1)}, rows)
-            print(f"{section.name}: {seconds:.0f} s so far", flush=True)
+            save = partial(_save, args, facts, tuple(rows), path, begun)
+            _run_one(section, path, left, args, save)
+            save()
+            rows += read_rows(path)
+            print(f"{section.name}: {time.monotonic() - begun:.0f} s so far", flush=True)
     return rows, time.monotonic() - begun
 
 
+def _save(
+    args: argparse.Namespace,
+    facts: dict[str, object],
+    rows: Sequence[Row],
+    path: Path,
+    begun: float,
+) -> None:
+    """Write the rows of the sections before, and those that the one at ``path`` has so far."""
+    known = {**facts, "seconds": round(time.monotonic() - begun, 1)}
+    write_json(_target(args, facts), known, [*rows, *read_rows(path)])
+
+
 def _run_one(
-    section: Section, path: Path, left: float, *, more: float, rehearse: bool
-) -> list[Row]:
+    section: Section,
+    path: Path,
+    left: float,
+    args: argparse.Namespace,
+    save: Callable[[], None],
+) -> None:
     """Run a section in a child; what it did not live to say is said for it.
 
-    ``left`` seconds are left of the whole run; ``more`` times its own may the section take.
+    ``left`` seconds are left of the whole run; given more than its own, it takes more, too.
     """
     report = Report(section.name, path)
-    limit = min(section.seconds * more, left)
+    limit = min(section.seconds * max(1.0, args.seconds / WHOLE), left)
     if limit < 1:
         report.not_run("the section", "the time for the whole run is over")
-        return read_rows(path)
+        return
     command = [
         sys.executable, "-m", "bench.gpu_check", "--child", section.name,
-        "--rows", str(path), "--seconds", str(limit), *(["--rehearse"] if rehearse else []),
+        "--rows", str(path), "--seconds", str(limit), *(["--rehearse"] * args.rehearse),
     ]  # fmt: skip
-    supervise(command, report, limit)
-    return read_rows(path)
+    supervise(command, report, limit, save=save)
 
 
-def supervise(command: Sequence[str], report: Report, limit: float, grace: float = GRACE) -> None:
-    """Run a section's process; where it hangs, crashes or fails, that becomes a row of its own."""
+def supervise(
+    command: Sequence[str],
+    report: Report,
+    limit: float,
+    grace: float = GRACE,
+    save: Callable[[], None] = lambda: None,
+) -> None:
+    """Run a section's process; where it hangs, crashes or fails, that becomes a row of its own.
+
+    ``save`` is called now and then meanwhile: this process may be ended, too.
+    """
     child = subprocess.Popen(
         command, cwd=ROOT, env=layout.environment(), stdout=2, start_new_session=True
     )
+    end = time.monotonic() + limit + grace
     try:
-        status = child.wait(limit + grace)
-    except subprocess.TimeoutExpired:
-        report.failed("the section", f"not done after {limit:.0f} s; its rows so far stand")
-        status = 0
+        while (status := _status(child, end - time.monotonic())) is None:
+            save()
+            if time.monotonic() >= end:
+                report.failed("the section", f"not done after {limit:.0f} s; its rows so far stand")
+                return
     finally:
         _end(child)
     if status:
         died = f"signal {-status}" if status < 0 else f"status {status}"
         report.failed("the section", f"its process ended with {died}; its output is above")
+
+
+def _status(child: subprocess.Popen[bytes], left: float) -> int | None:
+    """How a child ended, or None where it is still running after some seconds."""
+    try:
+        return child.wait(max(0.0, min(left, SAVING)))
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -214,8 +253,8 @@ def _section(args: argparse.Namespace) -> None:
 
 
 def _target(args: argparse.Namespace, facts: dict[str, object]) -> Path:
-    """The JSON file: bench/results/CARD-DATE.json."""
+    """The JSON file: bench/results/CARD-DATE.json; a part of a run names its sections."""
     card = re.sub(r"[^a-z0-9]+", "-", str(facts["device"]).lower()).strip("-")
-    day = str(facts["created"])[:10]
-    name = f"{'rehearsal-' if facts['rehearsal'] else ''}{card}-{day}.json"
-    return Path(args.out) / name
+    parts = ["rehearsal"] * bool(facts["rehearsal"])
+    parts += [card, str(facts["created"])[:10], *args.sections]
+    return Path(args.out) / f"{'-'.join(parts)}.json"

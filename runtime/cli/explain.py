@@ -95,7 +95,8 @@ def explain(
             "plan": plan.digest(),
             "predicted": plan.predicted,
             "lower_bound": plan.lower_bound,
-            "ops": [e.to_json() for e in found],
+            "replays": plan.replays,
+            "ops": [{**e.to_json(), "replay": plan.find(e.name).replay} for e in found],
         }
     )
 

@@ -62,6 +62,9 @@ def _versions(machine: Machine) -> list[str]:
     return [
         f"{d.id}: {d.info.driver}; compute capability {d.info.details['compute_capability']}, "
         f"NVRTC {d.info.details['nvrtc']}"
+        + (f", no cuBLAS: {missing}" if (missing := d.info.details.get("no cublas")) else "")
+        + (f", cuDNN {version}" if (version := d.info.details.get("cudnn")) else "")
+        + (f", no cuDNN: {missing}" if (missing := d.info.details.get("no cudnn")) else "")
         for d in machine.devices
         if d.info is not None and "nvrtc" in d.info.details
     ]
@@ -147,7 +150,7 @@ def _links(links: tuple[LinkProfile, ...]) -> Table:
                 seconds(link.latency_s.median),
                 *(rate(by_size.get(n), "B") for n in sizes),
                 "-" if link.duplex is None else f"{link.duplex.median:.2f}",
-                f"{'zero-copy' if link.zero_copy else 'copy'}{staged}",
+                link.how or f"{'zero-copy' if link.zero_copy else 'copy'}{staged}",
             ),
         )
     return table

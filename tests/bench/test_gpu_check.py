@@ -18,9 +18,10 @@ import crossdock as xd
 from bench.gpu_check import layout, needs, nets, nets_ours, runner
 from bench.gpu_check.place import Place, interleaved
 from bench.gpu_check.report import FAILED, MET, MISSED, NOT_RUN, Report, read_rows, summary, table
-from bench.gpu_check.sections import conformance, models
+from bench.gpu_check.sections import cards, conformance, models
 from crossdock.devices import registry
 from crossdock.devices.base import Probe
+from tests.fakes import cupy_fake
 
 ROOT = Path(__file__).resolve().parents[2]
 POCL = bool(registry.probe_all(["opencl"])[0].devices)
@@ -124,6 +125,17 @@ def _alive(pid: int) -> bool:
         return " Z " not in Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
+
+
+def test_what_a_section_has_found_is_saved_while_it_runs(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(runner, "SAVING", 0.05)
+    code = "import time; time.sleep(0.3)"
+    runner.supervise([sys.executable, "-c", code], report, 60.0, save=lambda: saved.append(1))
+    assert len(saved) > 1
+    assert read_rows(report.path) == []
 
 
 def test_without_a_card_it_says_what_is_missing(
@@ -272,3 +284,22 @@ def test_a_place_counts_down() -> None:
     place = Place(seconds=100.0, rehearsal=True)
     assert 99 < place.left <= 100
     assert place.size(1000, 10) == 10
+
+
+@pytest.mark.skipif(not POCL, reason="the fake cupy runs kernels on PoCL")
+def test_two_cards_are_checked_where_there_are_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = Report("cards", tmp_path / "rows.jsonl", rehearsal=True)
+    cupy_fake.install(monkeypatch)
+    try:
+        cards.run(Place("cuda:0", rehearsal=True, seconds=1.0), report)
+    finally:
+        for name in ("cuda:0", "cuda:1"):
+            registry._OPEN.pop((name, None, None)).close()
+    rows = {row.what: row for row in read_rows(report.path)}
+    assert not any(row.bad for row in rows.values())
+    assert rows["cuda:0 to cuda:1: copies by itself"].note == "peer access"
+    assert rows["a plan over two cards is right"].state == MET
+    assert rows["its value passes the host by"].state == MET
+    assert rows["one card through CUDA and OpenCL"].state == NOT_RUN

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from crossdock.devices import cuda, cuda_memory, registry
-from crossdock.devices.base import Device
+from crossdock.devices.base import Device, Event
 from crossdock.devices.cuda import CudaDevice
 from crossdock.devices.program import ArrayCall, GridLaunch, In, Out
 from crossdock.runtime.errors import CompileError, DeviceError, DeviceLost, OutOfMemory
@@ -188,7 +188,7 @@ def test_two_cards_work_side_by_side(fake: cupy_fake.FakeCupy) -> None:
 def test_events_of_another_driver_are_waited_for(device: CudaDevice) -> None:
     waited = []
 
-    class Foreign(cuda.Event):
+    class Foreign(Event):
         def wait(self) -> None:
             waited.append(True)
 

@@ -156,7 +156,7 @@ def found(fake: cupy_fake.FakeCupy) -> list[str]:
             limit = product.k * (2.0**-8 if product.rounds else 1e-6)
             if not np.abs(got - want).max() <= limit:
                 wrong.append(f"{name}: off by {np.abs(got - want).max():.2g}")
-        except (UsageError, Error) as error:
+        except (UsageError, Error, TypeError) as error:
             wrong.append(f"{name}: {error}")
     device.close()
     gc.collect()

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossdock.devices import cuda, registry
+from crossdock.devices import cuda, cuda_queue, registry
 from crossdock.devices.base import CommandBuffer
-from crossdock.devices.cuda import CudaCommands, CudaDevice
+from crossdock.devices.cuda import CudaDevice
 from crossdock.devices.cuda_graph import Segment, segments
+from crossdock.devices.cuda_queue import CudaCommands
 from crossdock.devices.program import In, Out
 from crossdock.runtime.errors import DeviceLost
 from tests.devices.steps import axpb_array, axpb_grid, download, record, upload
@@ -122,7 +123,7 @@ def test_a_card_lost_while_capturing_is_lost(
 def test_an_array_call_in_a_segment_would_be_found(
     device: CudaDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda, "_launches", lambda item: True)
+    monkeypatch.setattr(cuda_queue, "_launches", lambda item: True)
     chain = Chain(device, array_call=True)
     chain.run()
     with pytest.raises(UsageError, match="an array call"):

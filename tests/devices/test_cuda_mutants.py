@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossdock.devices import cuda, cuda_memory, registry
+from crossdock.devices import cuda, cuda_memory, cuda_queue, registry
 from crossdock.devices.base import Bound, Event
-from crossdock.devices.cuda import CudaDevice, CudaQueue
+from crossdock.devices.cuda import CudaDevice
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging
+from crossdock.devices.cuda_queue import CudaQueue
 from crossdock.devices.program import In, Out
 from crossdock.runtime.errors import Error
 from crossdock.runtime.tensor import TensorSpec
@@ -77,7 +78,10 @@ def _dropped(device: CudaDevice, data: np.ndarray) -> None:
     step = axpb_grid(COUNT, 2, 1)
     done = device.queues["compute"].execute(record(device, (step, {In(0): x, Out(0): y})), [sent])
     y.release()
-    del x, y, sent, done
+    w = device.allocate(data.nbytes)
+    device.queues["upload"].write(w, data)
+    w.release()
+    del w, x, y, sent, done
     gc.collect()
     assert device.allocate(data.nbytes).nbytes == data.nbytes
 
@@ -261,13 +265,13 @@ MUTANTS: dict[str, tuple[Any, str, Any, str]] = {
         "AssertionError",
     ),
     "pageable memory in an asynchronous copy": (
-        cuda,
+        cuda_queue,
         "is_pinned",
         lambda cp, array: True,
         "no device or pinned memory",
     ),
     "another card is current": (
-        cuda,
+        cuda_queue,
         "translated",
         any_device,
         "belongs to device 1",
@@ -330,13 +334,19 @@ MUTANTS: dict[str, tuple[Any, str, Any, str]] = {
 """Each by what it replaces, and what is said of it."""
 
 
-def run(fake: cupy_fake.FakeCupy, device_id: str = "cuda:1") -> list[str]:
+def run(fake: cupy_fake.FakeCupy) -> list[str]:
     """Use a card, and everything that was found wrong."""
+    return found_wrong(fake, use, "cuda:1")
+
+
+def found_wrong(fake: cupy_fake.FakeCupy, use: Callable[..., None], *ids: str) -> list[str]:
+    """What was found wrong while cards were used."""
     found: list[str] = []
     try:
-        device = cuda.open_device(device_id)
-        use(device)
-        device.close()
+        devices = [cuda.open_device(name) for name in ids]
+        use(*devices)
+        for device in devices:
+            device.close()
     except (UsageError, Error, AssertionError, RuntimeError, TypeError) as error:
         found.append(f"{type(error).__name__}: {error}")
     gc.collect()

@@ -177,6 +177,18 @@ def test_kernels_that_an_older_driver_does_not_load(
     device.close()
 
 
+def test_a_card_without_cublas_is_known_before_anything_runs(
+    fake: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_it = cuda.probe().devices[0]
+    assert "no cublas" not in with_it.details
+    missing = property(raising(ImportError("libcublas.so.12: cannot open shared object file")))
+    monkeypatch.setattr(type(fake.cuda), "cublas", missing, raising=False)
+    info = cuda.probe().devices[0]
+    assert info.details["no cublas"].startswith("libcublas.so.12: cannot open")
+    assert info.fingerprint != with_it.fingerprint
+
+
 @pytest.mark.parametrize("kind", ["ImportError", "DynamicLibNotFoundError"])
 def test_a_library_that_a_call_needs_is_missing(fake: cupy_fake.FakeCupy, kind: str) -> None:
     error = {"ImportError": ImportError}.get(kind) or type(kind, (RuntimeError,), {})
@@ -192,14 +204,17 @@ def test_a_library_that_a_call_needs_is_missing(fake: cupy_fake.FakeCupy, kind: 
     device.close()
 
 
-def test_another_error_of_a_call_stays_what_it_is(fake: cupy_fake.FakeCupy) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, ImportError])
+def test_another_error_of_a_call_stays_what_it_is(
+    fake: cupy_fake.FakeCupy, kind: type[Exception]
+) -> None:
     device = cuda.open_device("cuda:0")
 
     def wrong(xp: Any, ins: list[Any], outs: list[Any]) -> None:
-        raise RuntimeError("something else")
+        raise kind("something else")
 
     commands = device.record([Bound(device.compile(ArrayCall(wrong, (), (), (), ())), {})])
-    with pytest.raises(RuntimeError, match="something else"):
+    with pytest.raises(kind, match="something else"):
         device.queues["compute"].execute(commands)
     device.close()
 

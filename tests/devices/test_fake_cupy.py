@@ -114,7 +114,7 @@ def test_pageable_memory_in_an_asynchronous_copy(rig: Rig) -> None:
 
 def test_memory_used_after_it_was_freed(rig: Rig) -> None:
     address = rig.pointer.ptr
-    rig.pointer = None
+    rig.pointer = rig.array = None
     with pytest.raises(UsageError, match="after it was freed"):
         rig.copy(address, rig.host.ctypes.data, TO_DEVICE, rig.one)
 
@@ -122,7 +122,7 @@ def test_memory_used_after_it_was_freed(rig: Rig) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_memory_freed_while_a_stream_uses_it(rig: Rig) -> None:
     rig.up(rig.one)
-    rig.pointer = None
+    rig.pointer = rig.array = None
     assert "freed while stream" in rig.cupy.machine.errors[-1]
 
 

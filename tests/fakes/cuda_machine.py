@@ -112,6 +112,8 @@ class Machine:
 
     def __init__(self, devices: int = 2, memory: int = 256 << 20) -> None:
         self.devices = devices
+        self.peers = {(a, b) for a in range(devices) for b in range(devices) if a != b}
+        self.access: set[tuple[int, int]] = set()  # (a, b): a may use memory of b
         self.memory = memory
         self.errors: list[str] = []
         self.sticky = 0
@@ -272,6 +274,13 @@ class Machine:
             raise self.problem(f"{what}: the address is no device or pinned memory")
         return found
 
+    def home(self, address: int) -> int:
+        """The device of memory at an address."""
+        found = self.need(Range(address, 0), "a question where memory lies")
+        if found.device is None:
+            raise self.problem("a question on which card host memory lies")
+        return found.device
+
     # --- work ------------------------------------------------------------------------------------
 
     def submit(
@@ -301,8 +310,11 @@ class Machine:
 
     def _checked(self, access: Access, home: int, clock: Clock) -> Allocation:
         found = self.need(access.span, access.what)
-        if found.device not in (None, home):
-            raise self.problem(f"{access.what}: memory of device {found.device} on device {home}")
+        if found.device not in (None, home) and (home, found.device) not in self.access:
+            raise self.problem(
+                f"{access.what}: memory of device {found.device} on device {home} without peer "
+                "access"
+            )
         for other in found.accesses:
             harmless = not (access.writes or other.writes) or not other.span.meets(access.span)
             ordered = other.stream == access.stream or clock.get(other.stream, 0) >= other.seq
@@ -314,10 +326,24 @@ class Machine:
                 )
         return found
 
-    def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
+    def copy_peer(
+        self, target: tuple[int, int], source: tuple[int, int], nbytes: int, stream: int
+    ) -> None:
+        """A copy between the memories of two devices, as (address, device) each."""
+        what = "a copy between devices"
+        for address, device in (target, source):
+            if nbytes and (home := self.need(Range(address, nbytes), what).device) != device:
+                raise self.problem(f"{what}: memory of device {home} is said to be of {device}")
+        device, _ = self._streams[stream]
+        if device not in (target[1], source[1]):
+            raise self.problem(f"{what}: stream {stream} belongs to device {device}, which is none")
+        self.copy(target[0], source[0], nbytes, stream, what)
+
+    def copy(
+        self, target: int, source: int, nbytes: int, stream: int, what: str = "a copy"
+    ) -> None:
         """An asynchronous copy. Host memory has to be pinned, unchanged, and waited for."""
         to, of = Range(target, nbytes), Range(source, nbytes)
-        what = "a copy"
         seq = self.submit(stream, [of], [to], what)
         with self._lock:
             self._settle([d for d in self._deliveries if d.span.meets(to) or d.span.meets(of)])

@@ -284,6 +284,8 @@ class Graph:
         space = Range(workspace or 0, self._needs())
         launch = partial(self._launch, dict(given), space, stream)
         captured = machine.capture_of(stream)
+        if said := self._module.failing or (self._module.capturing if captured is not None else ""):
+            raise RuntimeError(said)
         if captured is None:
             launch()
         else:
@@ -360,6 +362,8 @@ class Cudnn(ModuleType):
         """What graphs are refused with, in place of an engine."""
         self.missing = ""
         """Why cuDNN itself is not loaded."""
+        self.failing = self.capturing = ""
+        """What runs fail with; ``capturing``: those in a capture alone."""
         self.graphs: list[Graph] = []
 
     def backend_version(self) -> int:

@@ -36,9 +36,12 @@ IN_PLACE = frozenset({"fill", "sort", "put"})
 class Context:
     """Where arrays tell the machine what they do."""
 
-    def __init__(self, machine: Machine, current: Callable[[], int]) -> None:
+    def __init__(
+        self, machine: Machine, current: Callable[[], int], named: Callable[[], int]
+    ) -> None:
         self.machine = machine
         self.current = current
+        self.named = named
 
     def touch(self, reads: list[Any], writes: list[Any], what: str) -> None:
         spans = [[s for a in arrays if (s := self._span(a))] for arrays in (reads, writes)]
@@ -53,6 +56,17 @@ class Context:
         return span if self.machine.find(span) is not None else None
 
 
+class Capsule:
+    """What stands for DLPack's capsule of device memory; it may be taken once."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def taken(self) -> Any:
+        array, self._array = self._array, None
+        return array
+
+
 class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - cupy's name
     """``cupy.ndarray``; each machine has a class of its own, with its context."""
 
@@ -61,6 +75,7 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - cupy's name
 
     def __init__(self, shape: Any, dtype: Any = float, memptr: Any = None) -> None:
         self._a = np.empty(shape, dtype) if memptr is None else memptr.array(shape, dtype)
+        self._memptr = memptr
 
     @classmethod
     def of(cls, value: Any) -> Any:
@@ -71,6 +86,7 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - cupy's name
             return value
         made = object.__new__(cls)
         made._a = np.asarray(value)
+        made._memptr = None
         return made
 
     @classmethod
@@ -98,6 +114,30 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - cupy's name
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, self.context.machine.home(int(self._a.ctypes.data))
+
+    def __dlpack__(
+        self, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: Any = None
+    ) -> Any:
+        """The stream that asks waits for the current one; a copy for the host is waited for."""
+        machine, current = self.context.machine, self.context.current()
+        if dl_device is not None and int(dl_device[0]) == 1:
+            return self.get().__dlpack__(max_version=max_version)
+        if stream is None:
+            raise machine.problem("an export for the default stream")
+        if stream != -1 and stream != current:
+            machine.wait(stream, machine.clock(current))
+        return Capsule(self)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self._a.shape, "typestr": self._a.dtype.str, "version": 3,
+            "data": (int(self._a.ctypes.data), False), "stream": self.context.named(),
+            "strides": None if self._a.flags.c_contiguous else self._a.strides,
+        }  # fmt: skip
 
     def get(self) -> np.ndarray:
         machine, stream = self.context.machine, self.context.current()
@@ -145,7 +185,7 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - cupy's name
     @property
     def data(self) -> Any:
         """A pointer to the first element."""
-        return SimpleNamespace(ptr=int(self._a.ctypes.data))
+        return self._memptr or SimpleNamespace(ptr=int(self._a.ctypes.data))
 
     @property
     def T(self) -> Any:  # noqa: N802 - cupy's name

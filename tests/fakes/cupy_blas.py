@@ -80,6 +80,12 @@ class Matrices:
         steps = {i * self.stride * self.itemsize for i in range(self.count)}
         return [Range(self.address + step, size) for step in sorted(steps)]
 
+    def overlap(self) -> bool:
+        """Whether two of the elements lie in one place."""
+        at, row, column = np.ix_(range(self.count), range(self.rows), range(self.columns))
+        places = at * self.stride + row + column * self.ld
+        return int(np.unique(places).size) < places.size
+
     def on(self, machine: Machine) -> np.ndarray:
         """The matrices as (count, rows, columns), in the machine's memory."""
         found = machine.need(self.spans()[0], self.name)
@@ -185,7 +191,7 @@ class Blas(ModuleType):
             reach = last.address + last.nbytes - first.address
             machine.need(Range(first.address, reach), f"cuBLAS: matrix {x.name}")
         written = c.spans()
-        if c.count > 1 and (len(written) < c.count or any(map(Range.meets, written, written[1:]))):
+        if c.count > 1 and c.overlap():
             raise machine.problem(f"cuBLAS: matrices of {c.name} overlap")
         if any(x.meets(y) for x in written for y in (*a.spans(), *b.spans())):
             raise machine.problem(f"cuBLAS: {c.name} overlaps an operand")

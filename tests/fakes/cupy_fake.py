@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
 import time
 import weakref
@@ -14,18 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import get_ident, local
 from types import ModuleType, SimpleNamespace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pytest
 
 from tests.fakes import cublaslt
 from tests.fakes.cuda_machine import Allocation, Clock, Machine
-from tests.fakes.cupy_arrays import Context, ndarray, numpy_name
+from tests.fakes.cupy_arrays import Capsule, Context, ndarray, numpy_name
 from tests.fakes.cupy_blas import Blas
 from tests.fakes.cupy_kernels import RawModule
 
-STATUS = {1: "cudaErrorInvalidValue", 2: "cudaErrorMemoryAllocation", 400: "invalid handle",
+STATUS = {1: "cudaErrorInvalidValue", 217: "cudaErrorPeerAccessUnsupported",
+          704: "cudaErrorPeerAccessAlreadyEnabled", 711: "cudaErrorTooManyPeers",
+          2: "cudaErrorMemoryAllocation", 400: "invalid handle",
           500: "CUDA_ERROR_NOT_FOUND", 700: "cudaErrorIllegalAddress"}  # fmt: skip
 
 
@@ -78,7 +81,7 @@ class Memory:
 
 
 class MemoryPointer:
-    def __init__(self, mem: Memory, offset: int) -> None:
+    def __init__(self, mem: Any, offset: int) -> None:
         self.mem = mem
         self._offset = offset
         self.ptr = mem.allocation.address + offset
@@ -88,6 +91,33 @@ class MemoryPointer:
 
     def array(self, shape: Any, dtype: Any) -> np.ndarray:
         return np.ndarray(shape, dtype, self.mem.allocation.memory, self._offset)
+
+
+class UnownedMemory:
+    """Memory of somebody else, whom it keeps alive."""
+
+    def __init__(self, machine: Machine, ptr: int, size: int, owner: Any, device: int) -> None:
+        if size and machine.home(ptr) != device:
+            raise machine.problem(f"memory at {ptr} is not on device {device}")
+        self.ptr, self.size, self.device_id, self._owner = ptr, size, device, owner
+        data: Any = (ctypes.c_ubyte * size).from_address(ptr)
+        self.allocation = _Unowned(np.ndarray((size,), np.uint8, data), ptr)
+
+
+class _Unowned(NamedTuple):
+    memory: np.ndarray
+    address: int
+
+
+class ExternalStream:
+    """A stream by its handle, of the device given."""
+
+    def __init__(self, cuda: FakeCuda, ptr: int, device_id: int = -1) -> None:
+        self._cuda, self.ptr, self.device_id = cuda, ptr, device_id
+
+    def record(self, event: Any) -> Any:
+        event.clock = self._cuda.machine.clock(self.ptr)
+        return event
 
 
 class FakeCuda(ModuleType):
@@ -107,6 +137,9 @@ class FakeCuda(ModuleType):
         )
         self.memory = _namespace("cupy.cuda.memory", OutOfMemoryError=OutOfMemoryError)
         self.PinnedMemoryPointer = PinnedMemoryPointer
+        self.MemoryPointer = MemoryPointer
+        self.UnownedMemory = functools.partial(UnownedMemory, machine)
+        self.ExternalStream = functools.partial(ExternalStream, self)
         self.Device = self._own(Device)
         self.Stream = self._own(Stream)
         self.Event = self._own(Event)
@@ -122,6 +155,11 @@ class FakeCuda(ModuleType):
             self._local.streams = []
         found: list[Any] = self._local.streams
         return found
+
+    def named(self) -> int:
+        """The current stream, or the number of the legacy default stream."""
+        stack = self.streams()
+        return int(stack[-1].ptr) if stack else 1
 
     def current(self) -> int:
         """The current stream; the default stream is never used by us."""
@@ -165,6 +203,7 @@ class _Runtime(ModuleType):
     CUDARuntimeError = CUDARuntimeError
     memcpyHostToDevice = 1  # noqa: N815 - cupy's name
     memcpyDeviceToHost = 2  # noqa: N815 - cupy's name
+    memcpyDeviceToDevice = 3  # noqa: N815 - cupy's name
     CUDA_R_32F, CUDA_R_64F, CUDA_R_16F, CUDA_R_16BF = 0, 1, 2, 14
     streamCaptureModeThreadLocal = 1  # noqa: N815 - cupy's name
 
@@ -176,6 +215,9 @@ class _Runtime(ModuleType):
     def check(self) -> None:
         if self._machine.sticky:
             raise CUDARuntimeError(self._machine.sticky)
+
+    def pointerGetAttributes(self, ptr: int) -> Any:  # noqa: N802
+        return SimpleNamespace(device=self._machine.home(ptr))
 
     def getDeviceCount(self) -> int:  # noqa: N802 - cupy's names, here and below
         return self._machine.devices
@@ -202,6 +244,23 @@ class _Runtime(ModuleType):
         self._machine.refuse_capture("a copy", stream)
         self._machine.copy(dst, src, size, stream)
 
+    def deviceCanAccessPeer(self, device: int, peer_device: int) -> int:  # noqa: N802
+        return int((device, peer_device) in self._machine.peers)
+
+    def deviceEnablePeerAccess(self, peer_device: int) -> None:  # noqa: N802
+        self.check()
+        pair = (self._machine.device, peer_device)
+        if pair not in self._machine.peers or pair in self._machine.access:
+            raise CUDARuntimeError(704 if pair in self._machine.access else 217)
+        self._machine.access.add(pair)
+
+    def memcpyPeerAsync(  # noqa: N802
+        self, dst: int, dst_device: int, src: int, src_device: int, size: int, stream: int
+    ) -> None:
+        self.check()
+        self._machine.refuse_capture("a copy", stream)
+        self._machine.copy_peer((dst, dst_device), (src, src_device), size, stream)
+
     def memcpy(self, dst: int, src: int, size: int, kind: int) -> None:
         """A copy that waits for everything, also of host memory that is not pinned."""
         self.check()
@@ -227,6 +286,11 @@ class Device:
     def __exit__(self, *error: object) -> None:
         self.cuda.machine.device = self._before
 
+    def synchronize(self) -> None:
+        self.cuda.runtime.check()
+        self.cuda.machine.refuse_capture("a wait for the device")
+        self.cuda.machine.finish()
+
     @property
     def pci_bus_id(self) -> str:
         return f"0000:{self.id + 1:02x}:00.0"
@@ -241,6 +305,7 @@ class Event:
         self.cuda.runtime.check()
         self.ptr = id(self)
         self.clock: Clock = {}
+        self.device_id = self.cuda.machine.device
         self.timed = not disable_timing
         self.seconds: float | None = None
         self._queries = 0
@@ -300,6 +365,8 @@ class Stream:
         self.cuda.runtime.check()
         self.cuda.machine.refuse_capture("an event's record", self.ptr)
         event = event or self.cuda.Event()
+        if event.device_id != self.device_id:
+            raise CUDARuntimeError(400)
         event.clock = self.cuda.machine.clock(self.ptr)
         event.seconds = time.perf_counter() if event.timed else None
         return event
@@ -370,12 +437,36 @@ class FakeCupy(ModuleType):
         super().__init__("cupy")
         self.machine = machine or Machine()
         self.cuda = FakeCuda(self.machine)
-        context = Context(self.machine, self.cuda.current)
+        context = Context(self.machine, self.cuda.current, self.cuda.named)
         self.ndarray = type("ndarray", (ndarray,), {"context": context})
         self.RawModule = type("RawModule", (RawModule,), {"cupy": self})
 
+    def from_dlpack(self, array: Any) -> Any:
+        """A producer's array, which makes the current stream wait, or what it exported."""
+        if isinstance(array, Capsule):
+            return self._of(array.taken())
+        kind, index = array.__dlpack_device__()
+        if kind not in (2, 13):
+            raise TypeError(f"Unsupported array type: {kind}")
+        before, self.machine.device = self.machine.device, index
+        try:
+            capsule = array.__dlpack__(stream=self.cuda.current(), max_version=(1, 0), copy=None)
+        finally:
+            self.machine.device = before
+        return self._of(capsule.taken())
+
+    def _of(self, taken: Any) -> Any:
+        made = object.__new__(self.ndarray)
+        made._a, made._memptr = taken._a, taken._memptr or MemoryPointer(_foreign(self, taken), 0)
+        return made
+
     def __getattr__(self, name: str) -> Any:
         return numpy_name(name, self.ndarray)
+
+
+def _foreign(fake: FakeCupy, array: Any) -> UnownedMemory:
+    address, index = int(array._a.ctypes.data), array.__dlpack_device__()[1]
+    return UnownedMemory(fake.machine, address, array._a.nbytes, array, index)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, machine: Machine | None = None) -> FakeCupy:

@@ -30,13 +30,13 @@ class Trial:
 
 
 def trials(cases: Iterable[Case], info: DeviceInfo) -> list[Trial]:
-    """Every grid kernel that fits a case, on each."""
+    """Every kernel of launches alone that fits a case, on each."""
     made = []
     for case in cases:
         call, arrays = instance(case)
         for kernel in table.candidates(call, info).fitting:
             lowered = kernel.lower(call, info)
-            if any(isinstance(step, GridLaunch) for step in lowered.steps):
+            if lowered.steps and all(isinstance(step, GridLaunch) for step in lowered.steps):
                 job = Job(f"{case} {kernel.name}", lowered, call, arrays)
                 made.append(Trial(case, kernel.name, kernel.exact, job))
     return made

@@ -5,6 +5,8 @@ The engines of the fake that lose bits are ranked first, so that what is not des
 
 from __future__ import annotations
 
+import importlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,10 +22,12 @@ from crossdock.kernels.fused import FusedBody, FusedStep
 from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.refusal import Cause, cause_of
 from crossdock.kernels.spec import Kernel, OpCall
-from crossdock.runtime.errors import CompileError
+from crossdock.runtime.binding import bind_op, compile_op, resident
+from crossdock.runtime.errors import CompileError, DeviceError
 from crossdock.runtime.tensor import Array, to_numpy
 from tests.cards import CARD
 from tests.cases import CASES
+from tests.devices.steps import download
 from tests.fakes import cudnn_fake, cupy_fake
 from tests.fakes.cuda_machine import UsageError
 from tests.kernels.cpu_run import call_of, expected
@@ -89,7 +93,7 @@ def conv(dtype: str = KIND, **attrs: Any) -> tuple[OpCall, list[Array | None]]:
 
 def test_without_cudnn_it_says_what_to_install() -> None:
     call, _ = conv()
-    said = why(call, "cudnn.conv2d", replace(CARD, details={**CARD.details, "no_cudnn": "none"}))
+    said = why(call, "cudnn.conv2d", replace(CARD, details={**CARD.details, "no cudnn": "none"}))
     assert said == "none"
     assert cause_of(said) is Cause.LIBRARY
 
@@ -104,11 +108,11 @@ def test_what_is_told_of_a_card_without_it(
 ) -> None:
     fake = cupy_fake.install(monkeypatch)
     (info, *_) = cuda.probe().devices
-    assert "cannot be imported" in info.details["no_cudnn"]
-    assert "pip install 'crossdock[cudnn]'" in info.details["no_cudnn"]
+    assert "cannot be imported" in info.details["no cudnn"]
+    assert "pip install 'crossdock[cudnn]'" in info.details["no cudnn"]
     vars(cudnn_fake.install(monkeypatch, fake)).update(change)
     (info, *_) = cuda.probe().devices
-    assert said in info.details["no_cudnn"]
+    assert said in info.details["no cudnn"]
     assert "cuDNN" not in info.fingerprint
 
 
@@ -212,6 +216,89 @@ def test_a_workspace_over_what_is_planned_is_refused(card: Card) -> None:
     narrow = replace(step.fn.wanted, workspace=512)
     with pytest.raises(CompileError, match="No valid engine configs"):
         card.device.compile(narrow.step(In(2)))
+
+
+def twice(card: Card) -> tuple[Any, list[Any], Array]:
+    """Two convolutions one after the other as commands, their results, and what these should be."""
+    call, arrays = conv()
+    op = compile_op(card.device, kernels(call, card.device.info)["cudnn.conv2d"], call)
+    inputs = [None if a is None else resident(card.device, a, "input") for a in arrays]
+    outs = [card.device.allocate(call.outputs[0].nbytes) for _ in range(2)]
+    space = [card.device.allocate(nbytes) for nbytes in op.lowered.scratch]
+    bound = [b for out in outs for b in bind_op(op, inputs, [out], space, "conv", 0.0)]
+    return card.device.record(bound), outs, expected(call, arrays)[0]
+
+
+def results(card: Card, commands: Any, outs: list[Any], like: Array) -> list[Array]:
+    """What a run leaves in outputs that held something else."""
+    got = [np.full(like.shape, 9, np.float32) for _ in outs]
+    for out, array in zip(outs, got, strict=True):
+        card.device.queues["upload"].write(out, array).wait()
+    done = card.device.queues["compute"].execute(commands)
+    return [download(card.device, out, array, done) for out, array in zip(outs, got, strict=True)]
+
+
+def test_a_graph_holds_convolutions(card: Card) -> None:
+    """Captured when they have run once, and then replayed."""
+    commands, outs, want = twice(card)
+    (segment,) = commands.parts
+    for run in range(3):
+        for got in results(card, commands, outs, want):
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+        assert segment.replayed == (run > 0)
+    assert commands.notes == ()
+
+
+def test_what_no_graph_can_hold_is_run_all_the_same(card: Card) -> None:
+    commands, outs, want = twice(card)
+    card.dnn.capturing = "cudaErrorStreamCaptureUnsupported"
+    for _ in range(3):
+        for got in results(card, commands, outs, want):
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    (note,) = commands.notes
+    assert "no CUDA graph of 2 launches: cuda:0: cuDNN, 3x3 convolution of 2x6x9x8" in note
+
+
+def test_a_failure_of_a_run_says_what_and_where(card: Card) -> None:
+    commands, outs, want = twice(card)
+    card.dnn.failing = "CUDNN_STATUS_EXECUTION_FAILED"
+    with pytest.raises(DeviceError, match=r"cuda:0: cuDNN, 3x3 convolution .*EXECUTION_FAILED"):
+        results(card, commands, outs, want)
+
+
+def test_another_process_makes_the_same_call() -> None:
+    call, _ = conv()
+    (step,) = kernels(call)["cudnn.conv2d.tf32"].lowered(call, WITH).steps
+    module, name, data = step.form()
+    made = getattr(importlib.import_module(module), name)(json.loads(json.dumps(data)))
+    assert made.wanted == step.fn.wanted
+
+
+def test_the_real_frontend_takes_the_graph() -> None:
+    """As far as it goes without a card: up to its validation, and that where there is a cuDNN."""
+    real = pytest.importorskip("cudnn", reason="nvidia-cudnn-frontend is not installed")
+    arrays = [drawn(2, 6, 9, 8), drawn(4, 3, 3, 2), drawn(4), drawn(2, 4, 9, 8)]
+    attrs = {**conv(padding=[1, 1, 0, 1])[0].attrs, "groups": 2, "body": ADDED_RELU}
+    (step,) = (
+        kernels(call_of("fused_conv2d", arrays, attrs))["cudnn.fused_conv2d.relu"]
+        .lowered(call_of("fused_conv2d", arrays, attrs), WITH)
+        .steps
+    )
+    graph = cuda_dnn.graph_of(real, step.fn.wanted, handle=real.Handle(1, 0, 0))
+    made = [node.name.partition(".")[0] for node in graph.nodes]
+    assert made == ["conv_fprop", "add", "bias", "relu"]
+    fixed = {
+        t.uid: (list(t.dim), list(t.stride)) for t in graph.tensors.values() if not t.is_virtual
+    }
+    assert fixed == {
+        number: (list(sizes), list(lying))
+        for number, (_, sizes, lying) in step.fn.wanted.tensors().items()
+    }
+    if why := cuda_dnn.problem():
+        with pytest.raises(RuntimeError, match="cudnnGetVersion"):
+            graph.validate()
+        pytest.skip(why)
+    graph.validate()
 
 
 # --- bugs planted in the call -------------------------------------------------------------------

@@ -54,6 +54,65 @@ def test_answers_hold_and_nothing_is_used_wrongly(
         check_runs(session, graph, seed)
 
 
+@pytest.fixture
+def cards(card: str) -> Iterator[tuple[str, str]]:
+    """Two cards."""
+    yield card, "cuda:1"
+    device = registry._OPEN.pop(("cuda:1", None, None), None)
+    if device is not None:
+        device.close()
+
+
+@settings(ADVERSARIAL, max_examples=4)
+@given(placed_graphs(), st.integers(0, 1 << 16), st.booleans())
+def test_answers_hold_between_two_cards(
+    machine: Machine,
+    cards: tuple[str, str],
+    made: tuple[Graph, dict[str, int]],
+    seed: int,
+    granted: bool,
+) -> None:
+    import cupy
+
+    one, other = (registry.open_device(name) for name in cards)
+    cupy.machine.peers = {(0, 1), (1, 0)} if granted else set()
+    for card in (one, other):
+        card._unreachable.clear()
+    graph, where = made
+    can = able(graph, one.info)
+    ids = ["cpu:0", *cards, cards[0]]
+    pin = {n: ids[at] for n, at in where.items() if not at or n in can}
+    rules = xd.Constraints(pin=pin)
+    with xd.compile(graph, ids, constraints=rules, measure=False, runs_at_once=2) as session:
+        check_runs(session, graph, seed)
+        how = {c.detail for c in session.plan.copies() if "cpu:0" not in (c.src, c.dst)}
+    assert all((said == "peer access") == granted for said in how)
+
+
+def test_a_value_goes_from_card_to_card_past_the_host(cards: tuple[str, str]) -> None:
+    one, other = cards
+    b = xd.GraphBuilder()
+    x = b.input("x", (64, 64))
+    graph = b.build({"y": b.add(b.softmax(x, axis=1, label="a"), x, label="b")})
+    rules = xd.Constraints(pin={"a": one, "b": other})
+    with xd.compile(graph, cards, constraints=rules, measure=False) as session:
+        for seed in range(2):
+            feeds = whole_feeds(graph, seed)
+            np.testing.assert_allclose(session.run(feeds)["y"], evaluate(graph, feeds)["y"], 1e-5)
+        links = session.receipt.links
+        text = session.plan.explain()
+        again = xd.compile(graph, cards, constraints=rules, measure=False, plan=session.plan)
+    assert set(links) == {f"cpu:0->{one}", f"cpu:0->{other}", f"{one}->{other}", f"{other}->cpu:0"}
+    assert links[f"{one}->{other}"] == 64 * 64 * 4
+    assert f"{one}->{other} {64 * 64 * 4} B by peer access" in text
+    with again:
+        feeds = whole_feeds(graph, 5)
+        np.testing.assert_allclose(again.run(feeds)["y"], evaluate(graph, feeds)["y"], 1e-5)
+    with xd.compile(graph, cards, constraints=rules, measure=False, verify="transfers") as looked:
+        looked.run(feeds)
+        assert f"{one}->{other}" not in looked.receipt.links, "both hops are read back"
+
+
 def test_runs_at_once_share_the_card(card: str) -> None:
     b = xd.GraphBuilder()
     x = b.input("x", (3, 4))

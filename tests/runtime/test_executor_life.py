@@ -241,7 +241,7 @@ def test_a_session_closed_under_a_run_lets_it_end(machine: Machine, gate: Gate) 
 
 
 def freed(budget: Budget) -> bool:
-    return wait_until(lambda: budget.free == budget.limit)
+    return wait_until(lambda: budget.free == budget.share.limit)
 
 
 @pytest.mark.parametrize("how", ["close", "forget"])
@@ -254,7 +254,7 @@ def test_memory_is_given_back_with_the_session(machine: Machine, how: str) -> No
         future.result(30)
     with pytest.raises(FeedError):
         session.submit({}).result(30)
-    assert budget.free < budget.limit
+    assert budget.free < budget.share.limit
     if how == "close":
         session.close()
         receipt = session.receipt  # outlives the memory
@@ -269,7 +269,7 @@ def test_memory_is_given_back_with_the_session(machine: Machine, how: str) -> No
 
 def test_opencl_memory_is_given_back_with_the_session(opencl: DeviceInfo, costs: object) -> None:
     device: Any = registry.open_device(opencl.id)
-    device._take(0)
+    device._reclaim(0)
     before = device.gauge.used
     b = xd.GraphBuilder()
     graph = b.build({"y": b.tanh(b.input("x", (256, 256)))})
@@ -279,7 +279,7 @@ def test_opencl_memory_is_given_back_with_the_session(opencl: DeviceInfo, costs:
     del session
 
     def back() -> bool:
-        device._take(0)
+        device._reclaim(0)
         return bool(device.gauge.used == before)
 
     assert wait_until(back)

@@ -125,7 +125,7 @@ def test_memory_is_given_back(machine: Bench) -> None:
     device, calls = simulated(machine), costing.op_calls(graph())
     measure.measure_ops(calls, [device], CostModel(), budget_s=60)
     measure.measure_link(machine.device("cpu:0"), device, CostModel())
-    assert device._budget.free == device._budget.limit
+    assert device._budget.free == device._budget.share.limit
 
 
 def test_sessions_measure_and_plan_by_it(machine: Bench) -> None:

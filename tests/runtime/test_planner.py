@@ -94,7 +94,7 @@ def targets(draw: st.DrawFn) -> Target:
             model.set_link(CPU.fingerprint, info.fingerprint, link)
             model.set_link(info.fingerprint, CPU.fingerprint, WIRE)
     pairs = [(a.id, b.id) for a in beside for b in beside if a is not b]
-    peers = frozenset(draw(st.sets(st.sampled_from(pairs)))) if pairs else frozenset()
+    peers = dict.fromkeys(draw(st.sets(st.sampled_from(pairs))) if pairs else (), "a wire")
     for a, b in sorted(peers):
         if draw(st.booleans()):
             fast = LinkModel(1e-6, ((1.0, 10.0 ** draw(st.integers(7, 11))),))

@@ -13,6 +13,7 @@ import pytest
 import crossdock as xd
 from crossdock.devices import registry
 from crossdock.kernels.precision import FORMATS, POLICIES, Permission
+from crossdock.kernels.reference import evaluate
 from crossdock.runtime import costing, emulation, measure
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph
@@ -21,7 +22,7 @@ from crossdock.runtime.tensor import Array
 from crossdock.scheduler import CostModel
 from tests.fakes import cupy_fake
 
-FASTEST_LAST = ("cublas.matmul", "cublas.matmul.tf32", "cublas.matmul.bfloat16")
+FASTEST_LAST = ("cublaslt.matmul", "cublaslt.matmul.tf32", "cublaslt.matmul.bfloat16")
 FORMAT = {"highest": "", "high": "tf32", "fast": "bfloat16"}
 N = 48
 
@@ -61,14 +62,14 @@ def test_the_fastest_kernel_permitted_runs(card: str, precision: str) -> None:
         (op,) = session.receipt.ops
         plan = session.plan
     rounds = FORMAT[precision]
-    assert (op.rounds, op.kernel) == (rounds, f"cublas.matmul.{rounds}".rstrip("."))
+    assert (op.rounds, op.kernel) == (rounds, f"cublaslt.matmul.{rounds}".rstrip("."))
     assert off < (2 * N * FORMATS[rounds].error if rounds else N * 1e-6)
     assert (off > 1e-4) == bool(rounds)
     assert plan.precision == precision
     assert Plan.loads(plan.dumps()) == plan
     text = plan.explain()
     assert (f"precision {precision!r}: 1 in {rounds}, 0 in the types" in text) == bool(rounds)
-    assert (f"[cublas.matmul.{rounds}] in {rounds}" in text) == bool(rounds)
+    assert (f"[cublaslt.matmul.{rounds}] in {rounds}" in text) == bool(rounds)
 
 
 def test_explain_says_what_a_kernel_would_need(card: str) -> None:
@@ -90,7 +91,7 @@ def test_kernels_that_are_not_permitted_are_not_measured(card: str) -> None:
         )
         for precision in POLICIES
     ]
-    assert np.diff(counts).tolist() == [2, 2]  # of cuBLAS and of cuBLASLt
+    assert np.diff(counts).tolist() == [1, 1]
 
 
 def test_a_plan_that_rounds_more_than_is_permitted_is_refused(card: str) -> None:
@@ -122,7 +123,7 @@ def test_a_device_without_such_kernels_computes_in_float32() -> None:
 def test_deterministic_takes_the_best_rank_which_rounds_nothing(card: str) -> None:
     pin = xd.Constraints(pin={"product": card})
     with compiled(card, precision="fast", deterministic=True, constraints=pin) as session:
-        assert session.plan.find("product").kernel == "cublas.matmul"
+        assert session.plan.find("product").kernel == "cublaslt.matmul"
 
 
 @pytest.mark.parametrize(
@@ -151,3 +152,26 @@ def test_permissions() -> None:
     for policy, formats in (("highest", 0), ("high", 1), ("fast", 2)):
         rounding = [replace(kernel, rounds=name) for name in FORMATS]
         assert len(Permission(precision=policy).permitted(rounding)) == formats
+
+
+def test_a_network_of_products_is_one_graph(card: str) -> None:
+    """Products with bias, ReLU, GELU and residual are launches that a graph holds, and replays."""
+    rng = np.random.default_rng(1)
+    b = xd.GraphBuilder()
+    x = b.input("x", (8, N))
+
+    def dense(y: Any) -> Any:
+        w = b.constant(rng.uniform(-0.2, 0.2, (N, N)).astype(np.float32))
+        return b.add(b.matmul(y, w), b.constant(rng.uniform(-1, 1, N).astype(np.float32)))
+
+    hidden = b.relu(dense(x))
+    graph = b.build({"y": b.add(b.gelu(dense(hidden)), b.relu(b.add(dense(hidden), hidden)))})
+    feeds = {"x": rng.uniform(-1, 1, (8, N)).astype(np.float32)}
+    want = evaluate(graph, feeds, dtype="float64")["y"]
+    with xd.compile(graph, card, measure=False, skip_passes=["merge-products"]) as session:
+        for _ in range(3):
+            np.testing.assert_allclose(session.run(feeds)["y"], want, rtol=0, atol=1e-5)
+        text, ops = session.plan.explain(), [s.op for s in session.plan.launches()]
+    assert ops.count("fused_matmul") == 3
+    assert "[cublaslt.fused_matmul.relu]" in text
+    assert "not replayed" not in text, text

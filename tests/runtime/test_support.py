@@ -35,7 +35,8 @@ def run_all(case: Case, device: Device) -> list[str]:
     for kernel in fitting:
         outputs = run_kernel(device, kernel, call, arrays)
         try:
-            case.check({f"y{i}": array for i, array in enumerate(outputs)})
+            named = {f"y{i}": array for i, array in enumerate(outputs)}
+            case.check(named, rounds=kernel.rounds)
         except AssertionError as error:
             raise AssertionError(f"{kernel.name}: {error}") from error
     return [kernel.name for kernel in fitting]

@@ -26,6 +26,7 @@ def _parts(share: float) -> dict[str, Callable[[], Found]]:
         "loads": lambda: steady.loads(of(1_000)),
         "threads": lambda: callers.threads(of(5_000)),
         "sharing": lambda: callers.sharing(max(2.0, 60 * share)),
+        "beside": lambda: callers.beside(max(0.3, 5 * share)),
         "asyncio": lambda: callers.asynchronous(of(1_000)),
         "cancels": lambda: cancels.cancels(of(1_000)),
         "exits": lambda: endings.exits(of(100)),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
+
+import numpy as np
 
 from crossdock.runtime.session import Session
-from tests.soak import graphs
+from tests.soak import cancels, graphs
 from tests.soak.figures import Figure
 
 THREADS = 16
@@ -73,6 +76,46 @@ def sharing(seconds: float) -> list[Figure]:
             3.0,
         ),
     ]
+
+
+def beside(seconds: float) -> list[Figure]:
+    """A run at a time beside another session's 64: its median time over that when alone."""
+    figures = []
+    quiet, deep = cancels.sessions(steps=2), cancels.sessions(steps=2)
+    fed = {"x": np.ones((cancels.SIZE, cancels.SIZE), np.float32)}
+    for name, session in quiet.items():
+        _latency(session, fed, seconds / 10)
+        alone = _latency(session, fed, seconds)
+        end, flood = threading.Event(), deep[name]
+        flooding = threading.Thread(target=_flood, args=(flood, fed, end))
+        flooding.start()
+        _latency(session, fed, seconds / 10)
+        found = _latency(session, fed, seconds)
+        end.set()
+        flooding.join()
+        what = f"times as long beside 64 runs in flight ({name})"
+        figures.append(Figure("beside", what, round(found / alone, 2), 4.0))
+    for session in (*quiet.values(), *deep.values()):
+        session.close()
+    return figures
+
+
+def _latency(session: Session, fed: graphs.Feeds, seconds: float) -> float:
+    took, end = [], time.perf_counter() + seconds
+    while not took or time.perf_counter() < end:
+        began = time.perf_counter()
+        session.run(fed)
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
+
+
+def _flood(session: Session, fed: graphs.Feeds, end: threading.Event) -> None:
+    flying = deque(session.submit(fed) for _ in range(64))
+    while not end.is_set():
+        flying.popleft().result()
+        flying.append(session.submit(fed))
+    for future in flying:
+        future.result()
 
 
 def asynchronous(count: int) -> list[Figure]:

@@ -20,19 +20,19 @@ STEPS, SIZE = 40, 192
 Late = list[float]
 
 
-def long_graph() -> Graph:
+def long_graph(steps: int = STEPS) -> Graph:
     """Products in a row, some of them beside each other: tens of milliseconds."""
     b = xd.GraphBuilder()
     x = left = right = b.input("x", (SIZE, SIZE))
-    for i in range(STEPS):
+    for i in range(steps):
         left = b.tanh(b.matmul(left, x), label=f"left{i}")
         right = b.tanh(b.matmul(x, right), label=f"right{i}")
     return b.build({"y": b.add(left, right, label="join")})
 
 
-def sessions() -> dict[str, Session]:
+def sessions(steps: int = STEPS) -> dict[str, Session]:
     """On the host, on an OpenCL device, and a branch on each."""
-    graph = long_graph()
+    graph = long_graph(steps)
     made = {"host": xd.compile(graph, "cpu:0", measure=False)}
     for device in graphs.opencl():
         made["opencl"] = xd.compile(graph, device, measure=False)

@@ -58,7 +58,11 @@ def _model(folder: Path) -> Path:
 
 
 def loads(count: int) -> list[Figure]:
-    """Load, compile, run and close; then files cut off or damaged at a random byte."""
+    """Load, compile, run and close; then files cut off or damaged at a random byte.
+
+    As many are done beforehand: Python keeps up to 2,000 free tuples of each size below 20, some
+    1.5 MB, and it takes about 1,000 loads to fill that store.
+    """
     with tempfile.TemporaryDirectory() as folder:
         return [*_good(_model(Path(folder)), count), *_bad(Path(folder), count)]
 
@@ -70,7 +74,7 @@ def _good(path: Path, count: int) -> list[Figure]:
         with xd.compile(xd.load(path), "cpu:0", measure=False) as session:
             return bool(session.run({"x": x})["y"][0, 0] == 64)
 
-    wrong = sum(not once() for _ in range(50))
+    wrong = sum(not once() for _ in range(max(50, count)))
     devices = [registry.open_device("cpu:0")]
     before = Usage.now(devices)
     wrong += sum(not once() for _ in range(count))
@@ -93,7 +97,7 @@ def _bad(folder: Path, count: int) -> list[Figure]:
             return True
         return True
 
-    for _ in range(100):
+    for _ in range(max(100, count)):
         once()
     before = Usage.now()
     for _ in range(count):

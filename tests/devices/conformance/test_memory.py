@@ -136,3 +136,27 @@ def test_host_memory_is_seen_without_a_copy_or_not_at_all(device: Device) -> Non
     else:
         with pytest.raises(DeviceError, match=device.info.id):
             buffer.array(spec)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, (1 << 20) + 5])
+def test_a_copy_on_the_device(device: Device, size: int) -> None:
+    data = some("uint8", size)
+    source, target = upload(device, data), device.allocate(max(1, size) + 7)
+    copied = device.queues["download"].copy(target, source)
+    source.release()
+    assert np.array_equal(download(device, target, data, copied), data)
+
+
+def test_a_copy_of_windows_after_what_writes_them(device: Device) -> None:
+    step = device.info.alignment
+    data, whole = some("uint8", step), device.allocate(4 * step)
+    written = device.queues["upload"].write(whole.view(2 * step, step), data)
+    source, target = whole.view(2 * step, step), whole.view(step, step)
+    copied = device.queues["download"].copy(target, source, events(written))
+    assert np.array_equal(download(device, target, data, copied), data)
+
+
+def test_copies_on_the_device_that_do_not_fit_are_refused(device: Device) -> None:
+    small, large = device.allocate(64), device.allocate(65)
+    with pytest.raises(DeviceError, match="65 bytes to one of 64"):
+        device.queues["upload"].copy(small, large)

@@ -130,7 +130,9 @@ def _link(src: str, dst: str) -> LinkProfile:
 def machine() -> Machine:
     """A processor and a card twenty times as fast, neither of them here."""
     cpu = frozenset({Cap.ARRAY, Cap.NATIVE, Cap.HOST_MEMORY, Cap.FLOAT64, Cap.FLOAT16})
-    card = frozenset({Cap.ARRAY, Cap.GRID, Cap.EVENTS, Cap.FLOAT64, Cap.FLOAT16, Cap.COPY_QUEUES})
+    card = frozenset(
+        {Cap.ARRAY, Cap.GRID, Cap.EVENTS, Cap.FLOAT64, Cap.FLOAT16, Cap.COPY_QUEUES, Cap.REPLAY}
+    )
     return Machine(
         fingerprint="imaginary",
         cpu="imaginary cpu",

@@ -222,6 +222,7 @@ def test_explain_shows_every_candidate_of_every_op(
     assert "Candidates" in got.out
     assert "cuda:0" in got.out
     assert "product" in got.out
+    assert "ops are replayed in graphs of launches" in got.out
 
 
 @pytest.mark.parametrize(("op", "name"), [("product", "product"), ("y", "sum")])
@@ -237,6 +238,8 @@ def test_explain_one_op_by_its_name_or_the_output_it_makes(
         assert said in got.out
     (found,) = call("explain", model, op, *common, "--json", "-").json["ops"]
     assert found["name"] == name
+    assert "replayed" in found["replay"]
+    assert f"launches {found['replay']}" in got.out
     assert {c["device"] for c in found["candidates"]} == {"cpu:0", "cuda:0"}
     assert [f["knob"] for f in found["flips"]] == ["batch", "bandwidth", "memory"]
     assert sum(c["chosen"] for c in found["candidates"]) == 1

@@ -87,8 +87,9 @@ def test_a_fault_at_every_call(
     everywhere(faulty, name, device, kind, call)
 
 
-@pytest.mark.parametrize(("kind", "call"), [("lost", "execute"), ("launch", "copy")])
-@pytest.mark.parametrize("device", [A, C])
+@pytest.mark.parametrize(
+    ("kind", "call", "device"), [("lost", "execute", A), ("launch", "copy", C)]
+)
 def test_a_fault_at_every_call_where_copies_are_direct(
     faulty: FaultyMachine, device: str, kind: str, call: str
 ) -> None:

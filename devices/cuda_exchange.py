@@ -1,0 +1,118 @@
+"""Sharing a card's memory with other libraries: DLPack, and the CUDA array interface (version 3).
+
+Whoever exports by DLPack is told a stream, which it makes wait for what writes the array. The CUDA
+array interface names a stream instead, whose work so far an event waits for, and not the host.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crossdock.devices.base import Borrowed, Buffer
+from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, translated
+from crossdock.runtime.tensor import TensorSpec
+
+if TYPE_CHECKING:
+    from crossdock.devices.cuda import CudaDevice
+
+DLPACK_KINDS = frozenset({2, 13})
+"""DLPack's device types of CUDA memory: a card's own, and managed."""
+
+
+def holds(device: CudaDevice, value: object) -> bool:
+    """Whether an array says that it lies on a card."""
+    ask = getattr(value, "__dlpack_device__", None)
+    if ask is not None:
+        kind, index = ask()
+        return int(kind) in DLPACK_KINDS and int(index) == device.index
+    facts = getattr(value, "__cuda_array_interface__", None)
+    if facts is None:
+        return False
+    pointer = facts["data"][0]
+    if not pointer:  # nothing lies there: any card will do
+        return True
+    with translated(device):
+        found = device.cp.cuda.runtime.pointerGetAttributes(pointer)
+    return int(found.device) == device.index
+
+
+def borrow(device: CudaDevice, value: Any) -> Borrowed:
+    """The memory of an array on the card; raises BufferError for one with gaps."""
+    cp, stream = device.cp, device.borrowing
+    with translated(device):
+        if hasattr(value, "__dlpack__"):
+            array = cp.from_dlpack(_capsule(value, stream.ptr))
+        else:
+            array = _named(device, value)
+        if not array.flags.c_contiguous:
+            raise BufferError(
+                f"strides {tuple(array.strides)} of shape {tuple(array.shape)} are not in C "
+                "order; make it contiguous first"
+            )
+        ready = CudaEvent(device, stream.record(cp.cuda.Event(disable_timing=True)), value)
+        buffer = CudaBuffer(device, array.data, int(array.nbytes), foreign=True)
+        return Borrowed(buffer, TensorSpec.of(array), ready)
+
+
+def _capsule(value: Any, stream: int) -> Any:
+    """What an array exports for a stream; its library's own stream stays the current one."""
+    try:
+        return value.__dlpack__(stream=stream, max_version=(1, 0))
+    except TypeError:  # of before the protocol's version 1
+        return value.__dlpack__(stream=stream)
+
+
+def _named(device: CudaDevice, value: Any) -> Any:
+    """An array by the CUDA array interface; ``borrowing`` waits for the stream that it names."""
+    cp, facts = device.cp, value.__cuda_array_interface__
+    if facts.get("mask") is not None:
+        raise BufferError("it has a mask")
+    shape, dtype = tuple(facts["shape"]), np.dtype(facts["typestr"])
+    strides = facts.get("strides")
+    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if strides is not None and nbytes and tuple(strides) != _dense(shape, dtype.itemsize):
+        raise BufferError(
+            f"strides {tuple(strides)} of shape {shape} are not in C order; make it contiguous "
+            "first"
+        )
+    named = facts.get("stream")
+    if named is not None:
+        if int(named) == 0:
+            raise BufferError("its stream is 0, which names none; 1 is the legacy default stream")
+        other = cp.cuda.ExternalStream(int(named), device.index)
+        device.borrowing.wait_event(other.record(cp.cuda.Event(disable_timing=True)))
+    memory = cp.cuda.UnownedMemory(facts["data"][0], nbytes, value, device.index)
+    return cp.ndarray(shape, dtype, memptr=cp.cuda.MemoryPointer(memory, 0))
+
+
+def _dense(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Strides in bytes in C order."""
+    return tuple(itemsize * int(np.prod(shape[i + 1 :], dtype=np.int64)) for i in range(len(shape)))
+
+
+class Lent:
+    """A buffer that an array of another library keeps alive."""
+
+    def __init__(self, buffer: CudaBuffer) -> None:
+        self._buffer = buffer
+
+    def __del__(self) -> None:
+        # Whoever had the array may have work on a stream of its own that still uses it.
+        self._buffer.device.returned = True
+
+
+def lend(device: CudaDevice, buffer: Buffer, spec: TensorSpec) -> Any:
+    """A cupy array in a buffer's memory."""
+    assert isinstance(buffer, CudaBuffer)
+    cp = device.cp
+    if spec.dtype == "bfloat16":
+        raise BufferError(
+            f"{device.info.id}: cupy has no bfloat16 arrays; take a copy with numpy()"
+        )
+    with translated(device):
+        pointer = buffer.pointer.ptr
+        memory = cp.cuda.UnownedMemory(pointer, buffer.nbytes, Lent(buffer), device.index)
+        pointed = cp.cuda.MemoryPointer(memory, 0)
+        return cp.ndarray(spec.dims, np.dtype(spec.dtype), memptr=pointed)

@@ -1,0 +1,235 @@
+"""The queues of a card: a stream each, and what runs on them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crossdock.devices.base import (
+    Bound,
+    Buffer,
+    CommandBuffer,
+    Event,
+    Executable,
+    Queue,
+    Span,
+    check_copy,
+)
+from crossdock.devices.cuda_graph import Segment, segments
+from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
+from crossdock.devices.cuda_peer import Bridge
+from crossdock.devices.program import ArrayCall, GridLaunch, is_launch
+from crossdock.runtime.errors import DeviceError
+from crossdock.runtime.tensor import Array
+
+if TYPE_CHECKING:
+    from crossdock.devices.cuda import CudaDevice
+
+
+@dataclass(frozen=True)
+class CudaExecutable(Executable):
+    """A step, and its kernel where it has one, or a library's call."""
+
+    step: GridLaunch | ArrayCall
+    kernel: Any = None
+
+
+class CudaCommands(CommandBuffer):
+    """Calls ready to be made on a stream, in order; they keep their memory alive."""
+
+    def __init__(self, calls: Sequence[Callable[[], Any]], bound: Sequence[Bound]) -> None:
+        self.calls = tuple(calls)
+        self.parts = segments(self.calls, [_launches(item) for item in bound])
+        self.labels = [item.label for item in bound]
+        self.roots = {
+            buffer.root
+            for item in bound
+            for buffer in item.buffers.values()
+            if isinstance(buffer, CudaBuffer)
+        }
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def run(self, cp: Any, stream: Any) -> None:
+        """Make every call on the stream, which has to be the current one."""
+        for part in self.parts:
+            if isinstance(part, Segment):
+                part.run(cp, stream)
+            else:
+                part()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why launches are not replayed as graphs, where the driver refused."""
+        return tuple(p.reason for p in self.parts if isinstance(p, Segment) and p.reason)
+
+
+class CudaQueue(Queue):
+    """A stream that no default stream synchronises with."""
+
+    def __init__(self, device: CudaDevice, role: str) -> None:
+        self.device: CudaDevice = device
+        self.role = role
+        self.stream = device.cp.cuda.Stream(non_blocking=True)
+        self._staging = Staging(device.cp, self.stream)
+        self._pending: deque[CudaEvent] = deque()
+        self._forgetting = threading.Lock()
+        self._bridges: dict[int, Bridge] = {}  # by the other card's index
+
+    def _wait_for(self, waits: Sequence[Event]) -> None:
+        for event in waits:
+            if isinstance(event, CudaEvent):
+                self.stream.wait_event(event.event)
+            else:
+                event.wait()
+
+    def _mark(self, keep: object) -> CudaEvent:
+        """An event after everything submitted; it is kept until it is done, with what it uses."""
+        device = self.device
+        raw = self.stream.record(device.cp.cuda.Event(disable_timing=True))
+        with self._forgetting:
+            self._forget()
+            event = CudaEvent(device, raw, keep, self._pending[-1] if self._pending else None)
+            self._pending.append(event)
+        return event
+
+    def forget(self) -> None:
+        """Keep no longer what done work used; any thread."""
+        with self._forgetting:
+            self._forget()
+
+    def _forget(self) -> None:
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().let_go()
+
+    def busy(self) -> bool:
+        """True while submitted work is not done."""
+        with self._forgetting:
+            return bool(self._pending) and not self._pending[-1].done()
+
+    def execute(
+        self,
+        commands: CommandBuffer,
+        waits: Sequence[Event] = (),
+        spans: list[Span] | None = None,
+    ) -> CudaEvent:
+        """Submit every call; with ``spans``, time each on the card and wait."""
+        assert isinstance(commands, CudaCommands)
+        if any(root.released for root in commands.roots):
+            raise DeviceError(f"{self.device.info.id}: a buffer of this run has been released")
+        cp = self.device.cp
+        with translated(self.device):
+            self._wait_for(waits)
+            with self.stream, cp.cuda.using_allocator(self.device.pool.malloc):
+                if spans is None:
+                    commands.run(cp, self.stream)
+                else:
+                    self._timed(commands, spans)
+            return self._mark(commands)
+
+    def _timed(self, commands: CudaCommands, spans: list[Span]) -> None:
+        self.stream.synchronize()
+        start = time.perf_counter()
+        marks = [self.stream.record(self.device.cp.cuda.Event())]
+        for call in commands.calls:
+            call()
+            marks.append(self.stream.record(self.device.cp.cuda.Event()))
+        marks[-1].synchronize()
+        elapsed = self.device.cp.cuda.get_elapsed_time
+        times = [start + elapsed(marks[0], mark) * 1e-3 for mark in marks]
+        for label, begin, end in zip(commands.labels, times, times[1:], strict=False):
+            spans.append(Span(label, begin, end))
+
+    def write(self, target: Buffer, source: Array, waits: Sequence[Event] = ()) -> CudaEvent:
+        """Copy a C-contiguous array into a buffer."""
+        assert isinstance(target, CudaBuffer)
+        data = self._flat(source, target)
+        with translated(self.device):
+            self._wait_for(waits)
+            pointer = target.pointer.ptr
+            if is_pinned(self.device.cp, source):
+                kind = self.device.cp.cuda.runtime.memcpyHostToDevice
+                self._direct(pointer, data.ctypes.data, data.size, kind)
+            else:
+                self._staging.upload(pointer, data)
+            return self._mark((source, target.root))
+
+    def read(self, source: Buffer, target: Array, waits: Sequence[Event] = ()) -> CudaEvent:
+        """Copy a buffer into a C-contiguous array; returns when done unless that is pinned."""
+        assert isinstance(source, CudaBuffer)
+        data = self._flat(target, source)
+        with translated(self.device):
+            self._wait_for(waits)
+            pointer = source.pointer.ptr
+            if is_pinned(self.device.cp, target):
+                kind = self.device.cp.cuda.runtime.memcpyDeviceToHost
+                self._direct(data.ctypes.data, pointer, data.size, kind)
+            else:
+                self._staging.download(pointer, data)
+            return self._mark((target, source.root))
+
+    def copy(self, target: Buffer, source: Buffer, waits: Sequence[Event] = ()) -> CudaEvent:
+        """Copy on the card, or from another: by peer access, or staged part by part."""
+        assert isinstance(target, CudaBuffer)
+        assert isinstance(source, CudaBuffer)
+        check_copy(self.device, target, source)
+        if source.device is not self.device:
+            return self._across(target, source, waits)
+        with translated(self.device):
+            self._wait_for(waits)
+            kind = self.device.cp.cuda.runtime.memcpyDeviceToDevice
+            self._direct(target.pointer.ptr, source.pointer.ptr, source.nbytes, kind)
+            return self._mark(_kept(target, source))
+
+    def _across(self, target: CudaBuffer, source: CudaBuffer, waits: Sequence[Event]) -> CudaEvent:
+        device, other, nbytes = self.device, source.device, source.nbytes
+        other.read_by(self)
+        with translated(other), translated(device):
+            self._wait_for(waits)
+            ends = target.pointer.ptr, source.pointer.ptr
+            if nbytes and not device.unreachable(other):
+                self._peer(*ends, other.index, nbytes)
+            elif nbytes:
+                if other.index not in self._bridges:
+                    self._bridges[other.index] = Bridge(device, other, self.stream)
+                self._bridges[other.index].copy(*ends, nbytes, waits)
+            return self._mark(_kept(target, source))
+
+    def _peer(self, target: int, source: int, home: int, nbytes: int) -> None:
+        self.device.cp.cuda.runtime.memcpyPeerAsync(
+            target, self.device.index, source, home, nbytes, self.stream.ptr
+        )
+
+    def _direct(self, target: int, source: int, nbytes: int, kind: int) -> None:
+        if nbytes:
+            self.device.cp.cuda.runtime.memcpyAsync(target, source, nbytes, kind, self.stream.ptr)
+
+    def _flat(self, array: Array, buffer: CudaBuffer) -> Array:
+        if array.nbytes > buffer.nbytes or not array.flags.c_contiguous:
+            raise DeviceError(
+                f"{self.device.info.id}: cannot copy {array.nbytes} bytes in C order between the "
+                f"host and a buffer of {buffer.nbytes}"
+            )
+        return array.reshape(-1).view(np.uint8)
+
+    def finish(self) -> None:
+        """Block until everything submitted is done."""
+        with translated(self.device):
+            self.stream.synchronize()
+
+
+def _launches(item: Bound) -> bool:
+    executable = item.executable
+    return isinstance(executable, CudaExecutable) and is_launch(executable.step)
+
+
+def _kept(target: CudaBuffer, source: CudaBuffer) -> tuple[CudaBuffer, ...]:
+    """What a copy keeps alive: memory of other libraries is kept by the run that reads it."""
+    return (target.root,) if source.foreign else (target.root, source.root)

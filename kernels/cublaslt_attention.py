@@ -1,0 +1,225 @@
+"""Attention on CUDA devices: two products by cuBLASLt, and between them one launch over the scores.
+
+The products read queries, keys and values where they lie, heads beside each other in a row among
+them, and write results the same way, so that nothing is transposed. The scores, float32, are a
+matrix in memory; the launch caps, biases and hides them, and makes them shares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.cuda_blas import MOST_CALLS, Product
+from crossdock.devices.cuda_lt import LtProduct
+from crossdock.devices.program import GridLaunch, In, Lowered, Scratch
+from crossdock.kernels.cublas_matmul import fits_device, misaligned
+from crossdock.kernels.cublaslt_matmul import RANK, ROUNDING_RANK, workspace_of
+from crossdock.kernels.fused_attention import extents_of, result_strides, strides_of
+from crossdock.kernels.grid_common import (
+    Space,
+    accessors,
+    broadcast_strides,
+    define,
+    f32,
+    has,
+    i32,
+    launch,
+    not_among,
+    operand,
+)
+from crossdock.kernels.grid_matmul import DTYPES
+from crossdock.kernels.precision import FORMATS
+from crossdock.kernels.refusal import Cause, Refusal
+from crossdock.kernels.spec import OpCall
+from crossdock.kernels.table import kernel
+from crossdock.runtime.tensor import to_numpy
+
+OPS = ("scaled_dot_product_attention", "fused_attention")
+MOST_BYTES = 1 << 30
+"""Of scores, at most."""
+SHORT, FEW, MANY = 128, 32, 128
+"""Up to so many keys a row has few lanes, else many."""
+
+_SHARES = r"""
+#define JOIN(u, v, HOW) \
+    part[lane] = u; \
+    BARRIER(); \
+    for (i32 gap = LANES / 2; gap > 0; gap /= 2) { \
+        if (lane < gap) { \
+            const float p = part[lane], q = part[lane + gap]; \
+            part[lane] = HOW; \
+        } \
+        BARRIER(); \
+    } \
+    v = part[0]; \
+    BARRIER();
+KERNEL BLOCK_SIZE(LANES, 1, 1)
+void shares(@BIAS@ @RESULT@ GLOBAL float *RESTRICT scores, i32 heads, i32 length, i32 keys,
+            float softcap, i32 offset, i32 b0, i32 b1, i32 b2, i32 b3)
+{
+    LOCAL float part[LANES];
+    const i32 lane = LOCAL_ID(0), row = GROUP_ID(0), base = row * keys;
+    const i32 query = row % length, head = row / length % heads, batch = row / length / heads;
+    const i32 from = batch * b0 + head * b1 + query * b2;
+    float best = -INFINITY, shown = -INFINITY, top, seen = 0.0f, sum = 0.0f, total;
+    for (i32 k = lane; k < keys; k += LANES) {
+        float x = scores[base + k], hidden = 0.0f;
+#if CAPPED
+        x = softcap * X_TANH(x / softcap);
+#endif
+#if HAS_BIAS
+        hidden += T_LOAD(bias, from + k * b3);
+#endif
+#if CAUSAL
+        if (k > query + offset) hidden = -INFINITY;
+#endif
+        x += hidden;
+        shown = X_MAX(shown, hidden);
+        scores[base + k] = x;
+        best = X_MAX(best, x);
+    }
+    JOIN(best, top, X_MAX(p, q))
+#if MASKED
+    JOIN(shown, seen, X_MAX(p, q))
+#endif
+    if (top == -INFINITY) top = 0.0f;
+    for (i32 k = lane; k < keys; k += LANES) {
+        const float x = X_EXP(scores[base + k] - top);
+        scores[base + k] = x;
+        sum += x;
+    }
+    JOIN(sum, total, p + q)
+    for (i32 k = lane; k < keys; k += LANES) {
+        const float x = seen == -INFINITY ? 0.0f : scores[base + k] / total;
+        PUT(base + k, x);
+    }
+}
+"""
+
+
+def scores_of(call: OpCall, rounds: str) -> Product:
+    """Queries times keys, scaled: [batch, heads, queries, keys] in float32."""
+    sizes, scale = extents_of(call), call.attrs["scale"]
+    dims = (sizes.batch, sizes.shared, sizes.heads // sizes.shared)
+    (q_at, q_batch, q_head, q_row), (k_at, k_batch, k_head, k_row) = (
+        strides_of(call, at) for at in (0, 1)
+    )
+    one = sizes.length * sizes.keys
+    space = _space(
+        dims, (q_batch, dims[2] * q_head, q_head), (k_batch, k_head, 0),
+        (sizes.heads * one, dims[2] * one, one),
+    )  # fmt: skip
+    return Product(
+        sizes.length, sizes.keys, sizes.width, operand(call, 0).dtype, "float32", *space[:3],
+        b_transposed=True, alpha=1.0 / math.sqrt(sizes.width) if scale is None else float(scale),
+        rounds=rounds, rows=(q_row, k_row, 0), begins=(q_at, k_at), y_steps=space[3],
+    )  # fmt: skip
+
+
+def results_of(call: OpCall, rounds: str) -> Product:
+    """Shares times values, where the op's result lies."""
+    sizes, dtype = extents_of(call), operand(call, 0).dtype
+    dims = (sizes.batch, sizes.shared, sizes.heads // sizes.shared)
+    v_at, v_batch, v_head, v_row = strides_of(call, 2)
+    y_batch, y_head, y_row = result_strides(call)
+    one = sizes.length * sizes.keys
+    space = _space(
+        dims, (sizes.heads * one, dims[2] * one, one), (v_batch, v_head, 0),
+        (y_batch, dims[2] * y_head, y_head),
+    )  # fmt: skip
+    return Product(
+        sizes.length, sizes.out_width, sizes.keys, dtype, dtype, *space[:3], rounds=rounds,
+        rows=(0, v_row, y_row), begins=(0, v_at), y_steps=space[3],
+    )  # fmt: skip
+
+
+def _space(
+    dims: tuple[int, ...], *strides: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The batch in as few dimensions as can be, and its strides of a, b and y."""
+    found = Space(dims, strides).collapsed()
+    if found.size == 1:
+        return (), (), (), ()
+    a, b, y = found.strides
+    return found.dims, a, b, y
+
+
+def _fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := fits_device(rounds, call, device) or not_among(DTYPES, call)) is not None:
+        return why
+    sizes = extents_of(call)
+    if 4 * sizes.batch * sizes.heads * sizes.length * sizes.keys > MOST_BYTES:
+        return Refusal(f"more than {MOST_BYTES} bytes of scores", Cause.SIZE)
+    products = scores_of(call, rounds), results_of(call, rounds)
+    if any(len(list(p.offsets())) > MOST_CALLS for p in products):
+        return Refusal(f"more than {MOST_CALLS} calls for its batch", Cause.SIZE)
+    return misaligned(products[0]) or misaligned(products[1]) or _begins(products)
+
+
+def _begins(products: tuple[Product, Product]) -> str | None:
+    """The reason where an operand does not begin at a multiple of 16 bytes."""
+    if any(at * to_numpy(p.dtype).itemsize % 16 for p in products for at in p.begins):
+        return Refusal("an operand begins beside multiples of 16 bytes", Cause.FORM)
+    return None
+
+
+def _shares(call: OpCall) -> GridLaunch:
+    """The launch between: scores, which it uses up, become shares of the op's type."""
+    attrs, sizes, dtype = call.attrs, extents_of(call), operand(call, 0).dtype
+    biased, offset, apart = has(call, 3), attrs["causal_offset"], dtype != "float32"
+    strides: tuple[int, ...] = (0, 0, 0, 0)
+    if biased:
+        whole = (sizes.batch, sizes.heads, sizes.length, sizes.keys)
+        strides = broadcast_strides(operand(call, 3).dims, whole)
+    text = _SHARES.replace("@BIAS@", "CONSTANT T *RESTRICT bias," if biased else "")
+    text = text.replace("@RESULT@", "GLOBAL T *RESTRICT y," if apart else "")
+    put = "T_STORE(y, at, x)" if apart else "scores[at] = x"
+    masked = (biased or offset is not None) and attrs.get("hidden_zero", True)
+    lanes = FEW if sizes.keys <= SHORT else MANY
+    known = define(
+        LANES=lanes, CAPPED=int(bool(attrs["softcap"])),
+        HAS_BIAS=int(biased), CAUSAL=int(offset is not None), MASKED=int(masked),
+    )  # fmt: skip
+    args = (
+        *((In(3),) if biased else ()), *((Scratch(2),) if apart else ()), Scratch(0),
+        *i32(sizes.heads, sizes.length, sizes.keys), *f32(float(attrs["softcap"])),
+        *i32(offset or 0, *strides),
+    )  # fmt: skip
+    rows = sizes.batch * sizes.heads * sizes.length
+    defines = (*accessors(dtype), *known, ("PUT(at, x)", put))
+    return launch(text, "shares", args, (rows * lanes,), (lanes,), defines)
+
+
+def _lowering(rounds: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
+    def lower(call: OpCall, device: DeviceInfo) -> Lowered:
+        sizes, dtype = extents_of(call), operand(call, 0).dtype
+        space = workspace_of(call, device)
+        count = sizes.batch * sizes.heads * sizes.length * sizes.keys
+        apart = dtype != "float32"
+        first = LtProduct(scores_of(call, rounds), workspace=space)
+        second = LtProduct(results_of(call, rounds), workspace=space)
+        shares = Scratch(2) if apart else Scratch(0)
+        scratch = (4 * count, space, *((to_numpy(dtype).itemsize * count,) if apart else ()))
+        steps = (
+            first.step(y=Scratch(0), workspace=Scratch(1)),
+            _shares(call),
+            second.step(a=shares, b=In(2), workspace=Scratch(1)),
+        )
+        return Lowered(steps, scratch)
+
+    return lower
+
+
+for _op in OPS:
+    for _rounds in ("", *FORMATS):
+        kernel(
+            f"cublaslt.attention.{_rounds}".rstrip("."),
+            _op,
+            ("cuda",),
+            when=partial(_fits, _rounds),
+            rank=ROUNDING_RANK if _rounds else RANK,
+            rounds=_rounds,
+        )(_lowering(_rounds))

@@ -1,0 +1,44 @@
+"""Where the inputs and outputs of a plan go from and to: the copies that begin and end a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from crossdock.runtime.plan import HOST, Step
+from crossdock.runtime.segments import Segment
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Which segments copy a value between the host and a device, by the value's root.
+
+    ``ups`` has the segment of each device that the value is copied to, ``downs`` the one that
+    copies it to the host; ``read`` are the values that ops on the host read.
+    """
+
+    ups: Mapping[str, Mapping[str, int]]
+    downs: Mapping[str, int]
+    read: frozenset[str]
+
+    def host_reads(self, root: str, besides: AbstractSet[str] = frozenset()) -> bool:
+        """Whether a value has to be on the host for ops there, or for devices but some."""
+        return root in self.read or bool(self.ups.get(root, {}).keys() - besides)
+
+
+def ends(steps: Sequence[Step], parts: Sequence[Segment], roots: Mapping[str, str]) -> Ends:
+    """The ends of a plan that is cut into segments."""
+    ups: dict[str, dict[str, int]] = {}
+    downs: dict[str, int] = {}
+    read: set[str] = set()
+    for part in parts:
+        for step in (steps[i] for i in part.steps):
+            if step.kind != "copy":
+                if step.device == HOST:
+                    read.update(roots[v] for v in step.inputs if v is not None)
+            elif step.src == HOST:
+                ups.setdefault(roots[step.name], {})[step.dst] = part.index
+            elif step.dst == HOST:
+                downs[roots[step.name]] = part.index
+    return Ends(ups, downs, frozenset(read))

@@ -1,0 +1,171 @@
+"""Inputs and outputs of a run that stay off the host: copied on their device, not over a link.
+
+A plan copies inputs from the host and outputs to it. Where an input lies on a device that it is
+copied to, or an output is to stay on the one that made it, that step of the plan copies between
+the array and the arena: at the same place in the same queue, so that every wait and every lifetime
+in the arena holds as planned. What the host needs for itself goes there still.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from crossdock.devices.base import Buffer, Event, Queue
+from crossdock.runtime.device_array import DeviceArray, Ledger
+from crossdock.runtime.errors import OutOfMemory
+from crossdock.runtime.plan import HOST, Step
+from crossdock.runtime.program import Program
+from crossdock.runtime.tensor import Array
+
+Fed = Array | DeviceArray
+
+
+class NoRoom(OutOfMemory):
+    """A device has no memory for an output that is to stay: nothing that a run can do without."""
+
+    def __init__(self, error: OutOfMemory, device: str) -> None:
+        super().__init__(
+            f"{error}; close arrays kept on {device} that are not needed any more, or run without "
+            "outputs='device'",
+            device=device,
+            wanted=error.wanted,
+            free=error.free,
+        )
+
+
+@dataclass
+class Transit:
+    """What a run does with arrays on devices.
+
+    ``feeds`` are inputs as the host has them, ``fed`` those of the graph that it does not need.
+    ``kept`` are the outputs that are to stay, by name. ``arrivals`` and ``departures`` say by
+    segment which arrays are copied on the device; ``spared`` are the segments of which nothing else
+    is copied. ``pulled`` has bytes that crossed a link beside the plan, by link.
+    """
+
+    program: Program
+    feeds: dict[str, Array] = field(default_factory=dict)
+    fed: set[str] = field(default_factory=set)
+    kept: dict[str, DeviceArray] = field(default_factory=dict)
+    arrivals: dict[int, DeviceArray] = field(default_factory=dict)
+    departures: dict[int, list[DeviceArray]] = field(default_factory=dict)
+    spared: set[int] = field(default_factory=set)
+    pulled: dict[str, int] = field(default_factory=dict)
+
+    def take(self, name: str, array: DeviceArray) -> None:
+        """Let an input come from a device, as far as the plan has it copied there or near it."""
+        program, root = self.program, self.program.roots.get(name, name)
+        cut = {window.source for window in program.windows.inputs.values()}
+        near: set[str] = set()
+        if name in program.graph.inputs and name not in cut:
+            near = self._near(root, array)
+        outputs = {program.roots[value] for value in program.graph.outputs.values()}
+        wanted = name in cut or program.watched or root in outputs
+        if name in program.graph.inputs and not wanted and not program.ends.host_reads(root, near):
+            self.fed.add(name)
+            return
+        self.feeds[name] = array.numpy()
+        self._pull(array, HOST)
+
+    def _near(self, root: str, array: DeviceArray) -> set[str]:
+        """Let the devices of the plan that can copy an input do so; their ids."""
+        program, near = self.program, set[str]()
+        for name, index in program.ends.ups.get(root, {}).items():
+            device = program.devices[name]
+            own = device is array.owner
+            if own or device.copies_from(array.owner):
+                self.arrivals[index] = array
+                self.spared.add(index)
+                near.add(name)
+                if not own:
+                    self._pull(array, name)
+        return near
+
+    def _pull(self, array: DeviceArray, device: str) -> None:
+        link = f"{array.device}->{device}"
+        self.pulled[link] = self.pulled.get(link, 0) + array.nbytes
+
+    def keep(self, ledger: Ledger) -> None:
+        """Let the outputs stay where they are made; raises NoRoom or MemoryBudget."""
+        try:
+            self._keep(ledger)
+        except BaseException:  # whose frames hold the memory there was
+            for array in self.kept.values():
+                array.close()
+            raise
+
+    def _keep(self, ledger: Ledger) -> None:
+        program, graph = self.program, self.program.graph
+        for name, spec in program.windows.specs.items():
+            root = program.roots[graph.outputs[name]] if name in graph.outputs else ""
+            where = program.ends.downs.get(root)
+            home = HOST if where is None else program.segments[where].device
+            planned = program.plan.device(home).peak_bytes
+            try:
+                made = DeviceArray.output(program.devices[home], spec, name, ledger, planned)
+            except OutOfMemory as error:
+                raise NoRoom(error, home) from error
+            self.kept[name] = made
+            if where is not None:
+                self.departures.setdefault(where, []).append(made)
+                if not program.ends.host_reads(root):
+                    self.spared.add(where)
+
+    def copied(
+        self, index: int, queue: Queue, buffer: Buffer, waits: Sequence[Event]
+    ) -> tuple[bool, Event | None]:
+        """Do what a copying segment does on its device; whether that is all, and its event."""
+        event: Event | None = None
+        source = self.arrivals.get(index)
+        if source is not None:
+            event = queue.copy(buffer, source.buffer(), [*waits, *source.ready])
+        for target in self.departures.get(index, ()):
+            event = queue.copy(target.buffer(), buffer, waits)
+        return index in self.spared, event
+
+    def collected(self, made: Mapping[str, Array]) -> dict[str, DeviceArray]:
+        """The outputs that stay, those on the host filled from ``made``."""
+        ends, graph, windows = self.program.ends, self.program.graph, self.program.windows
+        for name, array in self.kept.items():
+            if name in made and self.program.roots[graph.outputs[name]] not in ends.downs:
+                np.copyto(array.view(), made[name])
+        for name, window in windows.outputs.items():
+            np.copyto(window.of(self.kept[window.source].view()), made[name])
+        return self.kept
+
+    def let_go(self) -> None:
+        """Hold no array any more: the run is over, and a cycle may keep it for a while."""
+        for held in (self.feeds, self.kept, self.arrivals, self.departures):
+            held.clear()
+
+    @property
+    def avoided(self) -> tuple[Step, ...]:
+        """The copies of the plan that were not made."""
+        program = self.program
+        return tuple(program.plan.steps[program.segments[i].steps[0]] for i in sorted(self.spared))
+
+
+def begin(program: Program, feeds: Mapping[str, Fed], ledger: Ledger | None) -> Transit | None:
+    """What a run with these inputs does on devices; None where all is as planned.
+
+    ``ledger`` counts the outputs that are to stay; without one none are.
+
+    Raises:
+        NoRoom: a device has no memory for an output that is to stay.
+        MemoryBudget: the session may not take it.
+        DeviceError: a device fails at giving an input to the host.
+    """
+    if ledger is None and not any(isinstance(a, DeviceArray) for a in feeds.values()):
+        return None
+    made = Transit(program)
+    for name, value in feeds.items():
+        if isinstance(value, DeviceArray):
+            made.take(name, value)
+        else:
+            made.feeds[name] = value
+    if ledger is not None:
+        made.keep(ledger)
+    return made

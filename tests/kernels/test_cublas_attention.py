@@ -1,0 +1,136 @@
+"""Attention by two products of cuBLASLt and a launch between them, on the fake cupy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crossdock.devices import cuda, registry
+from crossdock.devices.cuda import CudaDevice
+from crossdock.devices.program import is_launch
+from crossdock.kernels import table
+from crossdock.kernels.fused_attention import Extents
+from crossdock.kernels.precision import FORMATS
+from crossdock.kernels.spec import OpCall
+from crossdock.runtime.tensor import Array, to_numpy
+from tests.cards import CARD
+from tests.fakes import cupy_fake
+from tests.kernels.cpu_run import call_of, expected
+from tests.kernels.test_cuda import execute
+
+POCL = bool(registry.probe_all(["opencl"])[0].devices)
+needs_pocl = pytest.mark.skipif(not POCL, reason="the fake cupy runs kernels on PoCL")
+NAME = "cublaslt.attention"
+OP = "scaled_dot_product_attention"
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[CudaDevice]:
+    with pytest.MonkeyPatch.context() as patch:
+        fake = cupy_fake.install(patch)
+        opened = cuda.open_device("cuda:0")
+        yield opened
+        opened.close()
+        assert fake.machine.errors == []
+
+
+def drawn(*shape: int, seed: int = 0, dtype: str = "float32") -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(to_numpy(dtype))
+
+
+def operands(sizes: Extents, dtype: str = "float32") -> list[Array | None]:
+    return [drawn(*sizes.operand(i), seed=i, dtype=dtype) for i in range(3)]
+
+
+def run(
+    device: CudaDevice,
+    arrays: list[Array | None],
+    attrs: dict[str, Any],
+    *,
+    name: str = NAME,
+    limit: float = 2e-6,
+) -> None:
+    """Run one candidate; the error allowed is relative to the largest result."""
+    call = call_of(OP if "extents" not in attrs else "fused_attention", arrays, attrs)
+    (kernel,) = (k for k in table.candidates(call, device.info).fitting if k.name == name)
+    assert all(map(is_launch, kernel.lowered(call, device.info).steps))
+    (got,) = execute(device, kernel, call, arrays).values()
+    (want,) = expected(call, arrays)
+    scale = float(np.abs(want[np.isfinite(want)]).max(initial=0.0))
+    np.testing.assert_allclose(
+        got.astype(np.float64), want, rtol=0, atol=limit * scale, equal_nan=True
+    )
+
+
+@needs_pocl
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("shared", [4, 2, 1])
+def test_heads_share_keys(device: CudaDevice, batch: int, shared: int) -> None:
+    run(device, [*operands(Extents(batch, 4, shared, 5, 7, 8, 6)), None], {})
+
+
+@needs_pocl
+@pytest.mark.parametrize("by_row", [True, False])
+def test_operands_by_row_in_one_tensor(device: CudaDevice, by_row: bool) -> None:
+    sizes = Extents(2, 3, 3, 19, 19, 8, 6)
+    joined = drawn(2 * 19, 4 + 3 * (8 + 8 + 6))
+    attrs = {
+        "extents": sizes, "offsets": (4, 28, 52), "by_row": by_row, "scale": 0.4,
+        "hidden_zero": False,
+    }  # fmt: skip
+    run(device, [joined, joined, joined, drawn(2, 1, 1, 19)], attrs)
+    attrs["offsets"] = (None, 28, None)
+    query, _, value = operands(sizes)
+    run(device, [query, joined, value, drawn(19, 19)], attrs)
+
+
+@needs_pocl
+@pytest.mark.parametrize("zero", [True, False])
+def test_hidden_rows_and_what_is_no_number(device: CudaDevice, zero: bool) -> None:
+    sizes = Extents(1, 2, 2, 12, 150, 8, 6)
+    query, key, value = operands(sizes)
+    bias = drawn(12, 150)
+    bias[:, :64], bias[3] = -math.inf, -math.inf
+    bias[5] = np.finfo(np.float32).min
+    attrs = {"extents": sizes, "scale": 0.3, "hidden_zero": zero}
+    run(device, [query, key, value, bias], attrs)
+    assert query is not None
+    query[0, 0, 2, 3] = math.nan
+    run(device, [query, key, value, bias], attrs)
+
+
+@needs_pocl
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types(device: CudaDevice, dtype: str) -> None:
+    sizes = Extents(1, 2, 2, 16, 24, 8, 16)
+    bias = drawn(24, seed=9, dtype=dtype)
+    attrs = {"causal_offset": 3, "softcap": 2.0}
+    limit = {"float16": 2e-3, "bfloat16": 1.5e-2}[dtype]
+    run(device, [*operands(sizes, dtype), bias], attrs, limit=limit)
+
+
+@needs_pocl
+@pytest.mark.parametrize("rounds", FORMATS)
+def test_rounded(device: CudaDevice, rounds: str) -> None:
+    arrays = [*operands(Extents(1, 4, 4, 16, 24, 8, 16)), None]
+    run(device, arrays, {}, name=f"{NAME}.{rounds}", limit=8 * FORMATS[rounds].error)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        run(device, arrays, {}, name=f"{NAME}.{rounds}")
+
+
+def rejected(call: OpCall) -> str:
+    return dict(table.candidates(call, CARD).rejected)[NAME]
+
+
+def test_what_it_is_not_for() -> None:
+    many = call_of(OP, operands(Extents(70, 4, 2, 5, 7, 8, 6)))
+    assert "more than 64 calls" in rejected(many)
+    wide = [np.broadcast_to(np.float32(1), (1, 8, n, 8)) for n in (16384, 4096, 4096)]
+    assert "bytes of scores" in rejected(call_of(OP, wide))
+    odd = drawn(2 * 19, 5 + 3 * 22)
+    attrs = {"extents": Extents(2, 3, 3, 19, 19, 8, 6), "offsets": (5, 29, 53)}
+    assert "beside multiples of 16" in rejected(call_of("fused_attention", [odd] * 3, attrs))

@@ -1,0 +1,253 @@
+"""Arrays shared with a card that is not here: the fake cupy checks every use of them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import crossdock as xd
+from crossdock.devices import registry
+from crossdock.runtime import costing
+from crossdock.runtime.errors import FeedError, OutOfMemory
+from crossdock.runtime.session import Session
+from tests.fakes import cupy_fake
+
+pytestmark = pytest.mark.usefixtures("no_hang")
+CARD = "cuda:0"
+VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+@pytest.fixture
+def fake(
+    opencl: Any, monkeypatch: pytest.MonkeyPatch, costs: costing.CostStore
+) -> Iterator[cupy_fake.FakeCupy]:
+    """The fake cupy, which runs kernels on the OpenCL device."""
+    del opencl, costs
+    made = cupy_fake.install(monkeypatch)
+    yield made
+    gc.collect()
+    for name in ("cuda:0", "cuda:1"):
+        device = registry._OPEN.pop((name, None, None), None)
+        if device is not None:
+            device.close()
+    assert made.machine.errors == []
+
+
+class Producer:
+    """Another library with arrays on a card, which it writes on a stream of its own."""
+
+    def __init__(self, fake: cupy_fake.FakeCupy, index: int = 0) -> None:
+        self.fake, self.index = fake, index
+        with fake.cuda.Device(index):
+            self.stream = fake.cuda.Stream(non_blocking=True)
+            self.pool = fake.cuda.MemoryPool()
+
+    def array(self, values: np.ndarray) -> Any:
+        """A new array, written but not waited for."""
+        with self.fake.cuda.Device(self.index), self.stream:
+            made = self.fake.ndarray(
+                values.shape, values.dtype, memptr=self.pool.malloc(values.nbytes)
+            )
+            made[...] = self.fake.array(values)
+        return made
+
+    def read(self, array: Any) -> np.ndarray:
+        """What an array of this library holds."""
+        with self.fake.cuda.Device(self.index), self.stream:
+            found: np.ndarray = array.get()
+            return found
+
+    def release(self) -> None:
+        """Wait for everything, as has to be done before memory in use is freed."""
+        self.stream.synchronize()
+
+
+class ByInterface:
+    """An array that knows the CUDA array interface alone."""
+
+    def __init__(self, producer: Producer, array: Any, **other: Any) -> None:
+        self._producer, self._array, self._other = producer, array, other
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        with self._producer.fake.cuda.Device(self._producer.index), self._producer.stream:
+            return {**self._array.__cuda_array_interface__, **self._other}
+
+
+class ByDlpack:
+    """An array that knows DLPack alone."""
+
+    def __init__(self, producer: Producer, array: Any) -> None:
+        self._producer, self._array = producer, array
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        found: tuple[int, int] = self._array.__dlpack_device__()
+        return found
+
+    def __dlpack__(self, **options: Any) -> Any:
+        with self._producer.fake.cuda.Device(self._producer.index), self._producer.stream:
+            return self._array.__dlpack__(**options)
+
+
+def on_card(*more: str, **pins: str) -> Session:
+    """y = relu(2 x) and z = -y, on the card but for what ``pins`` say, with ``more`` devices."""
+    b = xd.GraphBuilder()
+    x = b.input("x", (3, 4))
+    y = b.relu(b.add(x, x, label="double"), label="relu")
+    graph = b.build({"y": y, "z": b.neg(y, label="neg")})
+    rules = xd.Constraints(pin={"double": CARD, "relu": CARD, "neg": CARD, **pins})
+    return xd.compile(graph, ["cpu:0", CARD, *more], constraints=rules, measure=False)
+
+
+@pytest.mark.parametrize("kind", [ByDlpack, ByInterface])
+def test_an_array_on_the_card_does_not_pass_the_host(
+    fake: cupy_fake.FakeCupy, kind: type[Any]
+) -> None:
+    library = Producer(fake)
+    array = library.array(VALUES)
+    with on_card() as session:
+        for _ in range(3):
+            made = session.run({"x": kind(library, array)})
+            np.testing.assert_array_equal(made["y"], 2 * VALUES)
+        assert session.receipt.avoided == {"cpu:0->cuda:0": VALUES.nbytes}
+        assert session.receipt.links == {"cuda:0->cpu:0": 2 * VALUES.nbytes}
+    library.release()
+
+
+def test_outputs_stay_and_go_from_session_to_session(fake: cupy_fake.FakeCupy) -> None:
+    with on_card() as session, on_card() as other:
+        first = session.run({"x": VALUES}, outputs="device")
+        again = session.run({"x": -VALUES}, outputs="device")
+        assert session.receipt.avoided == {"cuda:0->cpu:0": 2 * VALUES.nbytes}
+        assert session.receipt.links == {"cpu:0->cuda:0": VALUES.nbytes}
+        assert (first["y"].device, first["y"].shape) == (CARD, (3, 4))
+        np.testing.assert_array_equal(first["y"].numpy(), 2 * VALUES)
+        np.testing.assert_array_equal(again["y"].numpy(), 0 * VALUES)
+        np.testing.assert_array_equal(other.run({"x": first["y"]})["y"], 4 * VALUES)
+        last = other.run({"x": first["z"]}, outputs="device")
+        np.testing.assert_array_equal(np.asarray(last["z"]), 0 * VALUES)
+        assert other.receipt.links == {}
+
+
+def test_a_kept_output_is_shared_without_a_copy(fake: cupy_fake.FakeCupy) -> None:
+    library = Producer(fake)
+    with on_card() as session:
+        kept = session.run({"x": VALUES}, outputs="device")["y"]
+        assert kept.__dlpack_device__() == (2, 0)
+        facts = kept.__cuda_array_interface__
+        assert (facts["shape"], facts["version"], facts["stream"]) == ((3, 4), 3, None)
+        with library.stream:
+            taken = fake.from_dlpack(kept)
+            taken *= 10
+        library.release()
+        np.testing.assert_array_equal(kept.numpy(), 20 * VALUES)
+        address = taken.data.ptr
+        assert facts["data"] == (address, False)
+        kept.close()  # the other library still has it
+        np.testing.assert_array_equal(library.read(taken), 20 * VALUES)
+        with library.stream:
+            taken += 1
+        del taken
+        session.run({"x": VALUES}, outputs="device")
+
+
+def test_memory_comes_back_and_counts(fake: cupy_fake.FakeCupy) -> None:
+    with on_card() as session:
+        kept = session.run({"x": VALUES}, outputs="device")
+        card = registry.open_device(CARD)
+        used = card.pool.used_bytes()
+        for array in kept.values():
+            array.close()
+        assert used - card.pool.used_bytes() == 2 * VALUES.nbytes
+        with pytest.raises(FeedError, match=r"'x'.*after its close"):
+            session.run({"x": kept["y"]})
+        card._share.limit = 0
+        with pytest.raises(OutOfMemory, match=r"output 'y'.*close arrays kept on cuda:0"):
+            session.run({"x": VALUES}, outputs="device")
+        np.testing.assert_array_equal(session.run({"x": VALUES})["y"], 2 * VALUES)
+
+
+def test_the_memory_of_a_feed_is_let_go_after_the_run(fake: cupy_fake.FakeCupy) -> None:
+    library = Producer(fake)
+    with on_card() as session:
+        array = library.array(VALUES)
+        before = fake.machine.used(0)
+        session.run({"x": ByDlpack(library, array)})
+        library.release()
+        after = fake.machine.used(0)
+        del array
+        gc.collect()
+        assert after - fake.machine.used(0) == VALUES.nbytes
+        assert before <= after
+
+
+def test_what_the_host_reads_goes_there_once(fake: cupy_fake.FakeCupy) -> None:
+    library = Producer(fake)
+    array = library.array(VALUES)
+    with on_card(double="cpu:0") as session:
+        made = session.run({"x": ByDlpack(library, array)})
+        np.testing.assert_array_equal(made["y"], 2 * VALUES)
+        assert session.receipt.links["cuda:0->cpu:0"] == 3 * VALUES.nbytes
+    library.release()
+
+
+def test_an_array_on_another_card_is_copied_from_there(fake: cupy_fake.FakeCupy) -> None:
+    library = Producer(fake, index=1)
+    with on_card("cuda:1") as session:
+        for kind in (ByDlpack, ByInterface):
+            array = library.array(VALUES)
+            made = session.run({"x": kind(library, array)})
+            np.testing.assert_array_equal(made["y"], 2 * VALUES)
+            assert session.receipt.links["cuda:1->cuda:0"] == VALUES.nbytes
+            assert session.receipt.avoided == {"cpu:0->cuda:0": VALUES.nbytes}
+    library.release()
+
+
+def test_a_card_that_the_session_does_not_use(fake: cupy_fake.FakeCupy) -> None:
+    library = Producer(fake, index=1)
+    array = library.array(VALUES)
+    with on_card() as session, fake.cuda.Device(1):
+        made = session.run({"x": ByDlpack(library, array)})
+        np.testing.assert_array_equal(made["y"], 2 * VALUES)
+        assert any("lies on CUDA device 1" in note for note in session.receipt.notes)
+        with pytest.raises(FeedError, match="'x' lies on a CUDA device, which this session does"):
+            session.run({"x": ByInterface(library, array)})
+    library.release()
+
+
+def test_what_does_not_fit_is_refused_in_a_line(fake: cupy_fake.FakeCupy) -> None:
+    library = Producer(fake)
+    array = library.array(VALUES)
+    wide = library.array(VALUES.astype(np.float64))
+    square = library.array(np.zeros((4, 4), np.float32))
+    tall = library.array(np.zeros((4, 3), np.float32))
+    with on_card() as session:
+        for value, said in [
+            (ByDlpack(library, wide), r"wants float32\[3,4\], got float64\[3,4\]"),
+            (ByDlpack(library, square), r"wants float32\[3,4\], got float32\[4,4\]"),
+            (ByDlpack(library, tall.T), "not in C order"),
+            (ByInterface(library, tall.T), "not in C order"),
+            (ByInterface(library, array, mask=array), "has a mask"),
+            (ByInterface(library, array, stream=0), "stream is 0"),
+        ]:
+            with pytest.raises(FeedError, match="'x'") as caught:
+                session.run({"x": value})
+            assert caught.match(said)
+            assert "\n" not in str(caught.value)
+    library.release()
+
+
+def test_a_feed_of_a_run_in_the_background_is_ordered_when_it_is_handed_in(
+    fake: cupy_fake.FakeCupy,
+) -> None:
+    library = Producer(fake)
+    with on_card() as session:
+        array = library.array(VALUES)
+        with library.stream:
+            future = session.submit({"x": array}, outputs="device")
+        np.testing.assert_array_equal(future.result(60)["y"].numpy(), 2 * VALUES)
+    library.release()
