@@ -41,6 +41,8 @@ from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 KIND = "cuda"
 FIX = "pip install 'crossdock[cuda]'"
 ALIGNMENT = 256
+WARP = 32
+"""Threads of a warp on every card; the kernel dialect counts on it, too."""
 MAX_GRID = (2**31 - 1, 65535, 65535)
 
 _CAPS = frozenset(
@@ -120,6 +122,7 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         local_memory=facts["sharedMemPerBlock"],
         max_work_group=facts["maxThreadsPerBlock"],
         alignment=ALIGNMENT,
+        subgroup=WARP,
         details={
             "compute_capability": f"{facts['major']}.{facts['minor']}",
             "nvrtc": cuda_versions.compiler(cp),
