@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +13,17 @@ import pytest
 
 from crossdock.devices import cuda, registry
 from crossdock.devices.cuda import CudaDevice
-from crossdock.devices.program import is_launch
+from crossdock.devices.program import GridLaunch, In, Lowered, Out, Scratch, is_launch
 from crossdock.kernels import table
 from crossdock.kernels.fused_attention import Extents
 from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.spec import OpCall
-from crossdock.runtime.tensor import Array, to_numpy
+from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 from tests.cards import CARD
 from tests.fakes import cupy_fake
+from tests.kernels import host_build, host_run
 from tests.kernels.cpu_run import call_of, expected
+from tests.kernels.host_run import Job
 from tests.kernels.test_cuda import execute
 
 POCL = bool(registry.probe_all(["opencl"])[0].devices)
@@ -134,3 +138,41 @@ def test_what_it_is_not_for() -> None:
     odd = drawn(2 * 19, 5 + 3 * 22)
     attrs = {"extents": Extents(2, 3, 3, 19, 19, 8, 6), "offsets": (5, 29, 53)}
     assert "beside multiples of 16" in rejected(call_of("fused_attention", [odd] * 3, attrs))
+
+
+COPY = "KERNEL BLOCK_SIZE(1, 1, 1) void f(CONSTANT float *x, GLOBAL float *y) "
+COPY += "{ y[GLOBAL_ID(0)] = x[GLOBAL_ID(0)]; }"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not host_build.compiler(), reason=host_build.ABSENT)
+def test_the_launch_between_under_the_sanitizers(tmp_path: Path) -> None:
+    """Index for index, on blocks of the heap of exact sizes: scores become shares in place."""
+    sizes = Extents(2, 3, 3, 5, 150, 8, 6)
+    bias = drawn(2, 1, 5, 150, seed=4)
+    bias[1, 0, 2] = -math.inf
+    attrs = {"extents": sizes, "softcap": 1.5, "causal_offset": 20}
+    call = call_of("fused_attention", [*operands(sizes), bias], attrs)
+    (kernel,) = (k for k in table.candidates(call, CARD).fitting if k.name == NAME)
+    _, between, _ = kernel.lowered(call, CARD).steps
+    assert isinstance(between, GridLaunch)
+    places: dict[Any, Any] = {In(3): In(1), Scratch(0): Out(0)}
+    args = tuple(places[a] if isinstance(a, In | Scratch) else a for a in between.args)
+    scores = drawn(2, 3, 5, 150, seed=8)
+    copy = GridLaunch(COPY, "f", (In(0), Out(0)), (scores.size,), (1,))
+    specs = TensorSpec.of(scores), TensorSpec.of(bias)
+    job = Job(
+        "shares",
+        Lowered((copy, replace(between, args=args))),
+        OpCall("identity", {}, specs, specs[:1], {}, "shares"),
+        [scores, bias],
+    )
+    (found,) = host_run.run([job], tmp_path)
+    assert not isinstance(found, str), found
+    hidden = np.where(np.arange(150) <= np.arange(5)[:, None] + 20, 0.0, -np.inf)
+    raised = 1.5 * np.tanh(scores.astype(np.float64) / 1.5) + bias + hidden
+    with np.errstate(all="ignore"):
+        shares = np.exp(raised - raised.max(axis=3, keepdims=True))
+        shares /= shares.sum(axis=3, keepdims=True)
+    shares[1, :, 2] = 0
+    np.testing.assert_allclose(found[0], shares, rtol=0, atol=1e-6)
