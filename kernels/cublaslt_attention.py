@@ -15,7 +15,7 @@ from crossdock.devices.base import DeviceInfo
 from crossdock.devices.cuda_blas import MOST_CALLS, Product
 from crossdock.devices.cuda_lt import LtProduct
 from crossdock.devices.program import GridLaunch, In, Lowered, Scratch
-from crossdock.kernels.cublas_matmul import fits_device, misaligned
+from crossdock.kernels.cublas_matmul import fits_device
 from crossdock.kernels.cublaslt_matmul import RANK, ROUNDING_RANK, workspace_of
 from crossdock.kernels.fused_attention import extents_of, result_strides, strides_of
 from crossdock.kernels.grid_common import (
@@ -156,13 +156,6 @@ def _fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
     products = scores_of(call, rounds), results_of(call, rounds)
     if any(len(list(p.offsets())) > MOST_CALLS for p in products):
         return Refusal(f"more than {MOST_CALLS} calls for its batch", Cause.SIZE)
-    return misaligned(products[0]) or misaligned(products[1]) or _begins(products)
-
-
-def _begins(products: tuple[Product, Product]) -> str | None:
-    """The reason where an operand does not begin at a multiple of 16 bytes."""
-    if any(at * to_numpy(p.dtype).itemsize % 16 for p in products for at in p.begins):
-        return Refusal("an operand begins beside multiples of 16 bytes", Cause.FORM)
     return None
 
 
