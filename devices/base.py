@@ -57,7 +57,8 @@ class DeviceInfo:
     ``physical_id`` is the same for one card or processor seen through two drivers (PCI address or
     UUID where there is one); ``resource_group`` is the same for devices that share compute, such
     as a CPU and a CPU-backed OpenCL platform. ``fingerprint`` keys measurements: model, driver,
-    clock and thread count, never a host name. Sizes in bytes.
+    clock and thread count, never a host name. Sizes in bytes. ``subgroup`` is the number of work
+    items that shuffle values among them, where grid kernels can count on one, and 1 elsewhere.
     """
 
     id: str
@@ -76,6 +77,7 @@ class DeviceInfo:
     max_work_group: int = 0
     alignment: int = 64
     details: Mapping[str, str] = field(default_factory=dict, hash=False)
+    subgroup: int = 1
 
 
 @dataclass(frozen=True)

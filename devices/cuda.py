@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.devices import cuda_exchange, cuda_peer, cuda_versions, topology
+from crossdock.devices import cuda_dnn, cuda_exchange, cuda_peer, cuda_versions, topology
 from crossdock.devices.base import (
     Borrowed,
     Bound,
@@ -41,6 +41,8 @@ from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 KIND = "cuda"
 FIX = "pip install 'crossdock[cuda]'"
 ALIGNMENT = 256
+WARP = 32
+"""Threads of a warp on every card; the kernel dialect counts on it, too."""
 MAX_GRID = (2**31 - 1, 65535, 65535)
 
 _CAPS = frozenset(
@@ -99,10 +101,11 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
     ]
     driver = "CUDA {}, driver for CUDA {}".format(*versions)
     uuid = _uuid(facts)
+    dnn = cuda_dnn.facts()
     physical = topology.physical_id(pci, uuid, f"{KIND}:{index}")
     clock = facts.get("clockRate", 0) // 1000
     missing = cuda_versions.blas_missing(cp)
-    without = "|no cublas" if missing else ""
+    libraries = ("|no cublas" if missing else "") + cuda_dnn.told(dnn)
     return DeviceInfo(
         id=f"{KIND}:{index}",
         kind=KIND,
@@ -114,15 +117,17 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         compute_units=facts["multiProcessorCount"],
         memory_bytes=total,
         caps=_CAPS,
-        fingerprint=f"{name}|{driver}|cupy {cp.__version__}|{clock} MHz{without}",
+        fingerprint=f"{name}|{driver}|cupy {cp.__version__}|{clock} MHz{libraries}",
         max_allocation=total,
         local_memory=facts["sharedMemPerBlock"],
         max_work_group=facts["maxThreadsPerBlock"],
         alignment=ALIGNMENT,
+        subgroup=WARP,
         details={
             "compute_capability": f"{facts['major']}.{facts['minor']}",
             "nvrtc": cuda_versions.compiler(cp),
             **({"no cublas": missing} if missing else {}),
+            **dnn,
             **({"uuid": uuid.hex()} if uuid else {}),
         },
     )

@@ -10,6 +10,16 @@ with NVRTC, which gets no include path. What the names mean:
   ``LOCAL float tile[16][17];`` declares shared memory, at the top of a kernel.
 * ``GLOBAL_ID(d) LOCAL_ID(d) GROUP_ID(d) NUM_GROUPS(d) LOCAL_SIZE(d) GLOBAL_SIZE(d)`` are ``int``;
   ``d`` is a literal 0, 1 or 2. ``BARRIER()`` waits for the work-group, local memory included.
+* ``TEAM_REDUCE(T, v, n, room, JOIN);`` joins the values that the variable ``v`` of type ``T`` has
+  in the ``n`` work items of a team, and gives each of them the result: in registers within a
+  sub-group, then one value of each sub-group through ``room``. ``TEAM_ROOM(T, room, n, teams);``
+  declares that at the top of the kernel, another one for each reduction. ``JOIN`` is a macro or
+  function of two variables, associative and commutative. Every item of the group has to come there.
+  Groups have one dimension; a team is ``n`` items whose numbers ``ITEM_ID`` are neighbours. Where a
+  group is several teams, ``n`` is a multiple of 32 or a power of two. The kernel is marked:
+  ``KERNEL BLOCK_SIZE(x, 1, 1) IN_SUBGROUPS void f(...)``.
+* ``SUBGROUP_SIZE``, ``SUBGROUP_ID``, ``SUBGROUP_LANE``; ``SUBGROUP_XOR(v, gap)`` is the value of
+  lane ``SUBGROUP_LANE ^ gap``. The size is 1 where no other is known.
 * Types: ``i8 u8 i16 u16 i32 u32 i64 u64 f32 f64``; in storage only: ``b8`` (bool, one byte),
   ``f16`` and ``bf16``, read and written as float with ``LOAD_HALF(p, i)``,
   ``STORE_HALF(p, i, x)``, ``LOAD_BF16`` and ``STORE_BF16`` (nearest even). ``f64`` exists where
@@ -76,6 +86,39 @@ DEVICE bf16 x_to_bf16(float x) {
     return (bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 #define STORE_BF16(p, i, x) ((p)[i] = x_to_bf16(x))
+#define ITEM_ID (SUBGROUP_ID * SUBGROUP_SIZE + SUBGROUP_LANE)
+#define X_SLOTS(n) (((n) + SUBGROUP_SIZE - 1) / SUBGROUP_SIZE)
+#define X_WITHIN(n) (SUBGROUP_SIZE % (n) == 0) // shuffles reach every item of a team
+#define X_FULL(n) (X_WITHIN(n) || (n) % SUBGROUP_SIZE == 0)
+#define TEAM_ROOM(T, room, n, teams) LOCAL T room[X_SLOTS(n) * (teams)]
+#define TEAM_REDUCE(T, v, n, room, JOIN) \
+    do { \
+        UNROLL for (i32 x_gap = (X_WITHIN(n) ? (n) : SUBGROUP_SIZE) / 2; x_gap > 0; x_gap /= 2) { \
+            const T x_other = SUBGROUP_XOR(v, x_gap); \
+            if (X_FULL(n) || (ITEM_ID ^ x_gap) < (n)) v = JOIN(v, x_other); \
+        } \
+        if (!X_WITHIN(n)) { \
+            const i32 x_at = SUBGROUP_ID % X_SLOTS(n); \
+            LOCAL_PTR T *x_room = room + (SUBGROUP_ID - x_at); \
+            i32 x_left = X_SLOTS(n); \
+            if (SUBGROUP_LANE == 0) x_room[x_at] = v; \
+            BARRIER(); \
+            for (; x_left > X_ALONE; x_left = (x_left + 1) / 2) { \
+                const i32 x_far = x_at + (x_left + 1) / 2; \
+                if (SUBGROUP_LANE == 0 && x_far < x_left) { \
+                    const T x_here = x_room[x_at], x_there = x_room[x_far]; \
+                    x_room[x_at] = JOIN(x_here, x_there); \
+                } \
+                BARRIER(); \
+            } \
+            v = x_room[0]; \
+            for (i32 x_i = 1; x_i < x_left; ++x_i) { \
+                const T x_other = x_room[x_i]; \
+                v = JOIN(v, x_other); \
+            } \
+        } \
+    } while (0)
+#define X_ALONE 4 // values that an item reads by itself sooner than it waits once more
 #define X_DEFINE_MOD(T) \
     DEVICE OVERLOAD T X_MOD(T a, T b) { \
         T rest = fmod(a, b); \
@@ -112,6 +155,18 @@ OPENCL_HEADER = (
 #define NUM_GROUPS(d) ((int)get_num_groups(d))
 #define LOCAL_SIZE(d) ((int)get_local_size(d))
 #define GLOBAL_SIZE(d) ((int)get_global_size(d))
+#ifdef SUBGROUP_SIZE // a size that the device can be held to
+#define IN_SUBGROUPS __attribute__((intel_reqd_sub_group_size(SUBGROUP_SIZE)))
+#define SUBGROUP_ID ((int)get_sub_group_id())
+#define SUBGROUP_LANE ((int)get_sub_group_local_id())
+#define SUBGROUP_XOR(v, gap) sub_group_shuffle_xor((v), (uint)(gap))
+#else
+#define IN_SUBGROUPS
+#define SUBGROUP_SIZE 1
+#define SUBGROUP_ID LOCAL_ID(0)
+#define SUBGROUP_LANE 0
+#define SUBGROUP_XOR(v, gap) (v)
+#endif
 typedef char i8;
 typedef uchar u8;
 typedef short i16;
@@ -270,6 +325,11 @@ CUDA_HEADER = (
 #define NUM_GROUPS(d) ((int)gridDim.X_DIM_##d)
 #define LOCAL_SIZE(d) ((int)blockDim.X_DIM_##d)
 #define GLOBAL_SIZE(d) ((int)(gridDim.X_DIM_##d * blockDim.X_DIM_##d))
+#define IN_SUBGROUPS
+#define SUBGROUP_SIZE 32
+#define SUBGROUP_ID (LOCAL_ID(0) / 32)
+#define SUBGROUP_LANE (LOCAL_ID(0) % 32)
+#define SUBGROUP_XOR(v, gap) __shfl_xor_sync(0xffffffffu, (v), (gap))
 typedef signed char i8;
 typedef unsigned char u8;
 typedef short i16;
@@ -298,6 +358,12 @@ DEVICE double FMA(double a, double b, double c) { return fma(a, b, c); }
     + "".join(_cuda_vector(width) for width in (4, 8, 16))
     + _SHARED
 )
+
+
+def opencl_header(subgroup: int) -> str:
+    """The header for a device that runs kernels in sub-groups of so many work items; 1: of none."""
+    size = f"#define SUBGROUP_SIZE {subgroup}\n" if subgroup > 1 else ""
+    return size + OPENCL_HEADER
 
 
 def assemble(header: str, defines: Iterable[tuple[str, str]], source: str) -> str:

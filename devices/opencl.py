@@ -34,7 +34,7 @@ from crossdock.devices.base import (
     Span,
     check_copy,
 )
-from crossdock.devices.dialect import misfit
+from crossdock.devices.dialect import misfit, opencl_header
 from crossdock.devices.opencl_memory import ClBuffer, ClEvent
 from crossdock.devices.opencl_pace import ClPace
 from crossdock.devices.opencl_platforms import KIND, found_devices, load
@@ -304,7 +304,8 @@ class OpenCLDevice(Device):
         self.home = opencl_cores.home(handle)
         self.budget = info.memory_bytes if limit is None else min(limit, info.memory_bytes)
         self._handle = handle
-        self._programs = Programs(cl, self.context, handle, info.id)
+        header = opencl_header(info.subgroup)
+        self._programs = Programs(cl, self.context, handle, info.id, header)
         self._lock = threading.Lock()
         self._pacing = threading.Lock()
         self._pace: ClPace | None = None

@@ -46,13 +46,19 @@ def _address(cl: Any, handle: Any) -> str:
 
 def told(cl: Any, handle: Any, name: int, nbytes: int) -> bytes:
     """What clGetDeviceInfo says under a number that pyopencl does not know; nothing if it fails."""
+    said = told_most(cl, handle, name, nbytes)
+    return said if len(said) == nbytes else b""
+
+
+def told_most(cl: Any, handle: Any, name: int, most: int) -> bytes:
+    """``told`` of what may be shorter."""
     ask = _get_device_info(cl)
     if ask is None:
         return b""
-    found = ctypes.create_string_buffer(nbytes)
+    found = ctypes.create_string_buffer(most)
     size = ctypes.c_size_t()
-    status = ask(handle.int_ptr, name, nbytes, found, ctypes.byref(size))
-    return found.raw if status == 0 and size.value == nbytes else b""
+    status = ask(handle.int_ptr, name, most, found, ctypes.byref(size))
+    return found.raw[: size.value] if status == 0 else b""
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,12 @@ from crossdock.devices.base import Cap, DeviceInfo
 from crossdock.runtime import settings
 
 KIND = "opencl"
+
+SHUFFLES = {"cl_khr_subgroup_shuffle", "cl_intel_subgroups", "cl_intel_required_subgroup_size"}
+SUB_GROUP_SIZES = 0x4108
+"""CL_DEVICE_SUB_GROUP_SIZES_INTEL of cl_intel_required_subgroup_size: some size_t."""
+SIZES = (16, 32)
+"""Sizes of sub-groups that kernels ask for, the best one first."""
 
 
 @functools.cache
@@ -100,6 +107,15 @@ def _denormals(cl: Any, handle: Any) -> str:
     return "kept" if handle.single_fp_config & cl.device_fp_config.DENORM else "flushed"
 
 
+def _subgroup(cl: Any, handle: Any) -> int:
+    """Work items of the sub-groups that kernels ask for; 1 where there is no size or no shuffle."""
+    if not set(handle.extensions.split()) >= SHUFFLES:
+        return 1
+    said = opencl_identity.told_most(cl, handle, SUB_GROUP_SIZES, 16 * struct.calcsize("N"))
+    offered = [n for (n,) in struct.iter_unpack("@N", said)]
+    return next((size for size in SIZES if size in offered), 1)
+
+
 def _describe(cl: Any, device_id: str, handle: Any) -> DeviceInfo:
     on_cpu = bool(handle.type & cl.device_type.CPU)
     physical = opencl_identity.physical_id(cl, handle)
@@ -128,6 +144,7 @@ def _describe(cl: Any, device_id: str, handle: Any) -> DeviceInfo:
         local_memory=handle.local_mem_size,
         max_work_group=handle.max_work_group_size,
         alignment=max(64, handle.mem_base_addr_align // 8),
+        subgroup=_subgroup(cl, handle),
         details={
             "platform": handle.platform.name,
             "version": handle.version,

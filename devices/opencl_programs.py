@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from crossdock.devices.dialect import OPENCL_HEADER, assemble
+from crossdock.devices.dialect import assemble
 from crossdock.devices.program import GridLaunch
 from crossdock.runtime.errors import CompileError
 from crossdock.runtime.kept import Folder, key
@@ -68,11 +68,12 @@ class Programs:
     back are lent again.
     """
 
-    def __init__(self, cl: Any, context: Any, handle: Any, where: str) -> None:
+    def __init__(self, cl: Any, context: Any, handle: Any, where: str, header: str) -> None:
         self._cl = cl
         self._context = context
         self._handle = handle
         self._where = where
+        self._header = header
         self._lock = threading.Lock()
         self._built: dict[tuple[object, ...], Any] = {}
         self._spare: dict[tuple[object, ...], list[Any]] = {}
@@ -115,7 +116,7 @@ class Programs:
 
     def _build(self, step: GridLaunch) -> Any:
         cl = self._cl
-        text = assemble(OPENCL_HEADER, step.defines, step.source)
+        text = assemble(self._header, step.defines, step.source)
         name = None
         if self._handle.platform.name not in _DRIVER_CACHES:
             name = _name(text, self._handle)

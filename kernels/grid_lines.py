@@ -66,7 +66,7 @@ void reduce(CONSTANT T *RESTRICT data, GLOBAL T *RESTRICT y, i32 count, i32 leng
         T_C part[WIDE];
         FILL(part, INIT)
         SWEEP(part, PLAIN, STEP)
-        MEET(acc, part, MERGE)
+        MEET(acc, part, JOIN(acc, x))
         T_STORE(y, i, DONE);
     }
 }

@@ -1,7 +1,7 @@
 """softmax and normalisations on a grid.
 
-Rows are [outer, length, inner]. A long dense row gets a work group, which reduces in local memory;
-else one work item does a whole row. Sums are taken twice (mean, then squared differences), as the
+Rows are [outer, length, inner]. A long dense row gets a team of work items; else one work item does
+a whole row. Sums are taken twice (mean, then squared differences), as the
 array code does, so that no digits are lost to cancellation.
 """
 
@@ -33,7 +33,15 @@ from crossdock.kernels.grid_lines import (
     lines,
 )
 from crossdock.kernels.grid_move import transposable, transposed
-from crossdock.kernels.grid_reduce import BLOCK, Shape, gathered, lanes, last_order, rows
+from crossdock.kernels.grid_reduce import (
+    BLOCK,
+    Shape,
+    gathered,
+    lanes,
+    last_order,
+    rows,
+    team_launch,
+)
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
 
@@ -60,44 +68,30 @@ void softmax(CONSTANT T *RESTRICT data, GLOBAL T *RESTRICT y, i32 count, i32 len
 }
 """
 
-_TREE = r"""
-    part[lane] = acc;
-    BARRIER();
-    for (i32 gap = LANES / 2; gap > 0; gap /= 2) {
-        if (lane < gap) {
-            const float u = part[lane], v = part[lane + gap];
-            part[lane] = JOIN;
-        }
-        BARRIER();
-    }
-"""
+_PLUS = "#define PLUS(a, b) ((a) + (b))\n"
 
 _SOFTMAX_ROW = (
-    r"""
-KERNEL BLOCK_SIZE(LANES, 1, 1)
+    _PLUS
+    + r"""
+KERNEL BLOCK_SIZE(LANES * TEAMS, 1, 1) IN_SUBGROUPS
 void softmax(CONSTANT T *RESTRICT data, GLOBAL T *RESTRICT y, i32 count, i32 length, i32 inner)
 {
-    LOCAL float part[LANES];
-    const i32 lane = LOCAL_ID(0), base = GROUP_ID(0) * length;
-    float acc = T_LOAD(data, base);
+    TEAM_ROOM(float, tops, LANES, TEAMS);
+    TEAM_ROOM(float, sums, LANES, TEAMS);
+    @TEAM@
+    float top = T_LOAD(data, base), sum = 0.0f;
     for (i32 k = lane; k < length; k += LANES) {
         const float x = T_LOAD(data, base + k);
-        acc = X_MAX(acc, x);
+        top = X_MAX(top, x);
     }
-"""
-    + _TREE.replace("JOIN", "X_MAX(u, v)")
-    + r"""
-    const float top = part[0];
-    BARRIER();
-    acc = 0.0f;
-    for (i32 k = lane; k < length; k += LANES) acc += X_EXP(T_LOAD(data, base + k) - top);
-"""
-    + _TREE.replace("JOIN", "u + v")
-    + r"""
-    const float sum = part[0];
-    for (i32 k = lane; k < length; k += LANES) {
-        const float x = X_EXP(T_LOAD(data, base + k) - top);
-        T_STORE(y, base + k, x / sum);
+    TEAM_REDUCE(float, top, LANES, tops, X_MAX);
+    for (i32 k = lane; k < length; k += LANES) sum += X_EXP(T_LOAD(data, base + k) - top);
+    TEAM_REDUCE(float, sum, LANES, sums, PLUS);
+    if (at < count) {
+        for (i32 k = lane; k < length; k += LANES) {
+            const float x = X_EXP(T_LOAD(data, base + k) - top);
+            T_STORE(y, base + k, x / sum);
+        }
     }
 }
 """
@@ -145,32 +139,31 @@ void standardize(CONSTANT T *RESTRICT data, @SCALE@ @BIAS@ GLOBAL T *RESTRICT y,
 
 _NORM_ROW = (
     _WRITE
+    + _PLUS
     + r"""
-KERNEL BLOCK_SIZE(LANES, 1, 1)
+KERNEL BLOCK_SIZE(LANES * TEAMS, 1, 1) IN_SUBGROUPS
 void standardize(CONSTANT T *RESTRICT data, @SCALE@ @BIAS@ GLOBAL T *RESTRICT y,
                i32 count, i32 length, i32 inner, i32 channels, float epsilon)
 {
-    LOCAL float part[LANES];
-    const i32 lane = LOCAL_ID(0), i = GROUP_ID(0), base = i * length;
-    float acc = 0.0f;
-    for (i32 k = lane; k < length; k += LANES) acc += T_LOAD(data, base + k);
-"""
-    + _TREE.replace("JOIN", "u + v")
-    + r"""
-    const float mean = part[0] / (float)length;
-    BARRIER();
-    acc = 0.0f;
+    TEAM_ROOM(float, totals, LANES, TEAMS);
+    TEAM_ROOM(float, spreads, LANES, TEAMS);
+    @TEAM@
+    float mean = 0.0f, spread = 0.0f;
+    for (i32 k = lane; k < length; k += LANES) mean += T_LOAD(data, base + k);
+    TEAM_REDUCE(float, mean, LANES, totals, PLUS);
+    mean /= (float)length;
     for (i32 k = lane; k < length; k += LANES) {
         const float x = T_LOAD(data, base + k) - mean;
-        acc += x * x;
+        spread += x * x;
     }
-"""
-    + _TREE.replace("JOIN", "u + v")
-    + r"""
-    const float factor = 1.0f / X_SQRT(part[0] / (float)length + epsilon);
-    for (i32 k = lane; k < length; k += LANES) {
-        const float x = (T_LOAD(data, base + k) - mean) * factor;
-        T_STORE(y, base + k, SHIFTED(x, k));
+    TEAM_REDUCE(float, spread, LANES, spreads, PLUS);
+    const float factor = 1.0f / X_SQRT(spread / (float)length + epsilon);
+    if (at < count) {
+        const i32 i = row;
+        for (i32 k = lane; k < length; k += LANES) {
+            const float x = (T_LOAD(data, base + k) - mean) * factor;
+            T_STORE(y, base + k, SHIFTED(x, k));
+        }
     }
 }
 """
@@ -194,17 +187,15 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:
 @kernel("grid.softmax", "softmax", KINDS, when=_fits, rank=20)
 def _softmax(call: OpCall, device: DeviceInfo) -> Lowered:
     shape = rows(call, (int(call.attrs["axis"]),))
-    outer, length, inner = shape
+    outer, _, inner = shape
     args, dtype = line_args(In(0), Out(0), shape), operand(call, 0).dtype
     types = accessors(dtype)
     if on_cpu(device):
         texts = (SOFTMAX_ROWS, SOFTMAX_COLUMNS)
         step = lines(*texts, "softmax", args, shape, device, types, dtype=dtype)
         return Lowered((step,))
-    width = lanes(device, length) if inner == 1 else 0
-    if width:
-        defines = (*types, *define(LANES=width))
-        step = launch(_SOFTMAX_ROW, "softmax", args, (outer * width,), (width,), defines)
+    if width := lanes(device, shape):
+        step = team_launch(_SOFTMAX_ROW, "softmax", args, shape, width, types)
     else:
         defines = (*types, *define(BLOCK=BLOCK))
         step = launch(_SOFTMAX_ONE, "softmax", args, (outer * inner,), (BLOCK,), defines)
@@ -288,12 +279,8 @@ def _normalized(
     if on_cpu(device):
         text = _text(_WRITE + STANDARDIZE_ROWS, call, 1, 2)
         return lines(text, text, "standardize", args, shape, device, types, dtype=dtype)
-    width = lanes(device, length) if inner == 1 else 0
-    if width:
-        text, items, block = _NORM_ROW, outer * width, width
-        defines = (*types, *define(LANES=width))
-    else:
-        text, items, block = _NORM_ONE, outer * inner, BLOCK
-        defines = (*types, *define(BLOCK=BLOCK))
-    source_text = _text(text, call, 1, 2)
-    return launch(source_text, "standardize", args, (items,), (block,), defines)
+    if width := lanes(device, shape):
+        text = _text(_NORM_ROW, call, 1, 2)
+        return team_launch(text, "standardize", args, shape, width, types)
+    text, defines = _text(_NORM_ONE, call, 1, 2), (*types, *define(BLOCK=BLOCK))
+    return launch(text, "standardize", args, (outer * inner,), (BLOCK,), defines)

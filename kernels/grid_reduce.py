@@ -1,8 +1,8 @@
 """Reductions on a grid: reduce_*, arg_min and arg_max.
 
 The operand is seen as [outer, length, inner]; where the axes lie apart, a transposed copy brings
-them together first. Long dense rows (inner 1) get a work group each, whose lanes reduce strided
-parts and then meet in local memory; else one item makes one result.
+them together first. Long dense rows (inner 1) get a team of work items each, which reduce strided
+parts and then meet; else one item makes one result.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ FLOATS = ("float32", "float16", "bfloat16", "float64")
 WHOLE = ("int32", "uint32", "int64", "uint64")
 BLOCK = 64
 LANES = 128
+"""Items of the teams of the longest rows, and of all teams of a group."""
 
 # first value, step with the next one, and what is made of the end; x is in the compute type
 REDUCTIONS: dict[str, tuple[str, str, str]] = {
@@ -59,7 +60,13 @@ REDUCTIONS: dict[str, tuple[str, str, str]] = {
 }
 """reduce_NAME by its steps; log_sum_exp has a text of its own."""
 
-_MERGE = {"max": "X_MAX(acc, x)", "min": "X_MIN(acc, x)", "product": "TIMES(acc, x)"}
+_JOIN = {"max": "X_MAX(a, b)", "min": "X_MIN(a, b)", "product": "TIMES(a, b)"}
+
+_TEAM = r"""
+    const i32 lane = ITEM_ID % LANES, at = GROUP_ID(0) * TEAMS + ITEM_ID / LANES;
+    const i32 row = at < count ? at : count - 1, base = row * length;
+"""
+"""A row of a team's own; those past the last one come along, since all have to meet."""
 
 _ONE = r"""
 KERNEL BLOCK_SIZE(BLOCK, 1, 1)
@@ -79,27 +86,18 @@ void reduce(CONSTANT T *RESTRICT data, GLOBAL T *RESTRICT y, i32 count, i32 leng
 """
 
 _ROW = r"""
-KERNEL BLOCK_SIZE(LANES, 1, 1)
+KERNEL BLOCK_SIZE(LANES * TEAMS, 1, 1) IN_SUBGROUPS
 void reduce(CONSTANT T *RESTRICT data, GLOBAL T *RESTRICT y, i32 count, i32 length, i32 inner)
 {
-    LOCAL T_C part[LANES];
-    const i32 lane = LOCAL_ID(0), base = GROUP_ID(0) * length;
+    TEAM_ROOM(T_C, room, LANES, TEAMS);
+    @TEAM@
     T_C acc = INIT;
     for (i32 k = lane; k < length; k += LANES) {
         const T_C x = T_LOAD(data, base + k);
         acc = STEP;
     }
-    part[lane] = acc;
-    BARRIER();
-    for (i32 gap = LANES / 2; gap > 0; gap /= 2) {
-        if (lane < gap) {
-            const T_C x = part[lane + gap];
-            acc = MERGE;
-            part[lane] = acc;
-        }
-        BARRIER();
-    }
-    if (lane == 0) T_STORE(y, GROUP_ID(0), DONE);
+    TEAM_REDUCE(T_C, acc, LANES, room, JOIN);
+    if (lane == 0 && at < count) T_STORE(y, row, DONE);
 }
 """
 
@@ -126,39 +124,38 @@ void reduce(CONSTANT T *RESTRICT data, GLOBAL T *RESTRICT y, i32 count, i32 leng
 """
 
 _LOG_SUM_EXP_ROW = r"""
-KERNEL BLOCK_SIZE(LANES, 1, 1)
+#define PLUS(a, b) ((a) + (b))
+KERNEL BLOCK_SIZE(LANES * TEAMS, 1, 1) IN_SUBGROUPS
 void reduce(CONSTANT T *RESTRICT data, GLOBAL T *RESTRICT y, i32 count, i32 length, i32 inner)
 {
-    LOCAL T_C tops[LANES];
-    LOCAL T_C sums[LANES];
-    const i32 lane = LOCAL_ID(0), base = GROUP_ID(0) * length;
+    TEAM_ROOM(T_C, tops, LANES, TEAMS);
+    TEAM_ROOM(T_C, sums, LANES, TEAMS);
+    @TEAM@
     T_C top = T_LOAD(data, base);
     for (i32 k = lane; k < length; k += LANES) {
         const T_C x = T_LOAD(data, base + k);
         top = X_MAX(top, x);
     }
-    tops[lane] = top;
-    BARRIER();
-    for (i32 k = 0; k < LANES; ++k) {
-        const T_C x = tops[k];
-        top = X_MAX(top, x);
-    }
+    TEAM_REDUCE(T_C, top, LANES, tops, X_MAX);
     const T_C shift = X_ISINF(top) ? (T_C)0 : top;
     T_C sum = 0;
     for (i32 k = lane; k < length; k += LANES) {
         const T_C x = T_LOAD(data, base + k) - shift;
         sum += X_EXP(x);
     }
-    sums[lane] = sum;
-    BARRIER();
-    if (lane == 0) {
-        for (i32 k = 1; k < LANES; ++k) sum += sums[k];
-        T_STORE(y, GROUP_ID(0), X_LOG(sum) + shift);
-    }
+    TEAM_REDUCE(T_C, sum, LANES, sums, PLUS);
+    if (lane == 0 && at < count) T_STORE(y, row, X_LOG(sum) + shift);
 }
 """
 
-_ARG = r"""
+_BETTER = r"""
+#define BEATS(x, best) ((x) BETTER (best) || (X_ISNAN(x) && !X_ISNAN(best)))
+#define BEST(a, b) (BEATS(b, a) ? (b) : (a))
+"""
+
+_ARG = (
+    _BETTER
+    + r"""
 KERNEL BLOCK_SIZE(BLOCK, 1, 1)
 void arg(CONSTANT T *RESTRICT data, GLOBAL R *RESTRICT y, i32 count, i32 length, i32 inner)
 {
@@ -169,7 +166,7 @@ void arg(CONSTANT T *RESTRICT data, GLOBAL R *RESTRICT y, i32 count, i32 length,
         i32 at = 0;
         for (i32 k = 1; k < length; ++k) {
             const T_C x = T_LOAD(data, base + k * inner);
-            if (x BETTER best || (X_ISNAN(x) && !X_ISNAN(best))) {
+            if (BEATS(x, best)) {
                 best = x;
                 at = k;
             }
@@ -178,6 +175,34 @@ void arg(CONSTANT T *RESTRICT data, GLOBAL R *RESTRICT y, i32 count, i32 length,
     }
 }
 """
+)
+
+_ARG_ROW = (
+    _BETTER
+    + r"""
+KERNEL BLOCK_SIZE(LANES * TEAMS, 1, 1) IN_SUBGROUPS
+void arg(CONSTANT T *RESTRICT data, GLOBAL R *RESTRICT y, i32 count, i32 length, i32 inner)
+{
+    TEAM_ROOM(T_C, values, LANES, TEAMS);
+    TEAM_ROOM(i32, places, LANES, TEAMS);
+    @TEAM@
+    T_C own = T_LOAD(data, base + lane);
+    i32 place = lane;
+    for (i32 k = lane + LANES; k < length; k += LANES) {
+        const T_C x = T_LOAD(data, base + k);
+        if (BEATS(x, own)) {
+            own = x;
+            place = k;
+        }
+    }
+    T_C best = own;
+    TEAM_REDUCE(T_C, best, LANES, values, BEST);
+    if (BEATS(best, own)) place = length; // the first of equal ones counts
+    TEAM_REDUCE(i32, place, LANES, places, X_MIN);
+    if (lane == 0 && at < count) y[row] = (R)place;
+}
+"""
+)
 
 
 Shape = tuple[int, int, int]
@@ -225,9 +250,29 @@ def gathered(call: OpCall, axes: Sequence[int], device: DeviceInfo) -> Gathered:
     return Gathered(step, Scratch(0), (spec.nbytes,), shape, order)
 
 
-def lanes(device: DeviceInfo, length: int) -> int:
-    """Lanes of the work group that reduces a row; 0 where an item had better do it alone."""
-    return LANES if length >= 4 * LANES and (device.max_work_group or LANES) >= LANES else 0
+def lanes(device: DeviceInfo, shape: Shape) -> int:
+    """Items of the team that reduces a row; 0 where an item had better do it alone.
+
+    A sub-group meets in its registers, so that two rounds of it pay; what meets in local memory
+    has to be longer.
+    """
+    _, length, inner = shape
+    if inner > 1 or (device.max_work_group or LANES) < LANES:
+        return 0
+    if length >= 4 * LANES:
+        return LANES
+    return device.subgroup if device.subgroup > 1 and length >= 2 * device.subgroup else 0
+
+
+def team_launch(
+    text: str, entry: str, args: Args, shape: Shape, width: int, defines: Defines
+) -> GridLaunch:
+    """A launch of a text that has @TEAM@ over the rows, in teams of ``width``."""
+    teams = max(1, LANES // width)
+    groups = -(-shape[0] // teams)
+    known = (*defines, *define(LANES=width, TEAMS=teams))
+    source = text.replace("@TEAM@", _TEAM)
+    return launch(source, entry, args, (groups * width * teams,), (width * teams,), known)
 
 
 def _fits(call: OpCall, device: DeviceInfo) -> str | None:
@@ -257,7 +302,7 @@ def _lower(call: OpCall, device: DeviceInfo) -> Lowered:
 
 def reduction(name: str, dtype: str, shape: Shape, source: Slot, device: DeviceInfo) -> GridLaunch:
     """reduce_NAME over the middle of [outer, length, inner]."""
-    outer, length, inner = shape
+    outer, _, inner = shape
     args = line_args(source, Out(0), shape)
     shifted = name == "log_sum_exp"
     origin = "data, base"
@@ -270,11 +315,9 @@ def reduction(name: str, dtype: str, shape: Shape, source: Slot, device: DeviceI
         if shifted:
             texts = (LOG_SUM_EXP_ROWS, LOG_SUM_EXP_COLUMNS)
         return lines(*texts, "reduce", args, shape, device, defines, dtype=dtype)
-    width = lanes(device, length) if inner == 1 else 0
-    if width:
+    if width := lanes(device, shape):
         text = _LOG_SUM_EXP_ROW if shifted else _ROW
-        defines += define(LANES=width)
-        return launch(text, "reduce", args, (outer * width,), (width,), defines)
+        return team_launch(text, "reduce", args, shape, width, defines)
     text = _LOG_SUM_EXP if shifted else _ONE
     defines += define(BLOCK=BLOCK)
     return launch(text, "reduce", args, (outer * inner,), (BLOCK,), defines)
@@ -291,7 +334,7 @@ def _steps(name: str, dtype: str, first: str) -> Defines:
         ("STEP", step),
         ("DONE", done),
         ("ABS(v)", absolute),
-        ("MERGE", _MERGE.get(name, "PLUS(acc, x)")),
+        ("JOIN(a, b)", _JOIN.get(name, "PLUS(a, b)")),
     )
 
 
@@ -305,15 +348,19 @@ def _fits_arg(call: OpCall, device: DeviceInfo) -> str | None:
     return not_among((*FLOATS, *WHOLE, "int8", "uint8", "int16", "uint16"), call)
 
 
-def _lower_arg(call: OpCall, device: DeviceInfo) -> Lowered:  # noqa: ARG001 - Kernel's signature
-    outer, length, inner = rows(call, (int(call.attrs["axis"]),))
-    defines = (
+def _lower_arg(call: OpCall, device: DeviceInfo) -> Lowered:
+    shape = rows(call, (int(call.attrs["axis"]),))
+    outer, length, inner = shape
+    defines: Defines = (
         *accessors(operand(call, 0).dtype),
         ("R", "i64" if call.outputs[0].dtype == "int64" else "i32"),
         ("BETTER", ">" if call.op == "arg_max" else "<"),
-        *define(BLOCK=BLOCK),
     )
     args: Args = (In(0), Out(0), *i32(outer * inner, length, inner))
+    width = 0 if on_cpu(device) else lanes(device, shape)
+    if width:
+        return Lowered((team_launch(_ARG_ROW, "arg", args, shape, width, defines),))
+    defines += define(BLOCK=BLOCK)
     return Lowered((launch(_ARG, "arg", args, (outer * inner,), (BLOCK,), defines),))
 
 

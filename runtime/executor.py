@@ -196,8 +196,10 @@ class Run:
         discard = self.care.discard
         devices = self.program.devices.values()
         spoilt = self._failed and (bool(self.unsettled) or any(d.gone for d in devices))
-        if self.care.transit is not None and not spoilt:
-            self.care.transit.let_go()
+        if not spoilt:
+            self.progress.over()
+            if self.care.transit is not None:
+                self.care.transit.let_go()
         (discard if spoilt and discard is not None else give_back)()
 
     def _take_turn(self, deadline: Deadline) -> None:

@@ -44,6 +44,10 @@ class Progress:
         # When a segment was first seen at the head of a queue, or a queue settling.
         self._since: dict[tuple[str, int], float] = {}
 
+    def over(self) -> None:
+        """Let go of the run, which has ended: the two would keep each other, and memory, alive."""
+        self.end = _ignored
+
     def done(self, index: int) -> bool:
         """Whether a segment is done; never blocks."""
         event = self.taken.get(index)

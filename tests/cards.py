@@ -20,5 +20,6 @@ CARD = DeviceInfo(
     local_memory=48 << 10,
     max_work_group=1024,
     alignment=256,
+    subgroup=32,
     details={"compute_capability": "8.0"},
 )

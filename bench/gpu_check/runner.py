@@ -41,6 +41,8 @@ WHOLE = 570.0
 """Seconds of a whole run; given more of them, sections take more in proportion."""
 PREFLIGHT = 120.0
 """Seconds for importing packages for the first time and asking the driver."""
+SLOWER = 3.0
+"""Times a section's own seconds that a rehearsal may take: a pretended card is slow."""
 SAVING = 3.0
 """Seconds between two looks at what a section has found so far."""
 GRACE = 5.0
@@ -165,7 +167,8 @@ def _run_one(
     ``left`` seconds are left of the whole run; given more than its own, it takes more, too.
     """
     report = Report(section.name, path)
-    limit = min(section.seconds * max(1.0, args.seconds / WHOLE), left)
+    more = SLOWER if args.rehearse else max(1.0, args.seconds / WHOLE)
+    limit = min(section.seconds * more, left)
     if limit < 1:
         report.not_run("the section", "the time for the whole run is over")
         return

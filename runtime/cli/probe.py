@@ -63,6 +63,8 @@ def _versions(machine: Machine) -> list[str]:
         f"{d.id}: {d.info.driver}; compute capability {d.info.details['compute_capability']}, "
         f"NVRTC {d.info.details['nvrtc']}"
         + (f", no cuBLAS: {missing}" if (missing := d.info.details.get("no cublas")) else "")
+        + (f", cuDNN {version}" if (version := d.info.details.get("cudnn")) else "")
+        + (f", no cuDNN: {missing}" if (missing := d.info.details.get("no cudnn")) else "")
         for d in machine.devices
         if d.info is not None and "nvrtc" in d.info.details
     ]

@@ -470,9 +470,10 @@ def _foreign(fake: FakeCupy, array: Any) -> UnownedMemory:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, machine: Machine | None = None) -> FakeCupy:
-    """Put a fake cupy in the place of the real one."""
+    """Put a fake cupy in the place of the real one; there is no cuDNN beside it."""
     fake = FakeCupy(machine)
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setitem(sys.modules, "cupy.cuda", fake.cuda)
+    monkeypatch.setitem(sys.modules, "cudnn", None)
     fake.cublaslt = cublaslt.install(monkeypatch, fake)
     return fake

@@ -24,6 +24,9 @@ FLAGS = (
 SECTIONS = "-fsanitize-sections=x_shared"
 """GCC leaves variables with a section of their own without red zones unless it is named."""
 
+WAITS = ("BARRIER", "TEAM_REDUCE", "SUBGROUP_XOR")
+"""What stops a work item until others have come there."""
+
 TRIAL = "#include <sanitizer/common_interface_defs.h>\n#include <ucontext.h>\nint main() {}\n"
 
 
@@ -59,7 +62,7 @@ def program(batch: Sequence[Text], *, processor: bool = False) -> str:
     header = CUDA_HEADER.replace(CUDA_HALF, "")
     more = [f'#include "{HERE / "processor.h"}"'] if processor else []
     names = [f"n{i}::{entry}_{i}" for i, (_, _, entry) in enumerate(batch)]
-    waits = ["true" if "BARRIER" in source else "false" for source, _, _ in batch]
+    waits = ["true" if any(w in source for w in WAITS) else "false" for source, _, _ in batch]
     rows = [f"X_KERNEL({name}, {wait})" for name, wait in zip(names, waits, strict=True)]
     return "\n".join(
         (

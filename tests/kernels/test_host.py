@@ -21,6 +21,7 @@ from crossdock.kernels.spec import OpCall
 from crossdock.runtime.tensor import TensorSpec
 from tests.cards import CARD
 from tests.cases import CASES, Case
+from tests.devices import teams
 from tests.kernels import host_build, host_run
 from tests.kernels.host_run import Found, Job
 from tests.kernels.host_trials import VALUES, complaints, quick, runnable, trials
@@ -78,6 +79,18 @@ def planted(body: str, params: str = "CONSTANT float *x, GLOBAL float *y, i32 n"
     return Job("planted", Lowered((step,)), call, [np.arange(ITEMS, dtype=np.float32)])
 
 
+TEAMS = [(dtype, teams.ITEMS, teams.EVEN) for dtype in ("float32", "int64", "uint32")]
+TEAMS += [(dtype, items, (items,)) for dtype, items in teams.RAGGED]
+
+
+def in_teams(dtype: str, items: int, sizes: tuple[int, ...]) -> Job:
+    """Reductions by teams of these sizes in groups of so many items."""
+    x = teams.values(dtype, items)
+    specs = (TensorSpec.of(x),), (TensorSpec.of(teams.expected(x, sizes)),)
+    step = teams.step(dtype, items, sizes)
+    return Job("teams", Lowered((step,)), OpCall("identity", {}, *specs, {}, "teams"), [x])
+
+
 RIGHT = f"{LINE} line[i] = x[i]; BARRIER(); y[i] = line[n - 1 - i];"
 BUGS = {
     "read past the end": ("y[GLOBAL_ID(0)] = x[GLOBAL_ID(0) + 1];", "heap-buffer-overflow"),
@@ -103,6 +116,25 @@ BUGS = {
         "if (LOCAL_ID(0) < 32)\nBARRIER();\nelse\nBARRIER();\ny[LOCAL_ID(0)] = x[0];",
         "different barriers",
     ),
+    "shuffle for half of the lanes": (
+        "const i32 i = LOCAL_ID(0); y[i] = i % 2 ? SUBGROUP_XOR(x[i], 1) : 0;",
+        "different barriers",
+    ),
+    "team without two of its items": (
+        "TEAM_ROOM(float, room, 64, 1); float v = 0; const i32 i = LOCAL_ID(0);"
+        "if (i < n - 2) TEAM_REDUCE(float, v, 64, room, X_MAX); y[i] = v;",
+        "different barriers",
+    ),
+    "lane that is not there": (
+        "y[LOCAL_ID(0)] = SUBGROUP_XOR(x[LOCAL_ID(0)], n) > 0;",
+        "past the sub-group",
+    ),
+    "one room for two reductions": (
+        "TEAM_ROOM(float, room, 64, 1); float v = x[LOCAL_ID(0)], w = v;"
+        "TEAM_REDUCE(float, v, 64, room, X_MAX); TEAM_REDUCE(float, w, 64, room, X_MIN);"
+        "y[LOCAL_ID(0)] = v - w;",
+        "race",
+    ),
     "operand written to": ("((float *)x)[GLOBAL_ID(0)] = 1; y[GLOBAL_ID(0)] = 0;", "written to"),
     "race": ("if (GLOBAL_ID(0) % 2) y[0] = x[GLOBAL_ID(0)]; else y[GLOBAL_ID(0)] = 0;", "race"),
     "no barrier": (f"{LINE} line[i] = x[i]; y[i] = line[n - 1 - i];", "race"),
@@ -111,12 +143,13 @@ BUGS = {
 
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
-    """What comes of each planted bug, of the right kernel and of one with other parameters."""
+    """What comes of each planted bug, of right kernels and of one with other parameters."""
     jobs = {name: planted(body) for name, (body, _) in BUGS.items()}
     jobs["right"] = planted(RIGHT)
     params = "CONSTANT float *x, GLOBAL float *y"
     jobs["fewer"] = planted("y[GLOBAL_ID(0)] = x[0];", params)
     jobs["other"] = planted("y[GLOBAL_ID(0)] = x[0] + n;", f"{params}, i64 n")
+    jobs |= {str(trial): in_teams(*trial) for trial in TEAMS}
     found = host_run.run(list(jobs.values()), tmp_path_factory.mktemp("planted"))
     return dict(zip(jobs, found, strict=True))
 
@@ -132,6 +165,15 @@ def test_a_right_kernel_passes(verdicts: dict[str, Found]) -> None:
     found = verdicts["right"]
     assert not isinstance(found, str), found
     np.testing.assert_array_equal(found[0], np.arange(ITEMS, dtype=np.float32)[::-1])
+
+
+@pytest.mark.parametrize(("dtype", "items", "sizes"), TEAMS)
+def test_teams_meet(
+    verdicts: dict[str, Found], dtype: str, items: int, sizes: tuple[int, ...]
+) -> None:
+    found = verdicts[str((dtype, items, sizes))]
+    assert not isinstance(found, str), found
+    np.testing.assert_array_equal(found[0], teams.expected(teams.values(dtype, items), sizes))
 
 
 def test_arguments_are_those_of_the_kernel(verdicts: dict[str, Found]) -> None:

@@ -185,8 +185,16 @@ MUTANTS: dict[str, tuple[Any, str, Any, str]] = {
 """Each by what it replaces, and what is said of it."""
 
 
+def some_slow() -> list[Any]:
+    """The bugs, every other one for the slow tests."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if i % 2 else [])
+        for i, name in enumerate(MUTANTS)
+    ]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", some_slow())
 def test_a_planted_bug_is_found(
     name: str, fake: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

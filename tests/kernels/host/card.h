@@ -19,6 +19,16 @@ static x_dim3 blockIdx, threadIdx, blockDim, gridDim;
 #define __shared__ static __attribute__((section("x_shared")))
 #define __syncthreads() x_barrier(__LINE__)
 void x_barrier(int line);
+// Of the bits of a value. Whoever names other lanes than all of them gets NaN, as from none.
+unsigned long long x_shuffle(unsigned long long bits, int gap, int line);
+template <class T> static T x_shuffled(unsigned mask, T v, int gap, int line) {
+    unsigned long long bits = 0;
+    memcpy(&bits, &v, sizeof v);
+    bits = x_shuffle(mask == ~0u ? bits : ~0ull, gap, line);
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+#define __shfl_xor_sync(mask, v, gap) x_shuffled((mask), (v), (gap), __LINE__)
 
 static inline float __int_as_float(int bits) { float x; memcpy(&x, &bits, 4); return x; }
 static inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }

@@ -16,12 +16,21 @@ static void x_fail(const char *what) {
 // --- fibers --------------------------------------------------------------------------------------
 
 enum { X_STACK = 1 << 18, X_MOST = 1024 };
-struct x_fiber { ucontext_t at; char *stack; void *fake; int line; bool done; };
+struct x_fiber {
+    ucontext_t at;
+    char *stack;
+    void *fake;
+    unsigned long long lane[2];
+    unsigned shuffles;
+    int line;
+    bool shuffles_now, done;
+};
 
 // The sanitizer's own swapcontext forgets what it knows of the stack that is gone to.
 static int (*x_swap)(ucontext_t *, const ucontext_t *) =
     (int (*)(ucontext_t *, const ucontext_t *))dlsym(dlopen("libc.so.6", RTLD_LAZY), "swapcontext");
 static std::vector<x_fiber> x_fibers;
+static unsigned x_items;
 static x_fiber *x_now;
 static ucontext_t x_main;
 static void *x_main_fake;
@@ -39,6 +48,20 @@ void x_barrier(int line) {
     if (!x_now) x_fail("a barrier in a kernel that was said to have none");
     x_now->line = line;
     x_leave(false);
+}
+
+// A lane leaves what it has and takes what another one left; it may have left its next value, too.
+unsigned long long x_shuffle(unsigned long long bits, int gap, int line) {
+    if (!x_now) x_fail("a shuffle in a kernel that was said to have none");
+    if (gap < 0 || gap > 31) x_fail("a shuffle past the sub-group");
+    const unsigned turn = x_now->shuffles++ % 2;
+    x_now->lane[turn] = bits;
+    x_now->line = line;
+    x_now->shuffles_now = true;
+    x_leave(false);
+    x_now->shuffles_now = false;
+    const unsigned own = x_now - x_fibers.data(), other = own / 32 * 32 + (own % 32 ^ gap);
+    return other < x_items ? x_fibers[other].lane[turn] : ~0ull;
 }
 
 // --- calls ---------------------------------------------------------------------------------------
@@ -105,29 +128,50 @@ static void x_start(x_fiber &fiber) {
     fiber.at.uc_stack.ss_size = X_STACK;
     fiber.at.uc_link = nullptr;
     makecontext(&fiber.at, x_enter, 0);
-    fiber.done = false;
-    fiber.line = 0;
+    fiber.done = fiber.shuffles_now = false;
+    fiber.line = fiber.shuffles = 0;
 }
 
-// From barrier to barrier: all work items of a block have to come to the same one.
+static void x_resume(unsigned i) {
+    threadIdx = x_place(i, blockDim);
+    x_now = &x_fibers[i];
+    __sanitizer_start_switch_fiber(&x_main_fake, x_now->stack, X_STACK);
+    x_swap(&x_main, &x_now->at);
+    __sanitizer_finish_switch_fiber(x_main_fake, nullptr, nullptr);
+    x_now = nullptr;
+}
+
+// All work items from one to another have to be at the same place.
+static void x_together(unsigned first, unsigned end) {
+    const x_fiber &one = x_fibers[first];
+    for (unsigned i = first + 1; i < end; ++i) {
+        const x_fiber &other = x_fibers[i];
+        if (other.done != one.done || other.line != one.line || other.shuffles_now != one.shuffles_now)
+            x_fail("work items of a block wait at different barriers or shuffles, or some at none");
+    }
+}
+
+// From shuffle to shuffle up to a barrier or the end, since other warps wait for no shuffle.
+static void x_warp(unsigned first, unsigned end, bool reverse) {
+    do {
+        for (unsigned i = first; i < end; ++i) x_resume(reverse ? first + end - 1 - i : i);
+        x_together(first, end);
+    } while (x_fibers[first].shuffles_now);
+}
+
+// From barrier to barrier.
 static void x_block(unsigned items, bool reverse) {
     if (x_fibers.size() < items) x_fibers.resize(items);
+    x_items = items;
     for (unsigned i = 0; i < items; ++i) x_start(x_fibers[i]);
-    for (bool done = false; !done;) {
-        for (unsigned k = 0; k < items; ++k) {
-            const unsigned i = reverse ? items - 1 - k : k;
-            threadIdx = x_place(i, blockDim);
-            x_now = &x_fibers[i];
-            __sanitizer_start_switch_fiber(&x_main_fake, x_now->stack, X_STACK);
-            x_swap(&x_main, &x_now->at);
-            __sanitizer_finish_switch_fiber(x_main_fake, nullptr, nullptr);
-            x_now = nullptr;
+    const unsigned warps = (items + 31) / 32;
+    do {
+        for (unsigned k = 0; k < warps; ++k) {
+            const unsigned first = 32 * (reverse ? warps - 1 - k : k);
+            x_warp(first, first + 32 < items ? first + 32 : items, reverse);
         }
-        done = x_fibers[0].done;
-        for (unsigned i = 1; i < items; ++i)
-            if (x_fibers[i].done != done || x_fibers[i].line != x_fibers[0].line)
-                x_fail("work items of a block wait at different barriers, or some at none");
-    }
+        x_together(0, items);
+    } while (!x_fibers[0].done);
 }
 
 static void x_launch(const x_kernel &kernel, x_dim3 grid, x_dim3 block, const x_word *words, bool reverse) {

@@ -1,0 +1,131 @@
+"""Convolutions by cuDNN, on CUDA devices: with a bias, an addend and a ReLU in the call.
+
+Other things that follow a convolution are a launch of our own. cuDNN's ReLU may make a zero of a
+NaN, and so is not exact. Rounding operands to TF32 is what only a caller that permits it gets; of
+engines that lose bits otherwise (Winograd, FFT, sums in half types) none is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from crossdock.devices.base import DeviceInfo
+from crossdock.devices.cuda_dnn import TYPES, Convolution
+from crossdock.devices.program import In, Lowered, Scratch
+from crossdock.kernels.fused_conv import NAME, body_of, conv_of, residual_of
+from crossdock.kernels.grid_common import has, obstacle, operand
+from crossdock.kernels.grid_conv import Convolution as Sizes
+from crossdock.kernels.grid_emit import steps_of
+from crossdock.kernels.grid_pointwise import Operand, pointwise
+from crossdock.kernels.ops_conv import FILTER_AXES
+from crossdock.kernels.refusal import Cause, Refusal
+from crossdock.kernels.spec import OpCall
+from crossdock.kernels.table import kernel
+
+RANK = 16
+ROUNDING_RANK = 26
+"""Behind our own kernels: where costs do not decide, operands are left as they are."""
+ROUNDINGS = ("", "tf32")
+TENSOR_UNITS = 8.0
+"""The first compute capability with TF32 and bfloat16."""
+SPARE = 64 << 10
+"""Bytes of workspace beyond copies of the operands and the result in another layout."""
+
+
+def _fits(rounds: str, relu: bool, call: OpCall, device: DeviceInfo) -> str | None:
+    if not device.details.get("cudnn"):
+        return Refusal(device.details.get("no cudnn", "no cuDNN is known here"), Cause.LIBRARY)
+    if (why := obstacle(call, device)) is not None:
+        return why
+    dtype = operand(call, 0).dtype
+    if dtype not in TYPES:
+        return Refusal(f"{dtype} is none of {', '.join(TYPES)}", Cause.DTYPE)
+    if rounds and dtype != "float32":
+        return Refusal(f"{dtype} operands are not rounded", Cause.DTYPE)
+    capability = float(device.details.get("compute_capability", "0"))
+    if (rounds or dtype == "bfloat16") and capability < TENSOR_UNITS:
+        return Refusal(
+            f"compute capability {capability:g} has no {rounds or dtype}; it begins with "
+            f"{TENSOR_UNITS:g}",
+            Cause.LACKS,
+        )
+    if relu != bool(_ends_in_relu(call)):
+        return "no ReLU follows" if relu else "the kernel with a ReLU does it"
+    return None
+
+
+def _ends_in_relu(call: OpCall) -> bool | None:
+    """Whether the call itself ends in a ReLU; None where what follows is a launch of its own."""
+    body, beside = body_of(call), residual_of(call) is not None
+    steps = [] if body is None else [(step.op, step.args) for step in body.steps]
+    added = [("add", (0, 1))] if beside else []
+    if steps == added:
+        return False
+    return True if steps == [*added, ("relu", (-1,) if added else (0,))] else None
+
+
+def _wanted(rounds: str, call: OpCall) -> Convolution:
+    """The convolution that an op asks for, without what follows it."""
+    conv = conv_of(call)
+    sizes, filter_layout = Sizes.of(conv), conv.attrs["filter_layout"]
+    dims = operand(conv, 1).dims
+    moved = [spec.nbytes for spec in (operand(conv, 0), operand(conv, 1), conv.outputs[0])]
+    return Convolution(
+        sizes.image,
+        tuple(dims[axis] for axis in FILTER_AXES[filter_layout]),
+        sizes.result,
+        sizes.padding,
+        sizes.steps,
+        sizes.dilations,
+        sizes.layout,
+        filter_layout,
+        sizes.dtype,
+        rounds,
+        bias=has(conv, 2),
+        workspace=sum(moved) + SPARE,
+    )
+
+
+def _lowering(rounds: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
+    def lower(call: OpCall, device: DeviceInfo) -> Lowered:
+        return _lowered(rounds, call, device)
+
+    return lower
+
+
+def _lowered(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
+    """One call of cuDNN, and one launch for what it does not do itself."""
+    wanted, body, residual = _wanted(rounds, call), body_of(call), residual_of(call)
+    bias, beside = In(2) if wanted.bias else None, None if residual is None else In(3)
+    relu = _ends_in_relu(call)
+    if relu is not None:
+        whole = replace(wanted, beside=residual is not None, relu=relu)
+        return Lowered((whole.step(bias, beside),), (whole.workspace,))
+    assert body is not None
+    result = call.outputs[0]
+    operands = [Operand(Scratch(0), result.dtype, result.dims)]
+    if residual is not None:
+        operands.append(Operand(In(3), residual.dtype, residual.dims))
+    last = pointwise(steps_of(body), operands, result, device)
+    steps = (wanted.step(bias, y=Scratch(0), workspace=Scratch(1)), last)
+    return Lowered(steps, (result.nbytes, wanted.workspace))
+
+
+def _register(op: str, rounds: str, *, relu: bool) -> None:
+    kernel(
+        ".".join(filter(None, ("cudnn", op, "relu" if relu else "", rounds))),
+        op,
+        ("cuda",),
+        when=partial(_fits, rounds, relu),
+        rank=ROUNDING_RANK if rounds else RANK,
+        exact=not relu,
+        rounds=rounds,
+    )(_lowering(rounds))
+
+
+for _rounds in ROUNDINGS:
+    _register("conv2d", _rounds, relu=False)
+    _register(NAME, _rounds, relu=False)
+    _register(NAME, _rounds, relu=True)
