@@ -270,11 +270,11 @@ class _LtGemm(Prepared):
         return found
 
     def _alignments(self) -> tuple[int, int, int, int]:
-        """Bytes that the operands b and a, what is added and y begin at multiples of."""
+        """Bytes that all matrices b and a, what is added and y begin at multiples of."""
         p = self.wanted.product
         sizes = [to_numpy(dtype).itemsize for dtype in (p.dtype, p.dtype, p.result)]
         begin = [ALIGNED, ALIGNED, ALIGNED]
-        for at in p.offsets():
+        for at in (*p.offsets(), p.inner[1:]):
             begin = [math.gcd(n, i * size) for n, i, size in zip(begin, at, sizes, strict=True)]
         a, b, y = begin
         return b, a, y, y
