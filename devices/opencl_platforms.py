@@ -107,7 +107,7 @@ def _denormals(cl: Any, handle: Any) -> str:
     return "kept" if handle.single_fp_config & cl.device_fp_config.DENORM else "flushed"
 
 
-def _subgroup(cl: Any, handle: Any) -> int:
+def subgroup(cl: Any, handle: Any) -> int:
     """Work items of the sub-groups that kernels ask for; 1 where there is no size or no shuffle."""
     if not set(handle.extensions.split()) >= SHUFFLES:
         return 1
@@ -144,7 +144,7 @@ def _describe(cl: Any, device_id: str, handle: Any) -> DeviceInfo:
         local_memory=handle.local_mem_size,
         max_work_group=handle.max_work_group_size,
         alignment=max(64, handle.mem_base_addr_align // 8),
-        subgroup=_subgroup(cl, handle),
+        subgroup=subgroup(cl, handle),
         details={
             "platform": handle.platform.name,
             "version": handle.version,

@@ -98,3 +98,15 @@ def test_a_number_that_pyopencl_does_not_know_is_asked_for_all_the_same() -> Non
         said = opencl_identity.told(cl, found.handle, vendor, 4)
         assert int.from_bytes(said, "little") == found.handle.vendor_id
         assert opencl_identity.told(cl, found.handle, 0xFFFF, 4) == b""
+
+
+@pytest.mark.parametrize(
+    ("sizes", "taken"), [((8, 16, 32), 16), ((32, 64), 32), ((8,), 1), ((), 1)]
+)
+def test_sub_groups_have_a_size_that_kernels_can_ask_for(
+    driver: dict[int, bytes], sizes: tuple[int, ...], taken: int
+) -> None:
+    driver[opencl_platforms.SUB_GROUP_SIZES] = struct.pack(f"@{len(sizes)}N", *sizes)
+    every = sorted(opencl_platforms.SHUFFLES)
+    assert opencl_platforms.subgroup(CL, card(" ".join(every))) == taken
+    assert opencl_platforms.subgroup(CL, card(" ".join(every[1:]))) == 1

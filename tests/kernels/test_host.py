@@ -35,7 +35,7 @@ PROCESSOR = replace(
 
 EXCLUDED = {
     "grid.attention", "grid.attention.low", "grid.layer_normalization.vectors",
-    "grid.max_pool2d.planes", "grid.softmax.vectors",
+    "grid.max_pool2d.planes", "grid.softmax.vectors", "grid.softmax.vectors_low",
 }  # fmt: skip
 """Kernels for processors alone that choose between vectors a lane at a time: only OpenCL C can."""
 
