@@ -23,7 +23,7 @@ from typing import Any
 
 from crossdock.devices.cuda_blas import BITS, LibraryCall, Prepared, load
 from crossdock.devices.program import ArrayCall, In, Out, Scratch, Slot
-from crossdock.runtime.errors import CompileError, DeviceError
+from crossdock.runtime.errors import CompileError, Declined, DeviceError
 from crossdock.runtime.tensor import TensorSpec
 
 FRONTEND = "cudnn"
@@ -249,7 +249,7 @@ def settle(dnn: Any, graph: Any, wanted: Convolution) -> int:
         graph.build_plans()
         taken = int(graph.get_workspace_size())
     except (dnn.cudnnGraphNotSupportedError, *FAILURES) as error:
-        raise Refused(_first(error)) from error
+        raise Refused(str(error)) from error
     if taken > wanted.workspace:
         raise Refused(f"it takes a workspace of {taken} bytes and may have {wanted.workspace}")
     return taken
@@ -315,7 +315,8 @@ class _Conv(Prepared):
                 self.graph = graph_of(lib.dnn, wanted, handle=lib.handle(device, "build"))
                 settle(lib.dnn, self.graph, wanted)
             except (Refused, *FAILURES) as error:
-                raise CompileError(f"cuDNN has no {wanted}: {_first(error)}") from error
+                said = f"cuDNN has no {wanted}: {_first(error)}"
+                raise Declined(said, log=f"{wanted!r}: {error}") from error
             with lib.running:
                 self.handle = lib.handle(device, "run")
 

@@ -35,7 +35,7 @@ from crossdock.devices.cuda_blas import (
     transposed,
 )
 from crossdock.devices.program import ArrayCall, In, Out, Scratch, Slot
-from crossdock.runtime.errors import CompileError
+from crossdock.runtime.errors import CompileError, Declined
 from crossdock.runtime.tensor import TensorSpec, to_numpy
 
 KNOWN = (12, 13)
@@ -244,9 +244,10 @@ class _LtGemm(Prepared):
             self.layouts = _Layouts(cp, lt, p)
             self.algorithm = self._chosen()
         except Refused as error:
-            raise CompileError(
+            raise Declined(
                 f"cuBLASLt has no product {p.m}x{p.k} times {p.k}x{p.n} in {p.dtype} with epilogue "
-                f"{wanted.epilogue} ({error})"
+                f"{wanted.epilogue} ({error})",
+                log=f"{wanted}: {error}",
             ) from error
 
     def _chosen(self) -> Algorithm:
@@ -269,11 +270,11 @@ class _LtGemm(Prepared):
         return found
 
     def _alignments(self) -> tuple[int, int, int, int]:
-        """Bytes that the operands b and a, what is added and y begin at multiples of."""
+        """Bytes that all matrices b and a, what is added and y begin at multiples of."""
         p = self.wanted.product
         sizes = [to_numpy(dtype).itemsize for dtype in (p.dtype, p.dtype, p.result)]
         begin = [ALIGNED, ALIGNED, ALIGNED]
-        for at in p.offsets():
+        for at in (*p.offsets(), p.inner[1:]):
             begin = [math.gcd(n, i * size) for n, i, size in zip(begin, at, sizes, strict=True)]
         a, b, y = begin
         return b, a, y, y

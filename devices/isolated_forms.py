@@ -27,6 +27,7 @@ from crossdock.devices.program import (
 )
 from crossdock.runtime.errors import (
     CompileError,
+    Declined,
     DeviceError,
     DeviceHung,
     DeviceLost,
@@ -45,6 +46,7 @@ _ERRORS: dict[str, type[DeviceError]] = {
     kind.__name__: kind
     for kind in (
         CompileError,
+        Declined,
         DeviceError,
         DeviceHung,
         DeviceLost,

@@ -89,11 +89,14 @@ def fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
     product = product_for(call, rounds, wide=body_of(call) is not None)
     if len(list(product.offsets())) > MOST_CALLS:
         return Refusal(f"more than {MOST_CALLS} calls for its batch", Cause.SIZE)
-    return misaligned(product)
+    return None
 
 
 def _fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
     if (why := fits(rounds, call, device)) is not None:
+        return why
+    product = product_for(call, rounds, wide=body_of(call) is not None)
+    if (why := _misaligned(product)) is not None:
         return why
     other = _in_a_graph(rounds, call, device)
     return f"{other} does the same, and graphs of launches hold it" if other else None
@@ -112,10 +115,11 @@ def _in_a_graph(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
     return None
 
 
-def misaligned(p: Product) -> str | None:
+def _misaligned(p: Product) -> str | None:
     """Why matrices of a batch do not lie where cuBLAS's tensor kernels may read them.
 
-    The rule is the one in cuBLAS's manual for batches of half types and fast modes.
+    The rule is the one in cuBLAS's manual for batches of half types and fast modes. cuBLASLt is
+    told how matrices are aligned.
     """
     if not p.batch or not (p.rounds or p.dtype in ("float16", "bfloat16")):
         return None

@@ -2,7 +2,8 @@
 
 The products read queries, keys and values where they lie, heads beside each other in a row among
 them, and write results the same way, so that nothing is transposed. The scores, float32, are a
-matrix in memory; the launch caps, biases and hides them, and makes them shares.
+matrix in memory; the launch caps, biases and hides them, and makes them shares. Half types would
+have their shares rounded on the way, and are not for it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from crossdock.devices.base import DeviceInfo
 from crossdock.devices.cuda_blas import MOST_CALLS, Product
 from crossdock.devices.cuda_lt import LtProduct
 from crossdock.devices.program import GridLaunch, In, Lowered, Scratch
-from crossdock.kernels.cublas_matmul import fits_device, misaligned
+from crossdock.kernels.cublas_matmul import fits_device
 from crossdock.kernels.cublaslt_matmul import RANK, ROUNDING_RANK, workspace_of
 from crossdock.kernels.fused_attention import extents_of, result_strides, strides_of
 from crossdock.kernels.grid_common import (
     Space,
-    accessors,
     broadcast_strides,
     define,
     f32,
@@ -30,12 +30,10 @@ from crossdock.kernels.grid_common import (
     not_among,
     operand,
 )
-from crossdock.kernels.grid_matmul import DTYPES
 from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
-from crossdock.runtime.tensor import to_numpy
 
 OPS = ("scaled_dot_product_attention", "fused_attention")
 MOST_BYTES = 1 << 30
@@ -57,7 +55,7 @@ _SHARES = r"""
     v = part[0]; \
     BARRIER();
 KERNEL BLOCK_SIZE(LANES, 1, 1)
-void shares(@BIAS@ @RESULT@ GLOBAL float *RESTRICT scores, i32 heads, i32 length, i32 keys,
+void shares(@BIAS@ GLOBAL float *RESTRICT scores, i32 heads, i32 length, i32 keys,
             float softcap, i32 offset, i32 b0, i32 b1, i32 b2, i32 b3)
 {
     LOCAL float part[LANES];
@@ -71,7 +69,7 @@ void shares(@BIAS@ @RESULT@ GLOBAL float *RESTRICT scores, i32 heads, i32 length
         x = softcap * X_TANH(x / softcap);
 #endif
 #if HAS_BIAS
-        hidden += T_LOAD(bias, from + k * b3);
+        hidden += bias[from + k * b3];
 #endif
 #if CAUSAL
         if (k > query + offset) hidden = -INFINITY;
@@ -94,7 +92,7 @@ void shares(@BIAS@ @RESULT@ GLOBAL float *RESTRICT scores, i32 heads, i32 length
     JOIN(sum, total, p + q)
     for (i32 k = lane; k < keys; k += LANES) {
         const float x = seen == -INFINITY ? 0.0f : scores[base + k] / total;
-        PUT(base + k, x);
+        scores[base + k] = x;
     }
 }
 """
@@ -148,7 +146,7 @@ def _space(
 
 
 def _fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
-    if (why := fits_device(rounds, call, device) or not_among(DTYPES, call)) is not None:
+    if (why := fits_device(rounds, call, device) or not_among(("float32",), call)) is not None:
         return why
     sizes = extents_of(call)
     if 4 * sizes.batch * sizes.heads * sizes.length * sizes.keys > MOST_BYTES:
@@ -156,27 +154,18 @@ def _fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
     products = scores_of(call, rounds), results_of(call, rounds)
     if any(len(list(p.offsets())) > MOST_CALLS for p in products):
         return Refusal(f"more than {MOST_CALLS} calls for its batch", Cause.SIZE)
-    return misaligned(products[0]) or misaligned(products[1]) or _begins(products)
-
-
-def _begins(products: tuple[Product, Product]) -> str | None:
-    """The reason where an operand does not begin at a multiple of 16 bytes."""
-    if any(at * to_numpy(p.dtype).itemsize % 16 for p in products for at in p.begins):
-        return Refusal("an operand begins beside multiples of 16 bytes", Cause.FORM)
     return None
 
 
 def _shares(call: OpCall) -> GridLaunch:
-    """The launch between: scores, which it uses up, become shares of the op's type."""
-    attrs, sizes, dtype = call.attrs, extents_of(call), operand(call, 0).dtype
-    biased, offset, apart = has(call, 3), attrs["causal_offset"], dtype != "float32"
+    """The launch between: scores become shares."""
+    attrs, sizes = call.attrs, extents_of(call)
+    biased, offset = has(call, 3), attrs["causal_offset"]
     strides: tuple[int, ...] = (0, 0, 0, 0)
     if biased:
         whole = (sizes.batch, sizes.heads, sizes.length, sizes.keys)
         strides = broadcast_strides(operand(call, 3).dims, whole)
-    text = _SHARES.replace("@BIAS@", "CONSTANT T *RESTRICT bias," if biased else "")
-    text = text.replace("@RESULT@", "GLOBAL T *RESTRICT y," if apart else "")
-    put = "T_STORE(y, at, x)" if apart else "scores[at] = x"
+    text = _SHARES.replace("@BIAS@", "CONSTANT float *RESTRICT bias," if biased else "")
     masked = (biased or offset is not None) and attrs.get("hidden_zero", True)
     lanes = FEW if sizes.keys <= SHORT else MANY
     known = define(
@@ -184,31 +173,26 @@ def _shares(call: OpCall) -> GridLaunch:
         HAS_BIAS=int(biased), CAUSAL=int(offset is not None), MASKED=int(masked),
     )  # fmt: skip
     args = (
-        *((In(3),) if biased else ()), *((Scratch(2),) if apart else ()), Scratch(0),
+        *((In(3),) if biased else ()), Scratch(0),
         *i32(sizes.heads, sizes.length, sizes.keys), *f32(float(attrs["softcap"])),
         *i32(offset or 0, *strides),
     )  # fmt: skip
     rows = sizes.batch * sizes.heads * sizes.length
-    defines = (*accessors(dtype), *known, ("PUT(at, x)", put))
-    return launch(text, "shares", args, (rows * lanes,), (lanes,), defines)
+    return launch(text, "shares", args, (rows * lanes,), (lanes,), known)
 
 
 def _lowering(rounds: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
     def lower(call: OpCall, device: DeviceInfo) -> Lowered:
-        sizes, dtype = extents_of(call), operand(call, 0).dtype
-        space = workspace_of(call, device)
+        sizes, space = extents_of(call), workspace_of(call, device)
         count = sizes.batch * sizes.heads * sizes.length * sizes.keys
-        apart = dtype != "float32"
         first = LtProduct(scores_of(call, rounds), workspace=space)
         second = LtProduct(results_of(call, rounds), workspace=space)
-        shares = Scratch(2) if apart else Scratch(0)
-        scratch = (4 * count, space, *((to_numpy(dtype).itemsize * count,) if apart else ()))
         steps = (
             first.step(y=Scratch(0), workspace=Scratch(1)),
             _shares(call),
-            second.step(a=shares, b=In(2), workspace=Scratch(1)),
+            second.step(a=Scratch(0), b=In(2), workspace=Scratch(1)),
         )
-        return Lowered(steps, scratch)
+        return Lowered(steps, (4 * count, space))
 
     return lower
 

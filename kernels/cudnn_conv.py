@@ -51,9 +51,17 @@ def _fits(rounds: str, relu: bool, call: OpCall, device: DeviceInfo) -> str | No
             f"{TENSOR_UNITS:g}",
             Cause.LACKS,
         )
+    if _depthwise(conv_of(call)):
+        return "cuDNN 9.28 was seen to crash the process as it planned one with one channel a group"
     if relu != bool(_ends_in_relu(call)):
         return "no ReLU follows" if relu else "the kernel with a ReLU does it"
     return None
+
+
+def _depthwise(conv: OpCall) -> bool:
+    dims = operand(conv, 1).dims
+    each = dims[FILTER_AXES[conv.attrs["filter_layout"]][1]]
+    return bool(each == 1 and conv.attrs["groups"] > 1)
 
 
 def _ends_in_relu(call: OpCall) -> bool | None:

@@ -17,7 +17,8 @@
     |   |-- Unavailable        it cannot be opened; says what to install
     |   |-- OutOfMemory        an allocation failed or passed the budget; `wanted`, `free` in bytes
     |   |-- CompileError       a kernel did not build; `log` has the compiler's text
-    |   |                      (also called KernelBuildError)
+    |   |   |                  (also called KernelBuildError)
+    |   |   `-- Declined           a library has no kernel for an op; the device builds others
     |   |-- LaunchError        a step could not be handed over, or failed on the device
     |   |-- TransferError      a copy arrived as other bytes (looked for with verify="transfers")
     |   |-- WrongResult        a step made what another way of computing it does not
@@ -144,6 +145,13 @@ class CompileError(DeviceError):
         super().__init__(message, device=device)
         self.log = log
         self.source = source
+
+
+class Declined(CompileError):
+    """A library has no kernel for an op of this form, which says nothing about the device.
+
+    ``log`` holds what it was asked for and its text.
+    """
 
 
 KernelBuildError = CompileError

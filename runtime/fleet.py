@@ -12,6 +12,7 @@ from crossdock.devices.base import Device, DeviceInfo
 from crossdock.runtime.config import Config
 from crossdock.runtime.errors import (
     CompileError,
+    Declined,
     DeviceError,
     MemoryBudget,
     OutOfMemory,
@@ -188,7 +189,7 @@ class Fleet:
         """What ``make`` makes with ``config`` and ``devices``, again where devices fail at it.
 
         A kernel that does not build is passed over for the next candidate, once a device: one whose
-        kernels fail again is left out.
+        kernels fail again is left out. What a library declines is passed over as often as there is.
 
         Raises:
             DeviceError: nothing is left to be done about it.
@@ -229,6 +230,8 @@ class Fleet:
     def _try_again(self, error: DeviceError, pressure: Pressure) -> str:
         if not isinstance(error, CompileError):
             return self.survive(error, pressure)
+        if isinstance(error, Declined) and not pressure.next(f"{error.device}: {error.log}"):
+            return "next candidate"
         step = pressure.next(f"kernels of {error.device}")
         if step == 0:
             return "next candidate"

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossdock.devices import cuda, registry, topology
+from crossdock.devices import cuda, cuda_dnn, registry, topology
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,8 +52,12 @@ def missing(*, card: bool) -> list[Need]:
     probe = cuda.probe()
     if card and not probe.devices:
         found.append(Need(probe.reason, "there is no card to check", probe.fix, vital=True))
-    elif card and (why := probe.devices[0].details.get("no cublas")):
-        found.append(Need(f"cuBLAS: {why}", "products run on slower kernels", cuda.FIX))
+    elif card:
+        details = probe.devices[0].details
+        if why := details.get("no cublas"):
+            found.append(Need(f"cuBLAS: {why}", "products run on slower kernels", cuda.FIX))
+        if why := details.get("no cudnn"):
+            found.append(Need(f"cuDNN: {why}", "convolutions run on our own kernels", cuda_dnn.FIX))
     found += [
         Need(f"package {name}", without, fix)
         for name, without, fix in PACKAGES

@@ -196,6 +196,9 @@ BUGS: dict[str, tuple[Any, str, Any]] = {
         ),
     ),
     "the batch's size in the stride's attribute": (cuda_lt, "BATCH_STRIDE", cuda_lt.BATCH_COUNT),
+    "alignment that is not there": (
+        cuda_lt._LtGemm, "_alignments", lambda self: (cuda_lt.ALIGNED,) * 4
+    ),
     "beta left out": (cuda_lt, "factors", lambda t, alpha, beta: cuda_blas.factors(t, alpha, 0)),
     "less workspace than is said": (
         cuda_lt._LtGemm,

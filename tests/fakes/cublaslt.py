@@ -155,6 +155,8 @@ class Lt:
         found.data[0] = MARK
         found.data[1] = int(preference.get(3, 7) & 5 != 0)  # adds parts up in the result's type
         found.data[2] = wanted.get(EPILOGUE, PLAIN)
+        for at, number in enumerate((5, 6, 8), start=3):
+            found.data[at] = preference.get(number, 256)
         found.workspaceSize = NEEDS if preference.get(1) >= NEEDS else 0
         found.state = SUCCESS
         c_int.from_address(returned).value = 1
@@ -214,7 +216,7 @@ class Lt:
         space = Range(workspace or 0, int(found.workspaceSize))
         launch = partial(
             self._launch, batch, dict(wanted.attributes), wanted.facts[0], scales, space,
-            narrow=bool(found.data[1]),
+            narrow=bool(found.data[1]), aligned=tuple(found.data[3:6]),
         )  # fmt: skip
         if captured is None:
             launch()
@@ -231,6 +233,7 @@ class Lt:
         space: Range,
         *,
         narrow: bool,
+        aligned: tuple[int, ...],
     ) -> None:
         a, b, c, d = batch
         machine, blas = self._cuda.machine, self._cuda.cublas
@@ -243,7 +246,7 @@ class Lt:
         if c.address != d.address and any(x.meets(y) for x in d.spans() for y in c.spans()):
             raise machine.problem("cuBLASLt: D overlaps C")
         turned = attributes.get(TRANSA, 0), attributes.get(TRANSB, 0)
-        blas.check(a, b, d, (a.rows if turned[0] else a.columns), compute, reads, [space])
+        blas.check(a, b, d, (a.rows if turned[0] else a.columns), compute, reads, [space], aligned)
         made = blas.product(a, b, turned, compute, narrow=narrow and d.dtype in HALVES)
         made = made * np.float32(scales[0])
         if scales[1]:

@@ -176,16 +176,18 @@ class Blas(ModuleType):
         compute: int,
         reads: list[Range],
         writes: list[Range],
+        aligned: tuple[int, ...] = (),
     ) -> None:
         """Hold where matrices lie against the memory there is, and note the work.
 
-        ``reads`` and ``writes`` are of what there is beside A, B and C.
+        ``reads`` and ``writes`` are of what there is beside A, B and C; ``aligned`` bytes that each
+        was said to be aligned to, where it was.
         """
         machine: Machine = self._cuda.machine
         tensor = compute in ROUND or a.dtype in HALVES
         wanted = 1 if not tensor or a.count == 1 else 16 if k % 8 == 0 else 4 if k % 2 == 0 else 1
-        for x in (a, b, c):
-            if x.address % x.itemsize or any(s.address % wanted for s in x.spans()):
+        for x, bytes_ in zip((a, b, c), aligned or (wanted,) * 3, strict=True):
+            if x.address % x.itemsize or any(s.address % bytes_ for s in x.spans()):
                 raise machine.problem(f"cuBLAS: matrix {x.name} is misaligned")
             first, last = x.spans()[0], x.spans()[-1]
             reach = last.address + last.nbytes - first.address

@@ -140,8 +140,10 @@ def test_case(card: Card, case: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("filter_layout", ["oihw", "ohwi", "hwio", "ihwo"])
+@pytest.mark.parametrize(
+    ("layout", "filter_layout"),
+    [("nchw", "oihw"), ("nchw", "hwio"), ("nhwc", "ohwi"), ("nhwc", "ihwo")],
+)
 def test_layouts_groups_dilation_and_uneven_padding(
     card: Card, dtype: str, layout: str, filter_layout: str
 ) -> None:
