@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from crossdock.devices.codec import since
 from crossdock.devices.gauge import Gauge
 from crossdock.devices.program import Step
 from crossdock.devices.worker import Worker as Worker
@@ -77,7 +78,7 @@ class DeviceInfo:
     max_work_group: int = 0
     alignment: int = 64
     details: Mapping[str, str] = field(default_factory=dict, hash=False)
-    subgroup: int = 1
+    subgroup: int = since(1)
 
 
 @dataclass(frozen=True)
