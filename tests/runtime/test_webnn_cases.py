@@ -19,10 +19,10 @@ from tests.kernels.test_ops_third_party import CASES, marked
 from tests.kernels.third_party import ThirdParty, array, build, verdict
 
 CARD = "cuda:0"
-SHARE = 4
-"""One in so many cases of an operator goes to the fake card at once, the rest with the slow tests.
+ON_OPENCL, ON_THE_CARD = 2, 8
+"""One in so many cases of an operator is run at once, the rest with the slow tests.
 
-It runs the kernels' texts on the OpenCL device, which has run every case with them already.
+The fake card runs the kernels' texts on the OpenCL device, too.
 """
 
 
@@ -54,20 +54,20 @@ def test_on_the_host(case: ThirdParty) -> None:
     judge(case, "cpu:0")
 
 
-@pytest.mark.parametrize("case", [marked(case) for case in CASES])
-def test_on_opencl(case: ThirdParty) -> None:
-    judge(case, opened(opencl_ids()[0]).info.id)
-
-
-def shared_out() -> list[object]:
+def one_in(share: int) -> list[object]:
     counts: Counter[str] = Counter()
     made = []
     for case in CASES:
-        made.append(marked(case, slow=counts[case.file] % SHARE > 0))
+        made.append(marked(case, slow=counts[case.file] % share > 0))
         counts[case.file] += 1
     return made
 
 
-@pytest.mark.parametrize("case", shared_out())
+@pytest.mark.parametrize("case", one_in(ON_OPENCL))
+def test_on_opencl(case: ThirdParty) -> None:
+    judge(case, opened(opencl_ids()[0]).info.id)
+
+
+@pytest.mark.parametrize("case", one_in(ON_THE_CARD))
 def test_on_the_fake_card(case: ThirdParty, card: str) -> None:
     judge(case, card)
