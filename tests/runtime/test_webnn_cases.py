@@ -19,7 +19,7 @@ from tests.kernels.test_ops_third_party import CASES, marked
 from tests.kernels.third_party import ThirdParty, array, build, verdict
 
 CARD = "cuda:0"
-ON_OPENCL, ON_THE_CARD = 2, 8
+ON_OPENCL, ON_THE_CARD = 4, 8
 """One in so many cases of an operator is run at once, the rest with the slow tests.
 
 The fake card runs the kernels' texts on the OpenCL device, too.

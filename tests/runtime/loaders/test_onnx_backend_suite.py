@@ -27,6 +27,17 @@ def onnx_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNX_HOME", str(tmp_path))
 
 
+def test_every_other_case_on_the_processor() -> None:
+    nobody = onnx_suite.backend_on("cpu:0", onnx_suite.Outcome(), [""])
+    left = {name for name, _ in list(onnx_suite.cases(nobody))[1::2]}
+    outcome = onnx_suite.run_suite("cpu:0", leave=left)
+    wanted = {case: why for case, why in onnx_suite.excluded("cpu:0").items() if case not in left}
+    assert outcome.wrong(wanted) == []
+    assert len(outcome.passed) >= FLOOR // 2 - len(wanted)
+    assert outcome.strays == {}
+
+
+@pytest.mark.slow
 def test_on_the_processor() -> None:
     outcome = onnx_suite.run_suite("cpu:0")
     assert outcome.wrong(onnx_suite.excluded("cpu:0")) == []
