@@ -1,42 +1,30 @@
 """Products by cuBLAS, on CUDA devices: matmul, gemm, and a product with what follows it.
 
-They are for what cuBLASLt does not do, and where it is missing. Each comes with the operands as
-they are and, on float32, rounded to TF32 or bfloat16 for the tensor units, which only a caller that
-permits it gets (``kernels.precision``). What follows a product is one launch of our own, over a
-product left in float32 also for half types.
+They are for what cuBLASLt does not do, and where it is missing. What follows a product is one
+launch of our own, over a product left in float32 also for half types.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.cuda_blas import MOST_CALLS, Product
-from crossdock.devices.program import In, Lowered, Scratch
+from crossdock.devices.program import Lowered, Scratch
 from crossdock.kernels import table
 from crossdock.kernels.fused import FusedBody, FusedStep
 from crossdock.kernels.fused_matmul import product_of, whole_body
-from crossdock.kernels.grid_common import has, obstacle, operand
-from crossdock.kernels.grid_emit import steps_of
+from crossdock.kernels.grid_common import has, operand
 from crossdock.kernels.grid_matmul import factors_of
-from crossdock.kernels.grid_pointwise import Operand, pointwise
+from crossdock.kernels.library_kernels import launch_over, misfit, register
 from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
-from crossdock.kernels.table import kernel
 from crossdock.runtime.refused import refused
 from crossdock.runtime.tensor import TensorSpec, to_numpy
 
 Following = tuple[FusedBody, dict[int, tuple[int, ...]]]
 """Steps over a product, and which of the op's operands are their further ones, in what shape."""
 OPS = ("matmul", "gemm", "fused_matmul")
-KINDS = ("cuda",)
 RANK = 15
-ROUNDING_RANK = 25
-"""Behind our own kernels: where costs do not decide, operands are left as they are."""
-TENSOR_UNITS = 8.0
-"""The first compute capability with TF32 and bfloat16."""
 ALIGNED = 16
 """Bytes that matrices of a batch begin at multiples of, where tensor units read them."""
 
@@ -65,21 +53,9 @@ def product_for(call: OpCall, rounds: str, *, wide: bool = False) -> Product:
 
 def fits_device(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
     """Why a card's cuBLAS has no product of such types; None where it has."""
-    if (why := obstacle(call, device)) is not None:
-        return why
     if missing := device.details.get("no cublas"):
         return Refusal(f"cuBLAS cannot be loaded ({missing})", Cause.LIBRARY)
-    dtype = operand(call, 0).dtype
-    capability = float(device.details.get("compute_capability", "0"))
-    if rounds and dtype != "float32":
-        return Refusal(f"{dtype} operands are not rounded", Cause.DTYPE)
-    if (rounds or dtype == "bfloat16") and capability < TENSOR_UNITS:
-        return Refusal(
-            f"compute capability {capability:g} has no {rounds or dtype}; it begins with "
-            f"{TENSOR_UNITS:g}",
-            Cause.LACKS,
-        )
-    return None
+    return misfit(rounds, call, device)
 
 
 def fits(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
@@ -132,25 +108,14 @@ def _misaligned(p: Product) -> str | None:
     return None
 
 
-def _lowering(rounds: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
-    def lower(call: OpCall, device: DeviceInfo) -> Lowered:
-        return _lowered(rounds, call, device)
-
-    return lower
-
-
-def _lowered(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
+def _lower(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
     """One call of cuBLAS, and one launch for what follows it."""
     follows = body_of(call)
     if follows is None:
         return Lowered((product_for(call, rounds).step(),))
-    body, places = follows
-    product, result = product_for(call, rounds, wide=True), call.outputs[0]
-    between = TensorSpec(product.result, result.dims)
-    operands = [Operand(Scratch(0), between.dtype, between.dims)]
-    for i, shape in places.items():
-        operands.append(Operand(In(i), operand(call, i).dtype, shape))
-    last = pointwise(steps_of(body), operands, result, device)
+    product = product_for(call, rounds, wide=True)
+    between = TensorSpec(product.result, call.outputs[0].dims)
+    last = launch_over(between, *follows, call, device)
     return Lowered((product.step(y=Scratch(0)), last), (between.nbytes,))
 
 
@@ -170,11 +135,4 @@ def body_of(call: OpCall) -> Following | None:
 
 for _op in OPS:
     for _rounds in ("", *FORMATS):
-        kernel(
-            f"cublas.{_op}.{_rounds}".rstrip("."),
-            _op,
-            KINDS,
-            when=partial(_fits, _rounds),
-            rank=ROUNDING_RANK if _rounds else RANK,
-            rounds=_rounds,
-        )(_lowering(_rounds))
+        register(f"cublas.{_op}", _op, RANK, _rounds, _fits, _lower)

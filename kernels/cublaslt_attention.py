@@ -9,15 +9,13 @@ have their shares rounded on the way, and are not for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.cuda_blas import MOST_CALLS, Product
 from crossdock.devices.cuda_lt import LtProduct
 from crossdock.devices.program import GridLaunch, In, Lowered, Scratch
 from crossdock.kernels.cublas_matmul import fits_device
-from crossdock.kernels.cublaslt_matmul import RANK, ROUNDING_RANK, workspace_of
+from crossdock.kernels.cublaslt_matmul import RANK, workspace_of
 from crossdock.kernels.fused_attention import extents_of, result_strides, strides_of
 from crossdock.kernels.grid_common import (
     Space,
@@ -30,10 +28,10 @@ from crossdock.kernels.grid_common import (
     not_among,
     operand,
 )
+from crossdock.kernels.library_kernels import register
 from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
-from crossdock.kernels.table import kernel
 
 OPS = ("scaled_dot_product_attention", "fused_attention")
 MOST_BYTES = 1 << 30
@@ -42,27 +40,20 @@ SHORT, FEW, MANY = 128, 32, 128
 """Up to so many keys a row has few lanes, else many."""
 
 _SHARES = r"""
-#define JOIN(u, v, HOW) \
-    part[lane] = u; \
-    BARRIER(); \
-    for (i32 gap = LANES / 2; gap > 0; gap /= 2) { \
-        if (lane < gap) { \
-            const float p = part[lane], q = part[lane + gap]; \
-            part[lane] = HOW; \
-        } \
-        BARRIER(); \
-    } \
-    v = part[0]; \
-    BARRIER();
-KERNEL BLOCK_SIZE(LANES, 1, 1)
+#define PLUS(a, b) ((a) + (b))
+KERNEL BLOCK_SIZE(LANES, 1, 1) IN_SUBGROUPS
 void shares(@BIAS@ GLOBAL float *RESTRICT scores, i32 heads, i32 length, i32 keys,
             float softcap, i32 offset, i32 b0, i32 b1, i32 b2, i32 b3)
 {
-    LOCAL float part[LANES];
+    TEAM_ROOM(float, tops, LANES, 1);
+    TEAM_ROOM(float, sums, LANES, 1);
+#if MASKED
+    TEAM_ROOM(float, seen, LANES, 1);
+#endif
     const i32 lane = LOCAL_ID(0), row = GROUP_ID(0), base = row * keys;
     const i32 query = row % length, head = row / length % heads, batch = row / length / heads;
     const i32 from = batch * b0 + head * b1 + query * b2;
-    float best = -INFINITY, shown = -INFINITY, top, seen = 0.0f, sum = 0.0f, total;
+    float top = -INFINITY, shown = MASKED ? -INFINITY : 0.0f, sum = 0.0f;
     for (i32 k = lane; k < keys; k += LANES) {
         float x = scores[base + k], hidden = 0.0f;
 #if CAPPED
@@ -75,13 +66,15 @@ void shares(@BIAS@ GLOBAL float *RESTRICT scores, i32 heads, i32 length, i32 key
         if (k > query + offset) hidden = -INFINITY;
 #endif
         x += hidden;
-        shown = X_MAX(shown, hidden);
-        scores[base + k] = x;
-        best = X_MAX(best, x);
-    }
-    JOIN(best, top, X_MAX(p, q))
 #if MASKED
-    JOIN(shown, seen, X_MAX(p, q))
+        shown = X_MAX(shown, hidden);
+#endif
+        scores[base + k] = x;
+        top = X_MAX(top, x);
+    }
+    TEAM_REDUCE(float, top, LANES, tops, X_MAX);
+#if MASKED
+    TEAM_REDUCE(float, shown, LANES, seen, X_MAX);
 #endif
     if (top == -INFINITY) top = 0.0f;
     for (i32 k = lane; k < keys; k += LANES) {
@@ -89,9 +82,9 @@ void shares(@BIAS@ GLOBAL float *RESTRICT scores, i32 heads, i32 length, i32 key
         scores[base + k] = x;
         sum += x;
     }
-    JOIN(sum, total, p + q)
+    TEAM_REDUCE(float, sum, LANES, sums, PLUS);
     for (i32 k = lane; k < keys; k += LANES) {
-        const float x = seen == -INFINITY ? 0.0f : scores[base + k] / total;
+        const float x = shown == -INFINITY ? 0.0f : scores[base + k] / sum;
         scores[base + k] = x;
     }
 }
@@ -181,29 +174,19 @@ def _shares(call: OpCall) -> GridLaunch:
     return launch(text, "shares", args, (rows * lanes,), (lanes,), known)
 
 
-def _lowering(rounds: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
-    def lower(call: OpCall, device: DeviceInfo) -> Lowered:
-        sizes, space = extents_of(call), workspace_of(call, device)
-        count = sizes.batch * sizes.heads * sizes.length * sizes.keys
-        first = LtProduct(scores_of(call, rounds), workspace=space)
-        second = LtProduct(results_of(call, rounds), workspace=space)
-        steps = (
-            first.step(y=Scratch(0), workspace=Scratch(1)),
-            _shares(call),
-            second.step(a=Scratch(0), b=In(2), workspace=Scratch(1)),
-        )
-        return Lowered(steps, (4 * count, space))
-
-    return lower
+def _lower(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
+    sizes, space = extents_of(call), workspace_of(call, device)
+    count = sizes.batch * sizes.heads * sizes.length * sizes.keys
+    first = LtProduct(scores_of(call, rounds), workspace=space)
+    second = LtProduct(results_of(call, rounds), workspace=space)
+    steps = (
+        first.step(y=Scratch(0), workspace=Scratch(1)),
+        _shares(call),
+        second.step(a=Scratch(0), b=In(2), workspace=Scratch(1)),
+    )
+    return Lowered(steps, (4 * count, space))
 
 
 for _op in OPS:
     for _rounds in ("", *FORMATS):
-        kernel(
-            f"cublaslt.attention.{_rounds}".rstrip("."),
-            _op,
-            ("cuda",),
-            when=partial(_fits, _rounds),
-            rank=ROUNDING_RANK if _rounds else RANK,
-            rounds=_rounds,
-        )(_lowering(_rounds))
+        register("cublaslt.attention", _op, RANK, _rounds, _fits, _lower)

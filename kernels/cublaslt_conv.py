@@ -6,23 +6,20 @@ cuBLASLt does not add; channels last, all places are one product with the filter
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.cuda_blas import Product
 from crossdock.devices.program import Lowered
 from crossdock.kernels.cublas_matmul import Following, fits_device
 from crossdock.kernels.cublaslt_matmul import (
-    RANK,
-    ROUNDING_RANK,
     A,
     B,
     Ending,
     and_then,
     ending_for,
     in_call,
+    register_both,
 )
 from crossdock.kernels.fused import FusedBody
 from crossdock.kernels.fused_conv import body_of, residual_of
@@ -30,9 +27,7 @@ from crossdock.kernels.fused_matmul import with_bias
 from crossdock.kernels.grid_common import has, not_among, operand
 from crossdock.kernels.grid_conv import Convolution
 from crossdock.kernels.grid_matmul import DTYPES
-from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.spec import OpCall
-from crossdock.kernels.table import kernel
 
 OPS = ("conv2d", "fused_conv2d")
 BY_INPUTS = ("hwio", "ihwo")
@@ -76,7 +71,7 @@ def following(call: OpCall) -> Following:
     return body, places
 
 
-def _fits(rounds: str, relu: bool, call: OpCall, device: DeviceInfo) -> str | None:
+def _fits(relu: bool, rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
     if (why := fits_device(rounds, call, device) or not_among(DTYPES, call)) is not None:
         return why
     conv = Convolution.of(call)
@@ -88,31 +83,14 @@ def _fits(rounds: str, relu: bool, call: OpCall, device: DeviceInfo) -> str | No
     return None
 
 
-def _lowering(rounds: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
-    def lower(call: OpCall, device: DeviceInfo) -> Lowered:
-        ending = ending_of(call)
-        product = product_for(call, rounds, wide=ending is None)
-        a, b = (B, A) if Convolution.of(call).layout == "nchw" else (A, B)
-        if ending is not None:
-            return in_call(product, ending, call, device, a, b)
-        return and_then(product, following(call), call, device, a, b)
-
-    return lower
+def _lower(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
+    ending = ending_of(call)
+    product = product_for(call, rounds, wide=ending is None)
+    a, b = (B, A) if Convolution.of(call).layout == "nchw" else (A, B)
+    if ending is not None:
+        return in_call(product, ending, call, device, a, b)
+    return and_then(product, following(call), call, device, a, b)
 
 
-def _register(op: str, rounds: str, *, relu: bool) -> None:
-    kernel(
-        ".".join(filter(None, ("cublaslt", op, "relu" if relu else "", rounds))),
-        op,
-        ("cuda",),
-        when=partial(_fits, rounds, relu),
-        rank=ROUNDING_RANK if rounds else RANK,
-        exact=not relu,
-        rounds=rounds,
-    )(_lowering(rounds))
-
-
-for _rounds in ("", *FORMATS):
-    for _op in OPS:
-        _register(_op, _rounds, relu=False)
-    _register("fused_conv2d", _rounds, relu=True)
+for _op in OPS:
+    register_both(_op, _fits, _lower, "fused_conv2d")

@@ -18,17 +18,16 @@ from crossdock.devices.program import In, Lowered, Scratch, Slot
 from crossdock.kernels.cublas_matmul import OPS, Following, body_of, fits, product_for
 from crossdock.kernels.fused import FusedBody
 from crossdock.kernels.grid_common import has, operand
-from crossdock.kernels.grid_emit import steps_of
-from crossdock.kernels.grid_pointwise import Operand, pointwise
+from crossdock.kernels.library_kernels import Lower, launch_over, register
 from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
-from crossdock.kernels.table import kernel
 from crossdock.runtime.tensor import TensorSpec
 
 A, B = In(0), In(1)
+Endable = Callable[[bool, str, OpCall, DeviceInfo], str | None]
+"""``library_kernels.Fits`` of the kernel without a ReLU in the call, and of the one with it."""
 RANK = 14
-ROUNDING_RANK = 24
 WORKSPACE = {8: 4 << 20, 9: 32 << 20}
 """Most bytes of workspace from a compute capability on, as cuBLAS itself takes them."""
 PARTS = 8
@@ -78,7 +77,7 @@ def _ending_of_gemm(call: OpCall) -> Ending | None:
     return None
 
 
-def _fits(rounds: str, relu: bool, call: OpCall, device: DeviceInfo) -> str | None:
+def _fits(relu: bool, rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
     if (why := fits(rounds, call, device)) is not None:
         return why
     if operand(call, 0).dtype == "float64":
@@ -89,14 +88,7 @@ def _fits(rounds: str, relu: bool, call: OpCall, device: DeviceInfo) -> str | No
     return None
 
 
-def _lowering(rounds: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
-    def lower(call: OpCall, device: DeviceInfo) -> Lowered:
-        return _lowered(rounds, call, device)
-
-    return lower
-
-
-def _lowered(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
+def _lower(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
     ending = ending_of(call)
     product = product_for(call, rounds, wide=ending is None)
     if ending is not None:
@@ -130,13 +122,9 @@ def and_then(
     b: Slot = B,
 ) -> Lowered:
     """One call, and one launch over its result for what follows."""
-    (body, places), result = follows, call.outputs[0]
     wanted = LtProduct(product, workspace=workspace_of(call, device))
-    between = TensorSpec(product.result, result.dims)
-    operands = [Operand(Scratch(0), between.dtype, between.dims)]
-    for i, shape in places.items():
-        operands.append(Operand(In(i), operand(call, i).dtype, shape))
-    last = pointwise(steps_of(body), operands, result, device)
+    between = TensorSpec(product.result, call.outputs[0].dims)
+    last = launch_over(between, *follows, call, device)
     step = wanted.step(a=a, b=b, y=Scratch(0), workspace=Scratch(1))
     return Lowered((step, last), (between.nbytes, wanted.workspace))
 
@@ -149,20 +137,14 @@ def workspace_of(call: OpCall, device: DeviceInfo) -> int:
     return min(most, -(-wanted // device.alignment) * device.alignment)
 
 
-def _register(op: str, rounds: str, *, relu: bool) -> None:
-    name = ".".join(filter(None, ("cublaslt", op, "relu" if relu else "", rounds)))
-    kernel(
-        name,
-        op,
-        ("cuda",),
-        when=partial(_fits, rounds, relu),
-        rank=ROUNDING_RANK if rounds else RANK,
-        exact=not relu,
-        rounds=rounds,
-    )(_lowering(rounds))
+def register_both(op: str, fits: Endable, lower: Lower, fused: str) -> None:
+    """Register the kernels of an op, and of the op that is ``fused`` with a ReLU in the call."""
+    for rounds in ("", *FORMATS):
+        register(f"cublaslt.{op}", op, RANK, rounds, partial(fits, False), lower)
+        if op == fused:
+            name = f"cublaslt.{op}.relu"
+            register(name, op, RANK, rounds, partial(fits, True), lower, exact=False)
 
 
-for _rounds in ("", *FORMATS):
-    for _op in OPS:
-        _register(_op, _rounds, relu=False)
-    _register("fused_matmul", _rounds, relu=True)
+for _op in OPS:
+    register_both(_op, _fits, _lower, "fused_matmul")

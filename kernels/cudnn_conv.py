@@ -7,7 +7,6 @@ engines that lose bits otherwise (Winograd, FFT, sums in half types) none is tak
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -15,42 +14,24 @@ from crossdock.devices.base import DeviceInfo
 from crossdock.devices.cuda_dnn import TYPES, Convolution
 from crossdock.devices.program import In, Lowered, Scratch
 from crossdock.kernels.fused_conv import NAME, body_of, conv_of, residual_of
-from crossdock.kernels.grid_common import has, obstacle, operand
+from crossdock.kernels.grid_common import has, not_among, operand
 from crossdock.kernels.grid_conv import Convolution as Sizes
-from crossdock.kernels.grid_emit import steps_of
-from crossdock.kernels.grid_pointwise import Operand, pointwise
+from crossdock.kernels.library_kernels import launch_over, misfit, register
 from crossdock.kernels.ops_conv import FILTER_AXES
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
-from crossdock.kernels.table import kernel
 
 RANK = 16
-ROUNDING_RANK = 26
-"""Behind our own kernels: where costs do not decide, operands are left as they are."""
 ROUNDINGS = ("", "tf32")
-TENSOR_UNITS = 8.0
-"""The first compute capability with TF32 and bfloat16."""
 SPARE = 64 << 10
 """Bytes of workspace beyond copies of the operands and the result in another layout."""
 
 
-def _fits(rounds: str, relu: bool, call: OpCall, device: DeviceInfo) -> str | None:
+def _fits(relu: bool, rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
     if not device.details.get("cudnn"):
         return Refusal(device.details.get("no cudnn", "no cuDNN is known here"), Cause.LIBRARY)
-    if (why := obstacle(call, device)) is not None:
+    if (why := misfit(rounds, call, device) or not_among(tuple(TYPES), call)) is not None:
         return why
-    dtype = operand(call, 0).dtype
-    if dtype not in TYPES:
-        return Refusal(f"{dtype} is none of {', '.join(TYPES)}", Cause.DTYPE)
-    if rounds and dtype != "float32":
-        return Refusal(f"{dtype} operands are not rounded", Cause.DTYPE)
-    capability = float(device.details.get("compute_capability", "0"))
-    if (rounds or dtype == "bfloat16") and capability < TENSOR_UNITS:
-        return Refusal(
-            f"compute capability {capability:g} has no {rounds or dtype}; it begins with "
-            f"{TENSOR_UNITS:g}",
-            Cause.LACKS,
-        )
     if _depthwise(conv_of(call)):
         return "cuDNN 9.28 was seen to crash the process as it planned one with one channel a group"
     if relu != bool(_ends_in_relu(call)):
@@ -96,14 +77,7 @@ def _wanted(rounds: str, call: OpCall) -> Convolution:
     )
 
 
-def _lowering(rounds: str) -> Callable[[OpCall, DeviceInfo], Lowered]:
-    def lower(call: OpCall, device: DeviceInfo) -> Lowered:
-        return _lowered(rounds, call, device)
-
-    return lower
-
-
-def _lowered(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
+def _lower(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
     """One call of cuDNN, and one launch for what it does not do itself."""
     wanted, body, residual = _wanted(rounds, call), body_of(call), residual_of(call)
     bias, beside = In(2) if wanted.bias else None, None if residual is None else In(3)
@@ -113,27 +87,13 @@ def _lowered(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
         return Lowered((whole.step(bias, beside),), (whole.workspace,))
     assert body is not None
     result = call.outputs[0]
-    operands = [Operand(Scratch(0), result.dtype, result.dims)]
-    if residual is not None:
-        operands.append(Operand(In(3), residual.dtype, residual.dims))
-    last = pointwise(steps_of(body), operands, result, device)
+    places = {} if residual is None else {3: residual.dims}
+    last = launch_over(result, body, places, call, device)
     steps = (wanted.step(bias, y=Scratch(0), workspace=Scratch(1)), last)
     return Lowered(steps, (result.nbytes, wanted.workspace))
 
 
-def _register(op: str, rounds: str, *, relu: bool) -> None:
-    kernel(
-        ".".join(filter(None, ("cudnn", op, "relu" if relu else "", rounds))),
-        op,
-        ("cuda",),
-        when=partial(_fits, rounds, relu),
-        rank=ROUNDING_RANK if rounds else RANK,
-        exact=not relu,
-        rounds=rounds,
-    )(_lowering(rounds))
-
-
 for _rounds in ROUNDINGS:
-    _register("conv2d", _rounds, relu=False)
-    _register(NAME, _rounds, relu=False)
-    _register(NAME, _rounds, relu=True)
+    for _op in ("conv2d", NAME):
+        register(f"cudnn.{_op}", _op, RANK, _rounds, partial(_fits, False), _lower)
+    register(f"cudnn.{NAME}.relu", NAME, RANK, _rounds, partial(_fits, True), _lower, exact=False)

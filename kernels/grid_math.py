@@ -49,7 +49,7 @@ DEVICE float G_EXP(float x) {
 _LOG = r"""
 DEVICE float G_LOG(float x) {
     const float scaled = x < 1.17549435e-38f ? x * 8388608.0f : x;
-    const i32 bits = (i32)AS_U32(scaled), from = bits - 0x3f3504f3;
+    const i32 from = (i32)(AS_U32(scaled) - 0x3f3504f3u);
     const i32 power = from >> 23;
     const float e = (float)power - (x < 1.17549435e-38f ? 23.0f : 0.0f);
     const float m = AS_F32((u32)((from & 0x7fffff) + 0x3f3504f3)) - 1.0f;
