@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -30,15 +31,28 @@ def feeds_of(graph: Any) -> dict[str, Any]:
     }
 
 
-def interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of calls, one of each in every round, so that a slow moment meets all."""
+def median_seconds(run: Callable[[], Any], rounds: int) -> float:
+    """Median seconds of a call."""
+    return interleaved({"": run}, rounds)[""]
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS, seconds: float = math.inf
+) -> dict[str, float]:
+    """Median seconds of calls, one of each in every round, so that a slow moment meets all.
+
+    The first round does not count. Stops after ``seconds``, but makes three rounds at least.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
+    begun = time.monotonic()
+    for done in range(rounds + 1):
+        if done > 3 and time.monotonic() - begun > seconds:
+            break
         for name, run in runs.items():
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(row) for name, row in times.items()}
+    return {name: statistics.median(row[1:]) for name, row in times.items()}
 
 
 def same(answers: Mapping[str, Mapping[str, Any]]) -> None:

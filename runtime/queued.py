@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from crossdock.devices import registry
-from crossdock.devices.base import Event, Point, Queue, Timeline
+from crossdock.devices.base import Event, Queue
+from crossdock.devices.timeline import Point, Timeline
 from crossdock.devices.worker import Worker
 from crossdock.runtime.errors import DeviceError, DeviceLost, Error
 from crossdock.runtime.executor import Care, Outcome, Run, failed, late

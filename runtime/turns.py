@@ -17,7 +17,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from weakref import WeakKeyDictionary
 
 from crossdock.devices.base import Device
@@ -88,11 +87,12 @@ class Flow:
 class Turn:
     """A run's leave to use its devices; whoever ``take``s it has to ``end`` it, come what may."""
 
-    __slots__ = ("_flow", "_granted", "_shares")
+    __slots__ = ("_flow", "_granted", "_shares", "_waits")
 
     def __init__(self, shares: tuple[Share, ...], flow: Flow) -> None:
         self._shares, self._flow = shares, flow
         self._granted: threading.Lock
+        self._waits = False  # among the flow's; changed under the lock
 
     def take(self, wait: Wait) -> bool:
         """Get onto all devices, as soon as there is room; False where ``wait`` ended before."""
@@ -101,6 +101,7 @@ class Turn:
         self._granted = threading.Lock()
         self._granted.acquire()
         with _LOCK:
+            self._waits = True
             self._flow.waiting.append(self)
             _grant(self._flow)
         return wait(self._wait)
@@ -123,7 +124,8 @@ class Turn:
         return True
 
     def wake(self) -> None:
-        """Let who waits go on."""
+        """Let who waits go on; under the lock."""
+        self._waits = False
         self._granted.release()
 
     def leave(self, device: Device) -> None:
@@ -132,10 +134,12 @@ class Turn:
 
     def end(self) -> None:
         """Use no device, or wait for none, any more; any number of times, from any thread."""
-        if self in self._flow.waiting:
-            with _LOCK, suppress(ValueError):  # it may have been granted meanwhile
-                self._flow.waiting.remove(self)
-                _grant(self._flow)
+        if self._waits:
+            with _LOCK:
+                if self._waits:  # else it has been granted meanwhile
+                    self._waits = False
+                    self._flow.waiting.remove(self)
+                    _grant(self._flow)
         for share in self._shares:
             self._exit(share)
 
@@ -156,7 +160,7 @@ class Turn:
             return True
         with _LOCK:
             _grant(self._flow)  # others may have gone
-            return self not in self._flow.waiting
+            return not self._waits
 
 
 _LOCK = threading.Lock()

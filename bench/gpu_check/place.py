@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device
@@ -57,30 +56,6 @@ def pretend_card() -> bool:
 
     cupy_fake.install(pytest.MonkeyPatch())
     return True
-
-
-def median_seconds(run: Callable[[], Any], rounds: int) -> float:
-    """Median seconds of a call."""
-    return interleaved({"": run}, rounds)[""]
-
-
-def interleaved(
-    runs: Mapping[str, Callable[[], Any]], rounds: int, seconds: float = float("inf")
-) -> dict[str, float]:
-    """Median seconds of calls, one of each in every round, so that a slow moment meets all.
-
-    The first round does not count. Stops after ``seconds``, but makes three rounds at least.
-    """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    begun = time.monotonic()
-    for done in range(rounds + 1):
-        if done > 3 and time.monotonic() - begun > seconds:
-            break
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(row[1:]) for name, row in times.items()}
 
 
 def geomean(values: Sequence[float]) -> float:

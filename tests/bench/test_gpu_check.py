@@ -16,9 +16,10 @@ import pytest
 
 import crossdock as xd
 from bench.gpu_check import layout, needs, nets, nets_ours, runner
-from bench.gpu_check.place import Place, interleaved
+from bench.gpu_check.place import Place
 from bench.gpu_check.report import FAILED, MET, MISSED, NOT_RUN, Report, read_rows, summary, table
 from bench.gpu_check.sections import cards, conformance, models
+from bench.timing import interleaved
 from crossdock.devices import registry
 from crossdock.devices.base import Probe
 from tests.fakes import cupy_fake

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from crossdock.devices.base import Device, Event, Point, Timeline, Worker
+from crossdock.devices.base import Device, Event, Worker
 from crossdock.devices.program import In, Out
+from crossdock.devices.timeline import Point, Timeline
 from crossdock.runtime.errors import DeviceLost, Error, Timeout
 from tests.devices.steps import axpb, events, record
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 import crossdock as xd
-from bench.gpu_check.place import HOST, Place, interleaved
+from bench.gpu_check.place import HOST, Place
 from bench.gpu_check.report import Report
+from bench.timing import interleaved
 from crossdock.devices import registry
 from crossdock.devices.base import Buffer, Device, DeviceInfo
 from crossdock.kernels.reference import evaluate

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.gpu_check.place import Place, interleaved
+from bench.gpu_check.place import Place
 from bench.gpu_check.report import Report
+from bench.timing import interleaved
 from crossdock.devices.cuda import CudaDevice
 from crossdock.runtime.tensor import TensorSpec
 

@@ -16,9 +16,10 @@ from typing import Any
 import crossdock as xd
 from bench.gpu_check.nets import NETS, TINY, Net
 from bench.gpu_check.nets_ours import graph
-from bench.gpu_check.place import Place, geomean, interleaved, median_seconds
+from bench.gpu_check.place import Place, geomean
 from bench.gpu_check.report import Report
 from bench.gpu_check.sections.models import error_of
+from bench.timing import interleaved, median_seconds
 
 ROUNDS = 40
 COMPILING = 0.45

@@ -7,8 +7,9 @@ from functools import partial
 import numpy as np
 
 import crossdock as xd
-from bench.gpu_check.place import Place, median_seconds
+from bench.gpu_check.place import Place
 from bench.gpu_check.report import Report
+from bench.timing import median_seconds
 
 NODES, SMALL = 1000, 50
 FEW = 10

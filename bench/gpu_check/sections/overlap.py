@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 
 import crossdock as xd
-from bench.gpu_check.place import Place, interleaved, median_seconds
+from bench.gpu_check.place import Place
 from bench.gpu_check.report import Report
+from bench.timing import interleaved, median_seconds
+from crossdock.devices.base import Event
 from crossdock.devices.cuda import CudaDevice
 from crossdock.runtime.tensor import TensorSpec
 
@@ -61,25 +66,19 @@ def _copies(device: CudaDevice, chunks: int, side: int, place: Place) -> dict[st
     hosts = [device.host_array(spec) for _ in range(chunks)]
     buffers = [device.allocate(spec.nbytes) for _ in range(chunks)]
 
-    def up() -> None:
-        events = [
-            device.queues["upload"].write(buffer, array)
-            for buffer, array in zip(buffers, hosts, strict=True)
-        ]
-        for event in events:
-            if event is not None:
-                event.wait()
+    def all_of(copy: Callable[..., Event | None], *ends: Sequence[Any]) -> Callable[[], None]:
+        def run() -> None:
+            for event in [copy(*pair) for pair in zip(*ends, strict=True)]:
+                if event is not None:
+                    event.wait()
 
-    def down() -> None:
-        events = [
-            device.queues["download"].read(buffer, array)
-            for buffer, array in zip(buffers, hosts, strict=True)
-        ]
-        for event in events:
-            if event is not None:
-                event.wait()
+        return run
 
-    found = interleaved({"uploads": up, "downloads": down}, place.size(20, 3))
+    copies = {
+        "uploads": all_of(device.queues["upload"].write, buffers, hosts),
+        "downloads": all_of(device.queues["download"].read, buffers, hosts),
+    }
+    found = interleaved(copies, place.size(20, 3))
     for buffer in buffers:
         buffer.release()
     return found

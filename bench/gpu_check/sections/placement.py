@@ -10,9 +10,10 @@ import numpy as np
 import crossdock as xd
 from bench.gpu_check.nets import NETS, TINY
 from bench.gpu_check.nets_ours import graph
-from bench.gpu_check.place import HOST, Place, interleaved
+from bench.gpu_check.place import HOST, Place
 from bench.gpu_check.report import Report
 from bench.gpu_check.sections.models import error_of
+from bench.timing import interleaved
 
 TOLERANCE = 1e-3
 ENOUGH = 12.0
