@@ -16,7 +16,7 @@ from crossdock.devices.program import ArrayCall, GridLaunch, In, Out
 from crossdock.runtime.errors import CompileError, DeviceError, DeviceLost, OutOfMemory
 from crossdock.runtime.tensor import TensorSpec
 from tests.devices.steps import axpb_array, axpb_grid, download, record, upload
-from tests.fakes import cupy_fake
+from tests.fakes import cards, cupy_fake
 from tests.fakes.cuda_machine import Machine
 
 POCL = bool(registry.probe_all(["opencl"])[0].devices)
@@ -25,10 +25,8 @@ needs_pocl = pytest.mark.skipif(not POCL, reason="the fake cupy runs kernels on 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[cupy_fake.FakeCupy]:
-    made = cupy_fake.install(monkeypatch)
-    yield made
-    gc.collect()
-    assert made.machine.errors == []
+    with cards.installed(monkeypatch) as made:
+        yield made
 
 
 @pytest.fixture

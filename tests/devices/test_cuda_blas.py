@@ -19,7 +19,7 @@ from crossdock.devices.program import In, Out
 from crossdock.runtime.errors import CompileError, DeviceError, Error, OutOfMemory
 from crossdock.runtime.tensor import Array, to_numpy
 from tests.devices.steps import download, record, upload
-from tests.fakes import cupy_fake
+from tests.fakes import cards, cupy_fake
 from tests.fakes.cuda_machine import UsageError
 from tests.fakes.cupy_blas import COMPUTE, INVALID_VALUE, NOT_SUPPORTED, CUBLASError
 
@@ -44,11 +44,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> cupy_fake.FakeCupy:
 
 @pytest.fixture
 def device(fake: cupy_fake.FakeCupy) -> Iterator[CudaDevice]:
-    opened = cuda.open_device("cuda:0")
-    yield opened
-    opened.close()
-    gc.collect()
-    assert fake.machine.errors == []
+    with cards.checked(fake), cards.first() as made:
+        yield made
 
 
 def operands(p: Product, seed: int = 0) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossdock.devices import cuda, cuda_queue, registry
+from crossdock.devices import cuda_queue, registry
 from crossdock.devices.base import CommandBuffer
 from crossdock.devices.cuda import CudaDevice
 from crossdock.devices.cuda_graph import Segment, segments
@@ -16,7 +16,7 @@ from crossdock.devices.cuda_queue import CudaCommands
 from crossdock.devices.program import In, Out
 from crossdock.runtime.errors import DeviceLost
 from tests.devices.steps import axpb_array, axpb_grid, download, record, upload
-from tests.fakes import cupy_fake
+from tests.fakes import cards, cupy_fake
 from tests.fakes.cuda_machine import UsageError
 
 POCL = bool(registry.probe_all(["opencl"])[0].devices)
@@ -26,11 +26,8 @@ COUNT = 256
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaDevice]:
-    fake = cupy_fake.install(monkeypatch)
-    opened = cuda.open_device("cuda:0")
-    yield opened
-    opened.close()
-    assert fake.machine.errors == []
+    with cards.opened(monkeypatch) as made:
+        yield made
 
 
 class Chain:

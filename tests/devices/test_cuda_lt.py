@@ -26,7 +26,7 @@ from crossdock.runtime.errors import CompileError, DeviceError, Error
 from crossdock.runtime.tensor import Array, to_numpy
 from tests.devices.steps import download, record, upload
 from tests.devices.test_cuda_blas import expected, operands
-from tests.fakes import cupy_fake
+from tests.fakes import cards, cupy_fake
 from tests.fakes.cuda_machine import UsageError
 
 SPACE = 4096
@@ -58,11 +58,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> cupy_fake.FakeCupy:
 
 @pytest.fixture
 def device(fake: cupy_fake.FakeCupy) -> Iterator[CudaDevice]:
-    opened = cuda.open_device("cuda:0")
-    yield opened
-    opened.close()
-    gc.collect()
-    assert fake.machine.errors == []
+    with cards.checked(fake), cards.first() as made:
+        yield made
     assert fake.cublaslt.live == 0, "descriptors are left"
 
 

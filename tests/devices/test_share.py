@@ -14,7 +14,7 @@ from crossdock.devices.base import Buffer, Device
 from crossdock.devices.share import Share
 from crossdock.devices.sim import SimSpec
 from crossdock.runtime.errors import OutOfMemory
-from tests.fakes import cupy_fake
+from tests.fakes import cards, cupy_fake
 
 CARD = "pci-0000:ff:1f.7"
 WAYS = ("one way", "another way")
@@ -98,10 +98,8 @@ def test_memory_is_never_promised_twice_to_threads() -> None:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[cupy_fake.FakeCupy]:
-    made = cupy_fake.install(monkeypatch)
-    yield made
-    gc.collect()
-    assert made.machine.errors == []
+    with cards.installed(monkeypatch) as made:
+        yield made
 
 
 def test_a_card_through_cuda_and_another_driver_has_one_budget(fake: cupy_fake.FakeCupy) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import crossdock as xd
 from crossdock.devices import registry
-from tests.fakes import cupy_fake
+from tests.fakes import cards
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCES = (
@@ -90,11 +90,8 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if request.param != "cuda-fake":
         yield request.param
         return
-    cupy_fake.install(monkeypatch)
-    yield "cuda:0"
-    opened = registry._OPEN.pop(("cuda:0", None, None), None)
-    if opened is not None:
-        opened.close()
+    with cards.installed(monkeypatch):
+        yield "cuda:0"
 
 
 def test_words_are_cut_as_the_vocabulary_has_them(example: Any, folder: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from crossdock.devices import cuda, registry
+from crossdock.devices import registry
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.cuda import CudaDevice
 from crossdock.kernels import cublas_matmul, table
@@ -24,7 +24,7 @@ from crossdock.runtime.refused import Refused
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 from tests.cards import CARD
 from tests.cases import CASES
-from tests.fakes import cupy_fake
+from tests.fakes import cards
 from tests.kernels.cpu_run import call_of, expected
 from tests.kernels.test_cpu import instance
 from tests.kernels.test_cuda import execute
@@ -44,12 +44,8 @@ ROUNDINGS = ("", *FORMATS)
 
 @pytest.fixture(scope="module")
 def device() -> Iterator[CudaDevice]:
-    with pytest.MonkeyPatch.context() as patch:
-        fake = cupy_fake.install(patch)
-        opened = cuda.open_device("cuda:0")
-        yield opened
-        opened.close()
-        assert fake.machine.errors == []
+    with pytest.MonkeyPatch.context() as patch, cards.opened(patch) as made:
+        yield made
 
 
 def drawn(*shape: int, seed: int = 0, dtype: str = KIND) -> Array:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossdock.devices import cuda, registry
+from crossdock.devices import registry
 from crossdock.devices.cuda import CudaDevice
 from crossdock.devices.program import GridLaunch, In, Lowered, Out, Scratch, is_launch
 from crossdock.kernels import table
@@ -20,7 +20,7 @@ from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 from tests.cards import CARD
-from tests.fakes import cupy_fake
+from tests.fakes import cards
 from tests.kernels import host_build, host_run
 from tests.kernels.cpu_run import call_of, expected
 from tests.kernels.host_run import Job
@@ -34,12 +34,8 @@ OP = "scaled_dot_product_attention"
 
 @pytest.fixture(scope="module")
 def device() -> Iterator[CudaDevice]:
-    with pytest.MonkeyPatch.context() as patch:
-        fake = cupy_fake.install(patch)
-        opened = cuda.open_device("cuda:0")
-        yield opened
-        opened.close()
-        assert fake.machine.errors == []
+    with pytest.MonkeyPatch.context() as patch, cards.opened(patch) as made:
+        yield made
 
 
 def drawn(*shape: int, seed: int = 0, dtype: str = "float32") -> Array:

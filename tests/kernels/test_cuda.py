@@ -11,14 +11,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from crossdock.devices import cuda, registry
+from crossdock.devices import registry
 from crossdock.devices.cuda import CudaDevice
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime.binding import bind_op, compile_op, resident
 from crossdock.runtime.tensor import Array, to_numpy
 from tests.cases import CASES, Case
-from tests.fakes import cupy_fake
+from tests.fakes import cards
 from tests.kernels.test_cpu import instance
 
 POCL = bool(registry.probe_all(["opencl"])[0].devices)
@@ -28,12 +28,8 @@ FIRST = {case.op: case for case in reversed(CASES)}
 
 @pytest.fixture(scope="module")
 def device() -> Iterator[CudaDevice]:
-    with pytest.MonkeyPatch.context() as patch:
-        fake = cupy_fake.install(patch)
-        opened = cuda.open_device("cuda:0")
-        yield opened
-        opened.close()
-        assert fake.machine.errors == []
+    with pytest.MonkeyPatch.context() as patch, cards.opened(patch) as made:
+        yield made
 
 
 def execute(

@@ -28,7 +28,7 @@ from crossdock.runtime.tensor import Array, to_numpy
 from tests.cards import CARD
 from tests.cases import CASES
 from tests.devices.steps import download
-from tests.fakes import cudnn_fake, cupy_fake
+from tests.fakes import cards, cudnn_fake, cupy_fake
 from tests.fakes.cuda_machine import UsageError
 from tests.kernels.cpu_run import call_of, expected
 from tests.kernels.test_cpu import instance
@@ -62,12 +62,11 @@ class Card:
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
-    fake = cupy_fake.install(monkeypatch)
-    dnn = cudnn_fake.install(monkeypatch, fake)
-    opened = cuda.open_device("cuda:0")
-    yield Card(opened, dnn)
-    opened.close()
-    assert fake.machine.errors == []
+    with cards.installed(monkeypatch) as fake:
+        dnn = cudnn_fake.install(monkeypatch, fake)
+        opened = cuda.open_device("cuda:0")
+        yield Card(opened, dnn)
+        opened.close()
 
 
 def drawn(*shape: int, seed: int = 0, dtype: str = KIND) -> Array:

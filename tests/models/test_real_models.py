@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from crossdock.devices import registry
-from tests.fakes import cupy_fake
+from tests.fakes import cards
 from tests.models import real
 
 BOTH = "cpu:0+opencl:0"
@@ -34,14 +33,8 @@ def places() -> list[Any]:
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A CUDA card on the fake cupy, which runs kernels on the OpenCL device."""
-    cupy_fake.install(monkeypatch)
-    yield
-    device = registry._OPEN.pop(("cuda:0", None, None), None)
-    if device is not None:
-        device.close()
-    import cupy
-
-    assert cupy.machine.errors == []
+    with cards.installed(monkeypatch):
+        yield
 
 
 @pytest.mark.parametrize(("name", "where"), places())

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 import crossdock as xd
-from crossdock.devices import registry
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime import costing, refused
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.tensor import Array
-from tests.fakes import cudnn_fake, cupy_fake
+from tests.fakes import cards, cudnn_fake, cupy_fake
 
 
 def network() -> tuple[Graph, dict[str, Array], Array]:
@@ -35,13 +34,9 @@ def cupy(
 ) -> Iterator[cupy_fake.FakeCupy]:
     """A card on the fake cupy, without cuDNN."""
     del opencl, costs
-    fake = cupy_fake.install(monkeypatch)
-    yield fake
-    refused.forget()
-    device = registry._OPEN.pop(("cuda:0", None, None), None)
-    if device is not None:
-        device.close()
-    assert fake.machine.errors == []
+    with cards.installed(monkeypatch) as fake:
+        yield fake
+        refused.forget()
 
 
 def check(session: Any, feeds: dict[str, Array], want: Array) -> list[str]:

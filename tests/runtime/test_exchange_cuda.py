@@ -14,7 +14,7 @@ from crossdock.devices import registry
 from crossdock.runtime import costing
 from crossdock.runtime.errors import FeedError, OutOfMemory
 from crossdock.runtime.session import Session
-from tests.fakes import cupy_fake
+from tests.fakes import cards, cupy_fake
 
 pytestmark = pytest.mark.usefixtures("no_hang")
 CARD = "cuda:0"
@@ -27,14 +27,8 @@ def fake(
 ) -> Iterator[cupy_fake.FakeCupy]:
     """The fake cupy, which runs kernels on the OpenCL device."""
     del opencl, costs
-    made = cupy_fake.install(monkeypatch)
-    yield made
-    gc.collect()
-    for name in ("cuda:0", "cuda:1"):
-        device = registry._OPEN.pop((name, None, None), None)
-        if device is not None:
-            device.close()
-    assert made.machine.errors == []
+    with cards.installed(monkeypatch) as made:
+        yield made
 
 
 class Producer:

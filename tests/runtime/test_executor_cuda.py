@@ -17,7 +17,7 @@ from crossdock.kernels.reference import evaluate
 from crossdock.runtime import costing
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.program import instantiate
-from tests.fakes import cupy_fake
+from tests.fakes import cards, cupy_fake
 from tests.runtime.conftest import Machine
 from tests.runtime.strategies import whole_feeds
 from tests.runtime.test_executor import ADVERSARIAL, able, check_runs, placed_graphs
@@ -29,14 +29,8 @@ pytestmark = pytest.mark.usefixtures("no_hang")
 def card(opencl: Any, monkeypatch: pytest.MonkeyPatch, costs: costing.CostStore) -> Iterator[str]:
     """A card on the fake cupy, which runs kernels on the OpenCL device."""
     del opencl, costs
-    cupy_fake.install(monkeypatch)
-    yield "cuda:0"
-    device = registry._OPEN.pop(("cuda:0", None, None), None)
-    if device is not None:
-        device.close()
-    import cupy
-
-    assert cupy.machine.errors == []
+    with cards.installed(monkeypatch):
+        yield "cuda:0"
 
 
 @settings(ADVERSARIAL, max_examples=15)
@@ -55,32 +49,29 @@ def test_answers_hold_and_nothing_is_used_wrongly(
 
 
 @pytest.fixture
-def cards(card: str) -> Iterator[tuple[str, str]]:
+def two(card: str) -> tuple[str, str]:
     """Two cards."""
-    yield card, "cuda:1"
-    device = registry._OPEN.pop(("cuda:1", None, None), None)
-    if device is not None:
-        device.close()
+    return card, "cuda:1"
 
 
 @settings(ADVERSARIAL, max_examples=4)
 @given(placed_graphs(), st.integers(0, 1 << 16), st.booleans())
 def test_answers_hold_between_two_cards(
     machine: Machine,
-    cards: tuple[str, str],
+    two: tuple[str, str],
     made: tuple[Graph, dict[str, int]],
     seed: int,
     granted: bool,
 ) -> None:
     import cupy
 
-    one, other = (registry.open_device(name) for name in cards)
+    one, other = (registry.open_device(name) for name in two)
     cupy.machine.peers = {(0, 1), (1, 0)} if granted else set()
     for card in (one, other):
         card._unreachable.clear()
     graph, where = made
     can = able(graph, one.info)
-    ids = ["cpu:0", *cards, cards[0]]
+    ids = ["cpu:0", *two, two[0]]
     pin = {n: ids[at] for n, at in where.items() if not at or n in can}
     rules = xd.Constraints(pin=pin)
     with xd.compile(graph, ids, constraints=rules, measure=False, runs_at_once=2) as session:
@@ -89,26 +80,26 @@ def test_answers_hold_between_two_cards(
     assert all((said == "peer access") == granted for said in how)
 
 
-def test_a_value_goes_from_card_to_card_past_the_host(cards: tuple[str, str]) -> None:
-    one, other = cards
+def test_a_value_goes_from_card_to_card_past_the_host(two: tuple[str, str]) -> None:
+    one, other = two
     b = xd.GraphBuilder()
     x = b.input("x", (64, 64))
     graph = b.build({"y": b.add(b.softmax(x, axis=1, label="a"), x, label="b")})
     rules = xd.Constraints(pin={"a": one, "b": other})
-    with xd.compile(graph, cards, constraints=rules, measure=False) as session:
+    with xd.compile(graph, two, constraints=rules, measure=False) as session:
         for seed in range(2):
             feeds = whole_feeds(graph, seed)
             np.testing.assert_allclose(session.run(feeds)["y"], evaluate(graph, feeds)["y"], 1e-5)
         links = session.receipt.links
         text = session.plan.explain()
-        again = xd.compile(graph, cards, constraints=rules, measure=False, plan=session.plan)
+        again = xd.compile(graph, two, constraints=rules, measure=False, plan=session.plan)
     assert set(links) == {f"cpu:0->{one}", f"cpu:0->{other}", f"{one}->{other}", f"{other}->cpu:0"}
     assert links[f"{one}->{other}"] == 64 * 64 * 4
     assert f"{one}->{other} {64 * 64 * 4} B by peer access" in text
     with again:
         feeds = whole_feeds(graph, 5)
         np.testing.assert_allclose(again.run(feeds)["y"], evaluate(graph, feeds)["y"], 1e-5)
-    with xd.compile(graph, cards, constraints=rules, measure=False, verify="transfers") as looked:
+    with xd.compile(graph, two, constraints=rules, measure=False, verify="transfers") as looked:
         looked.run(feeds)
         assert f"{one}->{other}" not in looked.receipt.links, "both hops are read back"
 

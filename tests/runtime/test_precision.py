@@ -20,7 +20,7 @@ from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Plan
 from crossdock.runtime.tensor import Array
 from crossdock.scheduler import CostModel
-from tests.fakes import cupy_fake
+from tests.fakes import cards
 
 FASTEST_LAST = ("cublaslt.matmul", "cublaslt.matmul.tf32", "cublaslt.matmul.bfloat16")
 FORMAT = {"highest": "", "high": "tf32", "fast": "bfloat16"}
@@ -40,15 +40,14 @@ def product() -> tuple[Graph, dict[str, Array], Array]:
 def card(opencl: Any, monkeypatch: pytest.MonkeyPatch, costs: costing.CostStore) -> Iterator[str]:
     """A card on the fake cupy, on which the coarser a format is, the faster."""
     del opencl
-    cupy_fake.install(monkeypatch)
-    device = registry.open_device("cuda:0")
-    (call,) = costing.op_calls(product()[0]).values()
-    for kernel in emulation.candidates(call, device.info).fitting:
-        place = FASTEST_LAST.index(kernel.name) if kernel.name in FASTEST_LAST else -1
-        mark = (device.info.fingerprint, kernel.name, call.key())
-        costs.model.record_many(*mark, [1e-3 / (place + 2)] * 3, costing.cost_work(call))
-    yield device.info.id
-    registry._OPEN.pop(("cuda:0", None, None)).close()
+    with cards.installed(monkeypatch):
+        device = registry.open_device("cuda:0")
+        (call,) = costing.op_calls(product()[0]).values()
+        for kernel in emulation.candidates(call, device.info).fitting:
+            place = FASTEST_LAST.index(kernel.name) if kernel.name in FASTEST_LAST else -1
+            mark = (device.info.fingerprint, kernel.name, call.key())
+            costs.model.record_many(*mark, [1e-3 / (place + 2)] * 3, costing.cost_work(call))
+        yield device.info.id
 
 
 compiled = partial(xd.compile, product()[0], measure=False)

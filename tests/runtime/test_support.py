@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 import crossdock as xd
-from crossdock.devices import cuda
 from crossdock.devices.base import Device
 from crossdock.kernels import table
 from crossdock.runtime import emulation
@@ -17,7 +16,7 @@ from crossdock.runtime.errors import Unavailable
 from crossdock.runtime.support import MAX_RANK, Level, listed_ops, support, supports
 from crossdock.runtime.tensor import DTYPES, WEBNN_DTYPES
 from tests.cases import Case
-from tests.fakes import cupy_fake
+from tests.fakes import cards
 from tests.kernels.grid_run import opencl_ids, opened
 from tests.kernels.test_cpu import instance
 
@@ -63,12 +62,8 @@ def check_claims(op: str, dtypes: list[str], device: Device) -> None:
 def card() -> Iterator[Device]:
     """A card on the fake cupy, which runs kernels on the OpenCL device."""
     opened(IDS[1])
-    with pytest.MonkeyPatch.context() as patch:
-        fake = cupy_fake.install(patch)
-        device = cuda.open_device("cuda:0")
-        yield device
-        device.close()
-        assert fake.machine.errors == []
+    with pytest.MonkeyPatch.context() as patch, cards.opened(patch) as made:
+        yield made
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import crossdock as xd
-from crossdock.devices import registry
-from tests.fakes import cupy_fake
+from tests.fakes import cards
 from tests.fakes.cuda_machine import Machine
 from tests.kernels.grid_run import opencl_ids, opened
 from tests.kernels.test_ops_third_party import CASES, marked
@@ -30,13 +29,9 @@ The fake card runs the kernels' texts on the OpenCL device, too.
 def card() -> Iterator[str]:
     """A card on the fake cupy, which runs kernels on the OpenCL device."""
     opened(opencl_ids()[0])
-    with pytest.MonkeyPatch.context() as patch:
-        fake = cupy_fake.install(patch, Machine(memory=4 << 30))  # one case has 432 MB
+    machine = Machine(memory=4 << 30)  # one case has 432 MB
+    with pytest.MonkeyPatch.context() as patch, cards.installed(patch, machine):
         yield CARD
-        device = registry._OPEN.pop((CARD, None, None), None)
-        if device is not None:
-            device.close()
-        assert fake.machine.errors == []
 
 
 def judge(case: ThirdParty, device: str) -> None:
