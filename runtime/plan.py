@@ -302,9 +302,8 @@ class Plan:
                 f"arena {part.arena_bytes} B, scratch {part.scratch_bytes} B, "
                 f"weights {part.fixed_bytes} B"
             )
-        if self.precision != HIGHEST:
-            head.append(f"  precision {self.precision!r}: {self._rounding()}")
-        head += [f"  {said}" for said in (*self.splits, *self.rungs)]
+        told = (self.rounding,) if self.rounding else ()
+        head += [f"  {said}" for said in (*told, *self.splits, *self.rungs)]
         if self.replays:
             head.append(f"  {self.replays}")
         head += [f"  in its last run: {said}" for said in self.told]
@@ -327,14 +326,20 @@ class Plan:
             lines.append(f" {mark} {choice} {choice.kernel}{at}")
         return "\n".join(lines)
 
-    def _rounding(self) -> str:
-        """Which formats the kernels chosen round operands to, for how many ops."""
-        counts = Counter(table.rounds(s.op, s.kernel) for s in self.launches())
+    @property
+    def rounding(self) -> str:
+        """Which formats kernels round operands to, for how many ops; "" where none may."""
+        if self.precision == HIGHEST:
+            return ""
+        told, counts = f"precision {self.precision!r}:", self._roundings()
         kept = counts.pop("", 0)
         if not counts:
-            return "no op is rounded; no kernel here that rounds fits one, or is faster"
+            return f"{told} no op is rounded; no kernel here that rounds fits one, or is faster"
         named = ", ".join(f"{n} in {name}" for name, n in sorted(counts.items()))
-        return f"{named}, {kept} in the types of their operands"
+        return f"{told} {named}, {kept} in the types of their operands"
+
+    def _roundings(self) -> Counter[str]:
+        return Counter(table.rounds(s.op, s.kernel) for s in self.launches())
 
     def find(self, name: str) -> Step:
         """The step of an op, by node name or by a value it makes; PlanError names close ones."""

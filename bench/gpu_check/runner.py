@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.child:
         _child(args)
     if unknown := set(args.sections) - {section.name for section in SECTIONS}:
-        _parser().error(f"no section {', '.join(sorted(unknown))}")
+        there = ", ".join(section.name for section in SECTIONS)
+        _parser().error(f"no section {', '.join(sorted(unknown))}; sections are {there}")
     facts = _preflight(args)
     for line in facts["missing"]:
         print(line, flush=True)

@@ -148,6 +148,8 @@ def _report(session: Session, result: _Result, output: Output) -> None:
             f"{millis(link.predicted)}"
         )
     output.line(f"plan {result.receipt.plan[:12]}")
+    if plan.rounding:
+        output.line(plan.rounding)
     output.line(
         "predicted ", (millis(plan.predicted), "bold"),
         f" ({millis(plan.low)} to {millis(plan.high)}), measured ",

@@ -31,6 +31,7 @@ def promises(plan: Plan) -> tuple[str, ...]:
         plan.goal.said(plan.predicted),
         plan.horizon.said(plan.expected_runs),
         *(str(rung) for rung in plan.rungs),
+        *((plan.rounding,) if plan.rounding else ()),
     )
 
 

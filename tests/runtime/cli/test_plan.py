@@ -339,4 +339,7 @@ def test_precision_is_part_of_the_plan(call: Any, model: Path, machine_file: Pat
     there = ("--machine", machine_file, "--dim", "N=64", "--precision", "high")
     assert plan(call, model, *there).precision == "high"
     assert "precision 'high': no op is rounded" in plan(call, model, *there).explain()
+    for command in (("plan", model, *HERE), ("run", model, *HERE), ("explain", model, *HERE)):
+        assert "no op is rounded" in " ".join(call(*command, "--precision", "fast").out.split())
+        assert "no op is rounded" not in call(*command).out
     assert "is not one of 'highest', 'high', 'fast'" in call("plan", model, "--precision", "x").err
