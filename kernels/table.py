@@ -133,12 +133,6 @@ def kernels(op: str) -> tuple[Kernel, ...]:
     return tuple(_KERNELS.get(op, ()))
 
 
-def rounds(op: str, name: str) -> str:
-    """What a kernel of an op, by its name, rounds operands to; "" for one that is not known."""
-    known = (*_KERNELS.get(op, ()), *_KERNELS.get("*", ()))
-    return next((k.rounds for k in known if k.name == name), "")
-
-
 def foreign_names() -> list[str]:
     """Every kernel registered from outside of this package as "op name", sorted."""
     load()

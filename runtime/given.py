@@ -11,9 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.kernels import table
 from crossdock.kernels.kernel_set import kernel_set
-from crossdock.kernels.precision import FORMATS, permits
+from crossdock.kernels.precision import Permission
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import costing, emulation, footprint, steps
 from crossdock.runtime.errors import PlanError, StalePlan
@@ -98,24 +97,23 @@ def checked(plan: Plan, graph: Graph, target: Target) -> Plan:
     )
     made = replace(plan, steps=tuple(waited), devices=parts)
     infos = {d.id: d for d in target.devices}
-    _check_permitted(plan, target)
-    made = footprint.counted(made, graph, _Kernels(graph, infos).of, infos, {})
+    kernels = _Kernels(graph, infos)
+    for step in plan.launches():
+        _check_permitted(step, kernels.of(step)[0], target.permission)
+    made = footprint.counted(made, graph, kernels.of, infos, {})
     if made != plan:
         raise _damaged("its waits or its memory are not those of its steps")
     return made
 
 
-def _check_permitted(plan: Plan, target: Target) -> None:
-    """Refuse a plan whose kernels round more than is permitted now."""
-    precision = target.permission.precision
-    for step in plan.launches():
-        rounds = table.rounds(step.op, step.kernel)
-        if not permits(precision, rounds):
-            raise PlanError(
-                f"op {step.name!r:.80} of the plan rounds operands to {rounds}, and "
-                f"precision={precision!r} does not permit it; give precision="
-                f"{FORMATS[rounds].policy!r}, or plan again"
-            )
+def _check_permitted(step: Step, kernel: Kernel, permission: Permission) -> None:
+    """Refuse a kernel that loses more than is permitted now, or other bits than the plan says."""
+    if step.rounds != kernel.rounds:
+        raise _damaged(f"op {step.name!r:.80} rounds to {kernel.rounds!r}, not {step.rounds!r}")
+    if (why := permission.refuses(kernel)) is not None:
+        raise PlanError(
+            f"op {step.name!r:.80} of the plan has kernel {kernel.name}: {why}; plan again"
+        )
 
 
 class _Kernels:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from crossdock.kernels import table
 from crossdock.kernels.precision import HIGHEST
 from crossdock.runtime import plan_data
 from crossdock.runtime.errors import PlanError
@@ -82,6 +81,7 @@ class Step:
     and the host or, where the target's device copies from the source's itself, two devices, on a
     transfer queue). ``waits`` are indices of steps on other queues that must be
     done first; steps of one queue run in order. Times in seconds from the start of the run.
+    ``rounds`` is the format that a launch rounds float32 operands to (``kernels.precision``).
     ``replay`` says which captured graph a launch is part of or why of none, on a device with such.
     """
 
@@ -100,6 +100,7 @@ class Step:
     source: str
     op: str = ""
     kernel: str = ""
+    rounds: str = ""
     src: str = ""
     dst: str = ""
     nbytes: int = 0
@@ -339,7 +340,7 @@ class Plan:
         return f"{told} {named}, {kept} in the types of their operands"
 
     def _roundings(self) -> Counter[str]:
-        return Counter(table.rounds(s.op, s.kernel) for s in self.launches())
+        return Counter(s.rounds for s in self.launches())
 
     def find(self, name: str) -> Step:
         """The step of an op, by node name or by a value it makes; PlanError names close ones."""
@@ -421,8 +422,8 @@ def step_line(step: Step) -> str:
         how = f" by {step.detail}" if step.detail else ""
         what = f"copy {step.name} {step.src}->{step.dst} {step.nbytes} B{how}"
     else:
-        rounds = table.rounds(step.op, step.kernel)
-        what = f"{step.op} {step.name} [{step.kernel}]{rounds and f' in {rounds}'}"
+        rounded = f" in {step.rounds}" if step.rounds else ""
+        what = f"{step.op} {step.name} [{step.kernel}]{rounded}"
     more = "".join(f" | {said}" for said in (step.reason, step.replay) if said)
     return (
         f"#{step.index} {step.queue} {what}{waits} pred {step.seconds * 1e3:.4f} ms "

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crossdock.devices.base import Span
-from crossdock.kernels import table
 from crossdock.runtime.fallback import fallbacks
 from crossdock.runtime.plan import Plan, Step
 
@@ -148,7 +147,7 @@ def make_receipt(
             s.kernel,
             s.seconds,
             measured.get((s.device, s.name)),
-            table.rounds(s.op, s.kernel),
+            s.rounds,
         )
         for s in plan.launches()
     )
@@ -196,7 +195,7 @@ def recovered_receipt(
             device=last[op.name].device,
             physical_id=physical.get(last[op.name].device, ""),
             kernel=last[op.name].kernel,
-            rounds=table.rounds(last[op.name].op, last[op.name].kernel),
+            rounds=last[op.name].rounds,
             predicted=last[op.name].seconds,
         )
         if op.name in last

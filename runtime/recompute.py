@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from crossdock.devices.base import Event, Queue
-from crossdock.kernels import table
 from crossdock.kernels.reference import evaluate
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime import costing, emulation
@@ -60,8 +59,7 @@ class Recomputed:
         self, call: OpCall, value: str, had: Mapping[str, Array], got: Array, want: Array
     ) -> None:
         step, dtype = self._step, self._program.graph.specs[value].dtype
-        rounds = table.rounds(call.op, step.kernel)
-        rtol, atol = _tolerance(call, dtype, list(had.values()), want, rounds)
+        rtol, atol = _tolerance(call, dtype, list(had.values()), want, step.rounds)
         if not _exact(call, step, self._queue):
             atol += fast_error() * largest(want)
         off = _distance(got, want)

@@ -203,6 +203,6 @@ def _with_kernels(plan: Plan, before: Mapping[str, Step], rest: Graph) -> Plan:
         if old is None or old.device != step.device or step.name not in keys:
             return step
         mark = (prints[step.device], old.kernel, keys[step.name])
-        return step if mark in refused() else replace(step, kernel=old.kernel)
+        return step if mark in refused() else replace(step, kernel=old.kernel, rounds=old.rounds)
 
     return replace(plan, steps=tuple(map(same, plan.steps)))

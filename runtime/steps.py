@@ -161,6 +161,7 @@ class _Drafts:
             source=offer.estimate.source.value,
             op=node.op,
             kernel=offer.kernel.name,
+            rounds=offer.kernel.rounds,
             detail=str(body) if isinstance(body, FusedBody) else "",
             **({} if self.brief else self._why(offers, task, device)),  # type: ignore[arg-type]
         )

@@ -96,12 +96,29 @@ def test_kernels_that_are_not_permitted_are_not_measured(card: str) -> None:
 def test_a_plan_that_rounds_more_than_is_permitted_is_refused(card: str) -> None:
     with compiled(card, precision="high") as session:
         plan = session.plan
-    with pytest.raises(PlanError, match=r"rounds operands to tf32.*give precision='high'"):
+    with pytest.raises(PlanError, match=r"rounds operands to tf32.*needs precision='high'"):
         compiled(card, plan=plan)
+    (step,) = plan.launches()
+    at = plan.steps.index(step)
+    lies = (*plan.steps[:at], replace(step, rounds=""), *plan.steps[at + 1 :])
+    with pytest.raises(PlanError, match="damaged"):
+        compiled(card, plan=replace(plan, steps=lies), precision="high")
     _, feeds, _ = product()
     with compiled(card, plan=plan, precision="fast") as session:
         session.run(feeds)
         assert session.receipt.ops[0].rounds == "tf32"
+
+
+def test_a_plan_whose_kernel_loses_bits_is_refused_where_none_may_be_lost(card: str) -> None:
+    b = xd.GraphBuilder()
+    w = b.constant(np.ones((N, N), np.float32))
+    graph = b.build({"y": b.relu(b.matmul(b.input("x", (N, N)), w))})
+    passes = ["flush-subnormals"]  # which strict=True leaves out, too
+    with xd.compile(graph, card, measure=False, skip_passes=passes) as session:
+        plan = session.plan
+    assert {step.kernel for step in plan.launches()} == {"cublaslt.fused_matmul.relu"}
+    with pytest.raises(PlanError, match="loses bits that strict=True keeps; plan again"):
+        xd.compile(graph, card, measure=False, skip_passes=passes, plan=plan, strict=True)
 
 
 def test_sampled_checks_know_what_is_rounded(card: str) -> None:
