@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from crossdock.devices.program import Work
@@ -26,6 +27,13 @@ def in_range(xp: Any, indices: Any, size: int) -> Any:
     return xp.clip(xp.where(wide < 0, wide + size, wide), 0, size - 1)
 
 
+def check_places(op: str, spec: TensorSpec, indices: TensorSpec, axes: Sequence[int]) -> None:
+    """Raise where indices address an axis that has no elements: no clamping makes them valid."""
+    empty = next((a for a in axes if spec.shape[a] == 0), None)
+    if empty is not None and all(isinstance(n, int) and n > 0 for n in indices.shape):
+        raise fail(op, f"indices {indices} address axis {empty} of input {spec}, which is empty")
+
+
 def with_axis(name: str) -> Canon:
     """A ``canon`` that reads the axis."""
 
@@ -46,6 +54,7 @@ def _work(specs: Specs, outs: Any, attrs: Attrs) -> Work:  # noqa: ARG001 - Work
 
 def _gather_infer(specs: Specs, attrs: Attrs) -> tuple[TensorSpec, ...]:
     spec, indices, axis = some(specs[0]), some(specs[1]), attrs["axis"]
+    check_places("gather", spec, indices, (axis,))
     return (spec.with_shape((*spec.shape[:axis], *indices.shape, *spec.shape[axis + 1 :])),)
 
 
@@ -73,6 +82,7 @@ def check_elements(op: str, spec: TensorSpec, indices: TensorSpec, axis: int) ->
         raise fail(
             op, f"indices must have the shape of input {spec} but for axis {axis}; it is {indices}"
         )
+    check_places(op, spec, indices, (axis,))
 
 
 entry(
@@ -95,6 +105,7 @@ def depth_of(op: str, spec: TensorSpec, indices: TensorSpec) -> int:
             f"the last dimension of indices must be at most the rank of input {spec}; "
             f"it is {indices}",
         )
+    check_places(op, spec, indices, range(depth))
     return depth
 
 

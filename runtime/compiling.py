@@ -97,11 +97,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             device says is done and is not, and damaged bytes, are noticed by these alone.
         watchdog: seconds that a device may take for any step before it counts as hung; one that
             is predicted to take long may take ten times that. Infinity waits for ever; None is
-            ``CROSSDOCK_WATCHDOG``, or 5. A run that its caller does alone is not looked at: one on
-            the host, or on it and one device that takes commands at once, for which under 0.1 s is
-            predicted and no timeout given; with a number given here, every run is. A kernel that
-            never ends in such a run keeps its caller, as nothing can take a thread out of it; other
-            sessions go on.
+            ``CROSSDOCK_WATCHDOG``, or 5. A run on the host alone for which under 0.1 s is predicted
+            and no timeout given is not looked at, unless a number is given here.
         deterministic: the same bits for the same inputs, run to run, session to session and process
             to process, as long as graph, arguments, devices (with their threads), settings and
             versions are the same, and no device fails meanwhile (a receipt tells of it). Kernels

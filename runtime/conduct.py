@@ -1,8 +1,9 @@
-"""A run that its caller conducts alone: no other thread is woken.
+"""A run that its caller conducts: no other thread is woken to give the device its work.
 
 Waking a thread takes longer than handing a command to a driver, so where the host shares a graph
 with one device that takes commands without waiting, the caller hands over whatever is ready, does
-the host's part of the work, and hands over what that has made ready.
+the host's part of the work, and hands over what that has made ready. Only what the device has still
+to do then is waited for in another thread, since a driver may not come back.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Conductor:
 
     Segments of a queue go in order. What is handed over depends only on what was handed over before
     it, by whichever run: runs of several threads on one device never wait for each other in a
-    circle. ``leave`` is called once with the device, when only the host has still to compute.
+    circle. ``wait`` waits for an event that is not done, and raises what ends the run meanwhile.
+    ``leave`` is called once with the device, when only the host has still to compute.
     """
 
     def __init__(
@@ -38,12 +40,13 @@ class Conductor:
         program: Program,
         do: Do,
         check: Callable[[], None],
+        wait: Callable[[Event], None],
         leave: Callable[[Device], None],
     ) -> None:
         self._segments, self._do, self._check = program.segments, do, check
         self._host = [s for s in program.segments if s.device == HOST]
         other = next(s.device for s in program.segments if s.device != HOST)
-        self._device, self._leave = program.devices[other], leave
+        self._device, self._wait, self._leave = program.devices[other], wait, leave
         self._queues: dict[str, deque[Segment]] = {}
         for part in program.segments:
             if part.device != HOST:
@@ -60,13 +63,15 @@ class Conductor:
             for index in part.waits:
                 event = self._events[index]
                 if event is not None:
-                    event.wait()
+                    self._wait(event)
             if not any(self._queues.values()) and all(e.done() for e in self._last.values()):
                 self._leave(self._device)
             self._events[part.index] = self._do(part, ())
             self._hand_over()
-        for event in self._last.values():
-            event.wait()
+        for event in reversed(
+            self._last.values()
+        ):  # once the newest is done, the others mostly are
+            self._wait(event)
 
     def _hand_over(self) -> None:
         """Hand the device every segment whose inputs are made or handed over."""
@@ -82,6 +87,7 @@ class Conductor:
             event = self._do(part, [e for e in known if e is not None])
             self._events[part.index] = event
             if event is not None:
+                self._last.pop(part.role, None)
                 self._last[part.role] = event
             moved = True
         return moved

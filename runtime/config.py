@@ -32,7 +32,7 @@ should not be disturbed by another timing."""
 class Config:
     """How a session plans and runs; the arguments of ``compile``. No ``devices``: all there are.
 
-    ``watched``: no run is left to its caller alone, who could not be told of a device that hangs.
+    ``watched``: no run on the host is left to its caller, who could not be told that it hangs.
     ``lost`` are devices that constraints may still name; ``broken`` says why one, of these or of
     those there are, computes nothing.
     """

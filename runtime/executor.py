@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from crossdock.devices import registry
+from crossdock.devices.attended import attend, await_event
 from crossdock.devices.base import Buffer, Device, Event, Queue, Span
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.checks import Checks
@@ -22,6 +23,7 @@ from crossdock.runtime.conduct import Conductor
 from crossdock.runtime.errors import (
     Cancelled,
     DeviceError,
+    DeviceLost,
     Error,
     ExecutionError,
     OutOfMemory,
@@ -29,9 +31,9 @@ from crossdock.runtime.errors import (
 from crossdock.runtime.finite import Watcher
 from crossdock.runtime.losses import blame, check, said
 from crossdock.runtime.plan import HOST, Step
-from crossdock.runtime.pool import Deadline
+from crossdock.runtime.pool import TURN, Deadline
 from crossdock.runtime.program import Instance, Program, Windows
-from crossdock.runtime.progress import Progress, look_around
+from crossdock.runtime.progress import Progress, leave, look_around, watch
 from crossdock.runtime.segments import Segment
 from crossdock.runtime.tensor import Array, to_numpy
 from crossdock.runtime.transit import Transit
@@ -107,6 +109,7 @@ class Run:
         self._checked = checks is not None and checks.transfers
         self._failed = False
         self._turn = self.care.turn
+        self._deadline = Deadline()
         self._lock = threading.Lock()
 
     @property
@@ -126,14 +129,14 @@ class Run:
             self._turn.end()
             return self._collect(began)
 
-    def conducted(self, feeds: Mapping[str, Array]) -> Outcome:
+    def conducted(self, feeds: Mapping[str, Array], deadline: Deadline) -> Outcome:
         """Run a program that ``conducts`` in the calling thread."""
         began = time.perf_counter()
-        with self._here():
+        with self._looked_at(deadline), self._here():
             self._feed(feeds)
-            self._take_turn(Deadline())
+            self._take_turn(deadline)
             try:
-                Conductor(self.program, self._do, self._check, self._leave).run()
+                Conductor(self.program, self._do, self._check, self._wait, self._leave).run()
             except DeviceError as error:
                 if not error.device:  # waited for outside of a step
                     others = [d for d in self.program.devices.values() if d.info.id != HOST]
@@ -150,7 +153,7 @@ class Run:
         """
         began = time.perf_counter()
         watcher = Watcher(self.program, self.instance)
-        with self._here():
+        with self._looked_at(deadline), self._here():
             self._feed(feeds)
             self._take_turn(deadline)
             watcher.fed()
@@ -161,7 +164,7 @@ class Run:
                 event = self._do(part, ())
                 self._queue(part).flush()
                 if event is not None:
-                    event.wait()
+                    self._wait(event)
                 watcher.look(self.program.plan.steps[part.steps[0]])
             watcher.check()
             return self._collect(began)
@@ -172,14 +175,64 @@ class Run:
         try:
             yield
         except BaseException as error:
-            for part in {id(self._queue(p)): p for p in self.program.segments}.values():
-                self._settle(part)
+            for parts in self._by_queue(self.program.segments):
+                self._settle(parts[-1])
             self._salvage(error)
             if isinstance(error, Error) or not isinstance(error, Exception):
                 raise
             raise failed(self.program, error) from error
         finally:
             self._release()
+
+    @contextmanager
+    def _looked_at(self, deadline: Deadline) -> Iterator[None]:
+        """Have those who wait, this caller and others, look whether devices hang in this run.
+
+        The host does its part in this thread, where nothing could end it.
+        """
+        parts = [p for p in self.program.segments if p.device != HOST]
+        self.progress.queues, self.progress.end = self._by_queue(parts), self._lose
+        self._deadline = deadline
+        watch(self.progress)
+        try:
+            yield
+        finally:
+            leave(self.progress)
+
+    def _by_queue(self, parts: Iterable[Segment]) -> list[list[Segment]]:
+        """Segments in order, a list for each queue: roles may share one."""
+        queues: dict[int, list[Segment]] = {}
+        for part in parts:
+            queues.setdefault(id(self._queue(part)), []).append(part)
+        return list(queues.values())
+
+    def _lose(self, error: DeviceLost) -> None:
+        """Have the caller end the run, of which a device is lost; from any thread."""
+        blame(error, self.program.devices[error.device])
+        with self._lock:
+            if error.device in self.unsettled:
+                return
+            self.unsettled.add(error.device)
+            self.error = error
+        if not self.program.devices[error.device].apart:
+            registry.bury(self)  # what hangs may still write to its memory
+
+    def _look(self) -> None:
+        """Raise what a device of the run is lost by."""
+        look_around()
+        error, self.error = self.error, None  # it holds the frames that hold the run
+        if error is not None:
+            raise error
+
+    def _wait(self, event: Event) -> None:
+        """Wait for a device; raises what ends the run meanwhile."""
+        await_event(event, self._look_on, TURN)
+
+    def _look_on(self) -> None:
+        self._look()
+        self._check()
+        if self._deadline.over():
+            raise late(self.program, self._deadline)
 
     def _salvage(self, error: BaseException) -> None:
         """Let what a failed run has made be taken, before its memory is gone."""
@@ -325,12 +378,19 @@ class Run:
             return
         self.progress.settling[id(queue)] = part
         try:
-            queue.finish()
+            self._finish(queue)
         except Exception as error:  # noqa: BLE001 - the first failure is what is told
             self.unsettled.add(part.device)
             registry.lose(queue.device, said(error))
         finally:
             del self.progress.settling[id(queue)]
+
+    def _finish(self, queue: Queue) -> None:
+        """Wait for all of a queue; raises where its device is lost meanwhile."""
+        if queue.device.info.id == HOST:
+            queue.finish()
+        else:
+            attend(queue.finish, self._look, TURN)
 
 
 def _patiently(deadline: Deadline, done: Callable[[float], bool]) -> bool:

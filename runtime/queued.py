@@ -69,7 +69,7 @@ class QueuedRun(Run):
         deadline.wake = self._ended.set
         try:
             self._post()
-            ended = deadline.wait(self._look) and not deadline.cancelled
+            ended = deadline.wait(self._over) and not deadline.cancelled
         except BaseException:
             if not self._abandon():
                 self._release()
@@ -91,7 +91,7 @@ class QueuedRun(Run):
             self._release()
             del error
 
-    def _look(self, seconds: float) -> bool:
+    def _over(self, seconds: float) -> bool:
         """Wait for the end of the run, and look whether devices hang that have not come to it."""
         if not self._ended.wait(seconds):
             look_around()
@@ -146,17 +146,15 @@ class QueuedRun(Run):
             return self.cancelled
 
     def _post(self) -> None:
-        queues: dict[int, list[Segment]] = {}  # roles may share a queue: one job, in plan order
-        for part in self.program.segments:
-            queues.setdefault(id(self._queue(part)), []).append(part)
-        self.progress.queues, self.progress.end = list(queues.values()), self._lose
-        self._timelines = {key: Timeline() for key in queues}
+        queues = self._by_queue(self.program.segments)
+        self.progress.queues, self.progress.end = queues, self._lose
+        self._timelines = {id(self._queue(parts[0])): Timeline() for parts in queues}
         for part in self.program.segments:
             if part.signals:
                 self._points[part.index] = self._timelines[id(self._queue(part))].record()
         jobs = [
             (self.program.devices[parts[0].device].worker(parts[0].role), _Job(self, parts))
-            for parts in queues.values()
+            for parts in queues
         ]
         self._left = len(jobs)
         if not jobs:
@@ -253,6 +251,9 @@ class QueuedRun(Run):
             else:
                 self._wait_for(event, device)
         return native
+
+    def _finish(self, queue: Queue) -> None:
+        queue.finish()  # who waits for this run looks after its queues' threads
 
     def _fail(self, error: BaseException) -> None:
         """Keep the first failure and wake everybody who waits for a step of this run."""

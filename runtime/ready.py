@@ -128,7 +128,7 @@ class Ready:
 
     ``graph`` is as its caller feeds it; ``capacity`` says how many devices of a resource group the
     plan lets compute at once. A device may take ``watchdog`` seconds for any step;
-    ``alone``: a caller may run it in its own thread, where nobody can look at it; ``checks``
+    ``alone``: a caller may do a run on the host itself, where nobody can look at it; ``checks``
     are made of its steps and copies. ``replan`` gives
     what to run instead when the watch has seen runs that take too long; the caller of it holds the
     lock of planning. Runs of one ``flow`` share their turns on the devices.
@@ -191,15 +191,16 @@ class Ready:
         profile: bool,
     ) -> Outcome:
         """Run on an instance in the way that suits the program and the caller."""
-        alone = deadline.seconds is None and self._short
-        host = alone and self.program.host_only
-        if self.program.watched or host or (alone and not profile and conducts(self.program)):
-            run = Run(self.program, instance, give, profile=profile, care=care)
-            if self.program.watched:
-                return run.watched(arrays, deadline)
-            return run.inline(arrays) if host else run.conducted(arrays)
-        queued = QueuedRun(self.program, instance, give, profile=profile, care=care)
-        return queued.across(arrays, deadline)
+        brief = deadline.seconds is None and self._brief
+        host = brief and self.alone and self.program.host_only
+        conducted = brief and self.checks is None and not profile and conducts(self.program)
+        if not (self.program.watched or host or conducted):
+            queued = QueuedRun(self.program, instance, give, profile=profile, care=care)
+            return queued.across(arrays, deadline)
+        run = Run(self.program, instance, give, profile=profile, care=care)
+        if self.program.watched:
+            return run.watched(arrays, deadline)
+        return run.inline(arrays) if host else run.conducted(arrays, deadline)
 
     def _transit(self, arrays: Mapping[str, Fed], ledger: Ledger | None) -> Transit | None:
         with suppress(NoRoom):
@@ -210,7 +211,8 @@ class Ready:
     @cached_property
     def direct(self) -> Direct | None:
         """The short way for runs that are neither profiled nor timed out; None where none is."""
-        if self.program.watched or not self._short or not Direct.suits(self.graph, self.program):
+        short = self.alone and self._brief
+        if self.program.watched or not short or not Direct.suits(self.graph, self.program):
             return None
         return Direct(self.program, self.pool, self.shares, self.flow)
 
@@ -221,9 +223,9 @@ class Ready:
         return tuple(self.flow.share(self.program.devices[name]) for name in used)
 
     @property
-    def _short(self) -> bool:
-        """Whether the caller may run it alone: it is deaf to Ctrl-C, and to being cancelled."""
-        return self.alone and self.program.plan.predicted < TURN
+    def _brief(self) -> bool:
+        """Whether the caller may do work itself: it is deaf to Ctrl-C, and to being cancelled."""
+        return self.program.plan.predicted < TURN
 
     def slowdown(self) -> float:
         """How much longer a run takes at the devices' pace of this moment than at their usual."""

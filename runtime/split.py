@@ -9,6 +9,7 @@ from windows of the array that is fed, and an output's parts are written into wi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -211,9 +212,18 @@ class _Rewriting:
                 outputs[name] = value
                 continue
             for i in range(len(self.sizes)):
-                outputs[f"{name}.part{i}"] = f"{value}.part{i}"
+                outputs[f"{name}.part{i}"] = self._made(value, i)
                 windows[f"{name}.part{i}"] = self._window(name, value, i)
         return outputs, windows
+
+    def _made(self, value: str, part: int) -> str:
+        """Part of a value that the region makes: a join of parts cut before has others already."""
+        stem = value
+        for n in itertools.count(2):
+            if not any(f"{stem}.part{i}" in self.graph.specs for i in range(len(self.sizes))):
+                break
+            stem = f"{value}.{n}"
+        return f"{stem}.part{part}"
 
     def _window(self, name: str, value: str, part: int) -> Window:
         axis = self.region.axes[value]
@@ -247,7 +257,7 @@ class _Rewriting:
             if value is not None and axis is not None and value not in self.parts:
                 self.parts[value] = [self._outside(value, i) for i in range(len(self.sizes))]
         for value in node.outputs:
-            self.parts[value] = [f"{value}.part{i}" for i in range(len(self.sizes))]
+            self.parts[value] = [self._made(value, i) for i in range(len(self.sizes))]
         for i, size in enumerate(self.sizes):
             inputs = tuple(
                 v if v is None or axis is None else self.parts[v][i]

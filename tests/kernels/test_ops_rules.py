@@ -13,7 +13,7 @@ from crossdock.kernels import table
 from crossdock.kernels.ops_rules import RULES, bare
 from crossdock.runtime.builder import GraphBuilder
 from crossdock.runtime.errors import GraphError, ShapeError
-from crossdock.runtime.tensor import WEBNN_DTYPES
+from crossdock.runtime.tensor import WEBNN_DTYPES, TensorSpec
 from tests.cases import Make
 
 BROKEN: list[tuple[str, str, Callable[[GraphBuilder, Make], Any]]] = [
@@ -228,6 +228,29 @@ TYPES: list[tuple[str, str, set[str]]] = [
 @pytest.mark.parametrize(("op", "operand", "allowed"), TYPES)
 def test_the_rules_are_the_specification_s(op: str, operand: str, allowed: set[str]) -> None:
     assert RULES[op][operand].dtypes & set(WEBNN_DTYPES) == allowed
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "operands"),
+    [
+        ("gather", {"axis": 0}, [(0, 3), (2,)]),
+        ("gather_elements", {"axis": 1}, [(3, 0), (3, 2)]),
+        ("gather_nd", {}, [(3, 0), (2, 2)]),
+        ("scatter_elements", {"axis": 0, "reduction": "none"}, [(0, 3), (2, 3), (2, 3)]),
+        ("scatter_nd", {"reduction": "none"}, [(0, 3), (2, 1), (2, 3)]),
+    ],
+)
+def test_no_index_is_in_an_axis_without_elements(
+    op: str, attrs: dict[str, Any], operands: list[tuple[int, ...]]
+) -> None:
+    """Formats have such shapes, though the builder has not: clamped indices are outside, too."""
+    dtypes = ("float32", "int32", "float32")
+    specs = [TensorSpec(t, s) for t, s in zip(dtypes, operands, strict=False)]
+    with pytest.raises(ShapeError, match=f"{op}: indices .* address axis . of input .*empty"):
+        table.op(op).infer(specs, attrs)
+    if len(specs) == 2:
+        none = specs[1].with_shape((0, *specs[1].shape[1:]))
+        table.op(op).infer([specs[0] if op != "gather_elements" else none, none], attrs)
 
 
 def test_there_is_every_operator_of_the_specification() -> None:

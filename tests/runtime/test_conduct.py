@@ -1,7 +1,8 @@
-"""Runs that the caller conducts alone: right answers, no thread woken, failures told."""
+"""Runs that the caller conducts: right answers, no worker woken, failures and hangs told."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +17,8 @@ from crossdock.devices.sim import Fault
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime import costing
 from crossdock.runtime.conduct import Conductor, conducts
-from crossdock.runtime.errors import DeviceError, DeviceLost
+from crossdock.runtime.errors import Cancelled, DeviceError, DeviceHung, DeviceLost, ExecutionError
+from crossdock.runtime.executor import Run
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Constraints
 from crossdock.runtime.planner import Options, make_plan
@@ -71,7 +73,7 @@ def test_any_graph_any_placement(machine: Machine, graph: Graph, data: st.DataOb
             np.testing.assert_array_equal(outputs[name], value)
 
 
-def test_no_thread_is_woken(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_worker_is_woken(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     device = quick(machine)
     graph = back_and_forth()
     ready = ready_of(machine, graph, {"there": BOTH[1], "here": BOTH[0], "again": BOTH[1]})
@@ -100,6 +102,78 @@ def test_a_failure_is_told_and_the_device_is_lost(machine: Machine) -> None:
         ready.run(feeds, Deadline(), profile=False)
 
 
+class Unending(Event):
+    """Work that does not end before ``ends`` is set."""
+
+    def __init__(self) -> None:
+        self.ends = threading.Event()
+
+    def wait(self) -> None:
+        assert self.ends.wait(30)
+
+    def done(self) -> bool:
+        return self.ends.is_set()
+
+
+def unending(device: Device, monkeypatch: pytest.MonkeyPatch) -> Unending:
+    """What the device's queues give for all that they do from now on."""
+    event = Unending()
+    for queue in device.queues.values():
+        for what in ("execute", "read", "write"):
+            monkeypatch.setattr(queue, what, lambda *_: event)
+        monkeypatch.setattr(queue, "finish", event.wait)
+    return event
+
+
+@pytest.mark.parametrize("again", BOTH)
+def test_a_device_that_hangs_is_given_up(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    """Whether the host waits for it on the way, or for the last of it."""
+    event = unending(quick(machine), monkeypatch)
+    ready = ready_of(machine, back_and_forth(), {"there": BOTH[1], "here": BOTH[0], "again": again})
+    ready.watchdog = 0.3
+    assert conducts(ready.program)
+    with pytest.raises(DeviceHung, match=r"sim:quick/upload has not ended the copy of .x"):
+        ready.run({"x": np.ones((4, 8), np.float32)}, Deadline(), profile=False)
+    assert ready.program.devices[BOTH[1]].gone
+    event.ends.set()
+
+
+def test_a_device_that_hangs_when_the_host_fails(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first error is told once the device is given up: it might write to the run's memory."""
+    event = unending(quick(machine), monkeypatch)
+    graph = back_and_forth()
+    ready = ready_of(machine, graph, {"there": BOTH[1], "here": BOTH[1], "again": BOTH[1]})
+    ready.watchdog = 0.3
+
+    def fail(self: Run, given: Event) -> None:
+        raise ZeroDivisionError(str(given))
+
+    monkeypatch.setattr(Run, "_wait", fail)
+    with pytest.raises(ExecutionError, match="ZeroDivisionError"):
+        ready.run({"x": np.ones((4, 8), np.float32)}, Deadline(), profile=False)
+    assert "has not ended" in ready.program.devices[BOTH[1]].gone
+    event.ends.set()
+
+
+def test_a_wait_is_left_by_who_cancels_the_run(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = unending(quick(machine), monkeypatch)
+    ready = ready_of(machine, back_and_forth(), {"there": BOTH[1]})
+    deadline = Deadline()
+    timers = [threading.Timer(0.1, deadline.cancel), threading.Timer(0.4, event.ends.set)]
+    for timer in timers:
+        timer.start()
+    with pytest.raises(Cancelled):
+        ready.run({"x": np.ones((4, 8), np.float32)}, deadline, profile=False)
+    assert event.done()  # the memory is the device's till then
+    assert not ready.program.devices[BOTH[1]].gone
+
+
 @pytest.mark.parametrize(("again", "left"), [("cpu:0", True), ("sim:quick", False)])
 def test_a_run_that_only_computes_on_the_host_leaves_the_device(
     machine: Machine, again: str, left: bool
@@ -113,7 +187,7 @@ def test_a_run_that_only_computes_on_the_host_leaves_the_device(
         if part.device == "cpu:0":
             seen.append(list(freed))
 
-    Conductor(ready.program, do, lambda: None, lambda d: freed.append(d.info.id)).run()
+    Conductor(ready.program, do, lambda: None, Event.wait, lambda d: freed.append(d.info.id)).run()
     assert seen == [["sim:quick"] if left else []]
 
 

@@ -135,18 +135,20 @@ def test_parts_of_ops_that_passes_fuse_are_the_whole(graph: Graph, op: str, axes
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(exact_graphs(), st.data())
 def test_regions_of_any_graph(graph: Graph, data: st.DataObject) -> None:
-    """Two regions after one another, with borders inside of the graph and at its ends."""
+    """Regions after one another, with borders inside of the graph, at its ends and at each other.
+
+    A concat that joins what an earlier region made may be in a later one.
+    """
     made = SplitGraph(graph)
-    done: set[str] = set()
-    for _ in range(2):
-        if not graph.nodes:
-            return
-        node = data.draw(st.sampled_from(graph.nodes))
-        axis = data.draw(st.integers(0, max(0, graph.specs[node.outputs[0]].rank - 1)))
-        region = grow(graph, node, axis, frozenset(done))
+    for _ in range(3):
+        whole = [node for node in made.graph.nodes if node.name not in made.parts]
+        if not whole:
+            break
+        node = data.draw(st.sampled_from(whole))
+        axis = data.draw(st.integers(0, max(0, made.graph.specs[node.outputs[0]].rank - 1)))
+        region = grow(made.graph, node, axis, frozenset(made.parts))
         if region is None:
             continue
-        done.update(region.nodes)
         first = data.draw(st.integers(1, region.units - 1))
         made = rewrite(made, region, (first, region.units - first))
     feeds = whole_feeds(graph, 0)

@@ -1,7 +1,7 @@
 """A child: an OpenCL kernel that never ends, and the answer from elsewhere. Ends without cleaning.
 
-``python -m tests.runtime.faults.endless`` prints a line where all is well. A driver waits for its
-kernels when it is unloaded, which is why this is a process of its own.
+``python -m tests.runtime.faults.endless [--check-finite]`` prints two lines where all is well. A
+driver waits for its kernels when it is unloaded, which is why this is a process of its own.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def main() -> None:
     graph = b.build({"y": b.add(b.mul(x, x, label="n0"), x, label="n1")})
     feeds = {"x": np.full((64, 64), 3, np.float32)}
     pins = xd.Constraints(pin={"n0": "opencl:0", "n1": "cpu:0"})
+    checked = "--check-finite" in sys.argv
     with xd.compile(
-        graph, ["cpu:0", "opencl:0"], constraints=pins, measure=False, watchdog=1.0
+        graph, ["cpu:0", "opencl:0"], constraints=pins, measure=False, check_finite=checked
     ) as session:
         session.run(feeds)
         device: Any = session.devices["opencl:0"]
