@@ -18,6 +18,7 @@ from crossdock.runtime.ends import Ends, ends
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.losses import blaming
 from crossdock.runtime.plan import HOST, Plan, Step
+from crossdock.runtime.plan_parts import Key, Streamed
 from crossdock.runtime.segments import Segment
 from crossdock.runtime.tensor import Array, TensorSpec
 
@@ -41,6 +42,8 @@ class Windows:
 class Program:
     """A plan made ready on opened devices; shared by all runs.
 
+    ``streamed`` has the weights that each run brings, by the name of the step that copies them, in
+    host memory: contiguous bytes.
     ``watched``: a launch is a segment of its own, and its results are looked at (``finite``).
     """
 
@@ -52,6 +55,7 @@ class Program:
     residents: Mapping[tuple[str, str], Buffer]
     segments: tuple[Segment, ...]
     windows: Windows
+    streamed: Mapping[str, Array] = field(default_factory=dict)
     watched: bool = False
 
     @cached_property
@@ -108,6 +112,10 @@ def buffer_of(program: Program, instance: Instance, value: str, device: str) -> 
 class _Binder:
     def __init__(self, program: Program) -> None:
         self.program = program
+        self._stays: dict[tuple[str, str], dict[Key, Streamed]] = {}
+        for stay in program.plan.streamed:
+            self._stays.setdefault((stay.device, stay.op), {})[stay.key] = stay
+        self._named = {stay.name: stay for stay in program.plan.streamed}
         arenas = {
             d.id: self._allocate(d.id, d.arena_bytes, "arena")
             for d in program.plan.devices
@@ -176,6 +184,10 @@ class _Binder:
     def _bind(self, part: Segment) -> None:
         program = self.program
         step = program.plan.steps[part.steps[0]]
+        if step.brings_weight:
+            here = self._place(self._named[step.name])
+            self.instance.copies[part.index] = here, program.streamed[step.name]
+            return
         if step.kind == "copy":
             here = self._at(step.name, part.device)
             other = step.src if part.device == step.dst else step.dst
@@ -195,10 +207,20 @@ class _Binder:
 
     def _bind_launch(self, step: Step) -> list[Bound]:
         op = self.program.ops[step.index]
+        roots = self.program.roots
+        stays = self._stays.get((step.device, step.name), {})
+        brought = {key: self._place(stay) for key, stay in stays.items()}
         inputs = [
-            None if v is None or i in op.lowered.unused else self._at(v, step.device)
+            None
+            if v is None or i in op.lowered.unused
+            else brought.get((roots[v], None)) or self._at(v, step.device)
             for i, v in enumerate(step.inputs)
         ]
+        packed = {pack: buffer for (_, pack), buffer in brought.items() if pack is not None}
         outputs = [self._at(v, step.device) for v in step.outputs]
         scratch = self._scratch.get(step.device, [])[: len(op.lowered.scratch)]
-        return bind_op(op, inputs, outputs, scratch, step.name, step.seconds)
+        return bind_op(op, inputs, outputs, scratch, step.name, step.seconds, packed)
+
+    def _place(self, stay: Streamed) -> Buffer:
+        """Where a weight lies that each run brings, while its op needs it."""
+        return self.instance.arenas[stay.device].view(stay.offset, stay.nbytes)

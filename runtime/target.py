@@ -45,6 +45,10 @@ class Target:
         """The measured link, or the default."""
         return self.model.link(*link_ends(src, dst)) or DEFAULT_LINK
 
+    def weights_link(self, dst: DeviceInfo) -> LinkModel:
+        """The link for copies of weights from the host's memory."""
+        return self.link(self.devices[0], dst)
+
     @cached_property
     def direct(self) -> frozenset[tuple[str, str]]:
         """The ``peers`` between which a copy of its own takes no longer than one through the host.
