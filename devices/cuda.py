@@ -264,7 +264,7 @@ class CudaDevice(Device):
         return np.frombuffer(memory, dtype, count)[: spec.size].reshape(spec.dims)
 
     def pinned(self, array: Array) -> Array:
-        """A copy in pinned memory: it is not staged, and copied while the host does other things."""
+        """A copy in pinned memory: uploads of it are not staged."""
         made = self.host_array(TensorSpec("uint8", array.shape))
         np.copyto(made, array)
         made.flags.writeable = False

@@ -23,12 +23,12 @@ Keep = Callable[[Device, Array, str], Buffer]
 class CompiledOp:
     """An op lowered and compiled for a device; ``packed`` are its packed constants there.
 
-    Those that each run brings are None.
+    By number; those that each run brings are not among them.
     """
 
     lowered: Lowered
     executables: tuple[Executable, ...]
-    packed: tuple[Buffer | None, ...]
+    packed: Mapping[int, Buffer]
 
 
 def resident(device: Device, array: Array, label: str) -> Buffer:
@@ -63,10 +63,11 @@ def compile_op(
         error.device = device.info.id
         refuse(mark, Refused(device.info.id, kernel.name, str(error), error.log))
         raise
-    packed = tuple(
-        None if i in brought else keep(device, packed_by(pack), "packed weights")
+    packed = {
+        i: keep(device, packed_by(pack), "packed weights")
         for i, pack in enumerate(lowered.packs)
-    )
+        if i not in brought
+    }
     return CompiledOp(lowered, executables, packed)
 
 
@@ -104,7 +105,6 @@ def bind_op(
     }
     slots.update({Out(i): b for i, b in enumerate(outputs)})
     slots.update({Scratch(i): b for i, b in enumerate(scratch)})
-    packed = {i: b for i, b in enumerate(op.packed) if b is not None}
-    slots.update({Packed(i): b for i, b in {**packed, **brought}.items()})
+    slots.update({Packed(i): b for i, b in {**op.packed, **brought}.items()})
     each = seconds / max(1, len(op.executables))
     return [Bound(executable, slots, label, each) for executable in op.executables]

@@ -192,7 +192,7 @@ class _Ladder:
             self.left = max(TRIALS, EFFORT // max(1, len(state.where)))
             judged = self._state(state.split, state.where, state.edits)
             assert judged is not None, "the placement of a plan can be planned again"
-            state = rung(judged)
+            state = judged if self._hopeless(judged) else rung(judged)
             if state.fits:
                 break
         self.lean = False
@@ -275,8 +275,9 @@ class _Ladder:
 
     def _hopeless(self, state: _State) -> bool:
         """Whether what stays from run to run is too much already: no edit makes that less."""
-        over = self.planning.rules.over_budget(state.plan)
-        return any(state.plan.device(d).fixed_bytes > budget for d, (_, budget) in over.items())
+        plan = self._judged(state.planning, state.plan)
+        over = self.planning.rules.over_budget(plan)
+        return any(plan.device(d).fixed_bytes > budget for d, (_, budget) in over.items())
 
     def _spent(self) -> bool:
         """Take a trial; whether there was none left."""

@@ -2,8 +2,8 @@
 
 The kernels are lowered (texts and sizes; nothing is compiled or packed), and counted as ``lower``
 and its instances allocate: a weight once a device, unless only packed forms of it are read; packed
-forms once an op; scratch once a run, each buffer as large as the largest op needs. Weights that each
-run brings are in the arena.
+forms once an op; scratch once a run, each buffer as large as the largest op needs. Weights that
+each run brings lie in the arena.
 """
 
 from __future__ import annotations
@@ -70,15 +70,11 @@ def lowered(kernel: Kernel, call: OpCall, info: DeviceInfo, known: Lowerings) ->
     return known[mark]
 
 
-def weights(
-    step: Step, op: Lowered, graph: Graph, roots: Mapping[str, str]
-) -> dict[Key, int]:
+def weights(step: Step, op: Lowered, graph: Graph, roots: Mapping[str, str]) -> dict[Key, int]:
     """Bytes of the weights that a step reads, by constant or packed constant."""
     values = (None if v is None else roots[v] for v in step.inputs)
     read = [v for i, v in enumerate(values) if v in graph.constants and i not in op.unused]
-    found: dict[Key, int] = {
-        (str(v), None): max(1, graph.constants[str(v)].nbytes) for v in read
-    }
+    found: dict[Key, int] = {(str(v), None): max(1, graph.constants[str(v)].nbytes) for v in read}
     found |= {(step.name, i): max(1, pack.spec.nbytes) for i, pack in enumerate(op.packs)}
     return found
 

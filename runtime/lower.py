@@ -139,9 +139,9 @@ class _Same:
     def op(self, step: Step, packs: AbstractSet[int]) -> CompiledOp | None:
         """The op of a step, where there is one that has just these packed constants brought."""
         found = self._ops.get((step.name, step.device, step.kernel))
-        if found is None or packs != {i for i, b in enumerate(found.packed) if b is None}:
+        if found is None or found.packed.keys() & packs:
             return None
-        return found
+        return found if len(found.packed) + len(packs) == len(found.lowered.packs) else None
 
     def streamed(self, stay: Streamed, kernel: str) -> Array | None:
         """The bytes in host memory of a weight that is brought, for an op with a kernel."""

@@ -40,8 +40,9 @@ class Options:
     but code that takes seconds to load, and a plan that depends on the time there was. Without,
     the same graph, target and options give the same plan. ``homes`` names the one device of nodes
     that are parts of a split, by node name. ``builds`` spreads what kernels take to build over the
-    expected runs, as uploads are; the plan's times are those of a run by itself then. ``resident``
-    are weights that devices hold already: where some have to be brought by each run, others are.
+    expected runs, as uploads are; the plan's times are those of a run by itself then. ``kernels``
+    has the device and kernel of nodes that keep theirs, where they stay there. ``resident`` are
+    weights that devices hold already: where some have to be brought by each run, others are first.
     """
 
     policy: str = "auto"
@@ -52,6 +53,7 @@ class Options:
     objective: Objective = field(default_factory=Objective)
     homes: Mapping[str, str] = field(default_factory=dict)
     builds: bool = False
+    kernels: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     resident: frozenset[tuple[str, Key]] = frozenset()
 
     @property
@@ -68,7 +70,13 @@ class Known:
     lowerings: footprint.Lowerings = field(default_factory=dict)
     offers: dict[int, tuple[Node, Offers]] = field(default_factory=dict)
 
-    def offered(self, graph: Graph, nodes: Sequence[Node], target: Target) -> dict[str, Offers]:
+    def offered(
+        self,
+        graph: Graph,
+        nodes: Sequence[Node],
+        target: Target,
+        kernels: Mapping[str, tuple[str, str]],
+    ) -> dict[str, Offers]:
         """The offers for nodes; those of a node that another graph had are as they were."""
         made = {}
         for node in nodes:
@@ -81,6 +89,7 @@ class Known:
                     target.model,
                     self.estimates,
                     target.permission,
+                    dict([kernels[node.name]] if node.name in kernels else ()),
                 )
                 found = self.offers[id(node)] = node, offers  # the node is kept, and so its id
             made[node.name] = found[1]
@@ -107,7 +116,7 @@ class Planning:
         self.graph, self.target, self.options = graph, target, options
         self.known = Known() if known is None else known
         self.placed = [n for n in graph.nodes if not costing.is_alias(n)]
-        self.offered = self.known.offered(graph, self.placed, target)
+        self.offered = self.known.offered(graph, self.placed, target, options.kernels)
         self.rules = Rules(options.constraints, target, graph, options.homes)
         self.wanted = Wanted(options.objective, target.watts, options.constraints.max_share)
         self.edges = edges_of(graph, self.placed)
@@ -224,9 +233,7 @@ class Planning:
     def lowered(self, step: Step) -> Lowered:
         """What an op of a plan is lowered to."""
         kernel, call = self._kernel_of(step)
-        return footprint.lowered(
-            kernel, call, self.target.info(step.device), self.known.lowerings
-        )
+        return footprint.lowered(kernel, call, self.target.info(step.device), self.known.lowerings)
 
     def counted(self, plan: Plan) -> Plan:
         """The plan with what its kernels keep and take on each device."""

@@ -69,6 +69,15 @@ class Program:
         return ends(self.plan.steps, self.segments, self.roots)
 
     @property
+    def holds(self) -> frozenset[tuple[str, Key]]:
+        """The weights that stay on devices, with these."""
+        made: set[tuple[str, Key]] = {(device, (name, None)) for name, device in self.residents}
+        for index, op in self.ops.items():
+            step = self.plan.steps[index]
+            made.update((step.device, (step.name, i)) for i in op.packed)
+        return frozenset(made)
+
+    @property
     def host_only(self) -> bool:
         """True where nothing leaves the host's compute queue."""
         return all(s.device == HOST for s in self.segments)

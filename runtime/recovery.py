@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from crossdock.runtime import costing, degrade, fallback, planner
+from crossdock.runtime import degrade, fallback, planner
 from crossdock.runtime.config import PREPARING
 from crossdock.runtime.errors import DeviceError, PlanError
 from crossdock.runtime.executor import Outcome, Run, late
@@ -21,14 +21,12 @@ from crossdock.runtime.fleet import Fleet, Pressure, hopeless
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lineage import Lineage, shy
 from crossdock.runtime.losses import said
-from crossdock.runtime.plan import Constraints, Plan, Step
+from crossdock.runtime.plan import Constraints, Plan
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prepare import concerning, target_of
 from crossdock.runtime.ready import Ready, check_free, make_ready
 from crossdock.runtime.receipt import Receipt, Recovery, recovered_receipt
-from crossdock.runtime.refused import refused
 from crossdock.runtime.residency import matches
-from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.tensor import Array
 
 ATTEMPTS = 4
@@ -161,15 +159,20 @@ def placed(rest: Graph, first: Ready, fleet: Fleet) -> Ready:
     left = concerning(rest, _pinned(config.constraints, rest, homes))
     config = replace(config, constraints=left)
     options = planner.Options(
-        "auto", config.constraints, config.expected_runs, objective=config.objective, homes=homes
+        "auto",
+        config.constraints,
+        config.expected_runs,
+        objective=config.objective,
+        homes=homes,
+        kernels={name: (step.device, step.kernel) for name, step in before.items()},
+        resident=first.program.holds,
     )
     found = degrade.plan_best(rest, target, options, split=False)
     fallback.check(found.plan, asked, config.fallback, rest)
-    plan = _with_kernels(found.plan, before, rest)
-    check_free(plan)
+    check_free(found.plan)
     return make_ready(
         rest,
-        Planned(found.split, plan),
+        found,
         asked,
         devices,
         1,
@@ -191,18 +194,3 @@ def _pinned(constraints: Constraints, rest: Graph, homes: Mapping[str, str]) -> 
         if node.name not in homes and matches(pattern, node)
     }
     return replace(constraints, pin=pins)
-
-
-def _with_kernels(plan: Plan, before: Mapping[str, Step], rest: Graph) -> Plan:
-    """The plan with the kernels that ops had before, where they are on the same device."""
-    keys = {name: call.key() for name, call in costing.op_calls(rest).items()}
-    prints = {part.id: part.fingerprint for part in plan.devices}
-
-    def same(step: Step) -> Step:
-        old = before.get(step.name) if step.kind == "launch" else None
-        if old is None or old.device != step.device or step.name not in keys:
-            return step
-        mark = (prints[step.device], old.kernel, keys[step.name])
-        return step if mark in refused() else replace(step, kernel=old.kernel, rounds=old.rounds)
-
-    return replace(plan, steps=tuple(map(same, plan.steps)))

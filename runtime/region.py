@@ -1,7 +1,7 @@
 """Places in a region of memory that loads pass through one after the other, each for a while.
 
-A load is brought while those before it are in use, and lies in the region until its user is done. It
-may be brought once the users of all that lay where it goes are done; the later the last of these
+A load is brought while those before it are in use, and lies in the region until its user is done.
+It may be brought once the users of all that lay where it goes are done; the later the last of these
 comes, the longer the load has to wait.
 """
 

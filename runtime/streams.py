@@ -3,8 +3,8 @@
 The weights of an op that do not stay on its device are one *load*. Loads are copied in the order of
 their ops through a region at the end of the arena, each as soon as the ops are done whose loads lay
 in its place: while one op computes, the next one's weights are on their way (double buffering; as
-in FlexGen, Sheng et al., ICML 2023, section 4.1). The copies are steps of the plan as any other, and
-every run makes the same.
+in FlexGen, Sheng et al., ICML 2023, section 4.1). The copies are steps of the plan as any other,
+and every run makes the same.
 
 Which weights stay is chosen by what a run then takes, played through on virtual time. They are kept
 in several orders, as many as fit: those first that cost most to bring by the byte; the first or the
@@ -147,7 +147,7 @@ class Lane:
         if not choices:
             region = pair([load.nbytes for load in self.loads(frozenset())])
             choices = [Choice(frozenset(), region, two_ends)]
-        plans = [self._with(choice) for choice in choices]
+        plans = [self.made(choice) for choice in choices]
         if len(plans) == 1:
             return plans[0]
         return min(plans, key=self._rank)
@@ -203,20 +203,18 @@ class Lane:
         places = self._places
         there = {key for device, key in self.planning.options.resident if device == self.device}
         cost = {k: len(at) * self.link.seconds(self._nbytes(k)) for k, at in places.items()}
-        ways = {
-            "cost": lambda i, key: -cost[key] / self._nbytes(key),
-            "even": lambda i, key: _reversed(i),
-            "first": lambda i, key: i,
-            "last": lambda i, key: -i,
-        }
-        for way in ways.values():
-            numbered = list(enumerate(places))
-            numbered.sort(key=lambda pair: (pair[1] not in there, way(*pair), pair[0]))
-            yield [key for _, key in numbered]
+        keys = list(places)
+        ranks: list[list[float]] = [
+            [-cost[key] / self._nbytes(key) for key in keys],
+            [_reversed(i) for i in range(len(keys))],
+            list(range(len(keys))),
+            list(range(len(keys), 0, -1)),
+        ]
+        for rank in ranks:
+            order = sorted(range(len(keys)), key=lambda i: (keys[i] not in there, rank[i], i))
+            yield [keys[i] for i in order]
 
-    def _kept(
-        self, order: Sequence[Key], room: int, wider: int
-    ) -> tuple[frozenset[Key], int, int]:
+    def _kept(self, order: Sequence[Key], room: int, wider: int) -> tuple[frozenset[Key], int, int]:
         """As many weights as fit, in order, beside a region; the bytes of both."""
         sizes = np.array([load.nbytes for load in self.loads(frozenset())])
         kept: set[Key] = set()
@@ -233,7 +231,7 @@ class Lane:
 
     # --- the plan ---------------------------------------------------------------------------------
 
-    def _with(self, choice: Choice) -> Plan:
+    def made(self, choice: Choice) -> Plan:
         """The plan with the copies of a choice; offsets count from the start of the region."""
         loads = self.loads(choice.kept)
         sizes = [load.nbytes for load in loads]
@@ -301,7 +299,7 @@ def _pair(sizes: np.ndarray) -> int:
 
 
 def _reversed(number: int) -> int:
-    """The bits of a number in reverse order (van der Corput's sequence): neighbours lie far apart."""
+    """The bits of a number in reverse order (van der Corput): neighbours are far apart."""
     return int(f"{number:032b}"[::-1], 2)
 
 
