@@ -28,7 +28,7 @@ class CompiledOp:
 
     lowered: Lowered
     executables: tuple[Executable, ...]
-    packed: Mapping[int, Buffer]
+    packed: dict[int, Buffer]
 
 
 def resident(device: Device, array: Array, label: str) -> Buffer:

@@ -139,7 +139,7 @@ class _Ladder:
         found += self._elsewhere()
         if not found:
             raise self._refusal()
-        best = min(found, key=lambda planned: self._seconds(planned.plan))
+        best = min(found, key=lambda planned: self._rank(planned.plan))
         return replace(best, plan=replace(best.plan, rungs=self._told(best.plan.rungs[-1])))
 
     def _rungs(self) -> list[tuple[str, Callable[[_State], _State]]]:
@@ -221,6 +221,11 @@ class _Ladder:
     def _seconds(self, plan: Plan) -> float:
         """What the steps of a plan take, whichever of its like have been measured whole."""
         return simulate(plan, self.target.capacity).makespan
+
+    def _rank(self, plan: Plan) -> tuple[bool, float]:
+        """Whether ops go to a device that was not asked for, which is the last resort; seconds."""
+        known = self.target.asked | {s.device for s in self.first.launches()}
+        return any(s.device not in known for s in plan.launches()), self._seconds(plan)
 
     def _judged(self, planning: Planning, plan: Plan) -> Plan:
         """The plan as it is judged: a lean one has all its weights brought by each run."""

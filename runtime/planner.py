@@ -42,7 +42,7 @@ class Options:
     that are parts of a split, by node name. ``builds`` spreads what kernels take to build over the
     expected runs, as uploads are; the plan's times are those of a run by itself then. ``kernels``
     has the device and kernel of nodes that keep theirs, where they stay there. ``resident`` are
-    weights that devices hold already: where some have to be brought by each run, others are first.
+    weights that devices hold already, and go on to: where some have to be brought, it is others.
     """
 
     policy: str = "auto"

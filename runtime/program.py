@@ -15,6 +15,7 @@ import numpy as np
 from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device
 from crossdock.runtime.binding import CompiledOp, bind_op
 from crossdock.runtime.ends import Ends, ends
+from crossdock.runtime.errors import OutOfMemory
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.losses import blaming
 from crossdock.runtime.plan import HOST, Plan, Step
@@ -42,6 +43,7 @@ class Windows:
 class Program:
     """A plan made ready on opened devices; shared by all runs.
 
+    ``given_up`` are devices that hold nothing for it any more.
     ``streamed`` has the weights that each run brings, by the name of the step that copies them, in
     host memory: contiguous bytes.
     ``watched``: a launch is a segment of its own, and its results are looked at (``finite``).
@@ -52,11 +54,12 @@ class Program:
     devices: Mapping[str, Device]
     roots: Mapping[str, str]
     ops: Mapping[int, CompiledOp]
-    residents: Mapping[tuple[str, str], Buffer]
+    residents: dict[tuple[str, str], Buffer]
     segments: tuple[Segment, ...]
     windows: Windows
     streamed: Mapping[str, Array] = field(default_factory=dict)
     watched: bool = False
+    given_up: set[str] = field(default_factory=set)
 
     @cached_property
     def offsets(self) -> Mapping[str, Mapping[str, int]]:
@@ -69,13 +72,30 @@ class Program:
         return ends(self.plan.steps, self.segments, self.roots)
 
     @property
-    def holds(self) -> frozenset[tuple[str, Key]]:
-        """The weights that stay on devices, with these."""
-        made: set[tuple[str, Key]] = {(device, (name, None)) for name, device in self.residents}
+    def held(self) -> Mapping[tuple[str, Key], int]:
+        """Bytes of the weights that stay on devices, with these."""
+        made: dict[tuple[str, Key], int] = {
+            (device, (name, None)): buffer.nbytes
+            for (name, device), buffer in self.residents.items()
+        }
         for index, op in self.ops.items():
             step = self.plan.steps[index]
-            made.update((step.device, (step.name, i)) for i in op.packed)
-        return frozenset(made)
+            made.update(
+                ((step.device, (step.name, i)), buffer.nbytes) for i, buffer in op.packed.items()
+            )
+        return made
+
+    def give_up(self, device: str) -> None:
+        """Hold no weights on a device any more: there is too little memory for the program.
+
+        Instances that there are can be run still, and no more are made.
+        """
+        self.given_up.add(device)
+        for key in [key for key in self.residents if key[1] == device]:
+            del self.residents[key]
+        for index, op in self.ops.items():
+            if self.plan.steps[index].device == device:
+                op.packed.clear()
 
     @property
     def host_only(self) -> bool:
@@ -105,6 +125,11 @@ class Instance:
 
 def instantiate(program: Program) -> Instance:
     """Allocate arenas and bind everything to them; raises OutOfMemory."""
+    for device in program.given_up:
+        raise OutOfMemory(
+            f"{device} has too little memory for {program.graph.name!r:.80} as it was planned",
+            device=device,
+        )
     return _Binder(program).instance
 
 

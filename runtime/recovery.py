@@ -21,8 +21,9 @@ from crossdock.runtime.fleet import Fleet, Pressure, hopeless
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lineage import Lineage, shy
 from crossdock.runtime.losses import said
-from crossdock.runtime.plan import Constraints, Plan
-from crossdock.runtime.pool import Deadline
+from crossdock.runtime.plan import HOST, Constraints, Plan
+from crossdock.runtime.plan_parts import Key
+from crossdock.runtime.pool import Deadline, free_caches
 from crossdock.runtime.prepare import concerning, target_of
 from crossdock.runtime.ready import Ready, check_free, make_ready
 from crossdock.runtime.receipt import Receipt, Recovery, recovered_receipt
@@ -90,6 +91,9 @@ class Rescue:
                 another one where a device failed at it.
         """
         lineage, action = self._known(), self._fleet.survive(error, pressure)
+        if error.device in self._fleet.tight:
+            self._ready.program.give_up(error.device)
+            free_caches()
         rest = lineage.rest()
         if rest is None:
             self._tell(error, action, None)
@@ -156,7 +160,9 @@ def placed(rest: Graph, first: Ready, fleet: Fleet) -> Ready:
     able = {name for name in devices if name not in target.broken}
     staying = able - fleet.tight
     homes = {s.name: s.device for s in before.values() if s.device in staying}
+    held = first.program.held
     left = concerning(rest, _pinned(config.constraints, rest, homes))
+    left = _beside(left, rest, held, {d.id: d.memory_bytes for d in target.devices})
     config = replace(config, constraints=left)
     options = planner.Options(
         "auto",
@@ -165,7 +171,7 @@ def placed(rest: Graph, first: Ready, fleet: Fleet) -> Ready:
         objective=config.objective,
         homes=homes,
         kernels={name: (step.device, step.kernel) for name, step in before.items()},
-        resident=first.program.holds,
+        resident=frozenset(held),
     )
     found = degrade.plan_best(rest, target, options, split=False)
     fallback.check(found.plan, asked, config.fallback, rest)
@@ -183,6 +189,21 @@ def placed(rest: Graph, first: Ready, fleet: Fleet) -> Ready:
         alone=not config.watched,
         checks=config.checks,
     )
+
+
+def _beside(
+    constraints: Constraints,
+    rest: Graph,
+    held: Mapping[tuple[str, Key], int],
+    memory: Mapping[str, int],
+) -> Constraints:
+    """With the memory of devices that what is held there for other ops leaves to the rest."""
+    mine = {*rest.constants, *(node.name for node in rest.nodes)}
+    budgets = {**constraints.memory}
+    for (device, (name, _)), nbytes in held.items():
+        if device != HOST and name not in mine:
+            budgets[device] = max(0, budgets.get(device, memory[device]) - nbytes)
+    return replace(constraints, memory=budgets)
 
 
 def _pinned(constraints: Constraints, rest: Graph, homes: Mapping[str, str]) -> Constraints:

@@ -130,6 +130,7 @@ class Lane:
         self.alignment = max(64, self.info.alignment)
         self.link = target.weights_link(self.info)
         self.measured = (HOST, device) in target.measured_links()
+        self.there = {key for on, key in planning.options.resident if on == device}
         roots = costing.alias_roots(graph)
         self.readers: list[Reader] = []
         for step in plan.launches():
@@ -161,10 +162,14 @@ class Lane:
         """What is brought where some weights stay, in order."""
         made = []
         for reader in self.readers:
-            keys = tuple(key for key in reader.weights if key not in kept)
+            keys = tuple(k for k in reader.weights if k not in kept and k not in self.there)
             if keys:
                 made.append(Load(reader, keys, sum(self._aligned(reader, key) for key in keys)))
         return made
+
+    def _load(self, reader: Reader) -> int:
+        """Bytes of all weights of an op that are not there."""
+        return sum(self._aligned(reader, key) for key in reader.weights if key not in self.there)
 
     def _aligned(self, reader: Reader, key: Key) -> int:
         return -(-reader.weights[key] // self.alignment) * self.alignment
@@ -201,9 +206,8 @@ class Lane:
     def _orders(self) -> Iterator[list[Key]]:
         """Orders in which weights are kept."""
         places = self._places
-        there = {key for device, key in self.planning.options.resident if device == self.device}
         cost = {k: len(at) * self.link.seconds(self._nbytes(k)) for k, at in places.items()}
-        keys = list(places)
+        keys = [key for key in places if key not in self.there]
         ranks: list[list[float]] = [
             [-cost[key] / self._nbytes(key) for key in keys],
             [_reversed(i) for i in range(len(keys))],
@@ -211,14 +215,15 @@ class Lane:
             list(range(len(keys), 0, -1)),
         ]
         for rank in ranks:
-            order = sorted(range(len(keys)), key=lambda i: (keys[i] not in there, rank[i], i))
+            order = sorted(range(len(keys)), key=lambda i: (rank[i], i))
             yield [keys[i] for i in order]
 
     def _kept(self, order: Sequence[Key], room: int, wider: int) -> tuple[frozenset[Key], int, int]:
         """As many weights as fit, in order, beside a region; the bytes of both."""
-        sizes = np.array([load.nbytes for load in self.loads(frozenset())])
+        sizes = np.array([self._load(reader) for reader in self.readers])
         kept: set[Key] = set()
-        held, region = 0, wider * _pair(sizes)
+        held = sum(self._nbytes(key) for key in self.there if key in self._places)
+        region = wider * _pair(sizes)
         for key in order:
             left = sizes.copy()
             for at in self._places[key]:

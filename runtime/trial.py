@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -178,7 +178,7 @@ class _Constants:
     """One copy of what a kernel reads that never changes."""
 
     inputs: dict[int, Buffer]
-    packed: Mapping[int, Buffer]
+    packed: dict[int, Buffer]
 
     @property
     def nbytes(self) -> int:
