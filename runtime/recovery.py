@@ -20,7 +20,7 @@ from crossdock.runtime.executor import Outcome, Run, late
 from crossdock.runtime.fleet import Fleet, Pressure, hopeless
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lineage import Lineage, shy
-from crossdock.runtime.losses import said
+from crossdock.runtime.losses import let_go, said
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.plan_parts import Key
 from crossdock.runtime.pool import Deadline, free_caches
@@ -69,6 +69,7 @@ class Rescue:
         pressure = Pressure()
         try:
             for _ in range(ATTEMPTS * len(self._ready.program.devices)):
+                let_go(error)
                 try:
                     self._go_on(error, pressure)
                 except DeviceError as again:

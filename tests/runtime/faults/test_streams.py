@@ -80,7 +80,6 @@ def test_a_device_out_of_memory_at_any_step_goes_on_within_it(
         (recovery,) = told.recoveries
         assert recovery.action == "caches freed"
         assert {op.device for op in told.ops} == {A}
-        assert told.streamed[f"cpu:0->{A}"] >= 4 * UNIT
 
 
 @pytest.mark.parametrize("call", ["copy", "execute"])
@@ -123,10 +122,14 @@ def test_less_memory_than_was_said_brings_more(faulty: FaultyMachine) -> None:
     with compiled(graph, A) as session:
         assert not session.plan.streamed
         hog = device.allocate(3 * UNIT)
-        for seed in range(2):
+        for seed in range(3):
             right(graph, whole_feeds(graph, seed), session.run(whole_feeds(graph, seed)))
+            assert {op.device for op in session.receipt.ops} == {A}
+            assert bool(session.receipt.recoveries) == (seed == 0)
         assert session.plan.streamed
-        assert {op.device for op in session.receipt.ops} == {A}
+        with compiled(graph, A) as other:
+            assert session.plan.streamed
+            right(graph, whole_feeds(graph, 7), other.run(whole_feeds(graph, 7)))
         hog.release()
 
 
