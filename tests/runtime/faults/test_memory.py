@@ -25,7 +25,9 @@ def wide(rows: int = N) -> Graph:
     """Eight values alive at once, unless they are made in another order; weights of ``rows``."""
     b = xd.GraphBuilder()
     x = b.input("x", (N, N))
-    parts = [b.add(x, b.constant(np.full((rows, N), i, np.float32)), label=f"p{i}") for i in range(8)]
+    parts = [
+        b.add(x, b.constant(np.full((rows, N), i, np.float32)), label=f"p{i}") for i in range(8)
+    ]
     sums = [b.reduce_sum(p, axes=[1], label=f"s{i}") for i, p in enumerate(parts)]
     total = sums[0]
     for i, one in enumerate(sums[1:]):
