@@ -31,7 +31,8 @@ class Constraints:
         forbid: device ids that a node, op or pattern must not run on.
         memory: bytes that a session may take with one run in flight (tensors, weights, scratch),
             by device id, or by the physical id of a card, for all devices that lead to it; as many
-            runs are in flight as fit.
+            runs are in flight as fit. Weights that have no room are brought by each run, or ops
+            run elsewhere (``degrade``).
         max_share: largest share of the predicted seconds of all ops that may be spent on a device,
             from 0 to 1, by device id.
         residency: the devices that the results of a node, op, pattern or graph input may live on:
