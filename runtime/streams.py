@@ -7,9 +7,9 @@ in FlexGen, Sheng et al., ICML 2023, section 4.1). The copies are steps of the p
 and every run makes the same.
 
 Which weights stay is chosen by what a run then takes, played through on virtual time. They are kept
-in several orders, as many as fit: those first that cost most to bring by the byte; the first or the
-last of the run; or so that those that are brought lie evenly between them, since a link that is
-busy all the time brings most.
+in several orders, as many as fit: those first that cost most to bring by the byte; the largest, for
+which the region would have to be large; the first or the last of the run; or so that those that are
+brought lie evenly between them, since a link that is busy all the time brings most.
 """
 
 from __future__ import annotations
@@ -210,6 +210,7 @@ class Lane:
         keys = [key for key in places if key not in self.there]
         ranks: list[list[float]] = [
             [-cost[key] / self._nbytes(key) for key in keys],
+            [-self._nbytes(key) for key in keys],
             [_reversed(i) for i in range(len(keys))],
             list(range(len(keys))),
             list(range(len(keys), 0, -1)),

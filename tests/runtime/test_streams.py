@@ -96,7 +96,7 @@ def brought(plan: Plan, device: str) -> int:
     return sum(s.nbytes for s in plan.steps if s.brings_weight and s.device == device)
 
 
-@settings(ADVERSARIAL, max_examples=40)
+@settings(ADVERSARIAL, max_examples=12)
 @given(weighted_graphs(), st.floats(0.0, 1.0), st.integers(0, 1 << 16))
 def test_answers_hold_and_no_byte_more_is_taken_however_late_work_is_done(
     machine: Machine, graph: Graph, share: float, seed: int

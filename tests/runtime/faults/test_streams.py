@@ -70,22 +70,36 @@ def counts(faulty: FaultyMachine, call: str) -> tuple[int, int]:
     return before, device.faults.count(call)
 
 
+ALL = pytest.mark.parametrize(
+    "every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "all"]
+)
+
+
+def numbers(faulty: FaultyMachine, call: str, *, every: bool) -> list[int]:
+    """The calls of a sort in a run; or the first, one in the middle and the last."""
+    before, after = counts(faulty, call)
+    found = list(range(before, after))
+    return found if every else [found[0], found[len(found) // 2], found[-1]]
+
+
+@ALL
 @pytest.mark.parametrize("call", ["copy", "execute"])
 def test_a_device_out_of_memory_at_any_step_goes_on_within_it(
-    faulty: FaultyMachine, call: str
+    faulty: FaultyMachine, call: str, every: bool
 ) -> None:
-    before, after = counts(faulty, call)
-    for nth in range(before, after):
+    for nth in numbers(faulty, call, every=every):
         told = outlives(faulty, Fault("oom", nth, call=call))
         (recovery,) = told.recoveries
         assert recovery.action == "caches freed"
         assert {op.device for op in told.ops} == {A}
 
 
+@ALL
 @pytest.mark.parametrize("call", ["copy", "execute"])
-def test_a_device_lost_at_any_step_gives_way_to_another(faulty: FaultyMachine, call: str) -> None:
-    before, after = counts(faulty, call)
-    for nth in range(before, after):
+def test_a_device_lost_at_any_step_gives_way_to_another(
+    faulty: FaultyMachine, call: str, every: bool
+) -> None:
+    for nth in numbers(faulty, call, every=every):
         faulty.add("b", inner=SimDevice(SimSpec("other", memory_bytes=ROOM)))
         told = outlives(faulty, Fault("lost", nth, call=call), B)
         assert told.recoveries[0].action == "lost"
@@ -93,10 +107,10 @@ def test_a_device_lost_at_any_step_gives_way_to_another(faulty: FaultyMachine, c
         faulty.end()
 
 
+@ALL
 @pytest.mark.parametrize("kind", ["corrupt", "short"])
-def test_a_damaged_weight_is_brought_again(faulty: FaultyMachine, kind: str) -> None:
-    before, after = counts(faulty, "copy")
-    for nth in range(before, after):
+def test_a_damaged_weight_is_brought_again(faulty: FaultyMachine, kind: str, every: bool) -> None:
+    for nth in numbers(faulty, "copy", every=every):
         told = outlives(faulty, Fault(kind, 2 * nth, call="copy", bit=30), verify="transfers")
         assert not told.recoveries
 
