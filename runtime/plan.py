@@ -127,8 +127,8 @@ class DevicePlan:
     """A device's part: identity, bytes, and predicted time were it alone.
 
     ``arena_bytes`` and ``scratch_bytes`` are taken by each run in flight, ``resident_bytes``
-    (weights) and ``packed_bytes`` (weights in a kernel's own layout) once. The last
-    ``region_bytes`` of the arena are for weights that each run brings.
+    (weights) and ``packed_bytes`` (weights in a kernel's own layout) once. Weights that each
+    run brings take at most ``region_bytes`` of the arena at any time.
 
     ``driver`` is the version the plan was made with; ``fingerprint`` hangs on it, among others.
     ``single_seconds`` has transfers and the share of the weights' upload in it, and

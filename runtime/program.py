@@ -71,6 +71,11 @@ class Program:
         """The copies that begin and end a run."""
         return ends(self.plan.steps, self.segments, self.roots)
 
+    @cached_property
+    def stays(self) -> Mapping[str, Streamed]:
+        """The weights that each run brings, by the name of the step that copies them."""
+        return {stay.name: stay for stay in self.plan.streamed}
+
     @property
     def held(self) -> Mapping[tuple[str, Key], int]:
         """Bytes of the weights that stay on devices, with these."""
@@ -149,7 +154,6 @@ class _Binder:
         self._stays: dict[tuple[str, str], dict[Key, Streamed]] = {}
         for stay in program.plan.streamed:
             self._stays.setdefault((stay.device, stay.op), {})[stay.key] = stay
-        self._named = {stay.name: stay for stay in program.plan.streamed}
         arenas = {
             d.id: self._allocate(d.id, d.arena_bytes, "arena")
             for d in program.plan.devices
@@ -219,7 +223,7 @@ class _Binder:
         program = self.program
         step = program.plan.steps[part.steps[0]]
         if step.brings_weight:
-            here = self._place(self._named[step.name])
+            here = self._place(program.stays[step.name])
             self.instance.copies[part.index] = here, program.streamed[step.name]
             return
         if step.kind == "copy":

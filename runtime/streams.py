@@ -1,10 +1,11 @@
 """Weights that do not fit a device: they stay on the host, and each run brings them as it goes.
 
 The weights of an op that do not stay on its device are one *load*. Loads are copied in the order of
-their ops through a region at the end of the arena, each as soon as the ops are done whose loads lay
-in its place: while one op computes, the next one's weights are on their way (double buffering; as
-in FlexGen, Sheng et al., ICML 2023, section 4.1). The copies are steps of the plan as any other,
-and every run makes the same.
+their ops through a region of bounded size, each as soon as the ops are done whose loads lay in its
+place: while one op computes, the next one's weights are on their way (double buffering; as in
+FlexGen, Sheng et al., ICML 2023, section 4.1). The copies are steps of the plan as any other, and
+every run makes the same. What waits for what is decided by the region; then each weight has a place
+in the arena, with the values, whose memory it may take when these are gone.
 
 Which weights stay is chosen by what a run then takes, played through on virtual time. They are kept
 in several orders, as many as fit: those first that cost most to bring by the byte; the largest, for
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -44,20 +45,40 @@ def streamed(planning: Planning, plan: Plan) -> Plan | None:
     has weights to bring, as the host, whose memory they are in.
     """
     rooms: dict[str, int] = {}
-    made = plan
+    found: list[Plan] = []
+    made, fitted = plan, False
     for _ in range(ROUNDS):
         over = planning.rules.over_budget(made)
-        lanes = {device: Lane(planning, plan, device) for device in over if device != HOST}
-        if not over or not all(device in lanes and lanes[device].readers for device in over):
+        if fitted and over:
             break
-        for device, (need, budget) in over.items():
-            room = rooms.get(device, plan.device(device).fixed_bytes)
-            rooms[device] = int(room - (need - budget)) - lanes[device].alignment
-        made = plan
-        for device, room in rooms.items():
-            made = Lane(planning, made, device).brought(max(0, room))
+        fitted = not over
+        lanes = {name: Lane(planning, plan, name) for name in {*over, *rooms} if name != HOST}
+        if not all(name in lanes and lanes[name].readers for name in over):
+            break
+        again = {n: _room(planning, made, lane, over.get(n)) for n, lane in lanes.items()}
+        if again == rooms:
+            break
+        rooms, made = again, plan
+        for name, room in rooms.items():
+            made = Lane(planning, made, name).brought(room)
         made = _finished(planning, made)
-    return made if rooms else None
+        found.append(made)
+    return min(found, key=partial(_beyond, planning), default=None)
+
+
+def _beyond(planning: Planning, plan: Plan) -> tuple[float, float]:
+    """Bytes beyond the budgets, and what a run takes."""
+    over = planning.rules.over_budget(plan).values()
+    seconds = simulate(plan, planning.target.capacity).makespan
+    return sum(need - budget for need, budget in over), seconds
+
+
+def _room(planning: Planning, plan: Plan, lane: Lane, over: tuple[int, float] | None) -> int:
+    """Bytes for the weights of a device: what they take of a plan, and what is left or lacking."""
+    part = plan.device(lane.device)
+    need, budget = over or (part.peak_bytes, planning.rules.memory(lane.info))
+    slack = lane.alignment if over else 0
+    return max(0, int(part.fixed_bytes + part.region_bytes + budget - need) - slack)
 
 
 def least(planning: Planning, plan: Plan, device: str) -> int:
@@ -156,7 +177,7 @@ class Lane:
     def _rank(self, plan: Plan) -> tuple[float, int]:
         """What a run takes, and what it brings."""
         seconds = simulate(plan, self.planning.target.capacity).makespan
-        return seconds, plan.streamed_bytes()[self.device]
+        return seconds, plan.streamed_bytes().get(self.device, 0)
 
     def loads(self, kept: Collection[Key]) -> list[Load]:
         """What is brought where some weights stay, in order."""
@@ -238,7 +259,7 @@ class Lane:
     # --- the plan ---------------------------------------------------------------------------------
 
     def made(self, choice: Choice) -> Plan:
-        """The plan with the copies of a choice; offsets count from the start of the region."""
+        """The plan with the copies of a choice, whose places are those in the region."""
         loads = self.loads(choice.kept)
         sizes = [load.nbytes for load in loads]
         offsets = choice.layout(sizes, choice.nbytes)
@@ -344,16 +365,19 @@ def _finished(planning: Planning, plan: Plan) -> Plan:
     """The plan with its arenas, what it takes of the devices, and its times."""
     graph, target = planning.graph, planning.target
     steps = with_waits(plan.steps)
-    arenas = plan_arenas(graph, steps, target.devices, costing.alias_roots(graph))
-    begins: dict[str, int] = {}
-    parts = []
-    for part in plan.devices:
-        arena, alignment = arenas[part.id], max(64, target.info(part.id).alignment)
-        begins[part.id] = -(-arena.nbytes // alignment) * alignment
-        nbytes = begins[part.id] + part.region_bytes if part.region_bytes else arena.nbytes
-        parts.append(replace(part, arena_bytes=nbytes, offsets=dict(arena.offsets)))
-    stays = tuple(replace(s, offset=s.offset + begins[s.device]) for s in plan.streamed)
-    plan = replace(plan, steps=tuple(steps), devices=tuple(parts), streamed=stays)
+    roots = costing.alias_roots(graph)
+    arenas = plan_arenas(graph, steps, target.devices, roots, plan.streamed)
+    names = {stay.name for stay in plan.streamed}
+    parts = (
+        replace(
+            part,
+            arena_bytes=arenas[part.id].nbytes,
+            offsets={v: at for v, at in arenas[part.id].offsets.items() if v not in names},
+        )
+        for part in plan.devices
+    )
+    stays = (replace(s, offset=arenas[s.device].offsets[s.name]) for s in plan.streamed)
+    plan = replace(plan, steps=tuple(steps), devices=tuple(parts), streamed=tuple(stays))
     made = simulate(plan, target.capacity)
     starts = zip(plan.steps, made.start.tolist(), strict=True)
     more, spread = overhead(plan, target.model), spread_of(plan.steps)
