@@ -37,8 +37,10 @@ def ends(steps: Sequence[Step], parts: Sequence[Segment], roots: Mapping[str, st
             if step.kind != "copy":
                 if step.device == HOST:
                     read.update(roots[v] for v in step.inputs if v is not None)
-            elif step.src == HOST:
-                ups.setdefault(roots[step.name], {})[step.dst] = part.index
-            elif step.dst == HOST:
-                downs[roots[step.name]] = part.index
+                continue
+            for value in step.outputs:
+                if step.src == HOST:
+                    ups.setdefault(roots[value], {})[step.dst] = part.index
+                elif step.dst == HOST:
+                    downs[roots[value]] = part.index
     return Ends(ups, downs, frozenset(read))

@@ -443,6 +443,7 @@ def measure_missing(
     for device in sound:
         if device.info.id != HOST:
             measure.measure_link(devices[HOST], device, costs.model)
+            measure.measure_pinned(devices[HOST], device, costs.model)
     for a in sound:
         for b in sound:
             if a is not b and b.copies_from(a):
