@@ -55,17 +55,23 @@ def streamed(planning: Planning, plan: Plan) -> Plan | None:
 def _streamed(planning: Planning, plan: Plan, *, late: bool) -> Plan | None:
     """The best plan found; ``late``: each load comes while the op before its own computes."""
     rooms: dict[str, int] = {}
+    small: dict[str, int] = {}  # the rooms of the last plan that fits, and of one that does not
+    large: dict[str, int] = {}
     found: list[Plan] = []
-    made, fitted = plan, False
+    made = plan
     for _ in range(ROUNDS):
         over = planning.rules.over_budget(made)
-        if fitted and over:
-            break
-        fitted = not over
         lanes = {name: Lane(planning, plan, name) for name in {*over, *rooms} if name != HOST}
         if not all(name in lanes and lanes[name].readers for name in over):
             break
-        again = {n: _room(planning, made, lane, over.get(n)) for n, lane in lanes.items()}
+        if rooms and not over:
+            small = rooms
+        elif small:
+            large = rooms
+        if large:
+            again = {name: (small[name] + large[name]) // 2 for name in small}
+        else:
+            again = {n: _room(planning, made, lane, over.get(n)) for n, lane in lanes.items()}
         if again == rooms:
             break
         rooms, made = again, plan
