@@ -44,23 +44,39 @@ def streamed(planning: Planning, plan: Plan) -> Plan | None:
     The fastest that is found; where none fits, the smallest. None where no device over its budget
     has weights to bring, as the host, whose memory they are in.
     """
+    made = _streamed(planning, plan, late=False)
+    if made is None or not planning.rules.over_budget(made):
+        return made
+    later = _streamed(planning, plan, late=True)
+    assert later is not None, "there are weights to bring"
+    return min(made, later, key=partial(_beyond, planning))
+
+
+def _streamed(planning: Planning, plan: Plan, *, late: bool) -> Plan | None:
+    """The best plan found; ``late``: each load comes while the op before its own computes."""
     rooms: dict[str, int] = {}
+    small: dict[str, int] = {}  # the rooms of the last plan that fits, and of one that does not
+    large: dict[str, int] = {}
     found: list[Plan] = []
-    made, fitted = plan, False
+    made = plan
     for _ in range(ROUNDS):
         over = planning.rules.over_budget(made)
-        if fitted and over:
-            break
-        fitted = not over
         lanes = {name: Lane(planning, plan, name) for name in {*over, *rooms} if name != HOST}
         if not all(name in lanes and lanes[name].readers for name in over):
             break
-        again = {n: _room(planning, made, lane, over.get(n)) for n, lane in lanes.items()}
+        if rooms and not over:
+            small = rooms
+        elif small:
+            large = rooms
+        if large:
+            again = {name: (small[name] + large[name]) // 2 for name in small}
+        else:
+            again = {n: _room(planning, made, lane, over.get(n)) for n, lane in lanes.items()}
         if again == rooms:
             break
         rooms, made = again, plan
         for name, room in rooms.items():
-            made = Lane(planning, made, name).brought(room)
+            made = Lane(planning, made, name, late=late).brought(room)
         made = _finished(planning, made)
         found.append(made)
     return min(found, key=partial(_beyond, planning), default=None)
@@ -142,10 +158,13 @@ class Choice:
 
 
 class Lane:
-    """The ops of one device of a plan that read weights, in order."""
+    """The ops of one device of a plan that read weights, in order.
 
-    def __init__(self, planning: Planning, plan: Plan, device: str) -> None:
-        self.planning, self.plan, self.device = planning, plan, device
+    ``late``: what they read comes while the op before them computes, and no earlier.
+    """
+
+    def __init__(self, planning: Planning, plan: Plan, device: str, *, late: bool = False) -> None:
+        self.planning, self.plan, self.device, self.late = planning, plan, device, late
         graph, target = planning.graph, planning.target
         self.info: DeviceInfo = target.info(device)
         self.alignment = max(64, self.info.alignment)
@@ -268,12 +287,13 @@ class Lane:
         stays: list[Streamed] = []
         last = -1
         for load, offset, earlier in zip(loads, offsets, before(offsets, sizes), strict=True):
+            waits = self._not_before(load.reader)
             if earlier is not None:
-                last = max(last, loads[earlier].reader.step)
+                waits = (*waits, loads[earlier].reader.step)
+            last = max(last, *waits, -1)
             for key in load.keys:
                 stay = self._stay(load.reader, key, offset, taken)
                 place = last + 0.5 if choice.eager else load.reader.step - 0.5
-                waits = () if earlier is None else (loads[earlier].reader.step,)
                 copies.append((place, self._copy(stay, waits), load.reader.step))
                 stays.append(stay)
                 offset += self._aligned(load.reader, key)
@@ -287,6 +307,18 @@ class Lane:
             devices=tuple(parts),
             streamed=(*self.plan.streamed, *stays),
         )
+
+    def _not_before(self, reader: Reader) -> tuple[int, ...]:
+        """The op that a late load waits for: the last but one before its own."""
+        if not self.late:
+            return ()
+        at = self._lane.index(reader.step)
+        return (self._lane[at - 2],) if at > 1 else ()
+
+    @cached_property
+    def _lane(self) -> list[int]:
+        """The device's ops, in order."""
+        return [s.index for s in self.plan.launches() if s.device == self.device]
 
     def _stay(self, reader: Reader, key: Key, offset: int, taken: set[str]) -> Streamed:
         weight, pack = key
