@@ -129,6 +129,7 @@ class ArrayCall:
     ``ins``/``outs``. ``fn`` must write every element of every output. ``form`` gives what another
     process makes ``fn`` of: a module of this package, a function of it, and the plain data that
     it takes; or None. ``captured``: it allocates nothing, so that a graph of launches may hold it.
+    ``fixed`` makes the same call by an algorithm that no measurement chose, where ``fn`` has such.
     """
 
     fn: ArrayFn
@@ -138,6 +139,7 @@ class ArrayCall:
     out_specs: tuple[TensorSpec, ...]
     form: Callable[[], tuple[str, str, Any] | None] | None = field(default=None, compare=False)
     captured: bool = False
+    fixed: Callable[[], ArrayCall] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,13 @@ class NativeCall:
 
 
 Step = GridLaunch | ArrayCall | NativeCall
+
+
+def fixed(step: Step) -> Step:
+    """The step with nothing in it chosen by a measurement."""
+    if isinstance(step, ArrayCall) and step.fixed is not None:
+        return step.fixed()
+    return step
 
 
 def is_launch(step: Step) -> bool:

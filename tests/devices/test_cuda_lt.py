@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossdock.devices import cuda, cuda_blas, cuda_lt
+from crossdock.devices import cuda, cuda_blas, cuda_lt, cuda_lt_library
 from crossdock.devices.cuda import CudaDevice
 from crossdock.devices.cuda_blas import Product
 from crossdock.devices.cuda_graph import Segment
-from crossdock.devices.cuda_lt import Library, LtProduct, Refused
+from crossdock.devices.cuda_lt import LtProduct
+from crossdock.devices.cuda_lt_library import Library, Refused
 from crossdock.devices.isolated_forms import read_step, step_form
 from crossdock.devices.program import ArrayCall, In, Out, Scratch
 from crossdock.runtime.errors import CompileError, DeviceError, Error
@@ -244,7 +245,7 @@ def test_no_library_is_a_kernel_that_does_not_build(
     def missing(name: str) -> Any:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(cuda_lt, "open_functions", missing)
+    monkeypatch.setattr(cuda_lt_library, "open_functions", missing)
     with pytest.raises(CompileError, match=r"libcublasLt\.so\.12 cannot be loaded"):
         device.compile(PRODUCTS["plain"].step())
 
@@ -275,7 +276,7 @@ def test_a_refused_call_is_typed(device: CudaDevice) -> None:
 @pytest.fixture(scope="module")
 def real() -> Library:
     """cuBLASLt as NVIDIA ships it; its descriptors live in host memory."""
-    for major in cuda_lt.KNOWN:
+    for major in cuda_lt_library.KNOWN:
         with suppress(OSError):
             return Library(ctypes.CDLL(f"libcublasLt.so.{major}"))
     pytest.skip("no cuBLASLt: install nvidia-cublas-cu12 and have its lib in LD_LIBRARY_PATH")
@@ -305,7 +306,7 @@ type, rows, columns and leading dimension."""
 @pytest.mark.parametrize("kind", KEPT)
 def test_the_real_library_keeps_what_it_is_told(real: Library, kind: str) -> None:
     arguments, attributes = KEPT[kind]
-    made = cuda_lt._Owned(real, kind, *arguments)
+    made = cuda_lt_library.Owned(real, kind, *arguments)
     get = getattr(real.functions, f"cublasLt{kind}GetAttribute")
     get.argtypes = (c_void_p, ctypes.c_int, c_void_p, c_size_t, c_void_p)
 
@@ -328,7 +329,7 @@ def test_the_real_library_keeps_what_it_is_told(real: Library, kind: str) -> Non
 
 
 def test_the_real_library_has_every_function(real: Library) -> None:
-    assert all(getattr(real.functions, name).argtypes for name in cuda_lt.PROTOTYPES)
+    assert all(getattr(real.functions, name).argtypes for name in cuda_lt_library.PROTOTYPES)
     version = real.functions.cublasLtGetVersion
     version.restype = c_size_t
-    assert version() // 10000 in cuda_lt.KNOWN
+    assert version() // 10000 in cuda_lt_library.KNOWN

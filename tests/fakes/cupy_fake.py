@@ -368,7 +368,9 @@ class Stream:
         if event.device_id != self.device_id:
             raise CUDARuntimeError(400)
         event.clock = self.cuda.machine.clock(self.ptr)
-        event.seconds = time.perf_counter() if event.timed else None
+        virtual = self.cuda.machine.seconds
+        now = time.perf_counter() if virtual is None else virtual
+        event.seconds = now if event.timed else None
         return event
 
     def wait_event(self, event: Any) -> None:
