@@ -1,4 +1,4 @@
-"""Products by cuBLASLt, with a bias, a matrix that is added and a ReLU in the call.
+"""Products by cuBLASLt, with a bias, a matrix that is added and a ReLU or GELU in the call.
 
 A CUDA graph may hold its calls, unlike those that go through cupy. Of its algorithms for a product
 the one is taken that was measured to be the fastest, where that was done (``cuda_lt_choice``).
@@ -52,7 +52,9 @@ from crossdock.runtime.tensor import TensorSpec, to_numpy
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8
 BATCH_COUNT, BATCH_STRIDE = 5, 6
 MAX_WORKSPACE, REDUCTIONS, ALIGNMENTS = 1, 3, (5, 6, 7, 8)
-PLAIN, RELU, BIAS = 1, 2, 4
+PLAIN, BIAS = 1, 4
+FUNCTIONS = {"": 0, "relu": 2, "gelu": 32}
+"""CUBLASLT_EPILOGUE, of what is done to each element."""
 WIDE_SUMS = 2
 """CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE: parts of a sum are added up in the type of sums."""
 ALIGNED = 256
@@ -63,24 +65,25 @@ ALIGNED = 256
 class LtProduct:
     """y = f(alpha a b + beta c + bias): a product with c and a bias, each if there is one.
 
-    ``c`` has y's shape, ``bias`` one value a column, both y's type; f is max(x, 0) with ``relu``.
-    ``workspace`` is in bytes. ``tuned``: it runs by the algorithm that was measured to be the
-    fastest, where one was, and else by the one that cuBLASLt takes for that.
+    ``c`` has y's shape, ``bias`` one value a column, both y's type. f is named by ``function``:
+    max(x, 0), which may make a zero of a NaN, for "relu"; for "gelu" the approximation by tanh,
+    x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). ``workspace`` is in bytes. ``tuned``: it runs
+    by the algorithm that was measured to be the fastest, where one was, and else by the one that
+    cuBLASLt takes for that.
     """
 
     product: Product
     bias: bool = False
     c: bool = False
     beta: float = 0.0
-    relu: bool = False
+    function: str = ""
     workspace: int = 0
     tuned: bool = True
 
     @property
     def epilogue(self) -> int:
         """cublasLtEpilogue_t."""
-        wanted = (RELU if self.relu else 0) | (BIAS if self.bias else 0)
-        return wanted or PLAIN
+        return FUNCTIONS[self.function] | (BIAS if self.bias else 0) or PLAIN
 
     def step(
         self,

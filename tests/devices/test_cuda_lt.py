@@ -6,7 +6,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from ctypes import byref, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass, replace
@@ -31,6 +32,11 @@ from tests.fakes import cards, cupy_fake
 from tests.fakes.cuda_machine import UsageError
 
 SPACE = 4096
+FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": lambda x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
 PLAIN = Product(5, 7, 3, "float32", "float32")
 TURNED = Product(6, 4, 9, "float32", "float32", a_transposed=True)
 BATCH = Product(4, 6, 5, "float32", "float32", (3,), (20,), (0,))
@@ -40,14 +46,18 @@ PRODUCTS = {
     "batch": LtProduct(BATCH, workspace=SPACE),
     "scaled": LtProduct(replace(PLAIN, alpha=-0.5, b_transposed=True), workspace=SPACE),
     "bias": LtProduct(PLAIN, bias=True, workspace=SPACE),
-    "bias and relu": LtProduct(TURNED, bias=True, relu=True, workspace=SPACE),
+    "bias and relu": LtProduct(TURNED, bias=True, function="relu", workspace=SPACE),
     "added": LtProduct(PLAIN, c=True, beta=0.25, workspace=SPACE),
-    "all of it": LtProduct(BATCH, bias=True, c=True, beta=1.0, relu=True, workspace=SPACE),
+    "all of it": LtProduct(BATCH, bias=True, c=True, beta=1.0, function="relu", workspace=SPACE),
+    "gelu": LtProduct(TURNED, function="gelu", workspace=SPACE),
+    "bias, added and gelu": LtProduct(
+        PLAIN, bias=True, c=True, beta=1.0, function="gelu", workspace=SPACE
+    ),
     "two batches": LtProduct(
         Product(2, 3, 4, "float32", "float32", (2, 3), (8, 0), (0, 12)), bias=True, workspace=SPACE
     ),
     "halves": LtProduct(
-        Product(8, 24, 16, "float16", "float16"), bias=True, relu=True, workspace=SPACE
+        Product(8, 24, 16, "float16", "float16"), bias=True, function="relu", workspace=SPACE
     ),
 }
 
@@ -94,7 +104,7 @@ def job(device: CudaDevice, wanted: LtProduct) -> Job:
     if wanted.c:
         buffers[In(3)] = upload(device, c)
     step = wanted.step(In(2) if wanted.bias else None, In(3) if wanted.c else None)
-    return Job(step, buffers, np.maximum(made, 0) if wanted.relu else made, got)
+    return Job(step, buffers, FUNCTIONS[wanted.function](made), got)
 
 
 def off(device: CudaDevice, wanted: LtProduct) -> float:
@@ -171,6 +181,7 @@ INIT = cuda_lt._Layouts.__init__
 BUGS: dict[str, tuple[Any, str, Any]] = {
     "the bias of the next column": (cuda_lt._LtGemm, "_description", shifted_bias(4)),
     "no epilogue": (LtProduct, "epilogue", property(lambda self: cuda_lt.PLAIN)),
+    "a ReLU for a GELU": (cuda_lt, "FUNCTIONS", {"": 0, "relu": 2, "gelu": 2}),
     "rows for columns": (
         cuda_lt._Layouts,
         "__init__",
@@ -286,7 +297,7 @@ KEPT: dict[str, tuple[tuple[int, ...], dict[int, Any]]] = {
     "MatmulDesc": (
         (68, 0),
         {cuda_lt.TRANSA: ctypes.c_int32(1), cuda_lt.TRANSB: ctypes.c_int32(1),
-         cuda_lt.EPILOGUE: c_uint32(cuda_lt.RELU | cuda_lt.BIAS),
+         cuda_lt.EPILOGUE: c_uint32(cuda_lt.FUNCTIONS["gelu"] | cuda_lt.BIAS),
          cuda_lt.BIAS_POINTER: c_void_p(0x7000)},
     ),
     "MatrixLayout": (

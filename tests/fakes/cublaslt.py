@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 from collections.abc import Callable
 from ctypes import c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
 from dataclasses import dataclass, field
@@ -30,7 +31,8 @@ SIZES = {
 }
 """Bytes of attributes, by kind of descriptor and number (cublasLt.h)."""
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8
-PLAIN, RELU, BIAS = 1, 2, 4
+PLAIN, RELU, BIAS, GELU = 1, 2, 4, 32
+EPILOGUES = (PLAIN, *(x | y for x in (RELU, GELU, 0) for y in (0, BIAS) if x | y))
 NEEDS = 512
 """Bytes of workspace that the algorithm of this library takes, where it is given as many."""
 MARK = 0x17A160
@@ -238,7 +240,7 @@ class Lt:
         a, b, c, d = (TYPES.get(x.facts[0]) for x in layouts)
         if a != b or c != d or (a, d) not in SUPPORTED.get(compute, ()) or scale != 0:
             return NOT_SUPPORTED
-        if wanted.get(EPILOGUE, PLAIN) not in (PLAIN, RELU, BIAS, RELU | BIAS):
+        if wanted.get(EPILOGUE, PLAIN) not in EPILOGUES:
             return NOT_SUPPORTED
         (m, k), (k2, n) = (
             x.facts[2:0:-1] if wanted.get(turned) else x.facts[1:3]
@@ -323,7 +325,17 @@ class Lt:
         if epilogue & BIAS:
             made = made + vector.on(machine)[:, :, :1].astype(made.dtype)
         with np.errstate(all="ignore"):
-            out[...] = (np.fmax(made, 0) if epilogue & RELU else made).astype(out.dtype)
+            out[...] = _ended(made, epilogue).astype(out.dtype)
+
+
+def _ended(x: np.ndarray, epilogue: int) -> np.ndarray:
+    """Its ReLU makes zeros of what is no number, and its GELU is the approximation by tanh."""
+    if epilogue & RELU:
+        return np.asarray(np.fmax(x, 0))
+    if epilogue & GELU:
+        inner = x.dtype.type(math.sqrt(2 / math.pi)) * (x + x.dtype.type(0.044715) * x * x * x)
+        return np.asarray(x / 2 * (1 + np.tanh(inner)))
+    return x
 
 
 def install(monkeypatch: pytest.MonkeyPatch, cupy: Any) -> Lt:
