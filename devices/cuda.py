@@ -288,7 +288,7 @@ class CudaDevice(Device):
         return cuda_exchange.borrow(self, value)
 
     def lend(self, buffer: Buffer, spec: TensorSpec) -> Any:
-        """A cupy array in a buffer's memory; raises BufferError for a type that cupy lacks."""
+        """A cupy array in a buffer's memory, or one of bfloat16 over such."""
         return cuda_exchange.lend(self, buffer, spec)
 
     def compile(self, step: Step) -> CudaExecutable:
