@@ -1,6 +1,6 @@
 """The element type that a DLPack capsule names: bfloat16, for libraries that do not have it.
 
-cupy before 14.1 has no bfloat16 arrays, and numpy exports none, but both share the bits as uint16.
+cupy 14.0 has no bfloat16 arrays, and numpy exports none, but both share the bits as uint16.
 What DLPack hands over is a C structure (dlpack.h, versions 0.x and 1.x) in a capsule, made anew for
 each export and nobody else's until it is taken; so the type in it is written over.
 """

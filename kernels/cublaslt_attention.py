@@ -5,10 +5,10 @@ them, and write results the same way, so that nothing is transposed. The scores,
 matrix in memory; the launch caps, biases and hides them, and makes them shares.
 
 Sums are float32 for half types, too. But the second product has operands of one type, so that the
-launch rounds the shares to that of the values, as Dao et al., 2022, and cuDNN do: a result is off
-by up to half a unit in the last place of the largest value that it weighs, where only its own last
-place is rounded otherwise. That kernel is not exact. Shares of many keys are small, and float16 has
-few bits for what is below 2^-14: there they are multiplied by 2^15, and the results divided by it.
+launch rounds the shares to that of the values, as Dao et al., 2022, do: a result is off by up to
+half a unit in the last place of the largest value that it weighs, where only its own last place is
+rounded otherwise. That kernel is not exact. Shares of many keys are small, and float16 has few bits
+for what is below 2^-14: there they are multiplied by 2^15, and the results divided by it.
 """
 
 from __future__ import annotations
