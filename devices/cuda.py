@@ -19,7 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.devices import cuda_dnn, cuda_exchange, cuda_peer, cuda_versions, topology
+from crossdock.devices import (
+    cuda_dnn,
+    cuda_exchange,
+    cuda_lt_library,
+    cuda_peer,
+    cuda_versions,
+    topology,
+)
 from crossdock.devices.base import (
     Borrowed,
     Bound,
@@ -103,7 +110,8 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
     dnn = cuda_dnn.facts()
     physical = topology.physical_id(pci, uuid, f"{KIND}:{index}")
     missing = cuda_versions.blas_missing(cp)
-    libraries = ("|no cublas" if missing else "") + cuda_dnn.told(dnn)
+    blas = "|no cublas" if missing else cuda_lt_library.told(cp)
+    libraries = blas + cuda_dnn.told(dnn)
     return DeviceInfo(
         id=f"{KIND}:{index}",
         kind=KIND,

@@ -127,6 +127,23 @@ def open_functions(name: str) -> Any:
     return ctypes.CDLL(name)
 
 
+def _file(major: int) -> str:
+    return f"cublasLt64_{major}.dll" if sys.platform == "win32" else f"libcublasLt.so.{major}"
+
+
+def told(cp: Any) -> str:
+    """What of it belongs to a device's fingerprint: its version, which kernels are timed with.
+
+    Nothing where it cannot be loaded; cuBLAS, which is of the runtime's major version, brings it.
+    """
+    try:
+        found = open_functions(_file(int(cp.cuda.runtime.runtimeGetVersion()) // 1000))
+        found.cublasLtGetVersion.restype = c_size_t
+        return f"|cuBLASLt {found.cublasLtGetVersion()}"
+    except (OSError, AttributeError):
+        return ""
+
+
 def library(cp: Any) -> Library:
     """CuBLASLt of the version that cupy's cuBLAS has.
 
@@ -134,7 +151,7 @@ def library(cp: Any) -> Library:
         CompileError: it cannot be loaded, or is of a version that is not known.
     """
     major = load(cp) // 10000
-    name = f"cublasLt64_{major}.dll" if sys.platform == "win32" else f"libcublasLt.so.{major}"
+    name = _file(major)
     if major not in KNOWN:
         raise CompileError(f"{name}: its interface is not known; known are versions {KNOWN}")
     try:

@@ -28,7 +28,7 @@ from crossdock.runtime.errors import CompileError, DeviceError, Error
 from crossdock.runtime.tensor import Array, to_numpy
 from tests.devices.steps import download, record, upload
 from tests.devices.test_cuda_blas import expected, operands
-from tests.fakes import cards, cupy_fake
+from tests.fakes import cards, cublaslt, cupy_fake
 from tests.fakes.cuda_machine import UsageError
 
 SPACE = 4096
@@ -279,6 +279,22 @@ def test_a_refused_call_is_typed(device: CudaDevice) -> None:
     device.cp.cublaslt.refuse = 13
     with pytest.raises(DeviceError, match="cuda:0: cuBLAS, 5x3 times 3x7 in float32"):
         device.queues["compute"].execute(commands)
+
+
+def test_its_version_is_part_of_the_fingerprint(
+    device: CudaDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert f"|cuBLASLt {cublaslt.VERSION}" in device.info.fingerprint
+    monkeypatch.setattr(cublaslt, "VERSION", 130100)
+    (other, *_) = cuda.probe().devices
+    assert "|cuBLASLt 130100" in other.fingerprint
+
+    def missing(name: str) -> Any:
+        raise OSError(name)
+
+    monkeypatch.setattr(cuda_lt_library, "open_functions", missing)
+    (without, *_) = cuda.probe().devices
+    assert "cuBLASLt" not in without.fingerprint
 
 
 # --- the real library -----------------------------------------------------------------------------
