@@ -12,6 +12,10 @@ from collections.abc import Mapping
 from ctypes import POINTER, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 from typing import Any
 
+import numpy as np
+
+from crossdock.runtime.tensor import Array, to_numpy
+
 UINT, BFLOAT = 1, 4
 """kDLUInt and kDLBfloat."""
 
@@ -87,6 +91,29 @@ def as_bits(capsule: Any) -> bool:
     if found:
         dtype.code = UINT
     return found
+
+
+class _Export:
+    """What an array exports, for a library without bfloat16; ``bits``: it was of that."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self.bits = False
+
+    def __dlpack__(self, **options: Any) -> Any:
+        capsule = self._value.__dlpack__(**options)
+        self.bits = as_bits(capsule)
+        return capsule
+
+    def __dlpack_device__(self) -> Any:
+        return self._value.__dlpack_device__()
+
+
+def as_numpy(value: Any, **options: Any) -> Array:
+    """``numpy.from_dlpack``, for arrays of bfloat16, too; raises what that and ``value`` raise."""
+    export = _Export(value)
+    made = np.from_dlpack(export, **options)
+    return made.view(to_numpy("bfloat16")) if export.bits else made
 
 
 class Bfloat16:

@@ -75,6 +75,12 @@ OTHERS: dict[str, Chain] = {
         b.mul(c(0.5), x),
         b.sub(c(1), b.tanh(b.mul(c(SCALE), b.add(x, b.mul(c(CUBIC), b.pow(x, c(3))))))),
     ),
+    "a term more": lambda b, x, c: b.add(BY_TANH["a power"](b, x, c), b.mul(x, x)),
+    "a term more within": lambda b, x, c: b.mul(
+        b.mul(c(0.5), x),
+        b.add(c(1), b.tanh(b.add(b.mul(x, x),
+                                 b.mul(c(SCALE), b.add(x, b.mul(c(CUBIC), b.pow(x, c(3)))))))),
+    ),
     "by a sigmoid": lambda b, x, c: b.mul(x, b.sigmoid(b.mul(x, c(1.702)))),
     "twice": lambda b, x, c: b.gelu(b.gelu(x)),
     "of the double": lambda b, x, c: b.gelu(b.add(x, x)),

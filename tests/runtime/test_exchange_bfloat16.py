@@ -129,6 +129,29 @@ def test_the_memory_of_a_feed_is_let_go(fake: cupy_fake.FakeCupy) -> None:
         assert after - fake.machine.used(0) == VALUES.nbytes
 
 
+def test_host_memory_is_shared_too(costs: costing.CostStore) -> None:
+    """In and out as other libraries have it, which numpy refuses to export and to take."""
+    del costs
+    b = xd.GraphBuilder()
+    x = b.input("x", (3, 4), "bfloat16")
+    graph = b.build({"y": b.add(x, x), "z": b.identity(x)})
+    array = VALUES.copy()
+    with pytest.raises(BufferError):
+        array.__dlpack__()
+    with xd.compile(graph, "cpu:0", measure=False) as session:
+        kept = session.run({"x": dlpack.Bfloat16(array.view(np.uint16))}, outputs="device")["y"]
+        assert kept.dtype == BFLOAT16
+        assert kept.__dlpack_device__() == (1, 0)
+        assert dlpack.tensor_of(kept.__dlpack__(max_version=(1, 0))).dtype.code == 4
+        taken = dlpack.as_numpy(kept)
+        np.testing.assert_array_equal(taken, DOUBLE)
+        taken[0, 0] = 7
+        assert kept.numpy()[0, 0] == 7, "it is the memory itself"
+        assert not hasattr(kept, "__cuda_array_interface__")
+        again = session.run({"x": kept})["y"]
+        np.testing.assert_array_equal(again[1:], 2 * DOUBLE[1:])
+
+
 def test_a_capsule_is_taken_once_and_others_are_refused() -> None:
     capsule = np.zeros(3, np.uint16).__dlpack__(max_version=(1, 0))
     assert not dlpack.as_bits(capsule)
