@@ -23,7 +23,7 @@ from ctypes import (
     sizeof,
 )
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from crossdock.devices import cuda_lt_choice as choice
@@ -42,7 +42,6 @@ from crossdock.devices.cuda_blas import (
 )
 from crossdock.devices.cuda_lt_choice import Algorithm, Chosen
 from crossdock.devices.cuda_lt_library import Library, Owned, Refused, library
-from crossdock.devices.cuda_versions import fingerprint
 from crossdock.devices.program import ArrayCall, In, Out, Scratch, Slot
 from crossdock.runtime import kept
 from crossdock.runtime.errors import Declined
@@ -95,8 +94,7 @@ class LtProduct:
         workspace: Slot = Scratch(0),  # noqa: B008 - immutable
     ) -> ArrayCall:
         """The call as a step, over flat arrays."""
-        slots = (bias, c, a, b, y, workspace)
-        plain = self.product.step()
+        plain, steady = self.product.step(), replace(self, tuned=False)
         (left, right), (made,) = plain.in_specs, plain.out_specs
         column = TensorSpec(made.dtype, (self.product.n,))
         there: list[tuple[Slot, TensorSpec | None]] = [(a, left), (b, right)]
@@ -110,12 +108,12 @@ class LtProduct:
             tuple(slot for slot, _ in outs),
             tuple(spec for _, spec in there),
             tuple(spec for _, spec in outs),
-            self._form,
+            self.form,
             captured=True,
-            fixed=partial(replace(self, tuned=False).step, *slots) if self.tuned else None,
+            fixed=(LtGemm(steady), steady.form) if self.tuned else None,
         )
 
-    def _form(self) -> tuple[str, str, Any]:
+    def form(self) -> tuple[str, str, Any]:
         """What another process makes the step's function of."""
         data = {**asdict(self), "product": list(self.product.plain())}
         return __name__, remade.__name__, [list(item) for item in data.items()]
@@ -170,13 +168,11 @@ class _LtGemm(Prepared):
         self.said = found.said
         return found
 
-    @property
+    @cached_property
     def _name(self) -> str:
         """What a choice is kept by: the product, the card, and the library's version."""
-        cuda, index = self.cp.cuda, self.cp.cuda.Device().id
-        facts = cuda.runtime.getDeviceProperties(index)
-        card = f"{fingerprint(self.cp, facts)}|{facts['multiProcessorCount']}"
-        return kept.key("cublaslt", str(self.lt.version), card, repr(self.wanted))
+        version = str(self.lt.version)
+        return kept.key("cublaslt", version, self.lt.card(self.cp), repr(self.wanted))
 
     def _takes(self, found: Chosen) -> bool:
         algorithm, result = found.algorithm(), Algorithm()

@@ -17,6 +17,7 @@ from weakref import finalize
 
 from crossdock.devices.cuda_blas import load
 from crossdock.devices.cuda_lt_choice import Algorithm, Chosen
+from crossdock.devices.cuda_versions import fingerprint
 from crossdock.runtime.errors import CompileError
 
 KNOWN = (12, 13)
@@ -67,6 +68,7 @@ class Library:
     def __init__(self, functions: Any) -> None:
         self.functions = functions
         self._handles: dict[int, int] = {}
+        self._cards: dict[int, str] = {}
         self.chosen: dict[str, Chosen] = {}
         """Algorithms that were chosen by timing them, by name; also where no cache keeps them."""
         for name, arguments in PROTOTYPES.items():
@@ -91,6 +93,14 @@ class Library:
             self.call("cublasLtCreate", byref(made))
             self._handles[device] = made.value or 0
         return self._handles[device]
+
+    def card(self, cp: Any) -> str:
+        """What tells the current device from others that it chooses otherwise for."""
+        index = cp.cuda.Device().id
+        if index not in self._cards:
+            facts = cp.cuda.runtime.getDeviceProperties(index)
+            self._cards[index] = f"{fingerprint(cp, facts)}|{facts['multiProcessorCount']}"
+        return self._cards[index]
 
     def config(self, algorithm: Algorithm, attribute: int) -> int:
         """An attribute of an algorithm."""

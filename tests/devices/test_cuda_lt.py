@@ -23,7 +23,7 @@ from crossdock.devices.cuda_graph import Segment
 from crossdock.devices.cuda_lt import LtProduct
 from crossdock.devices.cuda_lt_library import Library, Refused
 from crossdock.devices.isolated_forms import read_step, step_form
-from crossdock.devices.program import ArrayCall, In, Out, Scratch
+from crossdock.devices.program import ArrayCall, In, Out, Scratch, fixed
 from crossdock.runtime.errors import CompileError, DeviceError, Error
 from crossdock.runtime.tensor import Array, to_numpy
 from tests.devices.steps import download, record, upload
@@ -131,6 +131,22 @@ def test_another_process_makes_the_same_step() -> None:
     assert isinstance(made.fn, cuda_lt.LtGemm)
     assert made.fn.wanted == PRODUCTS["all of it"]
     assert made == replace(step, fn=made.fn)
+
+
+def test_the_same_step_with_nothing_that_was_measured() -> None:
+    """Where its slots are others by now, as those of an op that is a part of another, they stay."""
+    step = PRODUCTS["all of it"].step(In(2), In(3))
+    moved = replace(step, ins=tuple(In(i + 4) for i in range(4)), outs=(Scratch(5), Scratch(6)))
+    made = fixed(moved)
+    assert isinstance(made, ArrayCall)
+    assert isinstance(made.fn, cuda_lt.LtGemm)
+    assert made.fn.wanted == replace(PRODUCTS["all of it"], tuned=False)
+    assert made == replace(moved, fn=made.fn)
+    read = read_step(json.loads(json.dumps(step_form(made, "isolated:cuda:0"))))
+    assert isinstance(read, ArrayCall)
+    assert isinstance(read.fn, cuda_lt.LtGemm)
+    assert read.fn.wanted == made.fn.wanted
+    assert fixed(made) is made
 
 
 def test_a_graph_holds_products(device: CudaDevice) -> None:

@@ -17,6 +17,7 @@ from crossdock.devices.cuda_blas import Product
 from crossdock.devices.cuda_lt import LtProduct
 from crossdock.devices.isolated_device import IsolatedDevice
 from crossdock.devices.isolated_worker import Server
+from crossdock.devices.program import fixed
 from tests.fakes import cards
 from tests.fakes.cublaslt import Algo
 from tests.fakes.cupy_fake import FakeCupy
@@ -76,7 +77,6 @@ def test_a_choice_is_made_beyond_the_border(fake: FakeCupy) -> None:
 
 
 def test_what_is_fixed_stays_so_beyond_the_border(fake: FakeCupy) -> None:
-    assert STEP.fixed is not None
     with cards.first() as card:
         server = Server(None)  # type: ignore[arg-type]
         server.device = card
@@ -84,6 +84,6 @@ def test_what_is_fixed_stays_so_beyond_the_border(fake: FakeCupy) -> None:
         tuned = device.compile(STEP)
         device.algorithms(tuned)
         device.keep_algorithm(tuned, 1, [2.0, 0.5, None])
-        made = device.compile(STEP.fixed())
+        made = device.compile(fixed(STEP))
         assert made.said.endswith("its own first choice, not timed")
         assert device.algorithms(made) == 0
