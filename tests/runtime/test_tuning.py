@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -256,9 +256,12 @@ def test_the_only_one_is_kept_untimed(start: Open) -> None:
     assert start(FAST).runs_by()[1].endswith("the only one there is")
 
 
-def test_a_kept_one_that_the_library_refuses_is_asked_for_anew(start: Open) -> None:
+@pytest.mark.parametrize("now", [{"check": 15}, {"workspace": 1 << 30}])
+def test_a_kept_one_that_the_library_refuses_is_asked_for_anew(
+    start: Open, now: dict[str, int]
+) -> None:
     start(SLOW, FAST).measured()
-    card = start(SLOW, Algo(FAST.number, FAST.seconds, check=15))
+    card = start(SLOW, replace(FAST, **now))
     number, said = card.runs_by()
     assert number == SLOW.number
     assert said.endswith("its own first choice, not timed")
@@ -294,6 +297,25 @@ def test_choices_kept_are_bounded(
     card.measured(call_of(_wider()))
     (left,) = cache.iterdir()
     assert left.name != first.name
+
+
+def test_what_was_used_last_stays(
+    start: Open, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = start(SLOW, FAST)
+    card.measured()
+    (used,) = cache.iterdir()
+    card.measured(call_of(_wider()))
+    (idle,) = set(cache.iterdir()) - {used}
+    os.utime(used, ns=(0, 0))
+    os.utime(idle, ns=(10**9, 10**9))
+    card = start(SLOW, FAST)
+    assert card.runs_by()[0] == FAST.number
+    room = used.stat().st_size + idle.stat().st_size + 10
+    monkeypatch.setattr(cuda_lt_choice, "MOST_BYTES", room)
+    card.measured(name=f"{NAME}.tf32")
+    assert used.exists()
+    assert not idle.exists()
 
 
 def test_without_a_cache_it_is_chosen_once_a_process(
