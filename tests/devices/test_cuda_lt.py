@@ -21,6 +21,7 @@ from crossdock.devices.cuda import CudaDevice
 from crossdock.devices.cuda_blas import Product
 from crossdock.devices.cuda_graph import Segment
 from crossdock.devices.cuda_lt import LtProduct
+from crossdock.devices.cuda_lt_choice import Algorithm, Chosen
 from crossdock.devices.cuda_lt_library import Library, Refused
 from crossdock.devices.isolated_forms import read_step, step_form
 from crossdock.devices.program import ArrayCall, In, Out, Scratch, fixed
@@ -369,6 +370,22 @@ def test_the_real_library_keeps_what_it_is_told(real: Library, kind: str) -> Non
     for number, first in FIRST.get(kind, {}).items():
         wide = c_uint64() if kind == "MatrixLayout" and number > 0 else c_uint32()
         assert kept(number, wide) == first
+
+
+def test_the_real_library_tells_algorithms_apart(real: Library) -> None:
+    """Their attributes are where the fake has them, and of its sizes; they need no card either."""
+    algorithm = Algorithm()
+    change = real.functions.cublasLtMatmulAlgoConfigSetAttribute
+    change.argtypes = (c_void_p, ctypes.c_int, c_void_p, c_size_t)
+    values = {cuda_lt_library.TILE: 20, cuda_lt_library.PARTS: 3, cuda_lt_library.STAGES: 7}
+    for number, value in values.items():
+        assert change(byref(algorithm), number, byref(ctypes.c_int32(value)), 4) == 0
+        assert real.config(algorithm, number) == value
+    assert (
+        real.described(algorithm) == "cuBLASLt's algorithm 0 (tile 20, stages 7, sums in 3 parts)"
+    )
+    kept = Chosen(tuple(algorithm.algorithm), 0, "")
+    assert real.described(kept.algorithm()) == real.described(algorithm)
 
 
 def test_the_real_library_has_every_function(real: Library) -> None:
