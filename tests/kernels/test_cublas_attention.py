@@ -208,25 +208,31 @@ COPY += "{ y[GLOBAL_ID(0)] = x[GLOBAL_ID(0)]; }"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not host_build.compiler(), reason=host_build.ABSENT)
-def test_the_launch_between_under_the_sanitizers(tmp_path: Path) -> None:
-    """Index for index, on blocks of the heap of exact sizes: scores become shares in place."""
-    sizes = Extents(2, 3, 3, 5, 150, 8, 6)
-    bias = drawn(2, 1, 5, 150, seed=4)
+@pytest.mark.parametrize("dtype", ["float32", *UNIT])
+def test_the_launch_between_under_the_sanitizers(tmp_path: Path, dtype: str) -> None:
+    """Index for index, on blocks of the heap of exact sizes: scores become shares in place.
+
+    Those of half types have memory of their own.
+    """
+    sizes, narrow = Extents(2, 3, 3, 5, 150, 8, 6), dtype != "float32"
+    bias = drawn(2, 1, 5, 150, seed=4, dtype=dtype)
     bias[1, 0, 2] = -math.inf
     attrs = {"extents": sizes, "softcap": 1.5, "causal_offset": 20}
-    call = call_of("fused_attention", [*operands(sizes), bias], attrs)
-    (kernel,) = (k for k in table.candidates(call, CARD).fitting if k.name == NAME)
+    call = call_of("fused_attention", [*operands(sizes, dtype), bias], attrs)
+    name = HALVES if narrow else NAME
+    (kernel,) = (k for k in table.candidates(call, CARD).fitting if k.name == name)
     _, between, _ = kernel.lowered(call, CARD).steps
     assert isinstance(between, GridLaunch)
-    places: dict[Any, Any] = {In(3): In(1), Scratch(0): Out(0)}
+    places: dict[Any, Any] = {In(3): In(1), Scratch(0): Out(0), Scratch(2): Out(1)}
     args = tuple(places[a] if isinstance(a, In | Scratch) else a for a in between.args)
     scores = drawn(2, 3, 5, 150, seed=8)
     copy = GridLaunch(COPY, "f", (In(0), Out(0)), (scores.size,), (1,))
     specs = TensorSpec.of(scores), TensorSpec.of(bias)
+    made = (specs[0], specs[0].with_dtype(dtype))[: 1 + narrow]
     job = Job(
         "shares",
         Lowered((copy, replace(between, args=args))),
-        OpCall("identity", {}, specs, specs[:1], {}, "shares"),
+        OpCall("identity", {}, specs, made, {}, "shares"),
         [scores, bias],
     )
     (found,) = host_run.run([job], tmp_path)
@@ -237,4 +243,6 @@ def test_the_launch_between_under_the_sanitizers(tmp_path: Path) -> None:
         shares = np.exp(raised - raised.max(axis=3, keepdims=True))
         shares /= shares.sum(axis=3, keepdims=True)
     shares[1, :, 2] = 0
-    np.testing.assert_allclose(found[0], shares, rtol=0, atol=1e-6)
+    raised_by = cublaslt_attention.RAISED.get(dtype, 1.0)
+    got = found[-1].astype(np.float64) / raised_by
+    np.testing.assert_allclose(got, shares, rtol=UNIT.get(dtype, 0.0), atol=1e-6)
