@@ -145,6 +145,11 @@ class Borrowed:
 class Executable:
     """A step compiled for a device; independent of buffers."""
 
+    @property
+    def said(self) -> str:
+        """By which of a library's algorithms it runs, and how that was chosen; "" for our own."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -154,6 +159,10 @@ class Bound:
     buffers: Mapping[Any, Buffer]  # Slot -> Buffer
     label: str = ""
     seconds: float = 0.0  # predicted; simulated devices take it as the duration
+
+
+Timing = float | str | None
+"""Seconds that an algorithm takes, why it failed, or None where it was not timed."""
 
 
 def check_copy(device: Device, target: Buffer, source: Buffer) -> None:
@@ -338,6 +347,25 @@ class Device(ABC):
 
         As much as there is time for ``until`` then, on the clock of ``time.monotonic``, in the
         order given; ``progress`` is told how many of how many found so far are done.
+        """
+
+    def algorithms(self, executable: Executable) -> int:  # noqa: ARG002
+        """How many algorithms there are to choose among for a step; it runs by the first so far.
+
+        0 where there is nothing to choose: the step is a kernel of our own, or it was chosen
+        before, by whichever process.
+        """
+        return 0
+
+    def take_algorithm(self, executable: Executable, index: int) -> None:  # noqa: B027
+        """Run a step by another of its ``algorithms``, also where it is recorded already."""
+
+    def keep_algorithm(  # noqa: B027 - most devices have nothing to choose among
+        self, executable: Executable, index: int, timings: Sequence[Timing]
+    ) -> None:
+        """Run a step by one of its ``algorithms`` from now on, in every process.
+
+        ``timings`` are those of all of them, that they may be told of.
         """
 
     @abstractmethod

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.devices import cpu_llvm, topology
+from crossdock.devices import cpu_llvm, dlpack, topology
 from crossdock.devices.base import (
     Bound,
     Buffer,
@@ -319,9 +319,10 @@ class CpuDevice(Device):
             return CpuBuffer(self, self._budget.adopt(array, label))
         return self.upload(array, label)
 
-    def lend(self, buffer: Buffer, spec: TensorSpec) -> Array:
-        """The memory as numpy's array."""
-        return buffer.array(spec)
+    def lend(self, buffer: Buffer, spec: TensorSpec) -> Any:
+        """The memory as numpy's array, or as one of bfloat16 over such."""
+        made = buffer.array(spec)
+        return dlpack.Bfloat16(made.view(np.uint16)) if spec.dtype == "bfloat16" else made
 
     def compile(self, step: Step) -> Executable:
         """Make a step executable; native code is compiled here."""

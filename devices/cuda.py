@@ -19,7 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.devices import cuda_dnn, cuda_exchange, cuda_peer, cuda_versions, topology
+from crossdock.devices import (
+    cuda_dnn,
+    cuda_exchange,
+    cuda_lt_library,
+    cuda_peer,
+    cuda_versions,
+    topology,
+)
 from crossdock.devices.base import (
     Borrowed,
     Bound,
@@ -27,7 +34,9 @@ from crossdock.devices.base import (
     Cap,
     Device,
     DeviceInfo,
+    Executable,
     Probe,
+    Timing,
 )
 from crossdock.devices.cuda_blas import LibraryCall, Prepared
 from crossdock.devices.cuda_memory import CudaBuffer, translated
@@ -96,16 +105,13 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         total = runtime.memGetInfo()[1]
         pci = device.pci_bus_id
     name = facts["name"].decode()
-    versions = [
-        cuda_versions.text(v()) for v in (runtime.runtimeGetVersion, runtime.driverGetVersion)
-    ]
-    driver = "CUDA {}, driver for CUDA {}".format(*versions)
+    driver = cuda_versions.driver(cp)
     uuid = _uuid(facts)
     dnn = cuda_dnn.facts()
     physical = topology.physical_id(pci, uuid, f"{KIND}:{index}")
-    clock = facts.get("clockRate", 0) // 1000
     missing = cuda_versions.blas_missing(cp)
-    libraries = ("|no cublas" if missing else "") + cuda_dnn.told(dnn)
+    blas = "|no cublas" if missing else cuda_lt_library.told(cp)
+    libraries = blas + cuda_dnn.told(dnn)
     return DeviceInfo(
         id=f"{KIND}:{index}",
         kind=KIND,
@@ -117,7 +123,7 @@ def _describe(cp: Any, index: int) -> DeviceInfo:
         compute_units=facts["multiProcessorCount"],
         memory_bytes=total,
         caps=_CAPS,
-        fingerprint=f"{name}|{driver}|cupy {cp.__version__}|{clock} MHz{libraries}",
+        fingerprint=cuda_versions.fingerprint(cp, facts) + libraries,
         max_allocation=total,
         local_memory=facts["sharedMemPerBlock"],
         max_work_group=facts["maxThreadsPerBlock"],
@@ -290,7 +296,7 @@ class CudaDevice(Device):
         return cuda_exchange.borrow(self, value)
 
     def lend(self, buffer: Buffer, spec: TensorSpec) -> Any:
-        """A cupy array in a buffer's memory; raises BufferError for a type that cupy lacks."""
+        """A cupy array in a buffer's memory, or one of bfloat16 over such."""
         return cuda_exchange.lend(self, buffer, spec)
 
     def compile(self, step: Step) -> CudaExecutable:
@@ -332,6 +338,26 @@ class CudaDevice(Device):
             raise CompileError(f"{where}: {why}", source=text)
         return function
 
+    def algorithms(self, executable: Executable) -> int:
+        """Those of a library whose call the step is, and has to be chosen."""
+        library = _library(executable)
+        if library is None:
+            return 0
+        with translated(self):
+            return library.algorithms()
+
+    def take_algorithm(self, executable: Executable, index: int) -> None:
+        """Let the library's call run by another algorithm."""
+        if (library := _library(executable)) is not None:
+            with translated(self):
+                library.take(index)
+
+    def keep_algorithm(self, executable: Executable, index: int, timings: Sequence[Timing]) -> None:
+        """Keep what was chosen, for this card and version of the library."""
+        if (library := _library(executable)) is not None:
+            with translated(self):
+                library.keep(index, timings)
+
     def record(self, bound: Sequence[Bound]) -> CudaCommands:
         """Make every call with its arrays and arguments in place."""
         with translated(self):
@@ -350,8 +376,8 @@ class CudaDevice(Device):
                 _array(item, slot, spec)
                 for slot, spec in zip(step.outs, step.out_specs, strict=True)
             ]
-            if isinstance(executable.kernel, Prepared):
-                return executable.kernel.bound(ins, outs)
+            if executable.library is not None:
+                return executable.library.bound(ins, outs)
             return functools.partial(step.fn, self.cp, ins, outs)
         args = tuple(
             arg.value
@@ -381,6 +407,11 @@ class CudaDevice(Device):
         self.dropped.clear()
         if not self.lost:
             self.pool.free_all_blocks()
+
+
+def _library(executable: Executable) -> Prepared | None:
+    assert isinstance(executable, CudaExecutable)
+    return executable.library
 
 
 def _nothing() -> None:

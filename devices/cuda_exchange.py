@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crossdock.devices import dlpack
 from crossdock.devices.base import Borrowed, Buffer
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, translated
 from crossdock.runtime.tensor import TensorSpec
@@ -43,9 +44,11 @@ def borrow(device: CudaDevice, value: Any) -> Borrowed:
     cp, stream = device.cp, device.borrowing
     with translated(device):
         if hasattr(value, "__dlpack__"):
-            array = cp.from_dlpack(_capsule(value, stream.ptr))
+            capsule = _capsule(value, stream.ptr)
+            bits = dlpack.as_bits(capsule)
+            array = cp.from_dlpack(capsule)
         else:
-            array = _named(device, value)
+            array, bits = _named(device, value)
         if not array.flags.c_contiguous:
             raise BufferError(
                 f"strides {tuple(array.strides)} of shape {tuple(array.shape)} are not in C "
@@ -53,7 +56,8 @@ def borrow(device: CudaDevice, value: Any) -> Borrowed:
             )
         ready = CudaEvent(device, stream.record(cp.cuda.Event(disable_timing=True)), value)
         buffer = CudaBuffer(device, array.data, int(array.nbytes), foreign=True)
-        return Borrowed(buffer, TensorSpec.of(array), ready)
+        spec = TensorSpec("bfloat16", tuple(array.shape)) if bits else TensorSpec.of(array)
+        return Borrowed(buffer, spec, ready)
 
 
 def _capsule(value: Any, stream: int) -> Any:
@@ -64,12 +68,16 @@ def _capsule(value: Any, stream: int) -> Any:
         return value.__dlpack__(stream=stream)
 
 
-def _named(device: CudaDevice, value: Any) -> Any:
-    """An array by the CUDA array interface; ``borrowing`` waits for the stream that it names."""
+def _named(device: CudaDevice, value: Any) -> tuple[Any, bool]:
+    """An array by the CUDA array interface, and whether it holds bits of bfloat16.
+
+    ``borrowing`` waits for the stream that it names.
+    """
     cp, facts = device.cp, value.__cuda_array_interface__
     if facts.get("mask") is not None:
         raise BufferError("it has a mask")
-    shape, dtype = tuple(facts["shape"]), np.dtype(facts["typestr"])
+    bits = facts["typestr"] in (dlpack.TYPESTR, "|V2")
+    shape, dtype = tuple(facts["shape"]), np.dtype("uint16" if bits else facts["typestr"])
     strides = facts.get("strides")
     nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if strides is not None and nbytes and tuple(strides) != _dense(shape, dtype.itemsize):
@@ -84,7 +92,7 @@ def _named(device: CudaDevice, value: Any) -> Any:
         other = cp.cuda.ExternalStream(int(named), device.index)
         device.borrowing.wait_event(other.record(cp.cuda.Event(disable_timing=True)))
     memory = cp.cuda.UnownedMemory(facts["data"][0], nbytes, value, device.index)
-    return cp.ndarray(shape, dtype, memptr=cp.cuda.MemoryPointer(memory, 0))
+    return cp.ndarray(shape, dtype, memptr=cp.cuda.MemoryPointer(memory, 0)), bits
 
 
 def _dense(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
@@ -104,15 +112,13 @@ class Lent:
 
 
 def lend(device: CudaDevice, buffer: Buffer, spec: TensorSpec) -> Any:
-    """A cupy array in a buffer's memory."""
+    """A cupy array in a buffer's memory; of bfloat16, what shares the same bits of cupy's."""
     assert isinstance(buffer, CudaBuffer)
-    cp = device.cp
-    if spec.dtype == "bfloat16":
-        raise BufferError(
-            f"{device.info.id}: cupy has no bfloat16 arrays; take a copy with numpy()"
-        )
+    cp, bits = device.cp, spec.dtype == "bfloat16"
     with translated(device):
         pointer = buffer.pointer.ptr
         memory = cp.cuda.UnownedMemory(pointer, buffer.nbytes, Lent(buffer), device.index)
         pointed = cp.cuda.MemoryPointer(memory, 0)
-        return cp.ndarray(spec.dims, np.dtype(spec.dtype), memptr=pointed)
+        dtype = np.dtype("uint16" if bits else spec.dtype)
+        made = cp.ndarray(spec.dims, dtype, memptr=pointed)
+        return dlpack.Bfloat16(made) if bits else made

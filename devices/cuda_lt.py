@@ -1,9 +1,7 @@
-"""Products by cuBLASLt, with a bias, a matrix that is added and a ReLU in the call.
+"""Products by cuBLASLt, with a bias, a matrix that is added and a ReLU or GELU in the call.
 
-cupy binds none of it (14.2), so it is called through ctypes. Its interface is C, over opaque
-descriptors with numbered attributes; what is used here is the same in the headers of 12.9 and
-13.10, and other major versions are refused. A CUDA graph may hold its calls, unlike those that go
-through cupy.
+A CUDA graph may hold its calls, unlike those that go through cupy. Of its algorithms for a product
+the one is taken that was measured to be the fastest, where that was done (``cuda_lt_choice``).
 
 As in ``cuda_blas``, y = a b by rows is asked for as y' = b' a' by columns; a bias of one value a
 column of y is then cuBLASLt's, which is one a row of y'.
@@ -11,16 +9,25 @@ column of y is then cuBLASLt's, which is one a row of y'.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
-from collections.abc import Callable, Mapping
-from ctypes import byref, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from ctypes import (
+    byref,
+    c_int,
+    c_int32,
+    c_int64,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+    memmove,
+    sizeof,
+)
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from typing import Any
-from weakref import finalize
 
+from crossdock.devices import cuda_lt_choice as choice
+from crossdock.devices.base import Timing
 from crossdock.devices.cuda_blas import (
     CUDA_TYPES,
     HALVES,
@@ -31,157 +38,51 @@ from crossdock.devices.cuda_blas import (
     compute_type,
     factors,
     failed,
-    load,
     transposed,
 )
+from crossdock.devices.cuda_lt_choice import Algorithm, Chosen
+from crossdock.devices.cuda_lt_library import Library, Owned, Refused, library
 from crossdock.devices.program import ArrayCall, In, Out, Scratch, Slot
-from crossdock.runtime.errors import CompileError, Declined
+from crossdock.runtime import kept
+from crossdock.runtime.errors import Declined
 from crossdock.runtime.tensor import TensorSpec, to_numpy
-
-KNOWN = (12, 13)
-"""Major versions whose headers were read."""
 
 # cublasLt.h: attributes with the types of their values.
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8
 BATCH_COUNT, BATCH_STRIDE = 5, 6
 MAX_WORKSPACE, REDUCTIONS, ALIGNMENTS = 1, 3, (5, 6, 7, 8)
-PLAIN, RELU, BIAS = 1, 2, 4
+PLAIN, BIAS = 1, 4
+FUNCTIONS = {"": 0, "relu": 2, "gelu": 32}
+"""CUBLASLT_EPILOGUE, of what is done to each element."""
 WIDE_SUMS = 2
 """CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE: parts of a sum are added up in the type of sums."""
 ALIGNED = 256
 """Bytes that cuBLASLt takes for granted that operands are aligned to, as buffers of ours are."""
-
-Descriptor = c_void_p
-
-
-class Algorithm(ctypes.Structure):
-    """cublasLtMatmulHeuristicResult_t; the first member is the algorithm."""
-
-    _fields_ = (
-        ("algorithm", c_uint64 * 8),
-        ("workspace", c_size_t),
-        ("state", c_int),
-        ("waves", c_float),
-        ("reserved", c_int * 4),
-    )
-
-
-PROTOTYPES: Mapping[str, tuple[Any, ...]] = {
-    "cublasLtCreate": (c_void_p,),
-    "cublasLtMatmulDescCreate": (c_void_p, c_int, c_int),
-    "cublasLtMatmulDescSetAttribute": (Descriptor, c_int, c_void_p, c_size_t),
-    "cublasLtMatmulDescDestroy": (Descriptor,),
-    "cublasLtMatrixLayoutCreate": (c_void_p, c_int, c_uint64, c_uint64, c_int64),
-    "cublasLtMatrixLayoutSetAttribute": (Descriptor, c_int, c_void_p, c_size_t),
-    "cublasLtMatrixLayoutDestroy": (Descriptor,),
-    "cublasLtMatmulPreferenceCreate": (c_void_p,),
-    "cublasLtMatmulPreferenceSetAttribute": (Descriptor, c_int, c_void_p, c_size_t),
-    "cublasLtMatmulPreferenceDestroy": (Descriptor,),
-    "cublasLtMatmulAlgoGetHeuristic": (
-        c_void_p, Descriptor, Descriptor, Descriptor, Descriptor, Descriptor, Descriptor,
-        c_int, c_void_p, c_void_p,
-    ),
-    "cublasLtMatmul": (
-        c_void_p, Descriptor, c_void_p, c_void_p, Descriptor, c_void_p, Descriptor, c_void_p,
-        c_void_p, Descriptor, c_void_p, Descriptor, c_void_p, c_void_p, c_size_t, c_void_p,
-    ),
-}  # fmt: skip
-"""Arguments of the functions used; each returns a cublasStatus_t."""
-
-
-class Refused(Exception):
-    """A status that is not success, and the function that returned it."""
-
-    def __init__(self, status: int, function: str) -> None:
-        self.status = status
-        super().__init__(f"{function} returned status {status}")
-
-
-class Library:
-    """cuBLASLt, loaded."""
-
-    def __init__(self, functions: Any) -> None:
-        self.functions = functions
-        self._handles: dict[int, int] = {}
-        for name, arguments in PROTOTYPES.items():
-            function = getattr(functions, name)
-            function.argtypes, function.restype = arguments, c_int
-
-    def call(self, name: str, *args: Any) -> None:
-        """Call a function; raises Refused."""
-        if status := getattr(self.functions, name)(*args):
-            raise Refused(status, name)
-
-    def handle(self, device: int) -> int:
-        """The handle of the current device, by its index.
-
-        Any thread may use it; it is made when the first product is prepared, and not in a capture.
-        """
-        if device not in self._handles:
-            made = c_void_p()
-            self.call("cublasLtCreate", byref(made))
-            self._handles[device] = made.value or 0
-        return self._handles[device]
-
-    def create(self, kind: str, *args: Any) -> int:
-        """A new descriptor (MatmulDesc, MatrixLayout, MatmulPreference)."""
-        made = c_void_p()
-        self.call(f"cublasLt{kind}Create", byref(made), *args)
-        assert made.value is not None
-        return made.value
-
-    def set(self, kind: str, descriptor: int, attribute: int, value: Any) -> None:
-        """Set an attribute of a descriptor to a ctypes value."""
-        size = ctypes.sizeof(value)
-        self.call(f"cublasLt{kind}SetAttribute", descriptor, attribute, byref(value), size)
-
-
-def open_functions(name: str) -> Any:
-    """The library by its file's name: it is in the process already, with cuBLAS that needs it."""
-    return ctypes.CDLL(name)
-
-
-def library(cp: Any) -> Library:
-    """CuBLASLt of the version that cupy's cuBLAS has.
-
-    Raises:
-        CompileError: it cannot be loaded, or is of a version that is not known.
-    """
-    major = load(cp) // 10000
-    name = f"cublasLt64_{major}.dll" if sys.platform == "win32" else f"libcublasLt.so.{major}"
-    if major not in KNOWN:
-        raise CompileError(f"{name}: its interface is not known; known are versions {KNOWN}")
-    try:
-        return _library(name, open_functions)
-    except (OSError, AttributeError) as error:
-        raise CompileError(f"{name} cannot be loaded ({error})") from error
-
-
-@cache
-def _library(name: str, opener: Callable[[str], Any]) -> Library:
-    return Library(opener(name))
 
 
 @dataclass(frozen=True)
 class LtProduct:
     """y = f(alpha a b + beta c + bias): a product with c and a bias, each if there is one.
 
-    ``c`` has y's shape, ``bias`` one value a column, both y's type; f is max(x, 0) with ``relu``.
-    ``workspace`` is in bytes.
+    ``c`` has y's shape, ``bias`` one value a column, both y's type. f is named by ``function``:
+    max(x, 0), which may make a zero of a NaN, for "relu"; for "gelu" the approximation by tanh,
+    x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). ``workspace`` is in bytes. ``tuned``: it runs
+    by the algorithm that was measured to be the fastest, where one was, and else by the one that
+    cuBLASLt takes for that.
     """
 
     product: Product
     bias: bool = False
     c: bool = False
     beta: float = 0.0
-    relu: bool = False
+    function: str = ""
     workspace: int = 0
+    tuned: bool = True
 
     @property
     def epilogue(self) -> int:
         """cublasLtEpilogue_t."""
-        wanted = (RELU if self.relu else 0) | (BIAS if self.bias else 0)
-        return wanted or PLAIN
+        return FUNCTIONS[self.function] | (BIAS if self.bias else 0) or PLAIN
 
     def step(
         self,
@@ -193,7 +94,7 @@ class LtProduct:
         workspace: Slot = Scratch(0),  # noqa: B008 - immutable
     ) -> ArrayCall:
         """The call as a step, over flat arrays."""
-        plain = self.product.step()
+        plain, steady = self.product.step(), replace(self, tuned=False)
         (left, right), (made,) = plain.in_specs, plain.out_specs
         column = TensorSpec(made.dtype, (self.product.n,))
         there: list[tuple[Slot, TensorSpec | None]] = [(a, left), (b, right)]
@@ -207,11 +108,12 @@ class LtProduct:
             tuple(slot for slot, _ in outs),
             tuple(spec for _, spec in there),
             tuple(spec for _, spec in outs),
-            self._form,
+            self.form,
             captured=True,
+            fixed=(LtGemm(steady), steady.form) if self.tuned else None,
         )
 
-    def _form(self) -> tuple[str, str, Any]:
+    def form(self) -> tuple[str, str, Any]:
         """What another process makes the step's function of."""
         data = {**asdict(self), "product": list(self.product.plain())}
         return __name__, remade.__name__, [list(item) for item in data.items()]
@@ -230,7 +132,11 @@ class LtGemm(LibraryCall):
         self.wanted = wanted
 
     def prepare(self, cp: Any) -> Prepared:
-        """Load cuBLASLt and let it choose an algorithm; CompileError where it has none."""
+        """Load cuBLASLt; take the algorithm chosen before, or let it choose one.
+
+        Raises:
+            CompileError: it has none.
+        """
         return _LtGemm(cp, library(cp), self.wanted)
 
 
@@ -242,7 +148,9 @@ class _LtGemm(Prepared):
         try:
             self.handle = lt.handle(cp.cuda.Device().id)
             self.layouts = _Layouts(cp, lt, p)
-            self.algorithm = self._chosen()
+            self._found: list[Algorithm] = []
+            self._kept = self._chosen() if wanted.tuned else None
+            self.algorithm = self._first() if self._kept is None else self._kept.algorithm()
         except Refused as error:
             raise Declined(
                 f"cuBLASLt has no product {p.m}x{p.k} times {p.k}x{p.n} in {p.dtype} with epilogue "
@@ -250,10 +158,42 @@ class _LtGemm(Prepared):
                 log=f"{wanted}: {error}",
             ) from error
 
-    def _chosen(self) -> Algorithm:
+    def _chosen(self) -> Chosen | None:
+        """What was measured to be the fastest, if the library still takes it."""
+        name = self._name
+        found = self.lt.chosen.get(name) or choice.load(name)
+        if found is None or not self._takes(found):
+            return None
+        self.lt.chosen[name] = found
+        self.said = found.said
+        return found
+
+    @cached_property
+    def _name(self) -> str:
+        """What a choice is kept by: the product, the card, and the library's version."""
+        version = str(self.lt.version)
+        return kept.key("cublaslt", version, self.lt.card(self.cp), repr(self.wanted))
+
+    def _takes(self, found: Chosen) -> bool:
+        algorithm, result = found.algorithm(), Algorithm()
+        a, b, y = self.layouts.all
+        made = self._description(ALIGNED)
+        status = self.lt.functions.cublasLtMatmulAlgoCheck(
+            self.handle, made.at, a.at, b.at, y.at, y.at, byref(algorithm), byref(result)
+        )
+        takes = max(int(result.workspace), found.workspace)
+        return not status and not result.state and takes <= self.wanted.workspace
+
+    def _first(self) -> Algorithm:
         """The algorithm that it takes for the fastest."""
-        lt, found, count = self.lt, Algorithm(), c_int()
-        wish = _Owned(lt, "MatmulPreference")
+        found = self._asked(1)
+        self.said = f"{self.lt.described(found[0])}, its own first choice, not timed"
+        return found[0]
+
+    def _asked(self, most: int) -> list[Algorithm]:
+        """Algorithms by the time that it says they take, least first."""
+        lt, found, count = self.lt, (Algorithm * most)(), c_int()
+        wish = Owned(lt, "MatmulPreference")
         wish.set(MAX_WORKSPACE, c_uint64(self.wanted.workspace))
         if self.wanted.product.result in HALVES:
             wish.set(REDUCTIONS, c_uint32(WIDE_SUMS))
@@ -263,11 +203,35 @@ class _LtGemm(Prepared):
         a, b, y = self.layouts.all
         lt.call(
             "cublasLtMatmulAlgoGetHeuristic", self.handle, made.at, a.at, b.at, y.at, y.at,
-            wish.at, 1, byref(found), byref(count),
+            wish.at, most, byref(found), byref(count),
         )  # fmt: skip
-        if not count.value or found.state or found.workspace > self.wanted.workspace:
-            raise Refused(found.state or 15, "cublasLtMatmulAlgoGetHeuristic")
-        return found
+        able = [x for x in found[: count.value]
+                if not x.state and x.workspace <= self.wanted.workspace]  # fmt: skip
+        if not able:
+            raise Refused(found[0].state or 15, "cublasLtMatmulAlgoGetHeuristic")
+        return able
+
+    def algorithms(self) -> int:
+        """How many it gives; 0 where one was chosen, or none may be."""
+        if self._kept is not None or not self.wanted.tuned:
+            return 0
+        self._found = self._asked(choice.MOST)
+        self.take(0)
+        return len(self._found)
+
+    def take(self, index: int) -> None:
+        """Put another algorithm where recorded calls read theirs."""
+        memmove(byref(self.algorithm), byref(self._found[index]), sizeof(Algorithm))
+
+    def keep(self, index: int, timings: Sequence[Timing]) -> None:
+        """Keep the choice."""
+        found = self._found[index]
+        names = [self.lt.described(x) for x in self._found]
+        said = choice.summary(names, index, timings)
+        self._kept = Chosen(tuple(found.algorithm), int(found.workspace), said)
+        self.said = said
+        self.lt.chosen[self._name] = self._kept
+        choice.save(self._name, self._kept)
 
     def _alignments(self) -> tuple[int, int, int, int]:
         """Bytes that all matrices b and a, what is added and y begin at multiples of."""
@@ -279,11 +243,11 @@ class _LtGemm(Prepared):
         a, b, y = begin
         return b, a, y, y
 
-    def _description(self, bias: int) -> _Owned:
+    def _description(self, bias: int) -> Owned:
         """What is computed; ``bias`` is its address."""
         blas, p = self.cp.cuda.cublas, self.wanted.product
         scale = self.cp.cuda.runtime.CUDA_R_32F
-        made = _Owned(self.lt, "MatmulDesc", getattr(blas, compute_type(p)), scale)
+        made = Owned(self.lt, "MatmulDesc", getattr(blas, compute_type(p)), scale)
         first, second = transposed(blas, p)
         made.set(TRANSA, c_int32(first))
         made.set(TRANSB, c_int32(second))
@@ -321,18 +285,6 @@ class _LtGemm(Prepared):
                 raise failed(status, text, index, self.wanted.product)
 
 
-class _Owned:
-    """A descriptor that is destroyed with this."""
-
-    def __init__(self, lt: Library, kind: str, *args: Any) -> None:
-        self._lt, self._kind = lt, kind
-        self.at = lt.create(kind, *args)
-        finalize(self, lt.call, f"cublasLt{kind}Destroy", self.at).atexit = False
-
-    def set(self, attribute: int, value: Any) -> None:
-        self._lt.set(self._kind, self.at, attribute, value)
-
-
 class _Layouts:
     """How b, a and y lie, by columns: the first and second operand, and the result."""
 
@@ -345,7 +297,7 @@ class _Layouts:
             (p.n, p.m, p.ldy),
         )
         self.all = tuple(
-            _Owned(lt, "MatrixLayout", kind, *size) for kind, size in zip(types, sizes, strict=True)
+            Owned(lt, "MatrixLayout", kind, *size) for kind, size in zip(types, sizes, strict=True)
         )
         if count == 1:
             return

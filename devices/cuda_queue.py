@@ -21,6 +21,7 @@ from crossdock.devices.base import (
     Span,
     check_copy,
 )
+from crossdock.devices.cuda_blas import Prepared
 from crossdock.devices.cuda_graph import Segment, segments
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
 from crossdock.devices.cuda_peer import Bridge
@@ -38,6 +39,16 @@ class CudaExecutable(Executable):
 
     step: GridLaunch | ArrayCall
     kernel: Any = None
+
+    @property
+    def library(self) -> Prepared | None:
+        """The call of a library; None for a kernel of our own."""
+        return self.kernel if isinstance(self.kernel, Prepared) else None
+
+    @property
+    def said(self) -> str:
+        """What the library's call says of its algorithm."""
+        return "" if self.library is None else self.library.said
 
 
 class CudaCommands(CommandBuffer):

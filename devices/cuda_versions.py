@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 MINIMUM_DRIVER = {11: "450", 12: "525", 13: "580"}
@@ -50,6 +51,21 @@ def driver_problem() -> Problem | None:
 def text(version: int) -> str:
     """A version as cudaRuntimeGetVersion counts it: 12040 is "12.4"."""
     return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def driver(cp: Any) -> str:
+    """The CUDA that cupy is built for, and the newest that the driver takes."""
+    runtime = cp.cuda.runtime
+    return (
+        f"CUDA {text(runtime.runtimeGetVersion())}, driver for CUDA "
+        f"{text(runtime.driverGetVersion())}"
+    )
+
+
+def fingerprint(cp: Any, facts: Mapping[str, Any]) -> str:
+    """What measurements on a card with these properties are kept by: model, clock and versions."""
+    clock = facts.get("clockRate", 0) // 1000
+    return f"{facts['name'].decode()}|{driver(cp)}|cupy {cp.__version__}|{clock} MHz"
 
 
 def runtime_problem(cp: Any, error: Any) -> Problem:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from crossdock.devices import registry
-from crossdock.devices.base import Bound, Device, DeviceInfo
+from crossdock.devices.base import Bound, Device, DeviceInfo, Executable, Timing
 from crossdock.devices.gauge import Gauge
 from crossdock.devices.isolated_channel import Channel, Staging
 from crossdock.devices.isolated_forms import digest, slot_form, step_form
@@ -153,8 +153,20 @@ class IsolatedDevice(Device):
                 source=getattr(step, "source", ""),
             )
         number = next(self._numbers)
-        survived(lambda: self._ask("compile", number, form), self.name, work)
-        return IsolatedExecutable(number, work, self)
+        said = survived(lambda: self._ask("compile", number, form), self.name, work)
+        return IsolatedExecutable(number, work, self, said)
+
+    def algorithms(self, executable: Executable) -> int:
+        """Those that the worker's device may choose among."""
+        return int(self._ask("algorithms", _number(executable)))
+
+    def take_algorithm(self, executable: Executable, index: int) -> None:
+        """Let the worker's device take it."""
+        self._ask("take", _number(executable), index)
+
+    def keep_algorithm(self, executable: Executable, index: int, timings: Sequence[Timing]) -> None:
+        """Let the worker's device keep it."""
+        self._ask("keep", _number(executable), index, list(timings))
 
     def record(self, bound: Sequence[Bound]) -> IsolatedCommands:
         """Record in the worker."""
@@ -220,6 +232,11 @@ def _teller(device: weakref.ref[IsolatedDevice]) -> Callable[[], None]:
             found.ended()
 
     return tell
+
+
+def _number(executable: Executable) -> int:
+    assert isinstance(executable, IsolatedExecutable)
+    return executable.number
 
 
 def _bound_form(item: Bound) -> list[Any]:

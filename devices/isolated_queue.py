@@ -86,6 +86,12 @@ class IsolatedExecutable(Executable):
     number: int
     work: str
     device: IsolatedDevice
+    told: str = ""
+
+    @property
+    def said(self) -> str:
+        """What the worker said of the algorithm when it had compiled it."""
+        return self.told
 
     def __del__(self) -> None:
         self.device.forget("executable", self.number)

@@ -30,6 +30,7 @@ from crossdock.devices.base import (
     Executable,
     Queue,
     Span,
+    Timing,
 )
 from crossdock.devices.codec import decode, encode
 from crossdock.devices.isolated_channel import Channel, Staging
@@ -135,6 +136,9 @@ class Server:
             "lanes": self._lanes,
             "allocate": self._allocate,
             "compile": self._compile,
+            "algorithms": self._algorithms,
+            "take": self._take,
+            "keep": self._keep,
             "record": self._record,
             "pace": self._pace,
             "close": self._close,
@@ -202,8 +206,18 @@ class Server:
             found = known[offset, nbytes] = whole.view(offset, nbytes)
         return found
 
-    def _compile(self, number: int, form: list[Any]) -> None:
-        self._executables[number] = self.device.compile(read_step(form))
+    def _compile(self, number: int, form: list[Any]) -> str:
+        made = self._executables[number] = self.device.compile(read_step(form))
+        return made.said
+
+    def _algorithms(self, number: int) -> int:
+        return self.device.algorithms(self._executables[number])
+
+    def _take(self, number: int, index: int) -> None:
+        self.device.take_algorithm(self._executables[number], index)
+
+    def _keep(self, number: int, index: int, timings: list[Timing]) -> None:
+        self.device.keep_algorithm(self._executables[number], index, timings)
 
     def _record(self, number: int, bound: list[list[Any]]) -> None:
         self.commands[number] = self.device.record(

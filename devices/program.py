@@ -13,7 +13,7 @@ A step names its buffers by slot: ``In(i)`` the op's i-th operand, ``Out(i)`` it
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -117,6 +117,7 @@ class GridLaunch:
     defines: tuple[tuple[str, str], ...] = ()
 
 
+Form = Callable[[], tuple[str, str, Any] | None]
 ArrayFn = Callable[[Any, list[Any], list[Any]], None]
 """``fn(xp, ins, outs)``: read the arrays ``ins`` (None where absent), write into ``outs``."""
 
@@ -129,6 +130,8 @@ class ArrayCall:
     ``ins``/``outs``. ``fn`` must write every element of every output. ``form`` gives what another
     process makes ``fn`` of: a module of this package, a function of it, and the plain data that
     it takes; or None. ``captured``: it allocates nothing, so that a graph of launches may hold it.
+    ``fixed`` has ``fn`` and ``form`` of the same by an algorithm that no measurement chose, where
+    ``fn`` has such.
     """
 
     fn: ArrayFn
@@ -136,8 +139,9 @@ class ArrayCall:
     outs: tuple[Slot, ...]
     in_specs: tuple[TensorSpec | None, ...]
     out_specs: tuple[TensorSpec, ...]
-    form: Callable[[], tuple[str, str, Any] | None] | None = field(default=None, compare=False)
+    form: Form | None = field(default=None, compare=False)
     captured: bool = False
+    fixed: tuple[ArrayFn, Form] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,14 @@ class NativeCall:
 
 
 Step = GridLaunch | ArrayCall | NativeCall
+
+
+def fixed(step: Step) -> Step:
+    """The step with nothing in it chosen by a measurement."""
+    if isinstance(step, ArrayCall) and step.fixed is not None:
+        fn, form = step.fixed
+        return replace(step, fn=fn, form=form, fixed=None)
+    return step
 
 
 def is_launch(step: Step) -> bool:

@@ -19,7 +19,9 @@ from crossdock.kernels.cublaslt_matmul import (
     and_then,
     ending_for,
     in_call,
-    register_both,
+    register_all,
+    taken,
+    unlike,
 )
 from crossdock.kernels.fused import FusedBody
 from crossdock.kernels.fused_conv import body_of, residual_of
@@ -50,12 +52,12 @@ def product_for(call: OpCall, rounds: str, *, wide: bool) -> Product:
     return replace(made, batch=(n,), a_strides=(0,), b_strides=(inputs * places,))
 
 
-def ending_of(call: OpCall) -> Ending | None:
+def ending_of(rounds: str, call: OpCall) -> Ending | None:
     """What follows it, where cuBLASLt can do it in the call; None where it cannot."""
     biased = has(call, 2)
     if biased and Convolution.of(call).layout == "nchw":
         return None
-    return ending_for(body_of(call), biased, residual_of(call) is not None)
+    return ending_for(rounds, body_of(call), biased, residual_of(call) is not None)
 
 
 def following(call: OpCall) -> Following:
@@ -71,20 +73,17 @@ def following(call: OpCall) -> Following:
     return body, places
 
 
-def _fits(relu: bool, rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
+def _fits(function: str, rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
     if (why := fits_device(rounds, call, device) or not_among(DTYPES, call)) is not None:
         return why
     conv = Convolution.of(call)
     if conv.groups > 1 or not conv.is_product:
         return "it is no product"
-    ending = ending_of(call)
-    if relu != (ending is not None and ending.relu):
-        return "no ReLU is in the call" if relu else "the kernel with a ReLU does it"
-    return None
+    return unlike(function, ending_of(rounds, call))
 
 
-def _lower(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
-    ending = ending_of(call)
+def _lower(function: str, rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
+    ending = taken(function, ending_of(rounds, call))
     product = product_for(call, rounds, wide=ending is None)
     a, b = (B, A) if Convolution.of(call).layout == "nchw" else (A, B)
     if ending is not None:
@@ -93,4 +92,4 @@ def _lower(rounds: str, call: OpCall, device: DeviceInfo) -> Lowered:
 
 
 for _op in OPS:
-    register_both(_op, _fits, _lower, "fused_conv2d")
+    register_all(_op, _fits, _lower, "fused_conv2d")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
 
 from crossdock.devices.base import Bound, Buffer, Device, Executable
-from crossdock.devices.program import In, Lowered, Out, Pack, Packed, Scratch, Slot
+from crossdock.devices.program import In, Lowered, Out, Pack, Packed, Scratch, Slot, fixed
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime.errors import CompileError
 from crossdock.runtime.refused import Refused, refuse
@@ -30,6 +30,11 @@ class CompiledOp:
     executables: tuple[Executable, ...]
     packed: dict[int, Buffer]
 
+    @property
+    def said(self) -> str:
+        """Which algorithms of a library its steps run by, and how they were chosen."""
+        return "; ".join(dict.fromkeys(e.said for e in self.executables if e.said))
+
 
 def resident(device: Device, array: Array, label: str) -> Buffer:
     """Memory of a device with an array's values that nothing writes to."""
@@ -43,10 +48,13 @@ def compile_op(
     lowered: Lowered | None = None,
     keep: Keep = resident,
     brought: Collection[int] = (),
+    *,
+    steady: bool = False,
 ) -> CompiledOp:
     """Lower, unless that is done, compile and make packed constants, which ``keep`` puts there.
 
-    Those in ``brought``, by number, are left to each run.
+    Those in ``brought``, by number, are left to each run. ``steady``: by no algorithm of a library
+    that measurements chose.
 
     Raises:
         CompileError: a kernel does not build; it is not chosen again in this process.
@@ -57,6 +65,8 @@ def compile_op(
     builds.note(mark)
     if lowered is None:
         lowered = kernel.lowered(call, device.info)
+    if steady:
+        lowered = replace(lowered, steps=tuple(map(fixed, lowered.steps)))
     try:
         executables = tuple(device.compile(step) for step in lowered.steps)
     except CompileError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from crossdock.devices import dlpack
 from crossdock.devices.base import Cap, Device
 from crossdock.runtime.device_array import DeviceArray
 from crossdock.runtime.errors import DeviceError, Error, FeedError
@@ -87,7 +88,7 @@ class Intake:
     def _foreign(self, name: str, value: Any) -> Any:
         if _host_kind(value):
             try:
-                return np.from_dlpack(value)
+                return dlpack.as_numpy(value)
             except _REFUSALS:
                 return value  # numpy may know another way, or says what is wrong
         for device in self._devices.values():
@@ -99,7 +100,7 @@ class Intake:
         """A copy on the host by the library that the array is of."""
         where = _where(value)
         try:
-            made = np.from_dlpack(value, device="cpu")
+            made = dlpack.as_numpy(value, device="cpu")
         except _REFUSALS as error:
             raise FeedError(
                 f"input {name!r:.80} lies on {where}, which this session does not use, and "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,12 +34,14 @@ def lower(
     watched: bool = False,
     singly: bool = False,
     verified: bool = False,
+    steady: bool = False,
 ) -> Program:
     """Compile the ops of a plan and upload its weights, but for those that each run brings.
 
     Weights that a program in ``kept`` (of the same devices) has there already are shared with it,
     and so are ops that are its own.
-    ``singly``: a launch is a segment of its own; ``verified``: weights are read back. ``windows``
+    ``singly``: a launch is a segment of its own; ``verified``: weights are read back; ``steady``: no
+    algorithm of a library is one that measurements chose. ``windows``
     is for a graph whose inputs and outputs are parts of the caller's.
 
     Raises:
@@ -71,7 +74,9 @@ def lower(
         packs = frozenset(pack for _, pack in stays if pack is not None)
         there = same.op(step, packs)
         with blaming(device):
-            op = there or _compiled(step, device, calls[step.name], keep, packs)
+            op = there or _compiled(
+                step, device, calls[step.name], keep, packs, steady=steady
+            )
             ops[step.index] = op
             for at, value in enumerate(step.inputs):
                 root = None if value is None else roots[value]
@@ -85,6 +90,8 @@ def lower(
                 known = same.streamed(stay, step.kernel)
                 streamed[stay.name] = _sent(stay, op, device, graph) if known is None else known
     windows = windows or Windows(graph.output_specs)
+    told = {step.name: said for step in launches if (said := ops[step.index].said)}
+    plan = replace(plan, algorithms=told) if told else plan
     segments = segment(plan.steps, singly=watched or singly)
     return Program(
         graph,
@@ -175,7 +182,13 @@ def _sent(stay: Streamed, op: CompiledOp, device: Device, graph: Graph) -> Array
 
 
 def _compiled(
-    step: Step, device: Device, call: OpCall, keep: Keep, brought: Collection[int]
+    step: Step,
+    device: Device,
+    call: OpCall,
+    keep: Keep,
+    brought: Collection[int],
+    *,
+    steady: bool,
 ) -> CompiledOp:
     fitting = emulation.candidates(call, device.info).fitting
     kernel = next((k for k in fitting if k.name == step.kernel), None)
@@ -184,4 +197,4 @@ def _compiled(
             f"op {step.name!r} was planned with kernel {step.kernel!r}, which is not here "
             f"for {step.device}; plan again"
         )
-    return compile_op(device, kernel, call, keep=keep, brought=brought)
+    return compile_op(device, kernel, call, keep=keep, brought=brought, steady=steady)

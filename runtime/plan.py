@@ -206,8 +206,10 @@ class Plan:
     order, ``kernels`` is the digest of the kernel set, ``cost_model`` the version of the costs:
     with the devices' drivers and fingerprints, what a plan is fresh for. ``precision`` is what
     kernels were permitted to lose. ``streamed`` are the weights that do not stay on their devices:
-    steps bring them in each run. ``explainer`` holds what the plan was made from, and ``told``
-    what the devices had to do without in its last run; neither is part of the data.
+    steps bring them in each run. ``explainer`` holds what the plan was made from,
+    ``algorithms`` by which algorithm of a library an op runs and how that was chosen, by name, once
+    it is ready to run, and ``told`` what the devices had to do without in its last run; none of
+    them is part of the data.
     """
 
     graph: str
@@ -231,6 +233,9 @@ class Plan:
     horizon: Horizon = field(default_factory=Horizon)
     precision: str = HIGHEST
     schema: str = SCHEMA
+    algorithms: Mapping[str, str] = field(
+        default_factory=dict, compare=False, repr=False, metadata={"data": False}
+    )
     told: tuple[str, ...] = field(default=(), compare=False, repr=False, metadata={"data": False})
     explainer: Explainer | None = field(
         default=None, compare=False, repr=False, metadata={"data": False}
@@ -319,7 +324,12 @@ class Plan:
         if self.replays:
             head.append(f"  {self.replays}")
         head += [f"  in its last run: {said}" for said in self.told]
-        return "\n".join([*head, *(step_line(step) for step in self.steps)])
+        return "\n".join([*head, *(self._line(step) for step in self.steps)])
+
+    def _line(self, step: Step) -> str:
+        """A step, and by which algorithm of a library it runs."""
+        said = self.algorithms.get(step.name) if step.kind == "launch" else None
+        return f"{step_line(step)} | {said}" if said else step_line(step)
 
     def explain_op(self, name: str) -> str:
         """All that was considered for one op; raises PlanError for an unknown name.
@@ -329,6 +339,8 @@ class Plan:
         """
         step = self.find(name)
         told = [f"  in its last run: {said}" for said in self.told] if step.replay else []
+        if step.name in self.algorithms:
+            told.insert(0, f"  by {self.algorithms[step.name]}")
         if self.explainer is not None:
             return "\n".join([self.explainer.text(self, step.name), *told])
         lines = [step_line(step), *told]

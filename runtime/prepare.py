@@ -88,7 +88,7 @@ def prepare(
         made = make_ready(
             graph, planned, asked, devices, runs, target.capacity, progress, others,
             watched=config.check_finite, watchdog=config.watchdog, alone=not config.watched,
-            checks=config.checks,
+            checks=config.checks, steady=config.deterministic,
         )  # fmt: skip
         made_before[:] = [*map(weakref.ref, alive), weakref.ref(made)]
         return made

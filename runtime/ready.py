@@ -244,6 +244,7 @@ class Ready:
 
     def with_plan(self, plan: Plan, notes: Sequence[str] = ()) -> Ready:
         """The same, with other predictions for the same steps."""
+        plan = replace(plan, algorithms=self.program.plan.algorithms)
         recorder = Recorder(plan, self.recorder.asked, tuple(notes))
         program = replace(self.program, plan=plan)
         return replace(self, program=program, recorder=recorder, watch=Watch(plan.high))
@@ -268,11 +269,12 @@ def make_ready(
     watchdog: float = math.inf,
     alone: bool = True,
     checks: Checks | None = None,
+    steady: bool = False,
 ) -> Ready:
     """Lower a plan of ``graph`` for opened devices, sharing weights with what is ready already.
 
-    ``watched``: its runs look for what is not finite. ``watchdog``, ``alone``,
-    ``checks``: see ``Ready``.
+    ``watched``: its runs look for what is not finite; ``steady``: nothing in it is chosen by
+    measurements. ``watchdog``, ``alone``, ``checks``: see ``Ready``.
 
     Raises:
         CompileError: a kernel does not build.
@@ -297,13 +299,14 @@ def make_ready(
             watched=watched,
             singly=singly,
             verified=verified,
+            steady=steady,
         )
     except OutOfMemory as error:
         error.planned = _planned(plan, error.device)
         raise
     pool = Pool(partial(instantiate, program), runs_at_once, graph.name)
     pool.look = look_around
-    recorder = Recorder(plan, asked)
+    recorder = Recorder(program.plan, asked)
     watch = Watch(plan.high)
     return Ready(graph, program, pool, recorder, capacity, watch, watchdog, alone, checks)
 

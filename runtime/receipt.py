@@ -19,6 +19,7 @@ class OpReceipt:
     An op that the host ran has kernel "host", is always measured, and nobody predicts it.
     ``rounds`` is the format that the kernel rounded float32 operands to, as
     ``compile(precision=...)`` permits; empty where it computed in the operands' own.
+    ``algorithm`` says by which algorithm of a library the kernel ran, and how that was chosen.
     """
 
     name: str
@@ -29,6 +30,7 @@ class OpReceipt:
     predicted: float | None
     measured: float | None
     rounds: str = ""
+    algorithm: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def make_receipt(
             s.seconds,
             measured.get((s.device, s.name)),
             s.rounds,
+            plan.algorithms.get(s.name, ""),
         )
         for s in plan.launches()
     )
@@ -205,6 +208,7 @@ def recovered_receipt(
             physical_id=physical.get(last[op.name].device, ""),
             kernel=last[op.name].kernel,
             rounds=last[op.name].rounds,
+            algorithm=op.algorithm if _same(op, last[op.name]) else "",
             predicted=last[op.name].seconds,
         )
         if op.name in last
@@ -235,6 +239,10 @@ def _streamed(copies: Iterable[Step]) -> dict[str, int]:
             name = f"{copy.src}->{copy.dst}"
             made[name] = made.get(name, 0) + copy.nbytes
     return made
+
+
+def _same(op: OpReceipt, step: Step) -> bool:
+    return (op.device, op.kernel) == (step.device, step.kernel)
 
 
 def _transfers(plan: Plan, spans: Mapping[str, list[Span]]) -> dict[str, LinkReceipt]:

@@ -12,14 +12,13 @@ from crossdock.kernels.reference import evaluate
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime import costing, emulation
 from crossdock.runtime.calls import op_call
-from crossdock.runtime.cases.kit import Case
+from crossdock.runtime.cases.kit import Case, fast_part
 from crossdock.runtime.copies import done
 from crossdock.runtime.errors import WrongResult
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.plan import Step
 from crossdock.runtime.program import Instance, Program, buffer_of
 from crossdock.runtime.segments import Segment
-from crossdock.runtime.settings import fast_error
 from crossdock.runtime.tensor import FLOATS, Array, to_numpy
 
 ULPS = 64.0
@@ -61,7 +60,7 @@ class Recomputed:
         step, dtype = self._step, self._program.graph.specs[value].dtype
         rtol, atol = _tolerance(call, dtype, list(had.values()), want, step.rounds)
         if not _exact(call, step, self._queue):
-            atol += fast_error() * largest(want)
+            atol += fast_part(dtype) * largest(want)
         off = _distance(got, want)
         bad = off > atol + rtol * np.abs(_wide(want))
         if bad.any():

@@ -189,6 +189,7 @@ def placed(rest: Graph, first: Ready, fleet: Fleet) -> Ready:
         watchdog=config.watchdog,
         alone=not config.watched,
         checks=config.checks,
+        steady=config.deterministic,
     )
 
 

@@ -20,7 +20,9 @@ from crossdock.devices.program import Lowered
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import builds, costing
 from crossdock.runtime.binding import CompiledOp, bind_op, compile_op
+from crossdock.runtime.errors import DeviceError, DeviceLost
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
+from crossdock.runtime.tuning import tune
 from crossdock.scheduler import Work
 
 BATCH_SECONDS = 2e-4
@@ -106,6 +108,8 @@ def prepare_trial(
 ) -> Trial:
     """Compile a kernel and make it ready to be timed; it has run a few times.
 
+    Where it is a call of a library, which of the library's algorithms it takes is chosen.
+
     Operands that are no constants hold floats in (0.1, 1), or the integer ``whole``. ``lowered`` is
     what the kernel lowers the op to, where that is known.
 
@@ -157,7 +161,7 @@ def _prepare(
     once = bind(first)
     began = time.perf_counter()
     commands = device.record(once)
-    _run(device, commands, 1, len(once))
+    _first_run(device, op, commands)
     built += time.perf_counter() - began
     seconds = min(_run(device, commands, 1, len(once)) for _ in range(2))
     copies = [first, *_more_constants(device, op, call, first, held)]
@@ -167,10 +171,24 @@ def _prepare(
     if runs > 1:
         bound = [bind(copies[k % len(copies)]) for k in range(runs)]
         commands = device.record([item for one in bound for item in one])
+    chosen = tune(device, op.executables, lambda: _run(device, commands, runs, len(once)))
+    seconds = min(seconds, chosen)
     work = costing.cost_work(call)
     trial = Trial(device, kernel, call, work, runs, len(once), commands, list(held), seconds)
     trial.build = max(built - seconds, 0.0) if new else None
     return trial
+
+
+def _first_run(device: Device, op: CompiledOp, commands: CommandBuffer) -> None:
+    """Run a kernel once; where a library's first choice fails, by another of its algorithms."""
+    try:
+        _run(device, commands, 1, len(commands))
+    except DeviceLost:
+        raise
+    except DeviceError:
+        if all(device.algorithms(executable) < 2 for executable in op.executables):
+            raise
+        tune(device, op.executables, lambda: _run(device, commands, 1, len(commands)))
 
 
 @dataclass(frozen=True)

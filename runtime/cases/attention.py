@@ -34,7 +34,7 @@ def _case(name: str, bias: Feed | None = None, heads: int = 4, **attrs: Any) -> 
 
 def attention_cases() -> Iterator[Case]:
     """All of them."""
-    yield from typed(_case("plain"), *WIDE)
+    yield from typed(_case("plain"), *WIDE, "bfloat16")
     yield from typed(_case("grouped", heads=2, bias=F((2, 4, 5, 7))), *WIDE)
     yield _case("one-head-for-all", heads=1, scale=0.5)
     for name, shape in {

@@ -23,6 +23,7 @@ from crossdock.runtime.builder import GraphBuilder, Operand
 from crossdock.runtime.calls import op_call
 from crossdock.runtime.emulation import decomposed
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.settings import fast_error
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
 
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -217,13 +218,11 @@ class Case:
         rounded = self.terms * FORMATS[rounds].error if rounds else 0.0
         return relative, 2.0 * self.magnitude * (summed + half + rounded)
 
-    def check(
-        self, outputs: Mapping[str, Array], *, inexact: float = 0.0, rounds: str = ""
-    ) -> None:
+    def check(self, outputs: Mapping[str, Array], *, exact: bool = True, rounds: str = "") -> None:
         """Raise AssertionError where outputs differ from the reference beyond the tolerance.
 
-        ``inexact`` is what a fast algorithm may add, relative to the largest result; ``rounds`` the
-        format that a kernel rounds operands to.
+        A fast algorithm is not ``exact``; ``rounds`` is the format that a kernel rounds operands
+        to.
         """
         for name, want in self.reference().items():
             got = np.asarray(outputs[name])
@@ -231,8 +230,16 @@ class Case:
             assert got.shape == spec.dims, f"{self} {name}: shape {got.shape}, want {spec}"
             assert got.dtype == to_numpy(spec.dtype), f"{self} {name}: {got.dtype}, want {spec}"
             rtol, atol = self.tolerance(spec.dtype, rounds)
-            atol += inexact * largest(want)
+            atol += 0.0 if exact else fast_part(spec.dtype) * largest(want)
             _compare(f"{self} {name}", got, want, rtol, atol)
+
+
+def fast_part(dtype: str) -> float:
+    """What a fast algorithm's results may be off, relative to the largest one.
+
+    Among half types no less than a unit in its last place: they round what they compute with.
+    """
+    return max(fast_error(), EPS[dtype] if dtype in ("float16", "bfloat16") else 0.0)
 
 
 def largest(array: Array) -> float:

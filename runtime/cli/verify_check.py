@@ -11,10 +11,9 @@ import numpy as np
 from crossdock.devices.base import Device
 from crossdock.runtime import costing
 from crossdock.runtime.cases import Case
-from crossdock.runtime.cases.kit import largest, smallest_normal
+from crossdock.runtime.cases.kit import fast_part, largest, smallest_normal
 from crossdock.runtime.cli.kernel_run import Fits, errors, fits, run_kernel
 from crossdock.runtime.errors import Error
-from crossdock.runtime.settings import fast_error
 from crossdock.runtime.tensor import Array
 
 if TYPE_CHECKING:  # it needs rich, and a check of a card may have to do without
@@ -94,8 +93,9 @@ def _findings(
             made.append(Finding(*where, passed=False, error=None, off=None, message=said))
             continue
         specs = [spec.dtype for spec in found.call.outputs]
-        inexact = 0.0 if kernel.exact else fast_error()
-        over, off, flushes = judge(case, got, wanted, specs, inexact=inexact, rounds=kernel.rounds)
+        over, off, flushes = judge(
+            case, got, wanted, specs, exact=kernel.exact, rounds=kernel.rounds
+        )
         made.append(Finding(*where, passed=over <= 1.0, error=over, off=off, flushes=flushes))
     return made
 
@@ -106,13 +106,12 @@ def judge(
     wanted: Sequence[Array],
     dtypes: Sequence[str],
     *,
-    inexact: float = 0.0,
+    exact: bool = True,
     rounds: str = "",
 ) -> tuple[float, float, bool]:
     """The largest error over the one allowed, that error, and whether denormals were flushed.
 
-    ``inexact`` is what a fast algorithm may add, relative to the largest result; ``rounds`` the
-    format that a kernel rounds operands to.
+    A fast algorithm is not ``exact``; ``rounds`` is the format that a kernel rounds operands to.
 
     Elements that are wrong may be right where zeros stand for the denormal operands and results:
     IEEE 754 asks for denormal numbers, but neither OpenCL nor WebNN does.
@@ -120,7 +119,7 @@ def judge(
     worst_over, worst_off, flushes = 0.0, 0.0, False
     for i, (have, want, dtype) in enumerate(zip(got, wanted, dtypes, strict=True)):
         rtol, atol = case.tolerance(dtype, rounds)
-        atol += inexact * largest(want)
+        atol += 0.0 if exact else fast_part(dtype) * largest(want)
         over, off = errors(have, want, rtol, atol)
         if case.special and over.size and over.max() > 1.0:
             zeroed = list(case.flushed_reference().values())[i]

@@ -6,7 +6,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from ctypes import byref, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass, replace
@@ -15,21 +16,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossdock.devices import cuda, cuda_blas, cuda_lt
+from crossdock.devices import cuda, cuda_blas, cuda_lt, cuda_lt_library
 from crossdock.devices.cuda import CudaDevice
 from crossdock.devices.cuda_blas import Product
 from crossdock.devices.cuda_graph import Segment
-from crossdock.devices.cuda_lt import Library, LtProduct, Refused
+from crossdock.devices.cuda_lt import LtProduct
+from crossdock.devices.cuda_lt_choice import Algorithm, Chosen
+from crossdock.devices.cuda_lt_library import Library, Refused
 from crossdock.devices.isolated_forms import read_step, step_form
-from crossdock.devices.program import ArrayCall, In, Out, Scratch
+from crossdock.devices.program import ArrayCall, In, Out, Scratch, fixed
 from crossdock.runtime.errors import CompileError, DeviceError, Error
 from crossdock.runtime.tensor import Array, to_numpy
 from tests.devices.steps import download, record, upload
 from tests.devices.test_cuda_blas import expected, operands
-from tests.fakes import cards, cupy_fake
+from tests.fakes import cards, cublaslt, cupy_fake
 from tests.fakes.cuda_machine import UsageError
 
 SPACE = 4096
+FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": lambda x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
 PLAIN = Product(5, 7, 3, "float32", "float32")
 TURNED = Product(6, 4, 9, "float32", "float32", a_transposed=True)
 BATCH = Product(4, 6, 5, "float32", "float32", (3,), (20,), (0,))
@@ -39,14 +47,18 @@ PRODUCTS = {
     "batch": LtProduct(BATCH, workspace=SPACE),
     "scaled": LtProduct(replace(PLAIN, alpha=-0.5, b_transposed=True), workspace=SPACE),
     "bias": LtProduct(PLAIN, bias=True, workspace=SPACE),
-    "bias and relu": LtProduct(TURNED, bias=True, relu=True, workspace=SPACE),
+    "bias and relu": LtProduct(TURNED, bias=True, function="relu", workspace=SPACE),
     "added": LtProduct(PLAIN, c=True, beta=0.25, workspace=SPACE),
-    "all of it": LtProduct(BATCH, bias=True, c=True, beta=1.0, relu=True, workspace=SPACE),
+    "all of it": LtProduct(BATCH, bias=True, c=True, beta=1.0, function="relu", workspace=SPACE),
+    "gelu": LtProduct(TURNED, function="gelu", workspace=SPACE),
+    "bias, added and gelu": LtProduct(
+        PLAIN, bias=True, c=True, beta=1.0, function="gelu", workspace=SPACE
+    ),
     "two batches": LtProduct(
         Product(2, 3, 4, "float32", "float32", (2, 3), (8, 0), (0, 12)), bias=True, workspace=SPACE
     ),
     "halves": LtProduct(
-        Product(8, 24, 16, "float16", "float16"), bias=True, relu=True, workspace=SPACE
+        Product(8, 24, 16, "float16", "float16"), bias=True, function="relu", workspace=SPACE
     ),
 }
 
@@ -93,7 +105,7 @@ def job(device: CudaDevice, wanted: LtProduct) -> Job:
     if wanted.c:
         buffers[In(3)] = upload(device, c)
     step = wanted.step(In(2) if wanted.bias else None, In(3) if wanted.c else None)
-    return Job(step, buffers, np.maximum(made, 0) if wanted.relu else made, got)
+    return Job(step, buffers, FUNCTIONS[wanted.function](made), got)
 
 
 def off(device: CudaDevice, wanted: LtProduct) -> float:
@@ -120,6 +132,22 @@ def test_another_process_makes_the_same_step() -> None:
     assert isinstance(made.fn, cuda_lt.LtGemm)
     assert made.fn.wanted == PRODUCTS["all of it"]
     assert made == replace(step, fn=made.fn)
+
+
+def test_the_same_step_with_nothing_that_was_measured() -> None:
+    """Where its slots are others by now, as those of an op that is a part of another, they stay."""
+    step = PRODUCTS["all of it"].step(In(2), In(3))
+    moved = replace(step, ins=tuple(In(i + 4) for i in range(4)), outs=(Scratch(5), Scratch(6)))
+    made = fixed(moved)
+    assert isinstance(made, ArrayCall)
+    assert isinstance(made.fn, cuda_lt.LtGemm)
+    assert made.fn.wanted == replace(PRODUCTS["all of it"], tuned=False)
+    assert made == replace(moved, fn=made.fn)
+    read = read_step(json.loads(json.dumps(step_form(made, "isolated:cuda:0"))))
+    assert isinstance(read, ArrayCall)
+    assert isinstance(read.fn, cuda_lt.LtGemm)
+    assert read.fn.wanted == made.fn.wanted
+    assert fixed(made) is made
 
 
 def test_a_graph_holds_products(device: CudaDevice) -> None:
@@ -170,6 +198,7 @@ INIT = cuda_lt._Layouts.__init__
 BUGS: dict[str, tuple[Any, str, Any]] = {
     "the bias of the next column": (cuda_lt._LtGemm, "_description", shifted_bias(4)),
     "no epilogue": (LtProduct, "epilogue", property(lambda self: cuda_lt.PLAIN)),
+    "a ReLU for a GELU": (cuda_lt, "FUNCTIONS", {"": 0, "relu": 2, "gelu": 2}),
     "rows for columns": (
         cuda_lt._Layouts,
         "__init__",
@@ -244,7 +273,7 @@ def test_no_library_is_a_kernel_that_does_not_build(
     def missing(name: str) -> Any:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(cuda_lt, "open_functions", missing)
+    monkeypatch.setattr(cuda_lt_library, "open_functions", missing)
     with pytest.raises(CompileError, match=r"libcublasLt\.so\.12 cannot be loaded"):
         device.compile(PRODUCTS["plain"].step())
 
@@ -269,13 +298,29 @@ def test_a_refused_call_is_typed(device: CudaDevice) -> None:
         device.queues["compute"].execute(commands)
 
 
+def test_its_version_is_part_of_the_fingerprint(
+    device: CudaDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert f"|cuBLASLt {cublaslt.VERSION}" in device.info.fingerprint
+    monkeypatch.setattr(cublaslt, "VERSION", 130100)
+    (other, *_) = cuda.probe().devices
+    assert "|cuBLASLt 130100" in other.fingerprint
+
+    def missing(name: str) -> Any:
+        raise OSError(name)
+
+    monkeypatch.setattr(cuda_lt_library, "open_functions", missing)
+    (without, *_) = cuda.probe().devices
+    assert "cuBLASLt" not in without.fingerprint
+
+
 # --- the real library -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def real() -> Library:
     """cuBLASLt as NVIDIA ships it; its descriptors live in host memory."""
-    for major in cuda_lt.KNOWN:
+    for major in cuda_lt_library.KNOWN:
         with suppress(OSError):
             return Library(ctypes.CDLL(f"libcublasLt.so.{major}"))
     pytest.skip("no cuBLASLt: install nvidia-cublas-cu12 and have its lib in LD_LIBRARY_PATH")
@@ -285,7 +330,7 @@ KEPT: dict[str, tuple[tuple[int, ...], dict[int, Any]]] = {
     "MatmulDesc": (
         (68, 0),
         {cuda_lt.TRANSA: ctypes.c_int32(1), cuda_lt.TRANSB: ctypes.c_int32(1),
-         cuda_lt.EPILOGUE: c_uint32(cuda_lt.RELU | cuda_lt.BIAS),
+         cuda_lt.EPILOGUE: c_uint32(cuda_lt.FUNCTIONS["gelu"] | cuda_lt.BIAS),
          cuda_lt.BIAS_POINTER: c_void_p(0x7000)},
     ),
     "MatrixLayout": (
@@ -305,7 +350,7 @@ type, rows, columns and leading dimension."""
 @pytest.mark.parametrize("kind", KEPT)
 def test_the_real_library_keeps_what_it_is_told(real: Library, kind: str) -> None:
     arguments, attributes = KEPT[kind]
-    made = cuda_lt._Owned(real, kind, *arguments)
+    made = cuda_lt_library.Owned(real, kind, *arguments)
     get = getattr(real.functions, f"cublasLt{kind}GetAttribute")
     get.argtypes = (c_void_p, ctypes.c_int, c_void_p, c_size_t, c_void_p)
 
@@ -327,8 +372,24 @@ def test_the_real_library_keeps_what_it_is_told(real: Library, kind: str) -> Non
         assert kept(number, wide) == first
 
 
+def test_the_real_library_tells_algorithms_apart(real: Library) -> None:
+    """Their attributes are where the fake has them, and of its sizes; they need no card either."""
+    algorithm = Algorithm()
+    change = real.functions.cublasLtMatmulAlgoConfigSetAttribute
+    change.argtypes = (c_void_p, ctypes.c_int, c_void_p, c_size_t)
+    values = {cuda_lt_library.TILE: 20, cuda_lt_library.PARTS: 3, cuda_lt_library.STAGES: 7}
+    for number, value in values.items():
+        assert change(byref(algorithm), number, byref(ctypes.c_int32(value)), 4) == 0
+        assert real.config(algorithm, number) == value
+    assert (
+        real.described(algorithm) == "cuBLASLt's algorithm 0 (tile 20, stages 7, sums in 3 parts)"
+    )
+    kept = Chosen(tuple(algorithm.algorithm), 0, "")
+    assert real.described(kept.algorithm()) == real.described(algorithm)
+
+
 def test_the_real_library_has_every_function(real: Library) -> None:
-    assert all(getattr(real.functions, name).argtypes for name in cuda_lt.PROTOTYPES)
+    assert all(getattr(real.functions, name).argtypes for name in cuda_lt_library.PROTOTYPES)
     version = real.functions.cublasLtGetVersion
     version.restype = c_size_t
-    assert version() // 10000 in cuda_lt.KNOWN
+    assert version() // 10000 in cuda_lt_library.KNOWN

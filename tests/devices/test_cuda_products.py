@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from crossdock.devices import cuda
+from crossdock.devices import cuda, cuda_lt_library
 from crossdock.devices.cuda import CudaCommands, CudaDevice
 from crossdock.devices.cuda_blas import Product
 from crossdock.devices.cuda_graph import Segment
 from crossdock.devices.cuda_lt import LtProduct
 from crossdock.devices.program import Out
+from crossdock.kernels import table
+from crossdock.kernels.fused_attention import Extents
 from crossdock.kernels.precision import FORMATS
+from crossdock.runtime.binding import compile_op
+from crossdock.runtime.trial import prepare_trial
 from tests.devices import test_cuda_blas, test_cuda_lt
 from tests.devices.steps import download, record
+from tests.kernels import test_cublas_attention
+from tests.kernels.cpu_run import call_of
 
 pytestmark = pytest.mark.cuda
 
@@ -72,3 +79,31 @@ def test_operands_are_rounded_by_no_more_than_is_said(device: CudaDevice, rounds
     wanted = LtProduct(product, workspace=1 << 22)
     error = FORMATS[rounds].error if rounds else 2.0**-23
     assert test_cuda_lt.off(device, wanted) <= 2 * product.k * error
+
+
+def test_algorithms_are_timed_and_the_choice_is_kept(
+    device: CudaDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the library itself, which has several algorithms for a product of this size."""
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("CROSSDOCK_CACHE_DIR", str(tmp_path))
+    a, b = (np.full(n, 0.5, np.float16) for n in ((384, 640), (640, 512)))
+    call = call_of("matmul", [a, b])
+    fitting = table.candidates(call, device.info).fitting
+    kernel = next(k for k in fitting if k.name == "cublaslt.matmul")
+    prepare_trial(device, kernel, call).close()
+    said = compile_op(device, kernel, call).said
+    assert "timed" in said
+    assert not said.endswith("its own first choice, not timed")
+    cuda_lt_library._library.cache_clear()  # as in another process
+    executable = compile_op(device, kernel, call).executables[0]
+    assert (executable.said, device.algorithms(executable)) == (said, 0)
+    assert "not timed" in compile_op(device, kernel, call, steady=True).said
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_attention_in_half_types(device: CudaDevice, dtype: str) -> None:
+    if dtype == "bfloat16":
+        needs_tensor_units(device)
+    arrays = test_cublas_attention.operands(Extents(2, 8, 2, 64, 200, 64, 32), dtype)
+    test_cublas_attention.run_halves(device, [*arrays, None], {}, dtype)

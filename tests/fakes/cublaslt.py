@@ -1,13 +1,15 @@
 """cuBLASLt as a library that ctypes calls: real C functions with the arguments of cublasLt.h.
 
 Descriptors are numbers; attributes have the sizes of the header, others are refused. A product goes
-through the checks of the fake cuBLAS, and is a launch that a stream may capture.
+through the checks of the fake cuBLAS, and is a launch that a stream may capture. It has one
+algorithm, or those that it is given; where the machine's clock is virtual, each takes its time.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 from collections.abc import Callable
 from ctypes import c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossdock.devices import cuda_lt
+from crossdock.devices import cuda_lt_library
 from tests.fakes.cuda_machine import Range, UsageError
 from tests.fakes.cupy_blas import HALVES, SUPPORTED, TYPES, Matrices
 
@@ -29,10 +31,31 @@ SIZES = {
 }
 """Bytes of attributes, by kind of descriptor and number (cublasLt.h)."""
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8
-PLAIN, RELU, BIAS = 1, 2, 4
+PLAIN, RELU, BIAS, GELU = 1, 2, 4, 32
+EPILOGUES = (PLAIN, *(x | y for x in (RELU, GELU, 0) for y in (0, BIAS) if x | y))
 NEEDS = 512
 """Bytes of workspace that the algorithm of this library takes, where it is given as many."""
 MARK = 0x17A160
+VERSION = 120903
+
+
+@dataclass(frozen=True)
+class Algo:
+    """An algorithm: what it takes, in seconds and bytes, and what its products return.
+
+    ``state`` is what the heuristic says of it, ``check`` what the library does when it is asked
+    again.
+    """
+
+    number: int
+    seconds: float = 0.0
+    workspace: int = 0
+    status: int = SUCCESS
+    state: int = SUCCESS
+    check: int = SUCCESS
+    tile: int = 20
+    parts: int = 1
+    stages: int = 7
 
 
 @dataclass
@@ -65,7 +88,16 @@ class Lt:
         self.refuse = SUCCESS
         """What products return, where it is a failure; ``capturing``: those in a capture alone."""
         self.capturing = False
+        self.algorithms: tuple[Algo, ...] = ()
+        """By its own estimate, the fastest first; none: one that takes no time."""
+        self.asked: list[int] = []
+        """How many algorithms it was asked for, each time."""
+        self.ran: list[int] = []
+        """The numbers of the algorithms that products ran by."""
         p, i, size = c_void_p, c_int, c_size_t
+        self.cublasLtGetVersion = ctypes.CFUNCTYPE(c_size_t)(lambda: VERSION)
+        self.cublasLtMatmulAlgoCheck = self._function(self._check, p, p, p, p, p, p, p, p)
+        self.cublasLtMatmulAlgoConfigGetAttribute = self._function(self._config, p, i, p, size, p)
         self.cublasLtCreate = self._function(self._create_handle, p)
         for kind, types in (
             ("MatmulDesc", (i, i)), ("MatrixLayout", (i, c_uint64, c_uint64, c_int64)),
@@ -151,15 +183,46 @@ class Lt:
         status = self._unsupported(wanted, layouts)
         if status or count < 1:
             return status or INVALID_VALUE
-        found = Found.from_address(results)
-        found.data[0] = MARK
-        found.data[1] = int(preference.get(3, 7) & 5 != 0)  # adds parts up in the result's type
-        found.data[2] = wanted.get(EPILOGUE, PLAIN)
-        for at, number in enumerate((5, 6, 8), start=3):
-            found.data[at] = preference.get(number, 256)
-        found.workspaceSize = NEEDS if preference.get(1) >= NEEDS else 0
-        found.state = SUCCESS
-        c_int.from_address(returned).value = 1
+        self.asked.append(count)
+        plain = Algo(0, workspace=NEEDS if preference.get(1) >= NEEDS else 0)
+        able = [x for x in self.algorithms or (plain,) if x.workspace <= preference.get(1)]
+        for place, algo in enumerate(able[:count]):
+            found = Found.from_address(results + place * ctypes.sizeof(Found))
+            found.data[0] = MARK
+            found.data[1] = int(preference.get(3, 7) & 5 != 0)  # adds parts up in D's type
+            found.data[2] = wanted.get(EPILOGUE, PLAIN)
+            for at, number in enumerate((5, 6, 8), start=3):
+                found.data[at] = preference.get(number, 256)
+            found.data[6] = algo.number
+            found.workspaceSize, found.state = algo.workspace, algo.state
+        c_int.from_address(returned).value = min(len(able), count)
+        return SUCCESS if able else NOT_SUPPORTED
+
+    def _algo(self, found: Found) -> Algo:
+        """What an algorithm is of."""
+        if found.data[0] != MARK:
+            raise self._cuda.machine.problem("cuBLASLt: that is no algorithm")
+        there = {x.number: x for x in self.algorithms}
+        return there.get(found.data[6], Algo(found.data[6], workspace=int(found.workspaceSize)))
+
+    def _check(
+        self, handle: int, desc: int, a: int, b: int, c: int, d: int, algorithm: int, result: int
+    ) -> int:
+        self._check_handle(handle)
+        wanted, layouts = self._of("MatmulDesc", desc), self._layouts(a, b, c, d)
+        found, made = Found.from_address(algorithm), Found.from_address(result)
+        algo = self._algo(found)
+        made.state, made.workspaceSize = algo.check, algo.workspace
+        sound = found.data[2] == wanted.get(EPILOGUE, PLAIN)
+        return self._unsupported(wanted, layouts) or (algo.check if sound else INVALID_VALUE)
+
+    def _config(self, algorithm: int, number: int, value: int, size: int, written: int) -> int:
+        algo = self._algo(Found.from_address(algorithm))
+        told = {0: algo.number, 1: algo.tile, 2: algo.parts, 6: algo.stages}
+        if number not in told or size != 4:
+            return INVALID_VALUE
+        c_int.from_address(value).value = told[number]
+        c_size_t.from_address(written).value = size
         return SUCCESS
 
     def _check_handle(self, handle: int) -> None:
@@ -177,7 +240,7 @@ class Lt:
         a, b, c, d = (TYPES.get(x.facts[0]) for x in layouts)
         if a != b or c != d or (a, d) not in SUPPORTED.get(compute, ()) or scale != 0:
             return NOT_SUPPORTED
-        if wanted.get(EPILOGUE, PLAIN) not in (PLAIN, RELU, BIAS, RELU | BIAS):
+        if wanted.get(EPILOGUE, PLAIN) not in EPILOGUES:
             return NOT_SUPPORTED
         (m, k), (k2, n) = (
             x.facts[2:0:-1] if wanted.get(turned) else x.facts[1:3]
@@ -202,8 +265,11 @@ class Lt:
         found = Found.from_address(algorithm) if algorithm else None
         if found is None or found.data[0] != MARK or found.data[2] != wanted.get(EPILOGUE, PLAIN):
             raise machine.problem("cuBLASLt: the algorithm is of another product")
-        if size < found.workspaceSize:
+        algo = self._algo(found)
+        if size < algo.workspace:
             return INVALID_VALUE
+        if algo.status:
+            return algo.status
         if stream != self._stream():
             raise machine.problem("cuBLASLt: the stream is not the current one")
         pointers = (a, b, c, d)
@@ -213,9 +279,9 @@ class Lt:
             for name, at, x in zip("ABCD", pointers, layouts, strict=True)
         ]  # fmt: skip
         scales = c_float.from_address(alpha).value, c_float.from_address(beta).value
-        space = Range(workspace or 0, int(found.workspaceSize))
+        space = Range(workspace or 0, algo.workspace)
         launch = partial(
-            self._launch, batch, dict(wanted.attributes), wanted.facts[0], scales, space,
+            self._launch, batch, dict(wanted.attributes), wanted.facts[0], scales, space, algo,
             narrow=bool(found.data[1]), aligned=tuple(found.data[3:6]),
         )  # fmt: skip
         if captured is None:
@@ -231,12 +297,16 @@ class Lt:
         compute: int,
         scales: tuple[float, float],
         space: Range,
+        algo: Algo,
         *,
         narrow: bool,
         aligned: tuple[int, ...],
     ) -> None:
         a, b, c, d = batch
         machine, blas = self._cuda.machine, self._cuda.cublas
+        self.ran.append(algo.number)
+        if machine.seconds is not None:
+            machine.seconds += algo.seconds
         epilogue = attributes.get(EPILOGUE, PLAIN)
         vector = Matrices("bias", attributes.get(BIAS_POINTER, 0), d.dtype, d.rows, 1, d.rows, 0, 1)
         reads = [] if scales[1] == 0 else c.spans()
@@ -255,11 +325,21 @@ class Lt:
         if epilogue & BIAS:
             made = made + vector.on(machine)[:, :, :1].astype(made.dtype)
         with np.errstate(all="ignore"):
-            out[...] = (np.fmax(made, 0) if epilogue & RELU else made).astype(out.dtype)
+            out[...] = _ended(made, epilogue).astype(out.dtype)
+
+
+def _ended(x: np.ndarray, epilogue: int) -> np.ndarray:
+    """Its ReLU makes zeros of what is no number, and its GELU is the approximation by tanh."""
+    if epilogue & RELU:
+        return np.asarray(np.fmax(x, 0))
+    if epilogue & GELU:
+        inner = x.dtype.type(math.sqrt(2 / math.pi)) * (x + x.dtype.type(0.044715) * x * x * x)
+        return np.asarray(x / 2 * (1 + np.tanh(inner)))
+    return x
 
 
 def install(monkeypatch: pytest.MonkeyPatch, cupy: Any) -> Lt:
     """Let the library be found, for a fake cupy."""
     made = Lt(cupy.cuda)
-    monkeypatch.setattr(cuda_lt, "open_functions", lambda _name: made)
+    monkeypatch.setattr(cuda_lt_library, "open_functions", lambda _name: made)
     return made

@@ -118,6 +118,8 @@ class Machine:
         self.errors: list[str] = []
         self.sticky = 0
         self.died = False
+        self.seconds: float | None = None
+        """What events are timed by, where it is virtual; only what says so takes any of it."""
         self._lock = threading.RLock()
         self._local = threading.local()
         self._live, self._dead = Book(), Book()

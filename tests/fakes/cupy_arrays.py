@@ -7,7 +7,9 @@ reductions are arrays without axes. Every access to device memory goes through t
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from crossdock.devices import dlpack
 from tests.fakes.cuda_machine import Machine, Range
 
 NAMES = frozenset(Path(__file__).with_name("cupy_names.txt").read_text().split())
@@ -56,15 +59,51 @@ class Context:
         return span if self.machine.find(span) is not None else None
 
 
-class Capsule:
-    """What stands for DLPack's capsule of device memory; it may be taken once."""
+CUDA, BFLOAT = 2, 4
+"""kDLCUDA and kDLBfloat (dlpack.h)."""
+NEW, USED = b"dltensor_versioned", b"used_dltensor_versioned"
+_NAMED = (ctypes.py_object, ctypes.c_char_p)
+_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, *_NAMED)(("PyCapsule_GetPointer", ctypes.pythonapi))
+_rename = ctypes.PYFUNCTYPE(ctypes.c_int, *_NAMED)(("PyCapsule_SetName", ctypes.pythonapi))
 
-    def __init__(self, array: Any) -> None:
-        self._array = array
 
-    def taken(self) -> Any:
-        array, self._array = self._array, None
-        return array
+class Held(np.ndarray):
+    """Memory that a capsule keeps, and with it the array that it is of."""
+
+    owner: Any = None
+
+
+def exported(array: Any) -> Any:
+    """A capsule of DLPack's, with what numpy says of the memory but for where it is."""
+    narrow = array._a.dtype.name == "bfloat16"
+    memory = (array._a.view(np.uint16) if narrow else array._a).view(Held)
+    memory.owner = array
+    capsule = memory.__dlpack__(max_version=(1, 0))
+    found = dlpack.tensor_of(capsule)
+    found.device_type, found.device_id = array.__dlpack_device__()
+    found.dtype.code = BFLOAT if narrow else found.dtype.code
+    EXPORTED[found.data or 0] = array
+    return capsule
+
+
+EXPORTED: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+"""Arrays by where they lie, for who takes them."""
+
+
+def taken(capsule: Any) -> tuple[Any, np.dtype[Any]]:
+    """The array of a capsule, which may be taken once, and the type that the capsule says."""
+    found = dlpack.tensor_of(capsule)
+    if found.dtype.code == BFLOAT:
+        raise NotImplementedError("CuPy does not support bfloat16 yet")
+    array = EXPORTED[found.data or 0]
+    shape = tuple(found.shape[i] for i in range(found.ndim))
+    kinds = {0: "i", 1: "u", 2: "f", 5: "c", 6: "b"}
+    dtype = np.dtype(f"{kinds[found.dtype.code]}{found.dtype.bits // 8}")
+    assert shape == array._a.shape
+    managed = dlpack.ManagedVersioned.from_address(_pointer(capsule, NEW))
+    _rename(capsule, USED)
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(managed.deleter)(ctypes.addressof(managed))
+    return array, dtype
 
 
 class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - cupy's name
@@ -129,7 +168,7 @@ class ndarray(NDArrayOperatorsMixin):  # noqa: N801 - cupy's name
             raise machine.problem("an export for the default stream")
         if stream != -1 and stream != current:
             machine.wait(stream, machine.clock(current))
-        return Capsule(self)
+        return exported(self)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pytest
 
 from tests.fakes import cublaslt
 from tests.fakes.cuda_machine import Allocation, Clock, Machine
-from tests.fakes.cupy_arrays import Capsule, Context, ndarray, numpy_name
+from tests.fakes.cupy_arrays import Context, ndarray, numpy_name, taken
 from tests.fakes.cupy_blas import Blas
 from tests.fakes.cupy_kernels import RawModule
 
@@ -368,7 +368,9 @@ class Stream:
         if event.device_id != self.device_id:
             raise CUDARuntimeError(400)
         event.clock = self.cuda.machine.clock(self.ptr)
-        event.seconds = time.perf_counter() if event.timed else None
+        virtual = self.cuda.machine.seconds
+        now = time.perf_counter() if virtual is None else virtual
+        event.seconds = now if event.timed else None
         return event
 
     def wait_event(self, event: Any) -> None:
@@ -443,8 +445,8 @@ class FakeCupy(ModuleType):
 
     def from_dlpack(self, array: Any) -> Any:
         """A producer's array, which makes the current stream wait, or what it exported."""
-        if isinstance(array, Capsule):
-            return self._of(array.taken())
+        if not hasattr(array, "__dlpack__"):
+            return self._of(*taken(array))
         kind, index = array.__dlpack_device__()
         if kind not in (2, 13):
             raise TypeError(f"Unsupported array type: {kind}")
@@ -453,11 +455,12 @@ class FakeCupy(ModuleType):
             capsule = array.__dlpack__(stream=self.cuda.current(), max_version=(1, 0), copy=None)
         finally:
             self.machine.device = before
-        return self._of(capsule.taken())
+        return self._of(*taken(capsule))
 
-    def _of(self, taken: Any) -> Any:
+    def _of(self, array: Any, dtype: np.dtype[Any]) -> Any:
         made = object.__new__(self.ndarray)
-        made._a, made._memptr = taken._a, taken._memptr or MemoryPointer(_foreign(self, taken), 0)
+        made._a = array._a.view(dtype)
+        made._memptr = array._memptr or MemoryPointer(_foreign(self, array), 0)
         return made
 
     def __getattr__(self, name: str) -> Any:

@@ -10,7 +10,6 @@ from crossdock.devices.program import GridLaunch
 from crossdock.kernels import table
 from crossdock.runtime.cases.special import SPECIAL, is_of_values
 from crossdock.runtime.cli.verify_check import judge
-from crossdock.runtime.settings import fast_error
 from tests.cases import CASES, Case
 from tests.kernels.host_run import Found, Job
 from tests.kernels.test_cpu import instance
@@ -78,8 +77,7 @@ def complaint(trial: Trial, found: Found) -> str:
         return f"{trial.job.name}: {found}"
     case = trial.case
     dtypes = [spec.dtype for spec in trial.job.call.outputs]
-    inexact = 0.0 if trial.exact else fast_error()
-    over, off, _ = judge(case, found, list(case.reference().values()), dtypes, inexact=inexact)
+    over, off, _ = judge(case, found, list(case.reference().values()), dtypes, exact=trial.exact)
     return f"{trial.job.name}: off by {off:.3g}, {over:.3g} times the allowed" if over > 1 else ""
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from crossdock.kernels.spec import OpCall
-from crossdock.runtime.settings import fast_error
 from crossdock.runtime.tensor import Array
 from tests.cases import CASES, Case
 from tests.kernels.cpu_run import candidates, execute
@@ -37,6 +36,6 @@ def test_case(case: Case) -> None:
             outputs = execute(kernel, call, arrays, threads)
             named = {f"y{i}": array for i, array in enumerate(outputs)}
             try:
-                case.check(named, inexact=0.0 if kernel.exact else fast_error())
+                case.check(named, exact=kernel.exact)
             except AssertionError as error:
                 raise AssertionError(f"{kernel.name}, {threads} threads: {error}") from error

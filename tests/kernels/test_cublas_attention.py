@@ -14,7 +14,7 @@ import pytest
 from crossdock.devices import registry
 from crossdock.devices.cuda import CudaDevice
 from crossdock.devices.program import GridLaunch, In, Lowered, Out, Scratch, is_launch
-from crossdock.kernels import table
+from crossdock.kernels import cublaslt_attention, table
 from crossdock.kernels.fused_attention import Extents
 from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.spec import OpCall
@@ -29,6 +29,7 @@ from tests.kernels.test_cuda import execute
 POCL = bool(registry.probe_all(["opencl"])[0].devices)
 needs_pocl = pytest.mark.skipif(not POCL, reason="the fake cupy runs kernels on PoCL")
 NAME = "cublaslt.attention"
+HALVES = f"{NAME}.halves"
 OP = "scaled_dot_product_attention"
 
 
@@ -118,13 +119,83 @@ def test_rounded(device: CudaDevice, rounds: str) -> None:
         run(device, arrays, {}, name=f"{NAME}.{rounds}")
 
 
-def rejected(call: OpCall) -> str:
-    return dict(table.candidates(call, CARD).rejected)[NAME]
+UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""Half a unit in the last place of 1."""
+
+
+def run_halves(
+    device: CudaDevice, arrays: list[Array | None], attrs: dict[str, Any], dtype: str
+) -> None:
+    """Shares and results are rounded once each, to the type of the values."""
+    call = call_of(OP if "extents" not in attrs else "fused_attention", arrays, attrs)
+    (kernel,) = (k for k in table.candidates(call, device.info).fitting if k.name == HALVES)
+    lowered = kernel.lowered(call, device.info)
+    assert all(map(is_launch, lowered.steps))
+    (got,) = execute(device, kernel, call, arrays).values()
+    (want,) = expected(call, arrays)
+    assert got.dtype == to_numpy(dtype)
+    assert arrays[2] is not None
+    most = np.abs(arrays[2].astype(np.float64)).max()
+    np.testing.assert_allclose(
+        got.astype(np.float64), want, rtol=UNIT[dtype], atol=1.01 * UNIT[dtype] * most,
+        equal_nan=True,
+    )  # fmt: skip
+
+
+@needs_pocl
+@pytest.mark.parametrize("dtype", UNIT)
+@pytest.mark.parametrize("shared", [4, 1])
+def test_halves(device: CudaDevice, shared: int, dtype: str) -> None:
+    run_halves(device, [*operands(Extents(2, 4, shared, 5, 150, 8, 6), dtype), None], {}, dtype)
+
+
+@needs_pocl
+@pytest.mark.parametrize("dtype", UNIT)
+def test_halves_with_all_that_there_is(device: CudaDevice, dtype: str) -> None:
+    sizes = Extents(2, 3, 3, 19, 19, 8, 6)
+    joined = drawn(2 * 19, 5 + 3 * (8 + 8 + 6), dtype=dtype)
+    attrs = {
+        "extents": sizes, "offsets": (5, 29, 53), "by_row": True, "scale": 0.4,
+        "hidden_zero": False,
+    }  # fmt: skip
+    run_halves(device, [joined, joined, joined, drawn(2, 1, 1, 19, dtype=dtype)], attrs, dtype)
+    query, key, value = operands(Extents(1, 2, 2, 12, 150, 8, 6), dtype)
+    bias = drawn(12, 150, dtype=dtype)
+    bias[:, :64], bias[3] = -math.inf, -math.inf
+    capped = {"causal_offset": 3, "softcap": 2.0}
+    run_halves(device, [query, key, value, bias], capped, dtype)
+
+
+@needs_pocl
+@pytest.mark.parametrize("dtype", UNIT)
+def test_shares_of_many_keys_are_no_smaller_than_their_type_takes(
+    device: CudaDevice, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 64,900 keys that are alike, each share is 1.5e-5, of which float16 has eight bits."""
+    query, key, value = operands(Extents(1, 1, 1, 1, 64_900, 4, 2), dtype)
+    arrays = [np.zeros_like(query), key, np.ones_like(value), None]
+    run_halves(device, arrays, {}, dtype)
+    if dtype == "float16":
+        monkeypatch.setattr(cublaslt_attention, "RAISED", {})
+        with pytest.raises(AssertionError, match="Not equal to tolerance"):
+            run_halves(device, arrays, {}, dtype)
+
+
+def rejected(call: OpCall, name: str = NAME) -> str:
+    return dict(table.candidates(call, CARD).rejected)[name]
 
 
 def test_what_it_is_not_for() -> None:
     halves = call_of(OP, operands(Extents(1, 4, 2, 5, 7, 8, 6), "float16"))
     assert "no float16 kernel" in rejected(halves)
+    assert "no float32 kernel" in rejected(
+        call_of(OP, operands(Extents(1, 4, 2, 5, 7, 8, 6))), HALVES
+    )
+    old = replace(CARD, details={"compute_capability": "7.5"})
+    halves = call_of(OP, operands(Extents(1, 4, 2, 5, 7, 8, 6), "bfloat16"))
+    assert "7.5 has no bfloat16" in dict(table.candidates(halves, old).rejected)[HALVES]
+    (kernel,) = (k for k in table.kernels(OP) if k.name == HALVES)
+    assert not kernel.exact, "shares are rounded"
     many = call_of(OP, operands(Extents(70, 4, 2, 5, 7, 8, 6)))
     assert "more than 64 calls" in rejected(many)
     wide = [np.broadcast_to(np.float32(1), (1, 8, n, 8)) for n in (16384, 4096, 4096)]
@@ -137,25 +208,31 @@ COPY += "{ y[GLOBAL_ID(0)] = x[GLOBAL_ID(0)]; }"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not host_build.compiler(), reason=host_build.ABSENT)
-def test_the_launch_between_under_the_sanitizers(tmp_path: Path) -> None:
-    """Index for index, on blocks of the heap of exact sizes: scores become shares in place."""
-    sizes = Extents(2, 3, 3, 5, 150, 8, 6)
-    bias = drawn(2, 1, 5, 150, seed=4)
+@pytest.mark.parametrize("dtype", ["float32", *UNIT])
+def test_the_launch_between_under_the_sanitizers(tmp_path: Path, dtype: str) -> None:
+    """Index for index, on blocks of the heap of exact sizes: scores become shares in place.
+
+    Those of half types have memory of their own.
+    """
+    sizes, narrow = Extents(2, 3, 3, 5, 150, 8, 6), dtype != "float32"
+    bias = drawn(2, 1, 5, 150, seed=4, dtype=dtype)
     bias[1, 0, 2] = -math.inf
     attrs = {"extents": sizes, "softcap": 1.5, "causal_offset": 20}
-    call = call_of("fused_attention", [*operands(sizes), bias], attrs)
-    (kernel,) = (k for k in table.candidates(call, CARD).fitting if k.name == NAME)
+    call = call_of("fused_attention", [*operands(sizes, dtype), bias], attrs)
+    name = HALVES if narrow else NAME
+    (kernel,) = (k for k in table.candidates(call, CARD).fitting if k.name == name)
     _, between, _ = kernel.lowered(call, CARD).steps
     assert isinstance(between, GridLaunch)
-    places: dict[Any, Any] = {In(3): In(1), Scratch(0): Out(0)}
+    places: dict[Any, Any] = {In(3): In(1), Scratch(0): Out(0), Scratch(2): Out(1)}
     args = tuple(places[a] if isinstance(a, In | Scratch) else a for a in between.args)
     scores = drawn(2, 3, 5, 150, seed=8)
     copy = GridLaunch(COPY, "f", (In(0), Out(0)), (scores.size,), (1,))
     specs = TensorSpec.of(scores), TensorSpec.of(bias)
+    made = (specs[0], specs[0].with_dtype(dtype))[: 1 + narrow]
     job = Job(
         "shares",
         Lowered((copy, replace(between, args=args))),
-        OpCall("identity", {}, specs, specs[:1], {}, "shares"),
+        OpCall("identity", {}, specs, made, {}, "shares"),
         [scores, bias],
     )
     (found,) = host_run.run([job], tmp_path)
@@ -166,4 +243,6 @@ def test_the_launch_between_under_the_sanitizers(tmp_path: Path) -> None:
         shares = np.exp(raised - raised.max(axis=3, keepdims=True))
         shares /= shares.sum(axis=3, keepdims=True)
     shares[1, :, 2] = 0
-    np.testing.assert_allclose(found[0], shares, rtol=0, atol=1e-6)
+    raised_by = cublaslt_attention.RAISED.get(dtype, 1.0)
+    got = found[-1].astype(np.float64) / raised_by
+    np.testing.assert_allclose(got, shares, rtol=UNIT.get(dtype, 0.0), atol=1e-6)
