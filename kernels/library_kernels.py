@@ -46,6 +46,13 @@ def register(
     )(partial(lower, rounds))
 
 
+def without_cudnn(device: DeviceInfo) -> Refusal | None:
+    """Why a card has no cuDNN; None where it has."""
+    if device.details.get("cudnn"):
+        return None
+    return Refusal(device.details.get("no cudnn", "no cuDNN is known here"), Cause.LIBRARY)
+
+
 def misfit(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
     """Why a card does not take an op with its element type, and rounded so; None where it does."""
     if (why := obstacle(call, device)) is not None:

@@ -31,6 +31,9 @@ NumericalNote = enum.Enum(
     ["TENSOR_CORE", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "FFT",
      "NONDETERMINISTIC", "WINOGRAD", "STRICT_NAN_PROP"],
 )  # fmt: skip
+Phase = enum.Enum("Phase", ["TRAINING", "INFERENCE"])
+Corner = enum.Enum("Corner", ["TOP_LEFT", "BOTTOM_RIGHT"])
+ScalarType = enum.Enum("ScalarType", ["FLOAT", "HALF", "DOUBLE"])
 DTYPES = {DataType.FLOAT: "float32", DataType.HALF: "float16", DataType.BFLOAT16: "bfloat16"}
 NOTE = NumericalNote
 SMALL = 256
@@ -90,6 +93,8 @@ class Tensor:
     data_type: DataType
     virtual: bool = False
     made: tuple[str, dict[str, Any]] | None = None
+    value: float | None = None
+    """Of a constant that is in the graph itself."""
 
     def set_output(self, value: bool) -> Tensor:
         self.virtual = not value
@@ -170,6 +175,12 @@ class Graph:
         self._tensors.append(made)
         return made
 
+    def tensor_scalar(self, value: float, scalar_type: ScalarType) -> Tensor:
+        assert scalar_type is ScalarType.FLOAT
+        made = self.tensor([1], [1], DataType.FLOAT, "scalar", 100 + len(self._tensors))
+        made.virtual, made.value = True, value
+        return made
+
     def conv_fprop(
         self, image: Tensor, weight: Tensor, pre_padding: list[int], post_padding: list[int],
         stride: list[int], dilation: list[int],
@@ -191,8 +202,43 @@ class Graph:
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         return self._derived("add", a.dim, a=a, b=b)
 
+    def sub(self, a: Tensor, b: Tensor) -> Tensor:
+        return self._derived("sub", a.dim, a=a, b=b)
+
+    def mul(self, a: Tensor, b: Tensor) -> Tensor:
+        return self._derived("mul", a.dim, a=a, b=b)
+
     def relu(self, input: Tensor) -> Tensor:  # noqa: A002 - the frontend's name
         return self._derived("relu", input.dim, x=input)
+
+    def rsqrt(self, input: Tensor) -> Tensor:  # noqa: A002 - the frontend's name
+        return self._derived("rsqrt", input.dim, x=input)
+
+    def layernorm(self, **given: Any) -> tuple[Tensor, None, None]:
+        return self._norm("layernorm", **given)
+
+    def instancenorm(self, **given: Any) -> tuple[Tensor, None, None]:
+        return self._norm("instancenorm", **given)
+
+    def _norm(
+        self, op: str, *, norm_forward_phase: Phase, input: Tensor,  # noqa: A002 - the frontend's
+        scale: Tensor | None, bias: Tensor | None, epsilon: Tensor,
+    ) -> tuple[Tensor, None, None]:  # fmt: skip
+        assert norm_forward_phase is Phase.INFERENCE
+        made = self._derived(op, input.dim, x=input, scale=scale, bias=bias, epsilon=epsilon)
+        return made, None, None
+
+    def sdpa(
+        self, q: Tensor, k: Tensor, v: Tensor, *, generate_stats: bool, attn_scale: float,
+        bias: Tensor | None = None, diagonal_alignment: Corner = Corner.TOP_LEFT,
+        diagonal_band_right_bound: int | None = None,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        assert not generate_stats
+        made = self._derived(
+            "sdpa", [*q.dim[:3], v.dim[3]], q=q, k=k, v=v, scale=attn_scale, bias=bias,
+            corner=diagonal_alignment, bound=diagonal_band_right_bound,
+        )  # fmt: skip
+        return made, None
 
     # --- planning --------------------------------------------------------------------------------
 
@@ -207,8 +253,9 @@ class Graph:
         if len(set(numbers)) < len(numbers):
             raise ValueError("a uid is used twice")
         for tensor in self._tensors:
-            if tensor.made is not None and tensor.made[0] == "conv":
-                self._check_conv(tensor, tensor.made[1])
+            if tensor.made is not None:
+                check = {"conv": self._check_conv, "sdpa": self._check_sdpa}.get(tensor.made[0])
+                (check or self._check_shapes)(tensor, tensor.made[1])
         if self._compute is not DataType.FLOAT:
             raise NotSupportedError("sums of another type than FLOAT")
 
@@ -220,6 +267,37 @@ class Graph:
             raise ValueError("the image and the filter have different types")
         if min(made.dim) < 1:
             raise ValueError("the window is larger than the padded image")
+
+    def _check_sdpa(self, made: Tensor, given: dict[str, Any]) -> None:
+        """What version 9.28 refused as it planned for described cards, in its words."""
+        q, k, v, bias = (given[name] for name in ("q", "k", "v", "bias"))
+        batch, heads, rows, width = q.dim
+        keys = k.dim[2]
+        if q.data_type not in (DataType.HALF, DataType.BFLOAT16):
+            raise NotSupportedError("SDPA of another type than HALF and BFLOAT16")
+        if width % 8 or v.dim[3] % 8:
+            raise NotSupportedError("hidden_dim should be multiple of 8")
+        if k.dim != [batch, k.dim[1], keys, width] or v.dim[:3] != k.dim[:3] or heads % k.dim[1]:
+            raise ValueError("query, key and value do not go together")
+        if any(t.stride[3] != 1 for t in (q, k, v, made)):
+            raise NotSupportedError("The stride for the last dimension corresponding to the features"
+                                    " should be 1")  # fmt: skip
+        whole = (batch, heads, rows, keys)
+        if bias is not None and any(n not in (1, w) for n, w in zip(bias.dim, whole, strict=True)):
+            raise ValueError("the bias does not broadcast")
+        bound = given["bound"]
+        if bound is not None and bound < 0:
+            raise ValueError("Right bound needs to be larger than or equal to zero")
+        if given["corner"] is Corner.BOTTOM_RIGHT and bound is not None and rows > keys:
+            raise NotSupportedError("Bottom right causal mask does not support max_s_q > max_s_kv")
+
+    def _check_shapes(self, made: Tensor, given: dict[str, Any]) -> None:
+        """Operands of pointwise nodes and normalisations broadcast to the result."""
+        for one in given.values():
+            if isinstance(one, Tensor) and one.value is None and one.dim != made.dim:
+                pairs = zip(one.dim, made.dim, strict=True)
+                if any(n not in (1, m) for n, m in pairs):
+                    raise ValueError(f"{one.name} does not broadcast to {made.name}")
 
     def build_operation_graph(self) -> None:
         self._reach("build_operation_graph")
@@ -311,20 +389,79 @@ class Graph:
                 made = self._value(tensor, given)
                 tensor.view(machine, given[tensor.uid])[...] = made.astype(tensor.dtype)
 
-    def _value(self, tensor: Tensor, given: dict[int, int]) -> np.ndarray:
+    def _value(self, tensor: Tensor, given: dict[int, int]) -> Any:
+        if tensor.value is not None:
+            return np.float32(tensor.value)
         if tensor.made is None:
             return tensor.view(self._machine, given[tensor.uid]).astype(np.float32)
         op, operands = tensor.made
         values = {
             k: self._value(v, given) if isinstance(v, Tensor) else v for k, v in operands.items()
         }
-        if op == "add":
-            return np.asarray(values["a"] + values["b"])
-        if op == "relu":
-            return np.fmax(values["x"], 0)
+        if op in POINTWISE:
+            return np.asarray(POINTWISE[op](*values.values()), np.float32)
+        if op in ("layernorm", "instancenorm"):
+            axes = [i for i in range(1, len(tensor.dim)) if op == "layernorm" or i > 1]
+            return normalized(**values, axes=tuple(axes))
+        if op == "sdpa":
+            return attended(**values, shares=tensor.dtype)
         rounds = self._need_engine().rounds
         values["image"], values["weight"] = rounds(values["image"]), rounds(values["weight"])
         return convolved(**values)
+
+
+POINTWISE: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "relu": lambda x: np.fmax(x, 0),
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+}
+
+
+def normalized(
+    x: np.ndarray,
+    scale: np.ndarray | None,
+    bias: np.ndarray | None,
+    epsilon: np.float32,
+    axes: tuple[int, ...],
+) -> np.ndarray:
+    """Over axes, in float64."""
+    wide = x.astype(np.float64)
+    away = wide - wide.mean(axes, keepdims=True)
+    y = away / np.sqrt((away * away).mean(axes, keepdims=True) + epsilon)
+    y = y if scale is None else y * scale
+    return np.asarray(y if bias is None else y + bias, np.float32)
+
+
+def attended(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    scale: float,
+    bias: np.ndarray | None,
+    corner: Corner,
+    bound: int | None,
+    shares: np.dtype[Any],
+) -> np.ndarray:
+    """Attention with float32 scores by powers of two; shares are rounded, sums float64.
+
+    A bias of minus infinity makes a row NaN, as versions of cuDNN did.
+    """
+    each = q.shape[1] // k.shape[1]
+    k, v = (np.repeat(one, each, 1) for one in (k, v))
+    scores = (np.einsum("bhqd,bhkd->bhqk", q, k) * np.float32(scale)).astype(np.float32)
+    if bias is not None:
+        scores = scores + np.where(np.isneginf(bias), np.float32(np.nan), bias)
+    if bound is not None:
+        rows, keys = scores.shape[2:]
+        last = np.arange(rows)[:, None] + bound + (keys - rows) * (corner is Corner.BOTTOM_RIGHT)
+        scores = np.where(np.arange(keys) <= last, scores, np.float32(-np.inf))
+    powers = scores * np.float32(math.log2(math.e))
+    raised = np.exp2(powers - powers.max(3, keepdims=True))
+    total = raised.sum(3, keepdims=True)
+    weighed = np.einsum("bhqk,bhke->bhqe", raised.astype(shares).astype(np.float64), v)
+    return np.asarray(weighed / total, np.float32)
 
 
 def convolved(
@@ -352,6 +489,7 @@ class Cudnn(ModuleType):
 
     __version__ = "1.32.0"
     data_type, heur_mode, numerical_note = DataType, HeurMode, NumericalNote
+    norm_forward_phase, diagonal_alignment, scalar_type = Phase, Corner, ScalarType
     cudnnGraphNotSupportedError = NotSupportedError  # noqa: N815 - the frontend's name
 
     def __init__(self, cuda: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossdock.devices import cuda, cuda_dnn, registry
+from crossdock.devices import cuda, cuda_dnn, cuda_dnn_conv, registry
 from crossdock.devices.cuda import CudaDevice
 from crossdock.devices.program import In
 from crossdock.kernels import cudnn_conv, table
@@ -214,7 +214,7 @@ def test_a_refusal_is_kept_in_cudnns_words(card: Card) -> None:
 def test_a_workspace_over_what_is_planned_is_refused(card: Card) -> None:
     call, _ = conv()
     (step,) = kernels(call)["cudnn.conv2d"].lowered(call, WITH).steps
-    narrow = replace(step.fn.wanted, workspace=512)
+    narrow = replace(step.fn.asked, workspace=512)
     with pytest.raises(CompileError, match="No valid engine configs"):
         card.device.compile(narrow.step(In(2)))
 
@@ -272,7 +272,7 @@ def test_another_process_makes_the_same_call() -> None:
     (step,) = kernels(call)["cudnn.conv2d.tf32"].lowered(call, WITH).steps
     module, name, data = step.form()
     made = getattr(importlib.import_module(module), name)(json.loads(json.dumps(data)))
-    assert made.wanted == step.fn.wanted
+    assert made.asked == step.fn.asked
 
 
 def test_the_real_frontend_takes_the_graph() -> None:
@@ -285,15 +285,15 @@ def test_the_real_frontend_takes_the_graph() -> None:
         .lowered(call_of("fused_conv2d", arrays, attrs), WITH)
         .steps
     )
-    graph = cuda_dnn.graph_of(real, step.fn.wanted, handle=real.Handle(1, 0, 0))
+    graph = cuda_dnn.graph_of(real, step.fn.asked, handle=real.Handle(1, 0, 0))
     made = [node.name.partition(".")[0] for node in graph.nodes]
     assert made == ["conv_fprop", "add", "bias", "relu"]
     fixed = {
         t.uid: (list(t.dim), list(t.stride)) for t in graph.tensors.values() if not t.is_virtual
     }
     assert fixed == {
-        number: (list(sizes), list(lying))
-        for number, (_, sizes, lying) in step.fn.wanted.tensors().items()
+        number: (list(placed.sizes), list(placed.strides))
+        for number, placed in step.fn.asked.tensors().items()
     }
     if why := cuda_dnn.problem():
         with pytest.raises(RuntimeError, match="cudnnGetVersion"):
@@ -319,10 +319,10 @@ def test_without_a_bug_nothing_is_wrong(card: Card) -> None:
 
 
 def test_strides_in_the_wrong_order_show(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = cuda_dnn.strides
+    right = cuda_dnn_conv.strides
     turned = {"nchw": "nhwc", "oihw": "ohwi"}
     monkeypatch.setattr(
-        cuda_dnn, "strides",
+        cuda_dnn_conv, "strides",
         lambda sizes, layout, order="nchw": right(sizes, turned.get(layout, layout), order),
     )  # fmt: skip
     assert run(card) > 0.1
