@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from crossdock.devices.cuda_dnn import Asked, Placed, Y
 from crossdock.devices.program import ArrayCall, In, Out, Scratch, Slot
 
@@ -44,6 +46,10 @@ class Affine(Asked):
         there = {SCALE: ("scale", self.scale), BIAS: ("bias", self.bias)}
         return {number: name for number, (name, given) in there.items() if given}
 
+    def number(self, dnn: Any, graph: Any) -> Any:
+        """The tensor of epsilon: in float32, for a Python float would make it a double."""
+        return graph.tensor_scalar(np.float32(self.epsilon), dnn.scalar_type.RUNTIME_PARAM)
+
     def step(self, slots: Mapping[int, Slot]) -> ArrayCall:
         """The call as a step, over flat arrays; ``slots`` are the vectors' by number."""
         return self.call({X: In(0), **slots}, Out(0), Scratch(0))
@@ -61,7 +67,7 @@ class Normalization(Affine):
 
     def nodes(self, dnn: Any, graph: Any, made: Mapping[int, Any]) -> Any:
         """One node of cuDNN's."""
-        epsilon = graph.tensor_scalar(self.epsilon, dnn.scalar_type.RUNTIME_PARAM)
+        epsilon = self.number(dnn, graph)
         results = getattr(graph, self.node)(
             norm_forward_phase=dnn.norm_forward_phase.INFERENCE,
             input=made[X],
@@ -87,7 +93,7 @@ class Standardization(Affine):
 
     def nodes(self, dnn: Any, graph: Any, made: Mapping[int, Any]) -> Any:
         """A chain of pointwise ones: cuDNN's own node would want the inverse of the deviation."""
-        epsilon = graph.tensor_scalar(self.epsilon, dnn.scalar_type.RUNTIME_PARAM)
+        epsilon = self.number(dnn, graph)
         factor = graph.rsqrt(input=graph.add(a=made[VARIANCE], b=epsilon))
         if self.scale:
             factor = graph.mul(a=factor, b=made[SCALE])

@@ -42,7 +42,13 @@ def _fits_layer(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
     axes, rank = call.attrs["axes"], operand(call, 0).rank
     if not axes or list(axes) != list(range(rank - len(axes), rank)):
         return "not over the last axes in their order"
-    return None
+    return "cuDNN wants a scale beside a bias" if has(call, 2) and not has(call, 1) else None
+
+
+def _fits_instance(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
+    if (why := _fits(rounds, call, device)) is not None:
+        return why
+    return None if has(call, 1) and has(call, 2) else "cuDNN wants both a scale and a bias"
 
 
 def _workspace(call: OpCall) -> int:
@@ -96,7 +102,7 @@ register(
     "instance_normalization",
     RANK,
     "",
-    _fits,
+    _fits_instance,
     _instance,
     exact=False,
 )

@@ -22,6 +22,7 @@ import pytest
 
 from crossdock.runtime.tensor import to_numpy
 from tests.fakes.cuda_machine import Machine, Range, UsageError
+from tests.fakes.cudnn_arithmetic import POINTWISE, attended, convolved, normalized
 from tests.fakes.cupy_blas import cut_to_tf32
 
 DataType = enum.Enum("DataType", ["FLOAT", "HALF", "BFLOAT16", "DOUBLE", "NOT_SET"])
@@ -33,9 +34,11 @@ NumericalNote = enum.Enum(
 )  # fmt: skip
 Phase = enum.Enum("Phase", ["TRAINING", "INFERENCE"])
 Corner = enum.Enum("Corner", ["TOP_LEFT", "BOTTOM_RIGHT"])
-ScalarType = enum.Enum("ScalarType", ["FLOAT", "HALF", "DOUBLE"])
+ScalarType = enum.Enum("ScalarType", ["RUNTIME_PARAM", "COMPILE_TIME_CONST"])
 DTYPES = {DataType.FLOAT: "float32", DataType.HALF: "float16", DataType.BFLOAT16: "bfloat16"}
 NOTE = NumericalNote
+ALIGNED = 16
+"""Bytes that tensors of the frontend are aligned to, where nothing else is said."""
 SMALL = 256
 """Bytes of workspace that an engine takes besides copies of operands."""
 
@@ -50,7 +53,7 @@ def half(x: np.ndarray) -> np.ndarray:
 
 def coarse(x: np.ndarray) -> np.ndarray:
     """What a fast algorithm may make of an operand."""
-    return x * np.float32(1 + 2**-9)
+    return x.astype(to_numpy("bfloat16")).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,16 @@ ENGINES = (
     Engine("tf32", (NOTE.TENSOR_CORE,), cut_to_tf32),
     Engine("plain", (), np.asarray),
 )
+
+POINTWISE_ENGINES = (Engine("pointwise", (NOTE.TENSOR_CORE,), np.asarray),)
+"""Of graphs that have nothing else; 9.28 gives all of theirs this note."""
+ROUNDED = {
+    "conv": ("image", "weight"),
+    "layernorm": ("x",),
+    "instancenorm": ("x",),
+    "sdpa": ("q", "k", "v"),
+}
+"""The operands that engines round, by node."""
 
 
 @dataclass
@@ -176,8 +189,9 @@ class Graph:
         return made
 
     def tensor_scalar(self, value: float, scalar_type: ScalarType) -> Tensor:
-        assert scalar_type is ScalarType.FLOAT
-        made = self.tensor([1], [1], DataType.FLOAT, "scalar", 100 + len(self._tensors))
+        assert isinstance(scalar_type, ScalarType)
+        dtype = DataType.FLOAT if isinstance(value, np.float32) else DataType.DOUBLE
+        made = self.tensor([1], [1], dtype, "scalar", 100 + len(self._tensors))
         made.virtual, made.value = True, value
         return made
 
@@ -215,9 +229,13 @@ class Graph:
         return self._derived("rsqrt", input.dim, x=input)
 
     def layernorm(self, **given: Any) -> tuple[Tensor, None, None]:
+        if given["scale"] is None and given["bias"] is not None:
+            raise ValueError("Layernorm with a bias requires a scale (pass a scale of ones).")
         return self._norm("layernorm", **given)
 
     def instancenorm(self, **given: Any) -> tuple[Tensor, None, None]:
+        if given["scale"] is None or given["bias"] is None:
+            raise TypeError("instancenorm(): incompatible function arguments")
         return self._norm("instancenorm", **given)
 
     def _norm(
@@ -236,7 +254,7 @@ class Graph:
         assert not generate_stats
         made = self._derived(
             "sdpa", [*q.dim[:3], v.dim[3]], q=q, k=k, v=v, scale=attn_scale, bias=bias,
-            corner=diagonal_alignment, bound=diagonal_band_right_bound,
+            from_end=diagonal_alignment is Corner.BOTTOM_RIGHT, bound=diagonal_band_right_bound,
         )  # fmt: skip
         return made, None
 
@@ -280,20 +298,21 @@ class Graph:
         if k.dim != [batch, k.dim[1], keys, width] or v.dim[:3] != k.dim[:3] or heads % k.dim[1]:
             raise ValueError("query, key and value do not go together")
         if any(t.stride[3] != 1 for t in (q, k, v, made)):
-            raise NotSupportedError("The stride for the last dimension corresponding to the features"
-                                    " should be 1")  # fmt: skip
+            raise NotSupportedError("The stride for the last dimension should be 1")
         whole = (batch, heads, rows, keys)
         if bias is not None and any(n not in (1, w) for n, w in zip(bias.dim, whole, strict=True)):
             raise ValueError("the bias does not broadcast")
         bound = given["bound"]
         if bound is not None and bound < 0:
             raise ValueError("Right bound needs to be larger than or equal to zero")
-        if given["corner"] is Corner.BOTTOM_RIGHT and bound is not None and rows > keys:
+        if given["from_end"] and bound is not None and rows > keys:
             raise NotSupportedError("Bottom right causal mask does not support max_s_q > max_s_kv")
 
     def _check_shapes(self, made: Tensor, given: dict[str, Any]) -> None:
         """Operands of pointwise nodes and normalisations broadcast to the result."""
         for one in given.values():
+            if isinstance(one, Tensor) and one.data_type is DataType.DOUBLE:
+                raise NotSupportedError("runtime kernel compilation failure")
             if isinstance(one, Tensor) and one.value is None and one.dim != made.dim:
                 pairs = zip(one.dim, made.dim, strict=True)
                 if any(n not in (1, m) for n, m in pairs):
@@ -323,8 +342,12 @@ class Graph:
 
     def build_plans(self) -> None:
         self._reach("build_plans")
-        left = [e for e in ENGINES if not self._barred.intersection(e.notes)]
-        if self._io is not DataType.FLOAT:  # halves have no other products than tensor units'
+        plain = all(t.made is None or t.made[0] in POINTWISE for t in self._tensors)
+        there = POINTWISE_ENGINES if plain else ENGINES
+        left = [e for e in there if not self._barred.intersection(e.notes)]
+        if (
+            self._io is not DataType.FLOAT and not plain
+        ):  # halves have no other products than tensor units'
             left = [e for e in ENGINES if e.name == "tf32"]
         if not left or self._needs() > self._limit:
             raise NotSupportedError("No valid engine configs")
@@ -332,7 +355,8 @@ class Graph:
 
     def _needs(self) -> int:
         """Copies of what does not lie by channels last, which is how engines want it."""
-        copied = [t for t in self._tensors[:2] if t.stride[1] != 1]
+        there = [t for t in self._tensors if t.made is None and t.value is None]
+        copied = [t for t in there[:2] if t.stride[1] != 1]
         return SMALL + sum(math.prod(t.dim) * t.dtype.itemsize for t in copied)
 
     def get_workspace_size(self) -> int:
@@ -379,7 +403,7 @@ class Graph:
             if any(one.meets(other) for other in [*writes[:i], *reads]):
                 raise machine.problem("cuDNN: what is written overlaps other memory")
         for tensor in there:
-            if given[tensor.uid] % tensor.dtype.itemsize:
+            if given[tensor.uid] % ALIGNED:
                 raise machine.problem(f"cuDNN: {tensor.name} is misaligned")
         machine.submit(stream, reads, writes, "a graph of cuDNN")
         scratch = machine.need(space, "cuDNN: the workspace")
@@ -398,6 +422,8 @@ class Graph:
         values = {
             k: self._value(v, given) if isinstance(v, Tensor) else v for k, v in operands.items()
         }
+        for name in ROUNDED.get(op, ()):
+            values[name] = self._need_engine().rounds(values[name])
         if op in POINTWISE:
             return np.asarray(POINTWISE[op](*values.values()), np.float32)
         if op in ("layernorm", "instancenorm"):
@@ -405,83 +431,7 @@ class Graph:
             return normalized(**values, axes=tuple(axes))
         if op == "sdpa":
             return attended(**values, shares=tensor.dtype)
-        rounds = self._need_engine().rounds
-        values["image"], values["weight"] = rounds(values["image"]), rounds(values["weight"])
         return convolved(**values)
-
-
-POINTWISE: dict[str, Callable[..., Any]] = {
-    "add": np.add,
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "relu": lambda x: np.fmax(x, 0),
-    "rsqrt": lambda x: 1 / np.sqrt(x),
-}
-
-
-def normalized(
-    x: np.ndarray,
-    scale: np.ndarray | None,
-    bias: np.ndarray | None,
-    epsilon: np.float32,
-    axes: tuple[int, ...],
-) -> np.ndarray:
-    """Over axes, in float64."""
-    wide = x.astype(np.float64)
-    away = wide - wide.mean(axes, keepdims=True)
-    y = away / np.sqrt((away * away).mean(axes, keepdims=True) + epsilon)
-    y = y if scale is None else y * scale
-    return np.asarray(y if bias is None else y + bias, np.float32)
-
-
-def attended(
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    scale: float,
-    bias: np.ndarray | None,
-    corner: Corner,
-    bound: int | None,
-    shares: np.dtype[Any],
-) -> np.ndarray:
-    """Attention with float32 scores by powers of two; shares are rounded, sums float64.
-
-    A bias of minus infinity makes a row NaN, as versions of cuDNN did.
-    """
-    each = q.shape[1] // k.shape[1]
-    k, v = (np.repeat(one, each, 1) for one in (k, v))
-    scores = (np.einsum("bhqd,bhkd->bhqk", q, k) * np.float32(scale)).astype(np.float32)
-    if bias is not None:
-        scores = scores + np.where(np.isneginf(bias), np.float32(np.nan), bias)
-    if bound is not None:
-        rows, keys = scores.shape[2:]
-        last = np.arange(rows)[:, None] + bound + (keys - rows) * (corner is Corner.BOTTOM_RIGHT)
-        scores = np.where(np.arange(keys) <= last, scores, np.float32(-np.inf))
-    powers = scores * np.float32(math.log2(math.e))
-    raised = np.exp2(powers - powers.max(3, keepdims=True))
-    total = raised.sum(3, keepdims=True)
-    weighed = np.einsum("bhqk,bhke->bhqe", raised.astype(shares).astype(np.float64), v)
-    return np.asarray(weighed / total, np.float32)
-
-
-def convolved(
-    image: np.ndarray,
-    weight: np.ndarray,
-    pads: list[tuple[int, int]],
-    steps: list[int],
-    dilation: list[int],
-) -> np.ndarray:
-    """A convolution of NCHW with OIHW, summed in float64."""
-    x = np.pad(image.astype(np.float64), [(0, 0), (0, 0), *pads])
-    reach = [(weight.shape[2 + i] - 1) * dilation[i] + 1 for i in range(2)]
-    windows = np.lib.stride_tricks.sliding_window_view(x, reach, (2, 3))
-    windows = windows[:, :, :: steps[0], :: steps[1], :: dilation[0], :: dilation[1]]
-    groups = image.shape[1] // weight.shape[1]
-    n, _, h, w, kh, kw = windows.shape
-    by_group = windows.reshape(n, groups, -1, h, w, kh, kw)
-    filters = weight.astype(np.float64).reshape(groups, -1, *weight.shape[1:])
-    made = np.einsum("ngchwij,gocij->ngohw", by_group, filters, optimize=True)
-    return np.asarray(made.reshape(n, -1, h, w), np.float32)
 
 
 class Cudnn(ModuleType):
