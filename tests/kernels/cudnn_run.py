@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,11 @@ from crossdock.devices.cuda import CudaDevice
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime.tensor import Array, to_numpy
-from tests.cards import CARD
+from tests.cards import WITH_CUDNN as WITH
 from tests.fakes import cards, cudnn_fake
 from tests.fakes.cuda_machine import UsageError
 from tests.kernels.cpu_run import expected
 from tests.kernels.test_cuda import execute
-
-WITH = replace(CARD, details={**CARD.details, "cudnn": "9.28.0"})
 
 
 @dataclass

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,16 @@ import pytest
 
 from crossdock.devices import cuda_dnn, registry
 from crossdock.devices.cuda_dnn_attention import Attention
-from crossdock.devices.program import ArrayCall
+from crossdock.devices.program import ArrayCall, GridLaunch, In, Lowered, Out, Scratch
 from crossdock.kernels import cudnn_attention, table
 from crossdock.kernels.fused_attention import Extents
 from crossdock.kernels.precision import Permission
 from crossdock.kernels.refusal import Cause, cause_of
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime.errors import CompileError
-from crossdock.runtime.tensor import Array, to_numpy
+from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 from tests.cases import CASES
+from tests.kernels import host_build, host_run
 from tests.kernels.cpu_run import call_of
 from tests.kernels.cudnn_run import WITH, Card, caught, drawn, kernels, off, opened, why
 from tests.kernels.test_cpu import instance
@@ -309,3 +311,52 @@ def test_operands_that_are_not_aligned_show(card: Card, monkeypatch: pytest.Monk
     call, arrays = call_with([joined] * 3, **attrs)
     caught(card, "is misaligned", lambda: execute(
         card.device, kernels(call)[NAME], call, arrays))  # fmt: skip
+
+
+# --- the launches by themselves -------------------------------------------------------------------
+
+COPY = "KERNEL BLOCK_SIZE(1, 1, 1) void f(CONSTANT u16 *x, GLOBAL u16 *y) "
+COPY += "{ y[GLOBAL_ID(0)] = x[GLOBAL_ID(0)]; }"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not host_build.compiler(), reason=host_build.ABSENT)
+@pytest.mark.parametrize("shape", [(2, 1, 5, 150), (2, 1, 5, 1)])
+def test_the_launches_under_the_sanitizers(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Index for index, on blocks of the heap of exact sizes."""
+    sizes = Extents(2, 3, 3, 5, 150, 8, 8)
+    bias = drawn(*shape, seed=4, dtype="float16")
+    bias[1, 0, 2], bias[0, 0, 1, :90] = HIDDEN, HIDDEN
+    call, _ = call_with([*operands(sizes)], bias, extents=sizes, causal_offset=20)
+    before, _, after = kernels(call)[NAME].lowered(call, WITH).steps
+    assert isinstance(before, GridLaunch)
+    assert isinstance(after, GridLaunch)
+    wide = np.broadcast_to(bias, (2, 1, 5, 150)).astype(np.float32)
+    first = np.where(np.isneginf(wide), 150, np.arange(150)).min(3).astype(np.int32)
+    want = np.where(np.isneginf(wide), np.float32(-2e30), wide)
+    results = drawn(2, 3, 5, 8, dtype="float16")
+    jobs = [
+        job("before", [before], [bias], [want, first], {Scratch(1): Out(0), Scratch(2): Out(1)}),
+        job("after", [GridLaunch(COPY, "f", (In(1), Out(0)), (results.size,), (1,)), after],
+            [first, results], [results], {Scratch(2): In(0)}),
+    ]  # fmt: skip
+    found = host_run.run(jobs, tmp_path)
+    assert not [one for one in found if isinstance(one, str)], found
+    np.testing.assert_array_equal(found[0][0], want)
+    np.testing.assert_array_equal(found[0][1], first)
+    unseen = (first > np.arange(5) + 20)[..., None]
+    np.testing.assert_array_equal(found[1][0], np.where(unseen, 0, results))
+
+
+def job(
+    name: str, steps: list[GridLaunch], ins: list[Array], outs: list[Array], places: dict[Any, Any]
+) -> host_run.Job:
+    """Launches with their operands in other places."""
+    places = {In(3): In(0), **places}
+    moved = tuple(
+        replace(step, args=tuple(
+            places.get(a, a) if isinstance(a, In | Scratch) else a for a in step.args))
+        for step in steps
+    )  # fmt: skip
+    specs = [tuple(TensorSpec.of(a) for a in arrays) for arrays in (ins, outs)]
+    return host_run.Job(name, Lowered(moved), OpCall("identity", {}, *specs, {}, name), ins)
