@@ -184,6 +184,7 @@ def _tuples(value: Any) -> Any:
 def remade(data: Sequence[Any]) -> GraphCall:
     """The function of a step, from its plain data."""
     module, name, values = data
+    assert module.startswith(__name__), module
     kind = getattr(importlib.import_module(module), name)
     return GraphCall(kind(**{key: _tuples(value) for key, value in values}))
 

@@ -32,9 +32,20 @@ Lower = Callable[[str, OpCall, DeviceInfo], Lowered]
 
 
 def register(
-    name: str, op: str, rank: int, rounds: str, fits: Fits, lower: Lower, *, exact: bool = True
+    name: str,
+    op: str,
+    rank: int,
+    rounds: str,
+    fits: Fits,
+    lower: Lower,
+    *,
+    exact: bool = True,
+    declines: bool = True,
 ) -> None:
-    """Register a kernel for an op, named after what it rounds to, and ranked by it."""
+    """Register a kernel for an op, named after what it rounds to, and ranked by it.
+
+    ``declines``: whether the library may have nothing for an op that fits.
+    """
     kernel(
         f"{name}.{rounds}".rstrip("."),
         op,
@@ -43,6 +54,7 @@ def register(
         rank=rank + ROUNDING_RANK if rounds else rank,
         exact=exact,
         rounds=rounds,
+        declines=declines,
     )(partial(lower, rounds))
 
 

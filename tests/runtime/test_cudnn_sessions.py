@@ -160,6 +160,26 @@ def test_what_cudnn_refuses_of_a_block_runs_all_the_same(
     assert any("cuDNN has no attention of 2x4x6x8" in r.error for r in told)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_op_that_only_cudnn_has_stays_on_the_card(
+    cupy: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch, strict: bool
+) -> None:
+    """Without a kernel of ours it runs through its parts, where cuDNN declines or may not."""
+    dnn = cudnn_fake.install(monkeypatch, cupy)
+    dnn.refuse = "" if strict else "No valid engine configs for Sdpa_"
+    kind = to_numpy("bfloat16")
+    feeds = {"x": np.random.default_rng(0).uniform(-1, 1, (2, 4, 6, 8)).astype(kind)}
+    b = xd.GraphBuilder()
+    x = b.input("x", (2, 4, 6, 8), "bfloat16")
+    graph = b.build({"y": b.scaled_dot_product_attention(x, x, x, causal_offset=0)})
+    want = evaluate(graph, feeds, dtype="float64")["y"]
+    with xd.compile(graph, "cuda:0", measure=False, strict=strict) as session:
+        got = session.run(feeds)["y"].astype(np.float64)
+        ran = [(op.device, op.kernel) for op in session.receipt.ops]
+    assert ran == [("cuda:0", "emulated")]
+    np.testing.assert_allclose(got, want, rtol=0, atol=8e-3)
+
+
 def test_candidates_are_measured_against_each_other(
     cupy: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
