@@ -173,7 +173,9 @@ def test_an_op_that_only_cudnn_has_stays_on_the_card(
     x = b.input("x", (2, 4, 6, 8), "bfloat16")
     graph = b.build({"y": b.scaled_dot_product_attention(x, x, x, causal_offset=0)})
     want = evaluate(graph, feeds, dtype="float64")["y"]
-    with xd.compile(graph, "cuda:0", measure=False, strict=strict) as session:
+    (node,) = graph.nodes
+    pinned = xd.Constraints(pin={node.name: "cuda:0"})
+    with xd.compile(graph, measure=False, strict=strict, constraints=pinned) as session:
         got = session.run(feeds)["y"].astype(np.float64)
         ran = [(op.device, op.kernel) for op in session.receipt.ops]
     assert ran == [("cuda:0", "emulated")]
