@@ -1,9 +1,9 @@
-"""Convolutions by cuDNN's graph API, through its Python frontend (``nvidia-cudnn-frontend``).
+"""Graphs of cuDNN as steps, through its Python frontend (``nvidia-cudnn-frontend``).
 
 A graph is built once for a shape, when its step is compiled; cuDNN's heuristics rank its engines
 for the card, and the first that builds is taken. Tensors are described by sizes and strides, so
-that neither an image nor a filter is moved for its layout. Numbers identify the tensors of a graph,
-and its calls take addresses: cuDNN makes no copy and allocates nothing, the workspace is ours.
+that nothing is moved for its layout. Numbers identify the tensors of a graph, and its calls take
+addresses: cuDNN makes no copy and allocates nothing, the workspace is ours.
 
 What is used was read in version 1.32 of the frontend.
 """
@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from crossdock.devices.cuda_blas import BITS, LibraryCall, Prepared, load
-from crossdock.devices.program import ArrayCall, In, Out, Scratch, Slot
+from crossdock.devices.program import ArrayCall, Slot
 from crossdock.runtime.errors import CompileError, Declined, DeviceError
 from crossdock.runtime.tensor import TensorSpec
 
@@ -32,8 +32,8 @@ FIX = "pip install 'crossdock[cudnn]' (with CUDA 13, 'crossdock[cudnn13]')"
 OLDEST = (1, 32)
 """The frontend's version that was read; older ones do not take addresses as ours are given."""
 TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BFLOAT16"}
-X, W, Y, BIAS, BESIDE = 1, 2, 3, 4, 5
-"""Numbers of a graph's tensors."""
+Y = 3
+"""The number of a graph's result."""
 
 LOSSY = ("DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "WINOGRAD", "FFT")
 """Engines that lose bits which the plain sum of products keeps."""
@@ -94,69 +94,65 @@ def _first(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class Convolution:
-    """y = f(x * w + bias + beside), with a bias and an image that is added if there are any.
+class Placed:
+    """A tensor of a graph: its sizes, strides in elements, and where it begins in its memory."""
 
-    ``image``, ``kernel`` and ``result`` are sizes in the order NCHW and OIHW, whatever ``layout``
-    and ``filter_layout`` say of how elements lie; ``result`` and what is added lie as the image
-    does. ``padding`` is top, bottom, left, right. There are as many groups as the image has
-    channels for each of the filter's. f is max(x, 0) with ``relu``. Sums are float32; float32
-    operands are rounded to the format ``rounds``, if it is not "". ``workspace`` is in bytes.
+    name: str
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    begin: int = 0
+
+    @property
+    def extent(self) -> int:
+        """Elements of memory from its start to behind the last one."""
+        steps = zip(self.sizes, self.strides, strict=True)
+        return self.begin + 1 + sum((n - 1) * step for n, step in steps)
+
+
+@dataclass(frozen=True)
+class Asked(ABC):
+    """What is asked of cuDNN: one graph with one result, as plain data.
+
+    Elements of the result are ``dtype``, and sums float32; float32 operands of products are rounded
+    to the format ``rounds``, if it is not "". ``workspace`` is in bytes.
     """
 
-    image: tuple[int, ...]
-    kernel: tuple[int, ...]
-    result: tuple[int, ...]
-    padding: tuple[int, ...]
-    steps: tuple[int, ...]
-    dilations: tuple[int, ...]
-    layout: str
-    filter_layout: str
     dtype: str
-    rounds: str = ""
-    bias: bool = False
-    beside: bool = False
-    relu: bool = False
-    workspace: int = 0
+    rounds: str
+    workspace: int
 
-    def tensors(self) -> dict[int, tuple[str, tuple[int, ...], tuple[int, ...]]]:
-        """Name, sizes, and strides in elements of every tensor, by number."""
-        by_image = partial(strides, layout=self.layout)
-        found = {
-            X: ("x", self.image, by_image(self.image)),
-            W: ("w", self.kernel, strides(self.kernel, self.filter_layout, "oihw")),
-            Y: ("y", self.result, by_image(self.result)),
-        }
-        if self.bias:
-            column = (1, self.result[1], 1, 1)
-            found[BIAS] = ("bias", column, by_image(column))
-        if self.beside:
-            found[BESIDE] = ("beside", self.result, by_image(self.result))
-        return found
+    multiplies: ClassVar[bool] = True
+    """Whether there are products, or sums as products, whose operands tensor units round."""
 
-    def step(
-        self,
-        bias: Slot | None = None,
-        beside: Slot | None = None,
-        y: Slot = Out(0),  # noqa: B008 - immutable
-        workspace: Slot = Scratch(0),  # noqa: B008 - immutable
-    ) -> ArrayCall:
-        """The call as a step, over flat arrays."""
-        slots: dict[int, Slot | None] = {X: In(0), W: In(1), BIAS: bias, BESIDE: beside}
-        dtype = BITS.get(self.dtype, self.dtype)
+    @abstractmethod
+    def tensors(self) -> dict[int, Placed]:
+        """The result and the operands that are there, by number."""
+
+    @abstractmethod
+    def nodes(self, dnn: Any, graph: Any, made: Mapping[int, Any]) -> Any:
+        """Add the nodes over the tensors ``made`` of the operands; return the result's."""
+
+    def barred(self) -> list[str]:
+        """Notes of engines that do not compute as they may."""
+        plain = self.dtype == "float32" and not self.rounds and self.multiplies
+        return [UNSTEADY, *LOSSY, *([TENSOR_UNITS] if plain else [])]
+
+    def call(self, slots: Mapping[int, Slot], y: Slot, workspace: Slot) -> ArrayCall:
+        """The call as a step, over flat arrays; ``slots`` are the operands' by number."""
         flat = {
-            number: TensorSpec(dtype, (math.prod(sizes),))
-            for number, (_, sizes, _) in self.tensors().items()
+            number: TensorSpec(BITS.get(one.dtype, one.dtype), (one.extent,))
+            for number, one in self.tensors().items()
         }
-        there = [number for number in slots if number in flat]
+        numbers = operands(self)
         outs: list[tuple[Slot, TensorSpec]] = [(y, flat[Y])]
         if self.workspace:
             outs.append((workspace, TensorSpec("uint8", (self.workspace,))))
         return ArrayCall(
-            Conv(self),
-            tuple(slots[number] for number in there),
+            GraphCall(self),
+            tuple(slots[number] for number in numbers),
             tuple(slot for slot, _ in outs),
-            tuple(flat[number] for number in there),
+            tuple(flat[number] for number in numbers),
             tuple(spec for _, spec in outs),
             self._form,
             captured=True,
@@ -164,61 +160,56 @@ class Convolution:
 
     def _form(self) -> tuple[str, str, Any]:
         """What another process makes the step's function of."""
-        plain = [[k, list(v) if isinstance(v, tuple) else v] for k, v in asdict(self).items()]
-        return __name__, remade.__name__, plain
-
-    def __str__(self) -> str:
-        n, c, h, w = self.image
-        o, _, kh, kw = self.kernel
-        return f"{kh}x{kw} convolution of {n}x{c}x{h}x{w} to {o} channels in {self.dtype}"
-
-
-def remade(data: Sequence[Any]) -> Conv:
-    """The function of a convolution's step, from its plain data."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data}
-    return Conv(Convolution(**values))
+        values = [[field.name, getattr(self, field.name)] for field in fields(self)]
+        return (
+            __name__,
+            remade.__name__,
+            [type(self).__module__, type(self).__name__, _plain(values)],
+        )
 
 
-def strides(sizes: Sequence[int], layout: str, order: str = "nchw") -> tuple[int, ...]:
-    """Strides of sizes given in ``order`` whose elements lie without gaps in ``layout``."""
-    found, step = {}, 1
-    for axis in reversed(layout):
-        found[axis] = step
-        step *= sizes[order.index(axis)]
-    return tuple(found[axis] for axis in order)
+def operands(asked: Asked) -> list[int]:
+    """Numbers of what a graph reads, in the order that its calls take it."""
+    return [number for number in asked.tensors() if number != Y]
 
 
-def graph_of(dnn: Any, wanted: Convolution, **where: Any) -> Any:
-    """The graph of a convolution, not validated; ``where`` says what card it is for."""
+def _plain(value: Any) -> Any:
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
+
+
+def remade(data: Sequence[Any]) -> GraphCall:
+    """The function of a step, from its plain data."""
+    module, name, values = data
+    assert module.startswith(__name__), module
+    kind = getattr(importlib.import_module(module), name)
+    return GraphCall(kind(**{key: _tuples(value) for key, value in values}))
+
+
+def graph_of(dnn: Any, asked: Asked, **where: Any) -> Any:
+    """The graph, not validated; ``where`` says what card it is for."""
     wide = dnn.data_type.FLOAT
-    io = getattr(dnn.data_type, TYPES[wanted.dtype])
+    tensors = asked.tensors()
+    types = {number: getattr(dnn.data_type, TYPES[one.dtype]) for number, one in tensors.items()}
     graph = dnn.pygraph(
-        io_data_type=io, intermediate_data_type=wide, compute_data_type=wide, **where
+        io_data_type=types[Y], intermediate_data_type=wide, compute_data_type=wide, **where
     )
-    tensors = wanted.tensors()
-    _, sizes, steps = tensors.pop(Y)
     made = {
         number: graph.tensor(
-            dim=list(dims), stride=list(lying), data_type=io, name=name, uid=number
+            dim=list(tensors[number].sizes),
+            stride=list(tensors[number].strides),
+            data_type=types[number],
+            name=tensors[number].name,
+            uid=number,
         )
-        for number, (name, dims, lying) in tensors.items()
+        for number in operands(asked)
     }
-    top, bottom, left, right = wanted.padding
-    y = graph.conv_fprop(
-        image=made[X],
-        weight=made[W],
-        pre_padding=[top, left],
-        post_padding=[bottom, right],
-        stride=list(wanted.steps),
-        dilation=list(wanted.dilations),
-    )
-    if wanted.beside:  # before the bias: the other way round cuDNN has few engines, or none
-        y = graph.add(a=y, b=made[BESIDE])
-    if wanted.bias:
-        y = graph.bias(input=y, bias=made[BIAS])
-    if wanted.relu:
-        y = graph.relu(input=y)
-    y.set_output(True).set_dim(list(sizes)).set_stride(list(steps)).set_uid(Y).set_data_type(io)
+    y, result = asked.nodes(dnn, graph, made), tensors[Y]
+    y.set_output(True).set_dim(list(result.sizes)).set_stride(list(result.strides))
+    y.set_uid(Y).set_data_type(types[Y])
     return graph
 
 
@@ -230,41 +221,38 @@ class Refused(Exception):
     """cuDNN has no engine for a graph."""
 
 
-def settle(dnn: Any, graph: Any, wanted: Convolution) -> int:
+def settle(dnn: Any, graph: Any, asked: Asked) -> int:
     """Let cuDNN choose an engine that computes as it may; return the workspace it takes.
 
     Raises:
         Refused: it has none, in its own words.
     """
-    notes = [UNSTEADY, *LOSSY]
-    if wanted.dtype == "float32" and not wanted.rounds:
-        notes.append(TENSOR_UNITS)
     try:
         graph.validate()
         graph.build_operation_graph()
         graph.create_execution_plans([dnn.heur_mode.A, dnn.heur_mode.FALLBACK])
-        graph.deselect_numeric_notes([getattr(dnn.numerical_note, note) for note in notes])
-        graph.deselect_workspace_greater_than(wanted.workspace)
+        graph.deselect_numeric_notes([getattr(dnn.numerical_note, n) for n in asked.barred()])
+        graph.deselect_workspace_greater_than(asked.workspace)
         graph.check_support()
         graph.build_plans()
         taken = int(graph.get_workspace_size())
     except (dnn.cudnnGraphNotSupportedError, *FAILURES) as error:
         raise Refused(str(error)) from error
-    if taken > wanted.workspace:
-        raise Refused(f"it takes a workspace of {taken} bytes and may have {wanted.workspace}")
+    if taken > asked.workspace:
+        raise Refused(f"it takes a workspace of {taken} bytes and may have {asked.workspace}")
     return taken
 
 
-class Conv(LibraryCall):
-    """A convolution by cuDNN."""
+class GraphCall(LibraryCall):
+    """A graph of cuDNN over arrays."""
 
-    def __init__(self, wanted: Convolution) -> None:
-        self.wanted = wanted
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
 
     def prepare(self, cp: Any) -> Prepared:
         """Load cuDNN and let it choose an engine; CompileError where it has none."""
         load(cp)  # cuDNN needs cuBLASLt, which comes with it
-        return _Conv(cp, library(), self.wanted)
+        return _Graph(cp, library(), self.asked)
 
 
 class Library:
@@ -306,25 +294,28 @@ def _load_runtime() -> None:
         pathfinder.load_nvidia_dynamic_lib("cudart")
 
 
-class _Conv(Prepared):
-    def __init__(self, cp: Any, lib: Library, wanted: Convolution) -> None:
-        self.cp, self.lib, self.wanted = cp, lib, wanted
+class _Graph(Prepared):
+    def __init__(self, cp: Any, lib: Library, asked: Asked) -> None:
+        self.cp, self.lib, self.asked = cp, lib, asked
         device = cp.cuda.Device().id
         with lib.building:
             try:
-                self.graph = graph_of(lib.dnn, wanted, handle=lib.handle(device, "build"))
-                settle(lib.dnn, self.graph, wanted)
+                self.graph = graph_of(lib.dnn, asked, handle=lib.handle(device, "build"))
+                settle(lib.dnn, self.graph, asked)
             except (Refused, *FAILURES) as error:
-                said = f"cuDNN has no {wanted}: {_first(error)}"
-                raise Declined(said, log=f"{wanted!r}: {error}") from error
+                said = f"cuDNN has no {asked}: {_first(error)}"
+                raise Declined(said, log=f"{asked!r}: {error}") from error
             with lib.running:
                 self.handle = lib.handle(device, "run")
 
     def bound(self, ins: list[Any], outs: list[Any]) -> Callable[[], None]:
         """The call with its memory in place."""
-        numbers = [n for n in (X, W, BIAS, BESIDE) if n in self.wanted.tensors()]
-        addresses = {n: int(x.data.ptr) for n, x in zip(numbers, ins, strict=True)}
-        addresses[Y] = int(outs[0].data.ptr)
+        tensors = self.asked.tensors()
+        arrays = {**dict(zip(operands(self.asked), ins, strict=True)), Y: outs[0]}
+        addresses = {
+            number: int(array.data.ptr) + tensors[number].begin * array.itemsize
+            for number, array in arrays.items()
+        }
         workspace = int(outs[1].data.ptr) if len(outs) > 1 else None
         return partial(self._run, addresses, workspace, (ins, outs))
 
@@ -336,5 +327,5 @@ class _Conv(Prepared):
                 dnn.set_stream(self.handle, cuda.get_current_stream().ptr)
                 self.graph.execute(addresses, workspace, handle=self.handle)
         except (dnn.cudnnGraphNotSupportedError, *FAILURES) as error:
-            where = f"cuda:{cuda.Device().id}: cuDNN, {self.wanted}"
+            where = f"cuda:{cuda.Device().id}: cuDNN, {self.asked}"
             raise DeviceError(f"{where}: {_first(error)}") from error

@@ -135,4 +135,4 @@ def body_of(call: OpCall) -> Following | None:
 
 for _op in OPS:
     for _rounds in ("", *FORMATS):
-        register(f"cublas.{_op}", _op, RANK, _rounds, _fits, _lower)
+        register(f"cublas.{_op}", _op, RANK, _rounds, _fits, _lower, declines=False)

@@ -11,14 +11,14 @@ from dataclasses import replace
 from functools import partial
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.cuda_dnn import TYPES, Convolution
+from crossdock.devices.cuda_dnn import TYPES
+from crossdock.devices.cuda_dnn_conv import Convolution
 from crossdock.devices.program import In, Lowered, Scratch
 from crossdock.kernels.fused_conv import NAME, body_of, conv_of, residual_of
 from crossdock.kernels.grid_common import has, not_among, operand
 from crossdock.kernels.grid_conv import Convolution as Sizes
-from crossdock.kernels.library_kernels import launch_over, misfit, register
+from crossdock.kernels.library_kernels import launch_over, misfit, register, without_cudnn
 from crossdock.kernels.ops_conv import FILTER_AXES
-from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 
 RANK = 16
@@ -28,9 +28,9 @@ SPARE = 64 << 10
 
 
 def _fits(relu: bool, rounds: str, call: OpCall, device: DeviceInfo) -> str | None:
-    if not device.details.get("cudnn"):
-        return Refusal(device.details.get("no cudnn", "no cuDNN is known here"), Cause.LIBRARY)
-    if (why := misfit(rounds, call, device) or not_among(tuple(TYPES), call)) is not None:
+    if (why := without_cudnn(device) or misfit(rounds, call, device)) is not None:
+        return why
+    if (why := not_among(tuple(TYPES), call)) is not None:
         return why
     if _depthwise(conv_of(call)):
         return "cuDNN 9.28 was seen to crash the process as it planned one with one channel a group"
@@ -62,6 +62,9 @@ def _wanted(rounds: str, call: OpCall) -> Convolution:
     dims = operand(conv, 1).dims
     moved = [spec.nbytes for spec in (operand(conv, 0), operand(conv, 1), conv.outputs[0])]
     return Convolution(
+        sizes.dtype,
+        rounds,
+        sum(moved) + SPARE,
         sizes.image,
         tuple(dims[axis] for axis in FILTER_AXES[filter_layout]),
         sizes.result,
@@ -70,10 +73,7 @@ def _wanted(rounds: str, call: OpCall) -> Convolution:
         sizes.dilations,
         sizes.layout,
         filter_layout,
-        sizes.dtype,
-        rounds,
         bias=has(conv, 2),
-        workspace=sum(moved) + SPARE,
     )
 
 

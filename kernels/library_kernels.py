@@ -32,9 +32,20 @@ Lower = Callable[[str, OpCall, DeviceInfo], Lowered]
 
 
 def register(
-    name: str, op: str, rank: int, rounds: str, fits: Fits, lower: Lower, *, exact: bool = True
+    name: str,
+    op: str,
+    rank: int,
+    rounds: str,
+    fits: Fits,
+    lower: Lower,
+    *,
+    exact: bool = True,
+    declines: bool = True,
 ) -> None:
-    """Register a kernel for an op, named after what it rounds to, and ranked by it."""
+    """Register a kernel for an op, named after what it rounds to, and ranked by it.
+
+    ``declines``: whether the library may have nothing for an op that fits.
+    """
     kernel(
         f"{name}.{rounds}".rstrip("."),
         op,
@@ -43,7 +54,15 @@ def register(
         rank=rank + ROUNDING_RANK if rounds else rank,
         exact=exact,
         rounds=rounds,
+        declines=declines,
     )(partial(lower, rounds))
+
+
+def without_cudnn(device: DeviceInfo) -> Refusal | None:
+    """Why a card has no cuDNN; None where it has."""
+    if device.details.get("cudnn"):
+        return None
+    return Refusal(device.details.get("no cudnn", "no cuDNN is known here"), Cause.LIBRARY)
 
 
 def misfit(rounds: str, call: OpCall, device: DeviceInfo) -> str | None:

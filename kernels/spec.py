@@ -111,6 +111,7 @@ class Kernel:
     ``exact`` for algorithms that lose bits which the op's plain arithmetic keeps, ``steady`` for
     sums whose bits hang on how many threads there are. ``rounds`` names the format
     (``kernels.precision``) that float32 operands are rounded to; "" where they are not.
+    ``declines``: a library is asked when it is compiled, and may have nothing for an op that fits.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Kernel:
     exact: bool = True
     steady: bool = True
     rounds: str = ""
+    declines: bool = False
 
     def lowered(self, call: OpCall, device: DeviceInfo) -> Lowered:
         """The op by this kernel; without a step where the result has no element.

@@ -102,6 +102,7 @@ def kernel(
     exact: bool = True,
     steady: bool = True,
     rounds: str = "",
+    declines: bool = False,
 ) -> Callable[[Callable[[OpCall, DeviceInfo], Lowered]], Callable[[OpCall, DeviceInfo], Lowered]]:
     """Decorator: register the function as the ``lower`` of a kernel candidate for ``op``.
 
@@ -112,7 +113,19 @@ def kernel(
         lower: Callable[[OpCall, DeviceInfo], Lowered],
     ) -> Callable[[OpCall, DeviceInfo], Lowered]:
         _KERNELS.setdefault(op, []).append(
-            Kernel(name, op, frozenset(kinds), when, lower, rank, native, exact, steady, rounds)
+            Kernel(
+                name,
+                op,
+                frozenset(kinds),
+                when,
+                lower,
+                rank,
+                native,
+                exact,
+                steady,
+                rounds,
+                declines,
+            )
         )
         return lower
 

@@ -1,8 +1,9 @@
 """Ops without a kernel on a device, run there through their decomposition into ops that have one.
 
 The kernel "emulated" is a candidate for any op whose entry has a decomposition, on the devices that
-run grid kernels, and only where no native kernel fits. It lowers to the steps of its parts' kernels
-one after the other; what passes between them lies in the op's scratch buffers.
+run grid kernels, and only where no native kernel fits, or those alone that a library may decline.
+It lowers to the steps of its parts' kernels one after the other; what passes between them lies in
+the op's scratch buffers.
 """
 
 from __future__ import annotations
@@ -133,14 +134,14 @@ EMULATED = Kernel("emulated", "*", frozenset({"opencl", "cuda"}), _fits, _lower,
 
 
 def candidates(call: OpCall, device: DeviceInfo) -> Candidates:
-    """The kernels for an op instance on a device; emulation where none fits natively."""
+    """The kernels for an op instance on a device; emulation where none is sure to run natively."""
     found = table.candidates(call, device)
-    if found.fitting or device.kind not in EMULATED.kinds:
+    if device.kind not in EMULATED.kinds or not all(k.declines for k in found.fitting):
         return found
     why = EMULATED.when(call, device)
     if why is None:
-        return Candidates((EMULATED,), found.rejected)
-    return Candidates((), (*found.rejected, (EMULATED.name, why)))
+        return Candidates((*found.fitting, EMULATED), found.rejected)
+    return Candidates(found.fitting, (*found.rejected, (EMULATED.name, why)))
 
 
 class _Assembly:

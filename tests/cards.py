@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from crossdock.devices.base import Cap, DeviceInfo
 
 CARD = DeviceInfo(
@@ -23,3 +25,5 @@ CARD = DeviceInfo(
     subgroup=32,
     details={"compute_capability": "8.0"},
 )
+
+WITH_CUDNN = replace(CARD, details={**CARD.details, "cudnn": "9.28.0"})

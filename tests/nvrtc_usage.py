@@ -17,7 +17,7 @@ from pathlib import Path
 
 from crossdock.devices.dialect import CUDA_HEADER, assemble
 from tests import nvrtc
-from tests.cards import CARD
+from tests.cards import CARD, WITH_CUDNN
 from tests.cases import CASES
 from tests.kernels.texts import Text, apart, texts_of
 
@@ -44,7 +44,7 @@ def named() -> dict[str, Text]:
     """Every distinct kernel text for a card by a name that outlives changes of the text."""
     found: dict[str, Text] = {}
     seen: Counter[str] = Counter()
-    for text, origin in texts_of(CASES, CARD).items():
+    for text, origin in texts_of(CASES, CARD, WITH_CUDNN).items():
         seen[origin] += 1
         found[f"{origin}, text {seen[origin]}" if seen[origin] > 1 else origin] = text
     return found

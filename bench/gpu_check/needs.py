@@ -57,7 +57,13 @@ def missing(*, card: bool) -> list[Need]:
         if why := details.get("no cublas"):
             found.append(Need(f"cuBLAS: {why}", "products run on slower kernels", cuda.FIX))
         if why := details.get("no cudnn"):
-            found.append(Need(f"cuDNN: {why}", "convolutions run on our own kernels", cuda_dnn.FIX))
+            found.append(
+                Need(
+                    f"cuDNN: {why}",
+                    "convolutions and the like run on our own kernels",
+                    cuda_dnn.FIX,
+                )
+            )
     found += [
         Need(f"package {name}", without, fix)
         for name, without, fix in PACKAGES

@@ -10,15 +10,18 @@ from crossdock.runtime.cases.kit import Case, Feed, typed
 F = Feed
 OP = "scaled_dot_product_attention"
 WIDE = ("float32", "float16")
+HALVES = ("float16", "bfloat16")
 HIDDEN = float("-inf")
 
 
-def _case(name: str, bias: Feed | None = None, heads: int = 4, **attrs: Any) -> Case:
+def _case(
+    name: str, bias: Feed | None = None, heads: int = 4, features: int = 6, **attrs: Any
+) -> Case:
     """Two sequences of 5 queries and 7 keys, of 8 features, and values of 6."""
     feeds: Mapping[str, Feed | None] = {
         "query": F((2, 4, 5, 8)),
         "key": F((2, heads, 7, 8)),
-        "value": F((2, heads, 7, 6)),
+        "value": F((2, heads, 7, features)),
         "bias": bias,
     }
     return Case(
@@ -48,6 +51,10 @@ def attention_cases() -> Iterator[Case]:
         yield from typed(_case(f"causal-{offset}", causal_offset=offset), *WIDE)
     yield _case("causal-biased", F((4, 5, 7)), causal_offset=1)
     yield _case("capped", F((5, 7)), softcap=1.5)
+    yield from typed(_case("pieces", heads=2, features=8), *HALVES)
+    yield from typed(_case("pieces-causal", heads=1, features=8, causal_offset=2), *HALVES)
     masks = {"padding": (0.0,) * 5 + (HIDDEN,) * 2, "row": (0.0,) * 7 + (HIDDEN,) * 7}
     for name, values in masks.items():
         yield from typed(_case(f"hidden-{name}", F((5, 7), values=values)), *WIDE)
+        bias = F((2, 1, 5, 7), values=values)
+        yield from typed(_case(f"pieces-hidden-{name}", bias, features=8), *HALVES)

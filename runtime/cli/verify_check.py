@@ -13,7 +13,7 @@ from crossdock.runtime import costing
 from crossdock.runtime.cases import Case
 from crossdock.runtime.cases.kit import fast_part, largest, smallest_normal
 from crossdock.runtime.cli.kernel_run import Fits, errors, fits, run_kernel
-from crossdock.runtime.errors import Error
+from crossdock.runtime.errors import Declined, Error
 from crossdock.runtime.tensor import Array
 
 if TYPE_CHECKING:  # it needs rich, and a check of a card may have to do without
@@ -45,7 +45,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Missing:
-    """A case that a device has no kernel for."""
+    """A case that a device has no kernel for, or that a library has none for."""
 
     op: str
     case: str
@@ -72,7 +72,8 @@ def check(
             found = fits(call, device)
             if not found.kernels:
                 missing.append(Missing(case.op, case.id, device.info.id, found.reason))
-            findings += _findings(case, device, found, fed, wanted)
+            made, declined = _findings(case, device, found, fed, wanted)
+            findings, missing = findings + made, missing + declined
     return findings, missing
 
 
@@ -82,12 +83,15 @@ def _operand(value: str, constants: Mapping[str, Any], feeds: Mapping[str, Any])
 
 def _findings(
     case: Case, device: Device, found: Fits, fed: Sequence[Any], wanted: Sequence[Any]
-) -> list[Finding]:
-    made = []
+) -> tuple[list[Finding], list[Missing]]:
+    made, declined = [], []
     for kernel in found.kernels:
         where = (case.op, case.id, device.info.id, kernel.name)
         try:
             got = run_kernel(device, kernel, found.call, fed)
+        except Declined as failure:  # a run goes on with the next candidate
+            declined.append(Missing(*where[:3], f"{kernel.name}: {failure}"))
+            continue
         except FAILURES as failure:
             said = str(failure) or type(failure).__name__
             made.append(Finding(*where, passed=False, error=None, off=None, message=said))
@@ -97,7 +101,7 @@ def _findings(
             case, got, wanted, specs, exact=kernel.exact, rounds=kernel.rounds
         )
         made.append(Finding(*where, passed=over <= 1.0, error=over, off=off, flushes=flushes))
-    return made
+    return made, declined
 
 
 def judge(

@@ -18,10 +18,11 @@ import crossdock as xd
 from bench.gpu_check import layout, needs, nets, nets_ours, runner
 from bench.gpu_check.place import Place
 from bench.gpu_check.report import FAILED, MET, MISSED, NOT_RUN, Report, read_rows, summary, table
-from bench.gpu_check.sections import cards, conformance, models
+from bench.gpu_check.sections import cards, conformance, models, operators
 from bench.timing import interleaved
 from crossdock.devices import registry
-from crossdock.devices.base import Probe
+from crossdock.devices.base import DeviceInfo, Probe
+from tests.cards import CARD, WITH_CUDNN
 from tests.fakes import cupy_fake
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -304,3 +305,17 @@ def test_two_cards_are_checked_where_there_are_two(
     assert rows["a plan over two cards is right"].state == MET
     assert rows["its value passes the host by"].state == MET
     assert rows["one card through CUDA and OpenCL"].state == NOT_RUN
+
+
+def test_each_kernel_of_a_library_has_a_case() -> None:
+    def cases(info: DeviceInfo) -> list[str]:
+        return [str(case) for case in operators.of_libraries(info)]
+
+    attention = "scaled_dot_product_attention"
+    without = cases(CARD)
+    assert f"{attention}-plain-float32" in without
+    assert not [name for name in without if name.startswith("layer_normalization")]
+    found = cases(WITH_CUDNN)
+    assert {f"{attention}-pieces-float16", f"{attention}-pieces-bfloat16"} <= set(found)
+    assert {"layer_normalization-default-float16", "conv2d-3x3-float16"} <= set(found)
+    assert len(found) < 40

@@ -22,6 +22,7 @@ import pytest
 
 from crossdock.runtime.tensor import to_numpy
 from tests.fakes.cuda_machine import Machine, Range, UsageError
+from tests.fakes.cudnn_arithmetic import POINTWISE, attended, convolved, normalized
 from tests.fakes.cupy_blas import cut_to_tf32
 
 DataType = enum.Enum("DataType", ["FLOAT", "HALF", "BFLOAT16", "DOUBLE", "NOT_SET"])
@@ -31,8 +32,13 @@ NumericalNote = enum.Enum(
     ["TENSOR_CORE", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "FFT",
      "NONDETERMINISTIC", "WINOGRAD", "STRICT_NAN_PROP"],
 )  # fmt: skip
+Phase = enum.Enum("Phase", ["TRAINING", "INFERENCE"])
+Corner = enum.Enum("Corner", ["TOP_LEFT", "BOTTOM_RIGHT"])
+ScalarType = enum.Enum("ScalarType", ["RUNTIME_PARAM", "COMPILE_TIME_CONST"])
 DTYPES = {DataType.FLOAT: "float32", DataType.HALF: "float16", DataType.BFLOAT16: "bfloat16"}
 NOTE = NumericalNote
+ALIGNED = 16
+"""Bytes that tensors of the frontend are aligned to, where nothing else is said."""
 SMALL = 256
 """Bytes of workspace that an engine takes besides copies of operands."""
 
@@ -47,7 +53,7 @@ def half(x: np.ndarray) -> np.ndarray:
 
 def coarse(x: np.ndarray) -> np.ndarray:
     """What a fast algorithm may make of an operand."""
-    return x * np.float32(1 + 2**-9)
+    return x.astype(to_numpy("bfloat16")).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,16 @@ ENGINES = (
     Engine("tf32", (NOTE.TENSOR_CORE,), cut_to_tf32),
     Engine("plain", (), np.asarray),
 )
+
+POINTWISE_ENGINES = (Engine("pointwise", (NOTE.TENSOR_CORE,), np.asarray),)
+"""Of graphs that have nothing else; 9.28 gives all of theirs this note."""
+ROUNDED = {
+    "conv": ("image", "weight"),
+    "layernorm": ("x",),
+    "instancenorm": ("x",),
+    "sdpa": ("q", "k", "v"),
+}
+"""The operands that engines round, by node."""
 
 
 @dataclass
@@ -90,6 +106,8 @@ class Tensor:
     data_type: DataType
     virtual: bool = False
     made: tuple[str, dict[str, Any]] | None = None
+    value: float | None = None
+    """Of a constant that is in the graph itself."""
 
     def set_output(self, value: bool) -> Tensor:
         self.virtual = not value
@@ -170,6 +188,13 @@ class Graph:
         self._tensors.append(made)
         return made
 
+    def tensor_scalar(self, value: float, scalar_type: ScalarType) -> Tensor:
+        assert isinstance(scalar_type, ScalarType)
+        dtype = DataType.FLOAT if isinstance(value, np.float32) else DataType.DOUBLE
+        made = self.tensor([1], [1], dtype, "scalar", 100 + len(self._tensors))
+        made.virtual, made.value = True, value
+        return made
+
     def conv_fprop(
         self, image: Tensor, weight: Tensor, pre_padding: list[int], post_padding: list[int],
         stride: list[int], dilation: list[int],
@@ -191,8 +216,47 @@ class Graph:
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         return self._derived("add", a.dim, a=a, b=b)
 
+    def sub(self, a: Tensor, b: Tensor) -> Tensor:
+        return self._derived("sub", a.dim, a=a, b=b)
+
+    def mul(self, a: Tensor, b: Tensor) -> Tensor:
+        return self._derived("mul", a.dim, a=a, b=b)
+
     def relu(self, input: Tensor) -> Tensor:  # noqa: A002 - the frontend's name
         return self._derived("relu", input.dim, x=input)
+
+    def rsqrt(self, input: Tensor) -> Tensor:  # noqa: A002 - the frontend's name
+        return self._derived("rsqrt", input.dim, x=input)
+
+    def layernorm(self, **given: Any) -> tuple[Tensor, None, None]:
+        if given["scale"] is None and given["bias"] is not None:
+            raise ValueError("Layernorm with a bias requires a scale (pass a scale of ones).")
+        return self._norm("layernorm", **given)
+
+    def instancenorm(self, **given: Any) -> tuple[Tensor, None, None]:
+        if given["scale"] is None or given["bias"] is None:
+            raise TypeError("instancenorm(): incompatible function arguments")
+        return self._norm("instancenorm", **given)
+
+    def _norm(
+        self, op: str, *, norm_forward_phase: Phase, input: Tensor,  # noqa: A002 - the frontend's
+        scale: Tensor | None, bias: Tensor | None, epsilon: Tensor,
+    ) -> tuple[Tensor, None, None]:  # fmt: skip
+        assert norm_forward_phase is Phase.INFERENCE
+        made = self._derived(op, input.dim, x=input, scale=scale, bias=bias, epsilon=epsilon)
+        return made, None, None
+
+    def sdpa(
+        self, q: Tensor, k: Tensor, v: Tensor, *, generate_stats: bool, attn_scale: float,
+        bias: Tensor | None = None, diagonal_alignment: Corner = Corner.TOP_LEFT,
+        diagonal_band_right_bound: int | None = None,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        assert not generate_stats
+        made = self._derived(
+            "sdpa", [*q.dim[:3], v.dim[3]], q=q, k=k, v=v, scale=attn_scale, bias=bias,
+            from_end=diagonal_alignment is Corner.BOTTOM_RIGHT, bound=diagonal_band_right_bound,
+        )  # fmt: skip
+        return made, None
 
     # --- planning --------------------------------------------------------------------------------
 
@@ -207,8 +271,9 @@ class Graph:
         if len(set(numbers)) < len(numbers):
             raise ValueError("a uid is used twice")
         for tensor in self._tensors:
-            if tensor.made is not None and tensor.made[0] == "conv":
-                self._check_conv(tensor, tensor.made[1])
+            if tensor.made is not None:
+                check = {"conv": self._check_conv, "sdpa": self._check_sdpa}.get(tensor.made[0])
+                (check or self._check_shapes)(tensor, tensor.made[1])
         if self._compute is not DataType.FLOAT:
             raise NotSupportedError("sums of another type than FLOAT")
 
@@ -220,6 +285,38 @@ class Graph:
             raise ValueError("the image and the filter have different types")
         if min(made.dim) < 1:
             raise ValueError("the window is larger than the padded image")
+
+    def _check_sdpa(self, made: Tensor, given: dict[str, Any]) -> None:
+        """What version 9.28 refused as it planned for described cards, in its words."""
+        q, k, v, bias = (given[name] for name in ("q", "k", "v", "bias"))
+        batch, heads, rows, width = q.dim
+        keys = k.dim[2]
+        if q.data_type not in (DataType.HALF, DataType.BFLOAT16):
+            raise NotSupportedError("SDPA of another type than HALF and BFLOAT16")
+        if width % 8 or v.dim[3] % 8:
+            raise NotSupportedError("hidden_dim should be multiple of 8")
+        if k.dim != [batch, k.dim[1], keys, width] or v.dim[:3] != k.dim[:3] or heads % k.dim[1]:
+            raise ValueError("query, key and value do not go together")
+        if any(t.stride[3] != 1 for t in (q, k, v, made)):
+            raise NotSupportedError("The stride for the last dimension should be 1")
+        whole = (batch, heads, rows, keys)
+        if bias is not None and any(n not in (1, w) for n, w in zip(bias.dim, whole, strict=True)):
+            raise ValueError("the bias does not broadcast")
+        bound = given["bound"]
+        if bound is not None and bound < 0:
+            raise ValueError("Right bound needs to be larger than or equal to zero")
+        if given["from_end"] and bound is not None and rows > keys:
+            raise NotSupportedError("Bottom right causal mask does not support max_s_q > max_s_kv")
+
+    def _check_shapes(self, made: Tensor, given: dict[str, Any]) -> None:
+        """Operands of pointwise nodes and normalisations broadcast to the result."""
+        for one in given.values():
+            if isinstance(one, Tensor) and one.data_type is DataType.DOUBLE:
+                raise NotSupportedError("runtime kernel compilation failure")
+            if isinstance(one, Tensor) and one.value is None and one.dim != made.dim:
+                pairs = zip(one.dim, made.dim, strict=True)
+                if any(n not in (1, m) for n, m in pairs):
+                    raise ValueError(f"{one.name} does not broadcast to {made.name}")
 
     def build_operation_graph(self) -> None:
         self._reach("build_operation_graph")
@@ -245,8 +342,12 @@ class Graph:
 
     def build_plans(self) -> None:
         self._reach("build_plans")
-        left = [e for e in ENGINES if not self._barred.intersection(e.notes)]
-        if self._io is not DataType.FLOAT:  # halves have no other products than tensor units'
+        plain = all(t.made is None or t.made[0] in POINTWISE for t in self._tensors)
+        there = POINTWISE_ENGINES if plain else ENGINES
+        left = [e for e in there if not self._barred.intersection(e.notes)]
+        if (
+            self._io is not DataType.FLOAT and not plain
+        ):  # halves have no other products than tensor units'
             left = [e for e in ENGINES if e.name == "tf32"]
         if not left or self._needs() > self._limit:
             raise NotSupportedError("No valid engine configs")
@@ -254,7 +355,8 @@ class Graph:
 
     def _needs(self) -> int:
         """Copies of what does not lie by channels last, which is how engines want it."""
-        copied = [t for t in self._tensors[:2] if t.stride[1] != 1]
+        there = [t for t in self._tensors if t.made is None and t.value is None]
+        copied = [t for t in there[:2] if t.stride[1] != 1]
         return SMALL + sum(math.prod(t.dim) * t.dtype.itemsize for t in copied)
 
     def get_workspace_size(self) -> int:
@@ -301,7 +403,7 @@ class Graph:
             if any(one.meets(other) for other in [*writes[:i], *reads]):
                 raise machine.problem("cuDNN: what is written overlaps other memory")
         for tensor in there:
-            if given[tensor.uid] % tensor.dtype.itemsize:
+            if given[tensor.uid] % ALIGNED:
                 raise machine.problem(f"cuDNN: {tensor.name} is misaligned")
         machine.submit(stream, reads, writes, "a graph of cuDNN")
         scratch = machine.need(space, "cuDNN: the workspace")
@@ -311,40 +413,25 @@ class Graph:
                 made = self._value(tensor, given)
                 tensor.view(machine, given[tensor.uid])[...] = made.astype(tensor.dtype)
 
-    def _value(self, tensor: Tensor, given: dict[int, int]) -> np.ndarray:
+    def _value(self, tensor: Tensor, given: dict[int, int]) -> Any:
+        if tensor.value is not None:
+            return np.float32(tensor.value)
         if tensor.made is None:
             return tensor.view(self._machine, given[tensor.uid]).astype(np.float32)
         op, operands = tensor.made
         values = {
             k: self._value(v, given) if isinstance(v, Tensor) else v for k, v in operands.items()
         }
-        if op == "add":
-            return np.asarray(values["a"] + values["b"])
-        if op == "relu":
-            return np.fmax(values["x"], 0)
-        rounds = self._need_engine().rounds
-        values["image"], values["weight"] = rounds(values["image"]), rounds(values["weight"])
+        for name in ROUNDED.get(op, ()):
+            values[name] = self._need_engine().rounds(values[name])
+        if op in POINTWISE:
+            return np.asarray(POINTWISE[op](*values.values()), np.float32)
+        if op in ("layernorm", "instancenorm"):
+            axes = [i for i in range(1, len(tensor.dim)) if op == "layernorm" or i > 1]
+            return normalized(**values, axes=tuple(axes))
+        if op == "sdpa":
+            return attended(**values, shares=tensor.dtype)
         return convolved(**values)
-
-
-def convolved(
-    image: np.ndarray,
-    weight: np.ndarray,
-    pads: list[tuple[int, int]],
-    steps: list[int],
-    dilation: list[int],
-) -> np.ndarray:
-    """A convolution of NCHW with OIHW, summed in float64."""
-    x = np.pad(image.astype(np.float64), [(0, 0), (0, 0), *pads])
-    reach = [(weight.shape[2 + i] - 1) * dilation[i] + 1 for i in range(2)]
-    windows = np.lib.stride_tricks.sliding_window_view(x, reach, (2, 3))
-    windows = windows[:, :, :: steps[0], :: steps[1], :: dilation[0], :: dilation[1]]
-    groups = image.shape[1] // weight.shape[1]
-    n, _, h, w, kh, kw = windows.shape
-    by_group = windows.reshape(n, groups, -1, h, w, kh, kw)
-    filters = weight.astype(np.float64).reshape(groups, -1, *weight.shape[1:])
-    made = np.einsum("ngchwij,gocij->ngohw", by_group, filters, optimize=True)
-    return np.asarray(made.reshape(n, -1, h, w), np.float32)
 
 
 class Cudnn(ModuleType):
@@ -352,6 +439,7 @@ class Cudnn(ModuleType):
 
     __version__ = "1.32.0"
     data_type, heur_mode, numerical_note = DataType, HeurMode, NumericalNote
+    norm_forward_phase, diagonal_alignment, scalar_type = Phase, Corner, ScalarType
     cudnnGraphNotSupportedError = NotSupportedError  # noqa: N815 - the frontend's name
 
     def __init__(self, cuda: Any) -> None:

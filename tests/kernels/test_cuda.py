@@ -15,6 +15,7 @@ from crossdock.devices import registry
 from crossdock.devices.cuda import CudaDevice
 from crossdock.kernels import table
 from crossdock.kernels.spec import Kernel, OpCall
+from crossdock.runtime import emulation
 from crossdock.runtime.binding import bind_op, compile_op, resident
 from crossdock.runtime.tensor import Array, to_numpy
 from tests.cases import CASES, Case
@@ -52,7 +53,7 @@ def execute(
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_case(device: CudaDevice, case: Case) -> None:
     call, arrays = instance(case)
-    found = table.candidates(call, device.info)
+    found = emulation.candidates(call, device.info)
     assert found.fitting or table.op(call.op).host, f"nothing runs {case}: {found.reason()}"
     grids = [kernel for kernel in found.fitting if kernel.name.startswith("grid.")]
     others = [kernel for kernel in found.fitting if kernel not in grids]

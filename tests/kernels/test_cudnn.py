@@ -8,36 +8,35 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from crossdock.devices import cuda, cuda_dnn, registry
-from crossdock.devices.cuda import CudaDevice
+from crossdock.devices import cuda, cuda_dnn, cuda_dnn_conv, registry
 from crossdock.devices.program import In
 from crossdock.kernels import cudnn_conv, table
 from crossdock.kernels.fused import FusedBody, FusedStep
 from crossdock.kernels.precision import FORMATS
 from crossdock.kernels.refusal import Cause, cause_of
-from crossdock.kernels.spec import Kernel, OpCall
+from crossdock.kernels.spec import OpCall
 from crossdock.runtime.binding import bind_op, compile_op, resident
 from crossdock.runtime.errors import CompileError, DeviceError
-from crossdock.runtime.tensor import Array, to_numpy
+from crossdock.runtime.tensor import Array
 from tests.cards import CARD
 from tests.cases import CASES
 from tests.devices.steps import download
-from tests.fakes import cards, cudnn_fake, cupy_fake
-from tests.fakes.cuda_machine import UsageError
+from tests.fakes import cudnn_fake, cupy_fake
 from tests.kernels.cpu_run import call_of, expected
+from tests.kernels.cudnn_run import WITH, Card, caught, drawn, kernels, opened, why
 from tests.kernels.test_cpu import instance
 from tests.kernels.test_cuda import execute
 
 POCL = bool(registry.probe_all(["opencl"])[0].devices)
 needs_pocl = pytest.mark.skipif(not POCL, reason="the fake cupy runs kernels on PoCL")
 KIND = "float32"
-WITH = replace(CARD, details={**CARD.details, "cudnn": "9.28.0"})
 OPS = ("conv2d", "fused_conv2d")
 
 
@@ -52,34 +51,10 @@ SIGMOID = body(("sigmoid", (0,)))
 BESIDE = body(("add", (0, 1)), ("sigmoid", (-1,)))
 
 
-@dataclass
-class Card:
-    """A fake card with cuDNN."""
-
-    device: CudaDevice
-    dnn: cudnn_fake.Cudnn
-
-
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
-    with cards.installed(monkeypatch) as fake:
-        dnn = cudnn_fake.install(monkeypatch, fake)
-        opened = cuda.open_device("cuda:0")
-        yield Card(opened, dnn)
-        opened.close()
-
-
-def drawn(*shape: int, seed: int = 0, dtype: str = KIND) -> Array:
-    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(to_numpy(dtype))
-
-
-def kernels(call: OpCall, info: Any = WITH) -> dict[str, Kernel]:
-    found = table.candidates(call, info).fitting
-    return {k.name: k for k in found if k.name.startswith("cudnn.")}
-
-
-def why(call: OpCall, name: str, info: Any) -> str:
-    return dict(table.candidates(call, info).rejected)[name]
+def card() -> Iterator[Card]:
+    with opened() as found:
+        yield found
 
 
 def conv(dtype: str = KIND, **attrs: Any) -> tuple[OpCall, list[Array | None]]:
@@ -214,7 +189,7 @@ def test_a_refusal_is_kept_in_cudnns_words(card: Card) -> None:
 def test_a_workspace_over_what_is_planned_is_refused(card: Card) -> None:
     call, _ = conv()
     (step,) = kernels(call)["cudnn.conv2d"].lowered(call, WITH).steps
-    narrow = replace(step.fn.wanted, workspace=512)
+    narrow = replace(step.fn.asked, workspace=512)
     with pytest.raises(CompileError, match="No valid engine configs"):
         card.device.compile(narrow.step(In(2)))
 
@@ -272,7 +247,7 @@ def test_another_process_makes_the_same_call() -> None:
     (step,) = kernels(call)["cudnn.conv2d.tf32"].lowered(call, WITH).steps
     module, name, data = step.form()
     made = getattr(importlib.import_module(module), name)(json.loads(json.dumps(data)))
-    assert made.wanted == step.fn.wanted
+    assert made.asked == step.fn.asked
 
 
 def test_the_real_frontend_takes_the_graph() -> None:
@@ -285,15 +260,15 @@ def test_the_real_frontend_takes_the_graph() -> None:
         .lowered(call_of("fused_conv2d", arrays, attrs), WITH)
         .steps
     )
-    graph = cuda_dnn.graph_of(real, step.fn.wanted, handle=real.Handle(1, 0, 0))
+    graph = cuda_dnn.graph_of(real, step.fn.asked, handle=real.Handle(1, 0, 0))
     made = [node.name.partition(".")[0] for node in graph.nodes]
     assert made == ["conv_fprop", "add", "bias", "relu"]
     fixed = {
         t.uid: (list(t.dim), list(t.stride)) for t in graph.tensors.values() if not t.is_virtual
     }
     assert fixed == {
-        number: (list(sizes), list(lying))
-        for number, (_, sizes, lying) in step.fn.wanted.tensors().items()
+        number: (list(placed.sizes), list(placed.strides))
+        for number, placed in step.fn.asked.tensors().items()
     }
     if why := cuda_dnn.problem():
         with pytest.raises(RuntimeError, match="cudnnGetVersion"):
@@ -319,20 +294,13 @@ def test_without_a_bug_nothing_is_wrong(card: Card) -> None:
 
 
 def test_strides_in_the_wrong_order_show(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = cuda_dnn.strides
+    right = cuda_dnn_conv.strides
     turned = {"nchw": "nhwc", "oihw": "ohwi"}
     monkeypatch.setattr(
-        cuda_dnn, "strides",
+        cuda_dnn_conv, "strides",
         lambda sizes, layout, order="nchw": right(sizes, turned.get(layout, layout), order),
     )  # fmt: skip
     assert run(card) > 0.1
-
-
-def caught(card: Card, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        run(card)
-    assert len(card.dnn.machine.errors) == 1
-    card.dnn.machine.errors.clear()
 
 
 def test_a_workspace_smaller_than_cudnn_was_told_shows(
@@ -347,11 +315,11 @@ def test_a_workspace_smaller_than_cudnn_was_told_shows(
         cuda_dnn, "settle",
         lambda dnn, graph, wanted: settle(dnn, graph, replace(wanted, workspace=1 << 20)),
     )  # fmt: skip
-    caught(card, "outside an allocation")
+    caught(card, "outside an allocation", partial(run, card))
 
 
 def test_a_handle_whose_stream_is_not_set_shows(
     card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(card.dnn, "set_stream", lambda handle, stream: None)
-    caught(card, "stream is not the current one")
+    caught(card, "stream is not the current one", partial(run, card))

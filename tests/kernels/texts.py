@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -20,15 +21,15 @@ def text_of(step: GridLaunch) -> Text:
     return (step.source, step.defines, step.entry)
 
 
-def texts_of(cases: Iterable[Case], info: DeviceInfo) -> dict[Text, str]:
-    """Every distinct text of these cases on a device, and the first kernel and case it is of."""
+def texts_of(cases: Iterable[Case], *infos: DeviceInfo) -> dict[Text, str]:
+    """Every distinct text of these cases on devices, and the first kernel and case it is of."""
+    calls = {str(case): instance(case)[0] for case in cases}
     found: dict[Text, str] = {}
-    for case in cases:
-        call, _ = instance(case)
+    for info, (name, call) in itertools.product(infos, calls.items()):
         for kernel in table.candidates(call, info).fitting:
             for step in kernel.lower(call, info).steps:
                 if isinstance(step, GridLaunch):
-                    found.setdefault(text_of(step), f"{kernel.name} of {case}")
+                    found.setdefault(text_of(step), f"{kernel.name} of {name}")
     return found
 
 

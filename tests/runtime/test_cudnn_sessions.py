@@ -1,7 +1,8 @@
-"""Convolutions by cuDNN in sessions: what runs, what is said of it, and what runs in its place."""
+"""Calls of cuDNN in sessions: what runs, what is said of it, and what runs in its place."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import crossdock as xd
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime import costing, refused
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.tensor import Array
+from crossdock.runtime.tensor import Array, to_numpy
 from tests.fakes import cards, cudnn_fake, cupy_fake
 
 
@@ -80,3 +81,118 @@ def test_where_it_is_missing_the_explanation_says_what_to_install(
         named = [step.name for step in session.plan.launches()]
         text = "".join(session.plan.explain_op(name) for name in named)
     assert "pip install 'crossdock[cudnn]'" in text
+
+
+# --- attention and normalisations -----------------------------------------------------------------
+
+
+def block(dtype: str) -> tuple[Graph, dict[str, Array], Array]:
+    """A normalisation by layers, attention under a mask, and one by channels."""
+    kind = to_numpy(dtype)
+    rng = np.random.default_rng(0)
+
+    def drawn(*shape: int) -> Array:
+        return rng.uniform(-1, 1, shape).astype(kind)
+
+    b = xd.GraphBuilder()
+    x = b.input("x", (2, 4, 6, 8), dtype)
+    x = b.layer_normalization(x, scale=b.constant(drawn(8)), bias=b.constant(drawn(8)), axes=[3])
+    mask = drawn(2, 1, 1, 6)
+    mask[1, ..., 2:] = -np.inf
+    y = b.scaled_dot_product_attention(x, x, x, bias=b.constant(mask), causal_offset=0)
+    mean, variance = b.constant(drawn(4)), b.constant(np.abs(drawn(4)))
+    graph = b.build({"y": b.batch_normalization(y, mean, variance)})
+    feeds = {"x": drawn(2, 4, 6, 8)}
+    return graph, feeds, evaluate(graph, feeds, dtype="float64")["y"]
+
+
+def blocks(session: Any, feeds: dict[str, Array], want: Array) -> list[str]:
+    """Run often enough for a replay; return the kernels."""
+    for _ in range(3):
+        got = session.run(feeds)["y"].astype(np.float64)
+        np.testing.assert_allclose(got, want, rtol=0, atol=5e-3 * np.abs(want).max())
+    return [op.kernel for op in session.receipt.ops]
+
+
+def test_a_block_is_one_graph(cupy: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn_fake.install(monkeypatch, cupy)
+    graph, feeds, want = block("float16")
+    with xd.compile(graph, "cuda:0", measure=False, deterministic=True) as session:
+        ran = blocks(session, feeds, want)
+        assert "not replayed" not in session.plan.explain()
+    assert ran[:2] == ["cudnn.layer_normalization", "cudnn.attention"]
+
+
+def test_where_every_bit_counts_none_is_taken_that_loses_some(
+    cupy: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cudnn_fake.install(monkeypatch, cupy)
+    graph, feeds, want = block("float16")
+    with xd.compile(graph, "cuda:0", measure=False, strict=True) as session:
+        ran = blocks(session, feeds, want)
+    assert not {"cudnn.layer_normalization", "cudnn.attention"} & set(ran)
+
+
+def test_float32_attention_stays_with_kernels_of_ours(
+    cupy: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dnn = cudnn_fake.install(monkeypatch, cupy)
+    graph, feeds, want = block("float32")
+    with xd.compile(graph, "cuda:0", measure=False, deterministic=True) as session:
+        ran = blocks(session, feeds, want)
+        name = next(s.name for s in session.plan.launches() if "attention" in s.name)
+        assert "no float32 kernel" in session.plan.explain_op(name)
+    assert not [kernel for kernel in ran if kernel == "cudnn.attention"]
+    assert {g.engine.name for g in dnn.graphs if g.engine} <= {"plain", "pointwise"}
+
+
+def test_what_cudnn_refuses_of_a_block_runs_all_the_same(
+    cupy: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dnn = cudnn_fake.install(monkeypatch, cupy)
+    dnn.refuse = "No valid engine configs for Sdpa_"
+    graph, feeds, want = block("float16")
+    with xd.compile(graph, "cuda:0", measure=False, deterministic=True) as session:
+        ran = blocks(session, feeds, want)
+        told = session.receipt.recoveries
+    assert not [kernel for kernel in ran if kernel.startswith("cudnn.")]
+    assert {r.action for r in told} == {"next candidate"}
+    assert any("cuDNN has no attention of 2x4x6x8" in r.error for r in told)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_op_that_only_cudnn_has_stays_on_the_card(
+    cupy: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch, strict: bool
+) -> None:
+    """Without a kernel of ours it runs through its parts, where cuDNN declines or may not."""
+    dnn = cudnn_fake.install(monkeypatch, cupy)
+    dnn.refuse = "" if strict else "No valid engine configs for Sdpa_"
+    kind = to_numpy("bfloat16")
+    feeds = {"x": np.random.default_rng(0).uniform(-1, 1, (2, 4, 6, 8)).astype(kind)}
+    b = xd.GraphBuilder()
+    x = b.input("x", (2, 4, 6, 8), "bfloat16")
+    graph = b.build({"y": b.scaled_dot_product_attention(x, x, x, causal_offset=0)})
+    want = evaluate(graph, feeds, dtype="float64")["y"]
+    (node,) = graph.nodes
+    pinned = xd.Constraints(pin={node.name: "cuda:0"})
+    with xd.compile(graph, measure=False, strict=strict, constraints=pinned) as session:
+        got = session.run(feeds)["y"].astype(np.float64)
+        ran = [(op.device, op.kernel) for op in session.receipt.ops]
+    assert ran == [("cuda:0", "emulated")]
+    np.testing.assert_allclose(got, want, rtol=0, atol=8e-3)
+
+
+def test_candidates_are_measured_against_each_other(
+    cupy: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuDNN's is timed beside ours, whichever wins."""
+    cudnn_fake.install(monkeypatch, cupy)
+    graph, feeds, want = block("float16")
+    with xd.compile(graph, "cuda:0") as session:
+        blocks(session, feeds, want)
+        told = [session.plan.explain_op(step.name) for step in session.plan.launches()]
+    ours = ("grid.layer_normalization", "array", "grid.batch_normalization")
+    theirs = ("cudnn.layer_normalization", "cudnn.attention", "cudnn.batch_normalization")
+    for text, names in zip(told, zip(ours, theirs, strict=True), strict=True):
+        for name in names:
+            assert re.search(rf"cuda:0 {name}: .*\(measured\)", text), (name, text)

@@ -1,13 +1,25 @@
-"""Every kernel that fits each op's first case and its special values, against float64."""
+"""Every kernel that fits each op's first case and its special values, against float64.
+
+What libraries of a card compute comes from no text of ours that could be checked elsewhere: each of
+their kernels runs on the first case that it takes of each element type, too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from bench.gpu_check.place import Place
 from bench.gpu_check.report import Report
+from crossdock.devices.base import DeviceInfo
+from crossdock.kernels import table
+from crossdock.runtime import costing
+from crossdock.runtime.cases import CASES, Case
 from crossdock.runtime.cli.verify_cases import chosen
 from crossdock.runtime.cli.verify_check import check
 
 SHOWN = 20
+LIBRARIES = ("cublas", "cudnn")
+"""How names of kernels that call them begin."""
 REHEARSED = ("relu", "softmax")
 ENOUGH = 10.0
 """Seconds that an op's cases may take: none is begun with less."""
@@ -17,6 +29,8 @@ def run(place: Place, report: Report) -> None:
     """Counts; each failure by name; and the reasons for which cases have no kernel."""
     device = place.open()
     cases = chosen(REHEARSED if place.rehearsal else (), quick=True)
+    if not place.rehearsal:
+        cases += [case for case in of_libraries(device.info) if case not in cases]
     findings, missing, late = [], [], set()
     for op in dict.fromkeys(case.op for case in cases):
         if place.left < ENOUGH:
@@ -38,3 +52,21 @@ def run(place: Place, report: Report) -> None:
         report.not_run("an op without a kernel there", reason)
     if late:
         report.not_run(f"{len(late)} ops", f"out of time: {', '.join(sorted(late))}")
+
+
+def of_libraries(info: DeviceInfo) -> Iterator[Case]:
+    """The first case of each kernel that calls a library and each element type."""
+    seen: set[tuple[str, str, str]] = set()
+    without: set[str] = set()
+    for case in (case for case in CASES if case.op not in without):
+        for call in costing.op_calls(case.build()[0]).values():
+            there = table.candidates(call, info)
+            names = [*(k.name for k in there.fitting), *(name for name, _ in there.rejected)]
+            if not any(name.startswith(LIBRARIES) for name in names):
+                without.add(case.op)
+            kind = next((spec.dtype for spec in call.inputs if spec is not None), "")
+            fitting = (k.name for k in there.fitting if k.name.startswith(LIBRARIES))
+            found = {(call.op, kind, name) for name in fitting}
+            if found - seen:
+                yield case
+            seen |= found

@@ -10,7 +10,7 @@ import pytest
 
 from crossdock.runtime.cli import kernel_run, verify_check
 from crossdock.runtime.cli.kernel_run import worst
-from crossdock.runtime.errors import DeviceLost
+from crossdock.runtime.errors import Declined, DeviceLost
 
 
 def test_an_op_is_verified_on_a_device(call: Any) -> None:
@@ -46,6 +46,22 @@ def test_a_device_that_fails_is_a_finding(call: Any, monkeypatch: pytest.MonkeyP
     got = call("verify", "--op", "tanh", "--device", "cpu:0")
     assert got.status == 1
     assert "the card is gone" in got.out
+
+
+def test_what_a_library_declines_is_no_failure(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs go on with the next candidate; the table says what was not run."""
+    run = kernel_run.run_kernel
+
+    def declined(device: Any, kernel: Any, *rest: Any) -> list[Any]:
+        if kernel.name != "array":
+            raise Declined("the library has no such engine", log="")
+        return run(device, kernel, *rest)
+
+    monkeypatch.setattr(verify_check, "run_kernel", declined)
+    got = call("verify", "--op", "tanh", "--device", "cpu:0")
+    assert got.status == 0, got.out
+    assert "the library has no such engine" in got.out
+    assert "passed" in got.out
 
 
 def test_an_unknown_op_is_bad_input_with_near_names(call: Any) -> None:
