@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import threading
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -29,6 +29,10 @@ class Ledger:
         self._limits = limits
         self._lock = threading.RLock()  # a finalizer may run inside of it
         self.held: dict[str, int] = {}
+
+    def bounds(self, device: str) -> bool:
+        """Whether there is a limit on a device: without one nothing is counted."""
+        return device in self._limits
 
     def take(self, device: str, nbytes: int, planned: int, what: str) -> None:
         """Count bytes beside those ``planned`` for a run.
@@ -62,35 +66,31 @@ class DeviceArray:
     """
 
     def __init__(
-        self, owner: Device, buffer: Buffer, spec: TensorSpec, ready: Event | None = None
+        self,
+        owner: Device,
+        buffer: Buffer,
+        spec: TensorSpec,
+        ready: Event | None = None,
+        counted: Ledger | None = None,
     ) -> None:
-        """``ready`` says when another library has written what lies in the buffer."""
+        """``ready`` says when another library has written what lies in the buffer.
+
+        ``counted`` has its bytes among those of a session's outputs.
+        """
         self._owner, self._spec = owner, spec
         self._buffer: Buffer | None = buffer
         self._ready = ready
         self._lent = False
-        self._counted: weakref.finalize[[str, int], DeviceArray] | None = None
+        self._counted = counted
 
-    @classmethod
-    def output(
-        cls, owner: Device, spec: TensorSpec, name: str, ledger: Ledger, planned: int
-    ) -> DeviceArray:
-        """New memory for an output; ``planned`` are the bytes of a run on the device.
+    def __del__(self) -> None:
+        if self._counted is not None:
+            self._uncount()
 
-        Raises:
-            OutOfMemory: the device has none.
-            MemoryBudget: the session may not take it.
-        """
-        device, nbytes, what = owner.info.id, max(1, spec.nbytes), f"output {name!r:.80}"
-        ledger.take(device, nbytes, planned, what)
-        try:
-            made = cls(owner, owner.allocate(nbytes, what), spec)
-        except BaseException:
-            ledger.give(device, nbytes)
-            raise
-        made._counted = weakref.finalize(made, ledger.give, device, nbytes)
-        made._counted.atexit = False
-        return made
+    def _uncount(self) -> None:
+        ledger, self._counted = self._counted, None
+        if ledger is not None:
+            ledger.give(self.device, max(1, self._spec.nbytes))
 
     @classmethod
     def of(cls, owner: Device, lent: Borrowed) -> DeviceArray:
@@ -179,6 +179,13 @@ class DeviceArray:
         """The memory itself as numpy's array, on a device whose memory is the host's."""
         return self.buffer().array(self._spec)
 
+    def here(self) -> Array | None:
+        """The memory itself where it is the host's and still there; None elsewhere."""
+        owner = self._owner
+        if self._buffer is None or owner.gone or Cap.HOST_MEMORY not in owner.info.caps:
+            return None
+        return self._buffer.array(self._spec)
+
     def _reader(self, target: Array) -> Any:
         buffer, waits = self.buffer(), self.ready
 
@@ -250,8 +257,7 @@ class DeviceArray:
     def close(self) -> None:
         """Give the memory up; later use is an error. Arrays of others that share it keep it."""
         buffer, self._buffer = self._buffer, None
-        if self._counted is not None:
-            self._counted()
+        self._uncount()
         if buffer is not None and not self._lent and not self._owner.gone:
             buffer.release()
 
@@ -263,6 +269,43 @@ class DeviceArray:
 
     def __repr__(self) -> str:
         return f"DeviceArray({self._spec} on {self.device})"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """An output that is to stay on a device: what it takes there, found out once for all runs.
+
+    ``planned`` are the bytes of a run on the device, beside which a session's limit has to hold it.
+    """
+
+    owner: Device
+    spec: TensorSpec
+    nbytes: int
+    what: str
+    planned: int
+
+    @classmethod
+    def of(cls, owner: Device, spec: TensorSpec, name: str, planned: int) -> Slot:
+        """The slot of the output of this name."""
+        return cls(owner, spec, max(1, spec.nbytes), f"output {name!r:.80}", planned)
+
+    def new(self, ledger: Ledger) -> DeviceArray:
+        """New memory for the output.
+
+        Raises:
+            OutOfMemory: the device has none.
+            MemoryBudget: the session may not take it.
+        """
+        owner, device = self.owner, self.owner.info.id
+        if not ledger.bounds(device):
+            return DeviceArray(owner, owner.allocate(self.nbytes, self.what), self.spec)
+        ledger.take(device, self.nbytes, self.planned, self.what)
+        try:
+            buffer = owner.allocate(self.nbytes, self.what)
+        except BaseException:
+            ledger.give(device, self.nbytes)
+            raise
+        return DeviceArray(owner, buffer, self.spec, counted=ledger)
 
 
 def hosted(host: Device, outputs: Mapping[str, Any], ledger: Ledger) -> dict[str, Any]:
@@ -280,7 +323,7 @@ def hosted(host: Device, outputs: Mapping[str, Any], ledger: Ledger) -> dict[str
 def _hosted(host: Device, name: str, value: Any, ledger: Ledger) -> Any:
     if not isinstance(value, np.ndarray) or value.dtype.kind in "OSUT":
         return value
-    made = DeviceArray.output(host, TensorSpec.of(value), name, ledger, 0)
+    made = Slot.of(host, TensorSpec.of(value), name, 0).new(ledger)
     np.copyto(made.view(), value)
     return made
 

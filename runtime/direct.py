@@ -20,7 +20,8 @@ from typing import Any
 from numpy import ndarray
 
 from crossdock.devices.worker import JOBS, no_more
-from crossdock.runtime.errors import Error
+from crossdock.runtime.device_array import DeviceArray, Ledger
+from crossdock.runtime.errors import Error, OutOfMemory
 from crossdock.runtime.executor import failed
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.losses import blame
@@ -40,7 +41,7 @@ class Direct:
     def __init__(self, program: Program, pool: Pool, shares: tuple[Share, ...], flow: Flow) -> None:
         self._program, self._pool, self._free = program, pool, pool.free
         self._shares, self._flow = shares, flow
-        self._inputs = len(program.graph.inputs)
+        self._inputs, self._slots = len(program.graph.inputs), program.slots
         self._brief = False
 
     @staticmethod
@@ -50,24 +51,32 @@ class Direct:
         same = dict(graph.inputs) == dict(program.graph.inputs)
         return program.host_only and same and not (windows.inputs or windows.outputs)
 
-    def run(self, feeds: Mapping[str, Any]) -> tuple[dict[str, Any], float] | None:
+    def run(
+        self, feeds: Mapping[str, Any], ledger: Ledger | None = None
+    ) -> tuple[dict[str, Any], float] | None:
         """The outputs and the seconds from feeding to outputs; None where it takes the long way.
+
+        With a ``ledger``, which counts them, the outputs are arrays that stay.
 
         Raises:
             ExecutionError: a step failed.
+            MemoryBudget: the session may not take what is to stay.
             Cancelled: the process is ending.
         """
         if feeds.__class__ is not dict or len(feeds) != self._inputs:
             return None
         try:
+            kept = None if ledger is None else self._room(ledger)
             instance = self._free.pop()
-        except IndexError:
+        except (IndexError, OutOfMemory):  # the long way frees what can be done without
             return None
         turn: Turn | None = None
         try:
             began = perf_counter()
             for name, dims, dtype, target in instance.wanted:
                 array = feeds.get(name)
+                if array.__class__ is DeviceArray:
+                    array = array.here()
                 if array.__class__ is not ndarray or array.shape != dims or array.dtype != dtype:
                     return None
                 target[...] = array
@@ -76,7 +85,11 @@ class Direct:
                 self._take(turn)
             for call in (self._brief and instance.brief) or instance.calls:
                 call()
-            outputs = {name: made.copy() for name, made in instance.outputs.items()}
+            outputs: dict[str, Any] = (
+                {name: made.copy() for name, made in instance.outputs.items()}
+                if kept is None
+                else _filled(kept, instance.outputs)
+            )
             seconds = perf_counter() - began
             self._brief |= seconds < BRIEF  # what took so little once is no longer than that
             return outputs, seconds
@@ -90,6 +103,10 @@ class Direct:
             if turn is not None or self._pool.waiting:
                 self._tell(turn)
 
+    def _room(self, ledger: Ledger) -> dict[str, DeviceArray]:
+        """Memory for outputs that are to stay."""
+        return {name: slot.new(ledger) for name, slot in self._slots.items()}
+
     def _take(self, turn: Turn) -> None:
         """Wait for a turn; raises Cancelled where the process is ending."""
         if JOBS.ending or not (turn.grab() or turn.take(Deadline().wait)):
@@ -101,6 +118,13 @@ class Direct:
             turn.end()
         if self._pool.waiting:
             self._pool.tell()
+
+
+def _filled(kept: dict[str, DeviceArray], made: Mapping[str, Array]) -> dict[str, DeviceArray]:
+    """The outputs that are to stay, with what was made."""
+    for name, array in kept.items():
+        array.view()[...] = made[name]
+    return kept
 
 
 @dataclass(frozen=True)
@@ -118,13 +142,19 @@ class StagedDirect:
     def __init__(self, stages: Sequence[DirectStage], outputs: tuple[str, ...]) -> None:
         self._stages, self._outputs = tuple(stages), outputs
 
-    def run(self, feeds: Mapping[str, Any]) -> tuple[dict[str, Any], float] | None:
+    def run(
+        self, feeds: Mapping[str, Any], ledger: Ledger | None = None
+    ) -> tuple[dict[str, Any], float] | None:
         """The outputs and the seconds that all took; None where the run is led elsewhere.
+
+        Outputs that are to stay, which a ``ledger`` counts, take the long way.
 
         Raises:
             ExecutionError: a step failed.
             Cancelled: the process is ending.
         """
+        if ledger is not None:
+            return None
         began = perf_counter()
         values = dict(feeds)
         for stage in self._stages:

@@ -14,6 +14,7 @@ import numpy as np
 
 from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device
 from crossdock.runtime.binding import CompiledOp, bind_op
+from crossdock.runtime.device_array import Slot
 from crossdock.runtime.ends import Ends, ends
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.losses import blaming
@@ -63,6 +64,18 @@ class Program:
     def ends(self) -> Ends:
         """The copies that begin and end a run."""
         return ends(self.plan.steps, self.segments, self.roots)
+
+    @cached_property
+    def slots(self) -> Mapping[str, Slot]:
+        """What the caller's outputs take that stay on the devices that make them, by name."""
+        made = {}
+        for name, spec in self.windows.specs.items():
+            root = self.roots[self.graph.outputs[name]] if name in self.graph.outputs else ""
+            where = self.ends.downs.get(root)
+            home = HOST if where is None else self.segments[where].device
+            planned = self.plan.device(home).peak_bytes
+            made[name] = Slot.of(self.devices[home], spec, name, planned)
+        return made
 
     @property
     def host_only(self) -> bool:

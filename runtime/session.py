@@ -178,22 +178,22 @@ class Session:
             DeviceError: a device failed.
             NotFinite: an op made a NaN or an infinity, in a session with ``check_finite``.
         """
-        if timeout is None and outputs == "host":
-            done = self._directly(feeds)
+        keep = request.keeps(outputs)
+        if timeout is None:
+            done = self._directly(feeds, self._kept if keep else None)
             if done is not None:
                 return done
-        keep = request.keeps(outputs)
         return self._run(feeds, request.deadline(timeout), profile=False, keep=keep).outputs
 
-    def _directly(self, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _directly(self, feeds: Mapping[str, Any], ledger: Ledger | None) -> dict[str, Any] | None:
         """The outputs of a run that can take the short way, else None."""
         last = self._last
         if last is None or (direct := last.direct) is None:
             return None
         try:
-            done = direct.run(feeds)
+            done = direct.run(feeds, ledger)
         except DeviceError as error:
-            return self._rescued(last, feeds, error)
+            return self._rescued(last, feeds, error, ledger)
         if done is None:
             return None
         outputs, seconds = done
@@ -206,7 +206,11 @@ class Session:
         return outputs
 
     def _rescued(
-        self, ready: Ready | StagedReady, feeds: Mapping[str, Any], error: DeviceError
+        self,
+        ready: Ready | StagedReady,
+        feeds: Mapping[str, Any],
+        error: DeviceError,
+        ledger: Ledger | None,
     ) -> dict[str, Any] | None:
         """The outputs of a run that the host failed; None where another run has to find out."""
         if not isinstance(ready, Ready):
@@ -215,6 +219,8 @@ class Session:
         rescue = Attempt(self._fleet, ready, arrays, Deadline()).rescue
         outcome = rescue.recover(error)
         self._receipt = (_as_is, rescue.receipt(outcome.seconds))
+        if ledger is not None:
+            return hosted(self.devices[HOST], outcome.outputs, ledger)
         return outcome.outputs
 
     def submit(
@@ -295,7 +301,8 @@ class Session:
         deadline: Deadline,
         keep: bool,
     ) -> dict[str, Any]:
-        outputs = self._directly(feeds) if deadline.seconds is None and not keep else None
+        ledger = self._kept if keep else None
+        outputs = self._directly(feeds, ledger) if deadline.seconds is None else None
         if outputs is None:
             outputs = self._run(feeds, deadline, profile=False, keep=keep).outputs
         return outputs

@@ -67,9 +67,9 @@ def run_through(
     """
     attempt = Attempt(fleet, ready, arrays, deadline)
     try:
-        brief = not profile and ledger is None and deadline.seconds is None
+        brief = not profile and deadline.seconds is None
         if brief and ready.direct is not None:
-            done = ready.direct.run(arrays)
+            done = ready.direct.run(arrays, ledger)
             if done is not None:
                 return Outcome(*done), None
         salvage = attempt.salvage

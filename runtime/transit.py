@@ -99,15 +99,13 @@ class Transit:
 
     def _keep(self, ledger: Ledger) -> None:
         program, graph = self.program, self.program.graph
-        for name, spec in program.windows.specs.items():
+        for name, slot in program.slots.items():
             root = program.roots[graph.outputs[name]] if name in graph.outputs else ""
             where = program.ends.downs.get(root)
-            home = HOST if where is None else program.segments[where].device
-            planned = program.plan.device(home).peak_bytes
             try:
-                made = DeviceArray.output(program.devices[home], spec, name, ledger, planned)
+                made = slot.new(ledger)
             except OutOfMemory as error:
-                raise NoRoom(error, home) from error
+                raise NoRoom(error, slot.owner.info.id) from error
             self.kept[name] = made
             if where is not None:
                 self.departures.setdefault(where, []).append(made)
