@@ -27,7 +27,7 @@ from crossdock.runtime.graph import Graph
 from crossdock.runtime.losses import blame
 from crossdock.runtime.plan import HOST
 from crossdock.runtime.pool import Deadline, Pool
-from crossdock.runtime.program import Program
+from crossdock.runtime.program import Instance, Program
 from crossdock.runtime.tensor import Array
 from crossdock.runtime.turns import Flow, Share, Turn
 
@@ -73,13 +73,8 @@ class Direct:
         turn: Turn | None = None
         try:
             began = perf_counter()
-            for name, dims, dtype, target in instance.wanted:
-                array = feeds.get(name)
-                if array.__class__ is DeviceArray:
-                    array = array.here()
-                if array.__class__ is not ndarray or array.shape != dims or array.dtype != dtype:
-                    return None
-                target[...] = array
+            if not _fed(instance, feeds):
+                return None
             if JOBS.ending or not self._brief:
                 turn = Turn(self._shares, self._flow)
                 self._take(turn)
@@ -118,6 +113,18 @@ class Direct:
             turn.end()
         if self._pool.waiting:
             self._pool.tell()
+
+
+def _fed(instance: Instance, feeds: Mapping[str, Any]) -> bool:
+    """Copy the inputs in, if all are there as arrays that need no conversion."""
+    for name, dims, dtype, target in instance.wanted:
+        array = feeds.get(name)
+        if array.__class__ is DeviceArray:
+            array = array.here()
+        if array.__class__ is not ndarray or array.shape != dims or array.dtype != dtype:
+            return False
+        target[...] = array
+    return True
 
 
 def _filled(kept: dict[str, DeviceArray], made: Mapping[str, Array]) -> dict[str, DeviceArray]:

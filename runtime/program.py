@@ -71,7 +71,7 @@ class Program:
         made = {}
         for name, spec in self.windows.specs.items():
             root = self.roots[self.graph.outputs[name]] if name in self.graph.outputs else ""
-            where = self.ends.downs.get(root)
+            where = self.ends.keeps.get(root, self.ends.downs.get(root))
             home = HOST if where is None else self.segments[where].device
             planned = self.plan.device(home).peak_bytes
             made[name] = Slot.of(self.devices[home], spec, name, planned)
@@ -130,9 +130,11 @@ class _Binder:
         self._scratch = self._allocate_scratch()
         graph = program.graph
         for name, spec in graph.inputs.items():
-            self.instance.inputs[name] = self._at(name, HOST).array(spec)
+            if name not in program.ends.takes:
+                self.instance.inputs[name] = self._at(name, HOST).array(spec)
         for name, value in graph.outputs.items():
-            self.instance.outputs[name] = self._output(value)
+            if program.roots[value] not in program.ends.keeps:
+                self.instance.outputs[name] = self._output(value)
         for part in program.segments:
             self._bind(part)
         self.instance.wanted = tuple(
@@ -189,6 +191,10 @@ class _Binder:
     def _bind(self, part: Segment) -> None:
         program = self.program
         step = program.plan.steps[part.steps[0]]
+        if step.arrives or step.departs:
+            here = self._at(step.name, step.dst)
+            self.instance.copies[part.index] = here, here
+            return
         if step.kind == "copy":
             here = self._at(step.name, part.device)
             other = step.src if part.device == step.dst else step.dst

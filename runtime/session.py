@@ -26,6 +26,7 @@ from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
+from crossdock.runtime.sites import Sites, sites_now
 from crossdock.runtime.start import first_ready
 from crossdock.runtime.submitted import Submissions
 from crossdock.runtime.tensor import Dim
@@ -154,7 +155,7 @@ class Session:
         self,
         feeds: Mapping[str, Any],
         *,
-        outputs: Where = "host",
+        outputs: Where | None = None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
         """Run once and return the outputs by name, in the graph's order; thread-safe.
@@ -164,7 +165,7 @@ class Session:
                 ``DeviceArray``, or of any library that exports DLPack or the CUDA array interface.
                 What lies on a device that reads it is copied there, not over the host.
             outputs: "host" for numpy's arrays, or "device" for ``DeviceArray``s that stay on the
-                devices that make them (those of a staged graph on the host).
+                devices that make them (those of a staged graph on the host); None is as compiled.
             timeout: seconds until Timeout. The first run for new shapes plans and compiles
                 before it runs; that is not broken off, but counts.
 
@@ -178,7 +179,7 @@ class Session:
             DeviceError: a device failed.
             NotFinite: an op made a NaN or an infinity, in a session with ``check_finite``.
         """
-        keep = request.keeps(outputs)
+        keep = request.keeps(outputs or self.config.outputs)
         if timeout is None:
             done = self._directly(feeds, self._kept if keep else None)
             if done is not None:
@@ -203,6 +204,8 @@ class Session:
         self._receipt = (last.recorder.receipt, seconds, {})
         if last.replan is not None and last.watch.note(seconds):
             self._submissions.post(partial(self._replan, last))
+        if last.resite is not None and (ledger is not None or last.drift.count):
+            self._moved(last, Sites({}, frozenset(outputs if ledger is not None else ())))
         return outputs
 
     def _rescued(
@@ -227,7 +230,7 @@ class Session:
         self,
         feeds: Mapping[str, Any],
         *,
-        outputs: Where = "host",
+        outputs: Where | None = None,
         timeout: float | None = None,
         block: bool = True,
     ) -> RunFuture:
@@ -245,7 +248,7 @@ class Session:
                 ``runs_at_once`` runs.
             ExecutionError: no thread can be started to wait for it.
         """
-        deadline, keep = request.deadline(timeout), request.keeps(outputs)
+        deadline, keep = request.deadline(timeout), request.keeps(outputs or self.config.outputs)
         try:
             self._unforked()
             feeds = self._held(feeds)
@@ -258,13 +261,17 @@ class Session:
         )
 
     async def run_async(
-        self, feeds: Mapping[str, Any], *, outputs: Where = "host", timeout: float | None = None
+        self,
+        feeds: Mapping[str, Any],
+        *,
+        outputs: Where | None = None,
+        timeout: float | None = None,
     ) -> dict[str, Any]:
         """``run`` for a coroutine: the event loop goes on while it waits for room and the result.
 
         The inputs must not change meanwhile. A task that is cancelled gives its run up.
         """
-        deadline, keep = request.deadline(timeout), request.keeps(outputs)
+        deadline, keep = request.deadline(timeout), request.keeps(outputs or self.config.outputs)
         self._unforked()
         run = partial(self._outputs, keep=keep)
         return await self._submissions.awaited(run, self._held(feeds), deadline)
@@ -340,9 +347,11 @@ class Session:
             self._told = outcome.notes
             write = ready.recorder.receipt
             notes = (*outcome.notes, *intake.notes)
-            stayed = outcome.avoided, outcome.pulled
+            stayed = outcome.avoided, outcome.pulled, outcome.otherwise
             self._receipt = (write, outcome.seconds, outcome.spans, notes, *stayed)
             self._learn(ready, outcome, profile=profile)
+            if ready.resite is not None:
+                self._moved(ready, sites_now(ready.graph, arrays, keep=keep))
         else:
             outcome, receipt = ready.run(arrays, deadline, profile=profile)
             self._receipt = (receipt,)
@@ -371,12 +380,22 @@ class Session:
         elif ready.watch.note(outcome.seconds):
             self._submissions.post(partial(self._replan, ready))
 
+    def _moved(self, ready: Ready, now: Sites) -> None:
+        """Note where a run had its inputs and outputs; plan again where that is for long."""
+        resite = ready.resite
+        if resite is not None and ready.drift.note(now, ready.sites):
+            self._submissions.post(partial(self._swap, ready, lambda old: resite(old, now)))
+
     def _replan(self, ready: Ready) -> None:
-        """Swap in what runs faster; runs in flight end as they began."""
+        """Swap in what runs faster."""
         assert ready.replan is not None
+        self._swap(ready, ready.replan)
+
+    def _swap(self, ready: Ready, make: Callable[[Ready], Ready]) -> None:
+        """Swap in what is made of what is ready; runs in flight end as they began."""
         try:
             with PREPARING:
-                made = ready.replan(ready)
+                made = make(ready)
                 made.flow = ready.flow
         except Error:
             return  # the plan there is goes on; a device that failed is told of by a run

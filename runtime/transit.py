@@ -1,9 +1,10 @@
 """Inputs and outputs of a run that stay off the host: copied on their device, not over a link.
 
-A plan copies inputs from the host and outputs to it. Where an input lies on a device that it is
-copied to, or an output is to stay on the one that made it, that step of the plan copies between
-the array and the arena: at the same place in the same queue, so that every wait and every lifetime
-in the arena holds as planned. What the host needs for itself goes there still.
+A plan copies inputs from where it has them, by default the host, and outputs to the host or to
+where they stay. Where an input lies elsewhere than planned, or an output is to be elsewhere, that
+step of the plan copies between the caller's array and the arena: at the same place in the same
+queue, so that every wait and every lifetime in the arena holds as planned. What the host needs for
+itself goes there still.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from crossdock.runtime.device_array import DeviceArray, Ledger
 from crossdock.runtime.errors import OutOfMemory
 from crossdock.runtime.plan import HOST, Step
 from crossdock.runtime.program import Program
-from crossdock.runtime.tensor import Array
+from crossdock.runtime.tensor import Array, to_numpy
 
 Fed = Array | DeviceArray
 
@@ -41,9 +42,12 @@ class Transit:
     """What a run does with arrays on devices.
 
     ``feeds`` are inputs as the host has them, ``fed`` those of the graph that it does not need.
-    ``kept`` are the outputs that are to stay, by name. ``arrivals`` and ``departures`` say by
+    ``kept`` are the outputs that are to stay, by name, and ``brought`` those that go to the host
+    where the plan has them stay. ``arrivals`` and ``departures`` say by
     segment which arrays are copied on the device; ``spared`` are the segments of which nothing else
-    is copied. ``pulled`` has bytes that crossed a link beside the plan, by link.
+    is copied. ``hosted`` has by segment the host's end of a copy that the plan has between other
+    memories. ``pulled`` has bytes that crossed a link beside the plan, by link, and ``astray`` the
+    segments that crossed another link than planned.
     """
 
     program: Program
@@ -53,9 +57,45 @@ class Transit:
     arrivals: dict[int, DeviceArray] = field(default_factory=dict)
     departures: dict[int, list[DeviceArray]] = field(default_factory=dict)
     spared: set[int] = field(default_factory=set)
+    brought: dict[str, Array] = field(default_factory=dict)
+    hosted: dict[int, Array] = field(default_factory=dict)
+    astray: set[int] = field(default_factory=set)
     pulled: dict[str, int] = field(default_factory=dict)
 
-    def take(self, name: str, array: DeviceArray) -> None:
+    def feed(self, name: str, value: Fed) -> None:
+        """Take an input."""
+        planned = self.program.ends.takes.get(name)
+        if planned is not None:
+            self.fed.add(name)
+            for index in planned:
+                value = self._arrive(index, value)
+        elif isinstance(value, DeviceArray):
+            self._take(name, value)
+        else:
+            self.feeds[name] = value
+
+    def _arrive(self, index: int, value: Fed) -> Fed:
+        """Let an input that the plan has on a device come from where it is; where it is now."""
+        program = self.program
+        step = self._step(index)
+        device, far = program.devices[program.segments[index].device], HOST
+        if isinstance(value, DeviceArray):
+            owner = value.owner
+            if owner is device or (step.dst != HOST and device.copies_from(owner)):
+                self.arrivals[index], far = value, value.device
+            else:
+                self._pull(value, HOST)
+                value = value.numpy()
+        if index not in self.arrivals:
+            self.hosted[index] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        if far == step.dst != step.src:
+            self.spared.add(index)
+        elif far != step.src:
+            self.astray.add(index)
+            self._pulled(far, step.dst, step.nbytes)
+        return value
+
+    def _take(self, name: str, array: DeviceArray) -> None:
         """Let an input come from a device, as far as the plan has it copied there or near it."""
         program, root = self.program, self.program.roots.get(name, name)
         cut = {window.source for window in program.windows.inputs.values()}
@@ -85,8 +125,24 @@ class Transit:
         return near
 
     def _pull(self, array: DeviceArray, device: str) -> None:
-        link = f"{array.device}->{device}"
-        self.pulled[link] = self.pulled.get(link, 0) + array.nbytes
+        self._pulled(array.device, device, array.nbytes)
+
+    def _pulled(self, source: str, device: str, nbytes: int) -> None:
+        link = f"{source}->{device}"
+        self.pulled[link] = self.pulled.get(link, 0) + nbytes
+
+    def bring(self) -> None:
+        """Let the outputs that the plan has stay on devices come to the host."""
+        program, graph = self.program, self.program.graph
+        for name, value in graph.outputs.items():
+            index = program.ends.keeps.get(program.roots[value])
+            if index is None:
+                continue
+            spec = program.windows.specs[name]
+            if index not in self.hosted:
+                self.hosted[index] = np.empty(spec.nbytes, np.uint8)
+                self._pulled(program.segments[index].device, HOST, spec.nbytes)
+            self.brought[name] = np.ndarray(spec.dims, to_numpy(spec.dtype), self.hosted[index])
 
     def keep(self, ledger: Ledger) -> None:
         """Let the outputs stay where they are made; raises NoRoom or MemoryBudget."""
@@ -101,13 +157,15 @@ class Transit:
         program, graph = self.program, self.program.graph
         for name, slot in program.slots.items():
             root = program.roots[graph.outputs[name]] if name in graph.outputs else ""
-            where = program.ends.downs.get(root)
+            stays, where = program.ends.keeps.get(root), program.ends.downs.get(root)
             try:
                 made = slot.new(ledger)
             except OutOfMemory as error:
                 raise NoRoom(error, slot.owner.info.id) from error
             self.kept[name] = made
-            if where is not None:
+            if stays is not None:
+                self.departures.setdefault(stays, []).append(made)
+            elif where is not None:
                 self.departures.setdefault(where, []).append(made)
                 if not program.ends.host_reads(root):
                     self.spared.add(where)
@@ -118,11 +176,31 @@ class Transit:
         """Do what a copying segment does on its device; whether that is all, and its event."""
         event: Event | None = None
         source = self.arrivals.get(index)
+        if buffer.device is not queue.device:
+            return True, self._come_to_host(index, queue, buffer, waits)
         if source is not None:
             event = queue.copy(buffer, source.buffer(), [*waits, *source.ready])
         for target in self.departures.get(index, ()):
             event = queue.copy(target.buffer(), buffer, waits)
-        return index in self.spared, event
+        planned = index in self.program.ends.callers and index not in self.hosted
+        return planned or index in self.spared, event
+
+    def _come_to_host(
+        self, index: int, queue: Queue, buffer: Buffer, waits: Sequence[Event]
+    ) -> Event | None:
+        """Let an input arrive in the host's arena, where the plan has it come to from a device."""
+        spec = self.program.graph.specs[self._step(index).name]
+        target, source = buffer.array(spec), self.arrivals.get(index)
+        flat = target.reshape(-1).view(np.uint8)
+        if source is not None:
+            return queue.read(source.buffer(), flat, [*waits, *source.ready])
+        for event in waits:
+            event.wait()
+        np.copyto(flat, self.hosted[index])
+        return None
+
+    def _step(self, index: int) -> Step:
+        return self.program.plan.steps[self.program.segments[index].steps[0]]
 
     def collected(self, made: Mapping[str, Array]) -> dict[str, DeviceArray]:
         """The outputs that stay, those on the host filled from ``made``."""
@@ -136,14 +214,18 @@ class Transit:
 
     def let_go(self) -> None:
         """Hold no array any more: the run is over, and a cycle may keep it for a while."""
-        for held in (self.feeds, self.kept, self.arrivals, self.departures):
+        for held in (self.feeds, self.kept, self.arrivals, self.departures, self.hosted):
             held.clear()
 
     @property
     def avoided(self) -> tuple[Step, ...]:
         """The copies of the plan that were not made."""
-        program = self.program
-        return tuple(program.plan.steps[program.segments[i].steps[0]] for i in sorted(self.spared))
+        return tuple(map(self._step, sorted(self.spared)))
+
+    @property
+    def otherwise(self) -> tuple[Step, ...]:
+        """The copies of the plan that crossed another link."""
+        return tuple(map(self._step, sorted(self.astray)))
 
 
 def begin(program: Program, feeds: Mapping[str, Fed], ledger: Ledger | None) -> Transit | None:
@@ -156,14 +238,18 @@ def begin(program: Program, feeds: Mapping[str, Fed], ledger: Ledger | None) -> 
         MemoryBudget: the session may not take it.
         DeviceError: a device fails at giving an input to the host.
     """
-    if ledger is None and not any(isinstance(a, DeviceArray) for a in feeds.values()):
+    planned = program.ends.takes or program.ends.keeps
+    if (
+        not planned
+        and ledger is None
+        and not any(a.__class__ is DeviceArray for a in feeds.values())
+    ):
         return None
     made = Transit(program)
     for name, value in feeds.items():
-        if isinstance(value, DeviceArray):
-            made.take(name, value)
-        else:
-            made.feeds[name] = value
+        made.feed(name, value)
     if ledger is not None:
         made.keep(ledger)
+    else:
+        made.bring()
     return made
