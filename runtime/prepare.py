@@ -154,7 +154,10 @@ def resited(
 
     Ops move only where that is faster than to leave them where they are.
     """
-    config = replace(config, sites=sites)
+    asked = tuple(devices) if config.devices is None else config.devices
+    config = replace(config, sites=sites, devices=asked)
+    more = {name: registry.open_device(name) for name in sites.devices if name not in devices}
+    devices = {**devices, **more}
     made = prepare(graph, config, devices, None, source=source, rival=ready.program.plan)
     made.drift = Drift(ready.drift.patience)
     made.recorder.notes += (f"planned again for runs that have {sites}",)

@@ -239,10 +239,11 @@ class Ready:
         return run.inline(arrays) if host else run.conducted(arrays, deadline)
 
     def _transit(self, arrays: Mapping[str, Fed], ledger: Ledger | None) -> Transit | None:
+        verified = self.checks is not None and self.checks.transfers
         with suppress(NoRoom):
-            return begin(self.program, arrays, ledger)
+            return begin(self.program, arrays, ledger, verified=verified)
         free_caches()
-        return begin(self.program, arrays, ledger)
+        return begin(self.program, arrays, ledger, verified=verified)
 
     @cached_property
     def direct(self) -> Direct | None:

@@ -205,7 +205,7 @@ class Session:
         if last.replan is not None and last.watch.note(seconds):
             self._submissions.post(partial(self._replan, last))
         if last.resite is not None and (ledger is not None or last.drift.count):
-            self._moved(last, Sites({}, frozenset(outputs if ledger is not None else ())))
+            self._moved(last, Sites({}, tuple(outputs) if ledger is not None else ()))
         return outputs
 
     def _rescued(

@@ -23,7 +23,7 @@ class Sites:
     """The device of each input that is not on the host, by name, and the outputs that stay."""
 
     feeds: Mapping[str, str] = field(default_factory=dict)
-    stays: frozenset[str] = frozenset()
+    stays: tuple[str, ...] = ()
 
     @property
     def plain(self) -> bool:
@@ -81,10 +81,10 @@ def sites_of(graph: Graph, feeds_on: str | Mapping[str, str] | None, outputs: st
                 "take on the host; compile without feeds_on"
             )
         return ON_HOST
-    return Sites(feeds, frozenset(graph.outputs if outputs == "device" else ()))
+    return Sites(feeds, tuple(graph.outputs) if outputs == "device" else ())
 
 
 def sites_now(graph: Graph, feeds: Mapping[str, Any], *, keep: bool) -> Sites:
     """Where a run's inputs lie and its outputs are to be."""
     placed = {n: a.device for n, a in feeds.items() if isinstance(a, DeviceArray)}
-    return Sites(placed, frozenset(graph.outputs if keep else ()))
+    return Sites(placed, tuple(graph.outputs) if keep else ())
