@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -58,6 +57,9 @@ class Ledger:
             self.held[device] -= nbytes
 
 
+_CLAIMING = threading.Lock()
+
+
 class DeviceArray:
     """An array in a device's memory, its own: nothing overwrites it.
 
@@ -80,8 +82,9 @@ class DeviceArray:
         self._owner, self._spec = owner, spec
         self._buffer: Buffer | None = buffer
         self._ready = ready
-        self._lent = False
+        self._lent = self._claimed = False
         self._counted = counted
+        self._ended = "its close"
 
     def __del__(self) -> None:
         if self._counted is not None:
@@ -148,13 +151,23 @@ class DeviceArray:
         return () if self._ready is None else (self._ready,)
 
     def buffer(self) -> Buffer:
-        """Its memory.
+        """Its memory, for a new use.
+
+        Raises:
+            DeviceError: it is closed, or donated to a run, or the device is lost.
+        """
+        if self._claimed:
+            raise DeviceError(f"{self!r} is donated to a run that is under way", device="")
+        return self.memory()
+
+    def memory(self) -> Buffer:
+        """Its memory, also for the run that it is donated to.
 
         Raises:
             DeviceError: it is closed, or the device is lost.
         """
         if self._buffer is None:
-            raise DeviceError(f"an array of {self.device} is used after its close", device="")
+            raise DeviceError(f"an array of {self.device} is used after {self._ended}", device="")
         if self._owner.gone:
             raise DeviceError(
                 f"{self!r} is gone with the device ({self._owner.gone}); make it again",
@@ -177,17 +190,19 @@ class DeviceArray:
 
     def view(self) -> Array:
         """The memory itself as numpy's array, on a device whose memory is the host's."""
-        return self.buffer().array(self._spec)
+        return self.memory().array(self._spec)
 
     def here(self) -> Array | None:
         """The memory itself where it is the host's and still there; None elsewhere."""
         owner = self._owner
-        if self._buffer is None or owner.gone or Cap.HOST_MEMORY not in owner.info.caps:
+        if self._buffer is None or self._claimed or owner.gone:
+            return None
+        if Cap.HOST_MEMORY not in owner.info.caps:
             return None
         return self._buffer.array(self._spec)
 
     def _reader(self, target: Array) -> Any:
-        buffer, waits = self.buffer(), self.ready
+        buffer, waits = self.memory(), self.ready
 
         def fetch(queue: Queue) -> None:
             event = queue.read(buffer, target.reshape(-1).view(np.uint8), waits)
@@ -205,6 +220,7 @@ class DeviceArray:
         here = Cap.HOST_MEMORY in self._owner.info.caps
         if copy is False and not here:
             raise ValueError(f"{self!r} is not in host memory: numpy has to copy it")
+        self._lent |= here and not copy
         made = self.view() if here and not copy else self.numpy()
         return made if dtype is None else made.astype(dtype, copy=False)
 
@@ -261,6 +277,35 @@ class DeviceArray:
         if buffer is not None and not self._lent and not self._owner.gone:
             buffer.release()
 
+    @property
+    def lent(self) -> bool:
+        """Whether others may share its memory."""
+        return self._lent
+
+    def claim(self) -> None:
+        """Let one run alone use it, which it is donated to.
+
+        Raises:
+            DeviceError: another one has it, or it is closed, or the device is lost.
+        """
+        with _CLAIMING:
+            self.buffer()
+            self._claimed = True
+
+    def unclaim(self) -> None:
+        """Let others use it again: the run has not written to it."""
+        self._claimed = False
+
+    def hand_on(self, other: DeviceArray, why: str) -> None:
+        """Leave the memory, and what counts it, to an array that shares it; this one is closed."""
+        other._counted, self._counted = self._counted, None
+        self.forgo(why)
+
+    def forgo(self, why: str) -> None:
+        """Be closed, and leave the memory to whoever else has it."""
+        self._buffer, self._ended = None, why
+        self._uncount()
+
     def __enter__(self) -> Self:
         return self
 
@@ -269,63 +314,6 @@ class DeviceArray:
 
     def __repr__(self) -> str:
         return f"DeviceArray({self._spec} on {self.device})"
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """An output that is to stay on a device: what it takes there, found out once for all runs.
-
-    ``planned`` are the bytes of a run on the device, beside which a session's limit has to hold it.
-    """
-
-    owner: Device
-    spec: TensorSpec
-    nbytes: int
-    what: str
-    planned: int
-
-    @classmethod
-    def of(cls, owner: Device, spec: TensorSpec, name: str, planned: int) -> Slot:
-        """The slot of the output of this name."""
-        return cls(owner, spec, max(1, spec.nbytes), f"output {name!r:.80}", planned)
-
-    def new(self, ledger: Ledger) -> DeviceArray:
-        """New memory for the output.
-
-        Raises:
-            OutOfMemory: the device has none.
-            MemoryBudget: the session may not take it.
-        """
-        owner, device = self.owner, self.owner.info.id
-        if not ledger.bounds(device):
-            return DeviceArray(owner, owner.allocate(self.nbytes, self.what), self.spec)
-        ledger.take(device, self.nbytes, self.planned, self.what)
-        try:
-            buffer = owner.allocate(self.nbytes, self.what)
-        except BaseException:
-            ledger.give(device, self.nbytes)
-            raise
-        return DeviceArray(owner, buffer, self.spec, counted=ledger)
-
-
-def hosted(host: Device, outputs: Mapping[str, Any], ledger: Ledger) -> dict[str, Any]:
-    """Outputs that a run has made on the host, as arrays that stay there.
-
-    What is no array of numbers stays as it is.
-
-    Raises:
-        OutOfMemory: the host has no room for them.
-        MemoryBudget: the session may not take it.
-    """
-    return {name: _hosted(host, name, value, ledger) for name, value in outputs.items()}
-
-
-def _hosted(host: Device, name: str, value: Any, ledger: Ledger) -> Any:
-    if not isinstance(value, np.ndarray) or value.dtype.kind in "OSUT":
-        return value
-    made = Slot.of(host, TensorSpec.of(value), name, 0).new(ledger)
-    np.copyto(made.view(), value)
-    return made
 
 
 class HostFeeds(Mapping[str, Array]):

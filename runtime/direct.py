@@ -20,10 +20,11 @@ from typing import Any
 from numpy import ndarray
 
 from crossdock.devices.worker import JOBS, no_more
-from crossdock.runtime.device_array import DeviceArray, Ledger
+from crossdock.runtime.device_array import DeviceArray
 from crossdock.runtime.errors import Error, OutOfMemory
 from crossdock.runtime.executor import failed
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.keeping import Donations, Keeping, Slot
 from crossdock.runtime.losses import blame
 from crossdock.runtime.plan import HOST
 from crossdock.runtime.pool import Deadline, Pool
@@ -52,39 +53,37 @@ class Direct:
         return program.host_only and same and not (windows.inputs or windows.outputs)
 
     def run(
-        self, feeds: Mapping[str, Any], ledger: Ledger | None = None
+        self, feeds: Mapping[str, Any], keeping: Keeping | None = None
     ) -> tuple[dict[str, Any], float] | None:
         """The outputs and the seconds from feeding to outputs; None where it takes the long way.
 
-        With a ``ledger``, which counts them, the outputs are arrays that stay.
+        With ``keeping`` the outputs are arrays that stay.
 
         Raises:
             ExecutionError: a step failed.
+            FeedError: an input cannot be donated, since another run has it.
             MemoryBudget: the session may not take what is to stay.
             Cancelled: the process is ending.
         """
         if feeds.__class__ is not dict or len(feeds) != self._inputs:
             return None
         try:
-            kept = None if ledger is None else self._room(ledger)
             instance = self._free.pop()
-        except (IndexError, OutOfMemory):  # the long way frees what can be done without
+        except IndexError:
             return None
+        made: _Copies | None = None
         turn: Turn | None = None
         try:
             began = perf_counter()
-            if not _fed(instance, feeds):
+            made = self._begun(instance, feeds, keeping)
+            if made is None:
                 return None
             if JOBS.ending or not self._brief:
                 turn = Turn(self._shares, self._flow)
                 self._take(turn)
             for call in (self._brief and instance.brief) or instance.calls:
                 call()
-            outputs: dict[str, Any] = (
-                {name: made.copy() for name, made in instance.outputs.items()}
-                if kept is None
-                else _filled(kept, instance.outputs)
-            )
+            outputs = made.filled(instance.outputs)
             seconds = perf_counter() - began
             self._brief |= seconds < BRIEF  # what took so little once is no longer than that
             return outputs, seconds
@@ -94,13 +93,22 @@ class Direct:
         except Exception as error:
             raise failed(self._program, error) from error
         finally:
+            if made is not None:
+                made.over()
             self._free.append(instance)
             if turn is not None or self._pool.waiting:
                 self._tell(turn)
 
-    def _room(self, ledger: Ledger) -> dict[str, DeviceArray]:
-        """Memory for outputs that are to stay."""
-        return {name: slot.new(ledger) for name, slot in self._slots.items()}
+    def _begun(
+        self, instance: Instance, feeds: Mapping[str, Any], keeping: Keeping | None
+    ) -> _Copies | None:
+        """Feed an instance, and what its outputs go to; None where the run takes the long way."""
+        if not _fed(instance, feeds):
+            return None
+        try:
+            return _COPIES if keeping is None else _Kept(self._slots, keeping)
+        except OutOfMemory:  # the long way frees what can be done without
+            return None
 
     def _take(self, turn: Turn) -> None:
         """Wait for a turn; raises Cancelled where the process is ending."""
@@ -127,11 +135,49 @@ def _fed(instance: Instance, feeds: Mapping[str, Any]) -> bool:
     return True
 
 
-def _filled(kept: dict[str, DeviceArray], made: Mapping[str, Array]) -> dict[str, DeviceArray]:
-    """The outputs that are to stay, with what was made."""
-    for name, array in kept.items():
-        array.view()[...] = made[name]
-    return kept
+class _Copies:
+    """Outputs as copies of what an instance made."""
+
+    def filled(self, made: Mapping[str, Array]) -> dict[str, Any]:
+        """The outputs, with what was made: the run has ended well."""
+        return {name: array.copy() for name, array in made.items()}
+
+    def over(self) -> None:
+        """Let go of what was taken for a run that has not ended well."""
+
+
+_COPIES = _Copies()
+
+
+class _Kept(_Copies):
+    """Memory for the outputs of a run that are to stay, in part of inputs donated for them."""
+
+    def __init__(self, slots: Mapping[str, Slot], keeping: Keeping) -> None:
+        """Take it; raises OutOfMemory, MemoryBudget, or FeedError for what cannot be donated."""
+        self._donations = Donations(keeping.donated) if keeping.donated else None
+        try:
+            self._arrays = {name: self._new(slot, keeping) for name, slot in slots.items()}
+        except BaseException:
+            self.over()
+            raise
+
+    def _new(self, slot: Slot, keeping: Keeping) -> DeviceArray:
+        donations = self._donations
+        made = None if donations is None else donations.output(slot, 0, lambda _: True)
+        return made or slot.new(keeping.ledger)
+
+    def filled(self, made: Mapping[str, Array]) -> dict[str, Any]:
+        """The outputs, with what was made."""
+        for name, array in self._arrays.items():
+            array.view()[...] = made[name]
+        if self._donations is not None:
+            self._donations.done()
+        return self._arrays
+
+    def over(self) -> None:
+        """Let go of what was donated."""
+        if self._donations is not None:
+            self._donations.ended(None)
 
 
 @dataclass(frozen=True)
@@ -150,17 +196,17 @@ class StagedDirect:
         self._stages, self._outputs = tuple(stages), outputs
 
     def run(
-        self, feeds: Mapping[str, Any], ledger: Ledger | None = None
+        self, feeds: Mapping[str, Any], keeping: Keeping | None = None
     ) -> tuple[dict[str, Any], float] | None:
         """The outputs and the seconds that all took; None where the run is led elsewhere.
 
-        Outputs that are to stay, which a ``ledger`` counts, take the long way.
+        Outputs that are to stay take the long way.
 
         Raises:
             ExecutionError: a step failed.
             Cancelled: the process is ending.
         """
-        if ledger is not None:
+        if keeping is not None:
             return None
         began = perf_counter()
         values = dict(feeds)

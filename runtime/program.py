@@ -5,7 +5,7 @@ An *instance* is one set of arenas with everything bound to it; a run takes one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,11 @@ import numpy as np
 
 from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device
 from crossdock.runtime.binding import CompiledOp, bind_op
-from crossdock.runtime.device_array import Slot
 from crossdock.runtime.ends import Ends, ends
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.keeping import Slot
 from crossdock.runtime.losses import blaming
+from crossdock.runtime.order import step_clocks
 from crossdock.runtime.plan import HOST, Plan, Step
 from crossdock.runtime.segments import Segment
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -76,6 +77,19 @@ class Program:
             planned = self.plan.device(home).peak_bytes
             made[name] = Slot.of(self.devices[home], spec, name, planned)
         return made
+
+    @cached_property
+    def clocks(self) -> Sequence[Mapping[str, int]]:
+        """For each step and queue, how many of the queue's steps are surely done when it starts."""
+        return step_clocks(self.plan.steps)
+
+    def follows(self, later: int, earlier: int) -> bool:
+        """Whether a segment begins when another one is surely done."""
+        steps = self.plan.steps
+        first, last = self.segments[later].steps[0], self.segments[earlier].steps[-1]
+        queue = steps[last].queue
+        place = sum(step.queue == queue for step in steps[:last])
+        return self.clocks[first].get(queue, 0) > place
 
     @property
     def host_only(self) -> bool:

@@ -17,12 +17,12 @@ from crossdock.runtime import limits
 from crossdock.runtime.checks import Checks
 from crossdock.runtime.conduct import conducts
 from crossdock.runtime.config import Progress
-from crossdock.runtime.device_array import Ledger
 from crossdock.runtime.direct import Direct
 from crossdock.runtime.errors import OutOfMemory
 from crossdock.runtime.executor import Care, Outcome, Run
 from crossdock.runtime.free_memory import free_bytes
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.keeping import Keeping
 from crossdock.runtime.plan import HOST, Plan, Step
 from crossdock.runtime.pool import TURN, Deadline, Pool, free_caches
 from crossdock.runtime.program import Instance, Program, Windows, instantiate
@@ -188,12 +188,12 @@ class Ready:
         deadline: Deadline,
         *,
         profile: bool,
-        ledger: Ledger | None = None,
+        keeping: Keeping | None = None,
         salvage: Callable[[Run], None] | None = None,
     ) -> Outcome:
         """Run once, with arrays of the inputs' types and shapes.
 
-        With a ``ledger``, which counts them, the outputs stay on the devices that make them.
+        With ``keeping`` the outputs stay on the devices that make them.
         ``salvage`` is called with a run that a device has failed, before its memory is given up.
 
         Raises:
@@ -207,14 +207,19 @@ class Ready:
             raise
         give = partial(self.pool.give, instance)
         try:
-            transit = self._transit(arrays, ledger)
+            transit = self._transit(arrays, keeping)
         except BaseException:
             give()
             raise
         fed = cast("Mapping[str, Array]", arrays if transit is None else transit.feeds)
         turn = Turn(self.shares, self.flow)
         care = Care(salvage, self.pool.discard, self.watchdog, self.checks, turn, transit)
-        return self._ran(instance, give, fed, deadline, care, profile=profile)
+        try:
+            return self._ran(instance, give, fed, deadline, care, profile=profile)
+        except BaseException as error:
+            if transit is not None:
+                transit.failed(error)
+            raise
 
     def _ran(
         self,
@@ -238,12 +243,12 @@ class Ready:
             return run.watched(arrays, deadline)
         return run.inline(arrays) if host else run.conducted(arrays, deadline)
 
-    def _transit(self, arrays: Mapping[str, Fed], ledger: Ledger | None) -> Transit | None:
+    def _transit(self, arrays: Mapping[str, Fed], keeping: Keeping | None) -> Transit | None:
         verified = self.checks is not None and self.checks.transfers
         with suppress(NoRoom):
-            return begin(self.program, arrays, ledger, verified=verified)
+            return begin(self.program, arrays, keeping, verified=verified)
         free_caches()
-        return begin(self.program, arrays, ledger, verified=verified)
+        return begin(self.program, arrays, keeping, verified=verified)
 
     @cached_property
     def direct(self) -> Direct | None:

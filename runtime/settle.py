@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from crossdock.runtime.device_array import DeviceArray, Ledger
 from crossdock.runtime.errors import Error
 from crossdock.runtime.executor import Outcome
+from crossdock.runtime.keeping import Keeping
 from crossdock.runtime.plan import Plan
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prediction import note_overhead, predict_run, recost, run_mark
@@ -195,8 +196,8 @@ class Rehearsed:
         ready, sites = self._ready, self._ready.sites
         if feeds is not self._given:
             self._given, self._placed = feeds, self._put(feeds)
-        ledger = Ledger({}) if sites.stays else None
-        return ready.run(self._placed, Deadline(), profile=profile, ledger=ledger)
+        keeping = Keeping(Ledger({})) if sites.stays else None
+        return ready.run(self._placed, Deadline(), profile=profile, keeping=keeping)
 
     def _put(self, feeds: Mapping[str, Array]) -> dict[str, Fed]:
         devices, placed = self._ready.program.devices, dict[str, Fed](feeds)

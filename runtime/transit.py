@@ -17,7 +17,8 @@ import numpy as np
 from crossdock.devices.base import Buffer, Device, Event, Queue
 from crossdock.devices.links import link_ends
 from crossdock.runtime.device_array import DeviceArray, Ledger
-from crossdock.runtime.errors import OutOfMemory
+from crossdock.runtime.errors import Cancelled, Error, OutOfMemory, Timeout
+from crossdock.runtime.keeping import Donations, Keeping, Slot
 from crossdock.runtime.plan import HOST, Step
 from crossdock.runtime.program import Program
 from crossdock.runtime.tensor import Array, to_numpy
@@ -44,12 +45,12 @@ class Transit:
 
     ``feeds`` are inputs as the host has them, ``fed`` those of the graph that it does not need.
     ``kept`` are the outputs that are to stay, by name, and ``brought`` those that go to the host
-    where the plan has them stay. ``arrivals`` and ``departures`` say by
-    segment which arrays are copied on the device; ``spared`` are the segments of which nothing else
-    is copied. ``hosted`` has by segment the host's end of a copy that the plan has between other
-    memories. ``pulled`` has bytes that crossed a link beside the plan, by link, and ``astray`` the
-    segments that crossed another link than planned. ``verified``: copies are to pass the host, which
-    reads both ends back.
+    where the plan has them stay. ``arrivals`` and ``departures`` say by segment which arrays are
+    copied on the device; ``spared`` are the segments of which nothing else is copied. ``hosted``
+    has by segment the host's end of a copy that the plan has between other memories. ``pulled`` has
+    bytes that crossed a link beside the plan, by link, and ``astray`` the segments that crossed
+    another link than planned. ``verified``: copies are to pass the host, which reads both ends
+    back. ``donations`` are inputs that are given up for outputs.
     """
 
     program: Program
@@ -64,6 +65,7 @@ class Transit:
     hosted: dict[int, Array] = field(default_factory=dict)
     astray: set[int] = field(default_factory=set)
     pulled: dict[str, int] = field(default_factory=dict)
+    donations: Donations | None = None
 
     def feed(self, name: str, value: Fed) -> None:
         """Take an input."""
@@ -165,11 +167,14 @@ class Transit:
                 self._pulled(program.segments[index].device, HOST, spec.nbytes)
             self.brought[name] = np.ndarray(spec.dims, to_numpy(spec.dtype), self.hosted[index])
 
-    def keep(self, ledger: Ledger) -> None:
-        """Let the outputs stay where they are made; raises NoRoom or MemoryBudget."""
+    def keep(self, keeping: Keeping) -> None:
+        """Let the outputs stay where they are made; raises NoRoom, MemoryBudget or FeedError."""
         try:
-            self._keep(ledger)
+            if keeping.donated:
+                self.donations = Donations(keeping.donated)
+            self._keep(keeping.ledger)
         except BaseException:  # whose frames hold the memory there was
+            self.failed(None)
             for array in self.kept.values():
                 array.close()
             raise
@@ -180,7 +185,7 @@ class Transit:
             root = program.roots[graph.outputs[name]] if name in graph.outputs else ""
             stays, where = program.ends.keeps.get(root), program.ends.downs.get(root)
             try:
-                made = slot.new(ledger)
+                made = self._reused(slot, where if stays is None else stays) or slot.new(ledger)
             except OutOfMemory as error:
                 raise NoRoom(error, slot.owner.info.id) from error
             self.kept[name] = made
@@ -191,6 +196,26 @@ class Transit:
                 if not program.ends.host_reads(root):
                     self.spared.add(where)
 
+    def _reused(self, slot: Slot, place: int | None) -> DeviceArray | None:
+        """An output in the memory of an input that is donated, where nothing reads that any more.
+
+        ``place`` is the segment that writes the output, None where the host does, at the end.
+        """
+        if self.donations is None:
+            return None
+
+        def after(array: DeviceArray) -> bool:
+            reads = (index for index, source in self.arrivals.items() if source is array)
+            return place is None or all(self.program.follows(place, read) for read in reads)
+
+        return self.donations.output(slot, -1 if place is None else place, after)
+
+    def failed(self, error: BaseException | None) -> None:
+        """The run, or what it was to begin with, has failed."""
+        if self.donations is not None:
+            over = isinstance(error, Error) and not isinstance(error, Timeout | Cancelled)
+            self.donations.ended(error, still_on=error is not None and not over)
+
     def copied(
         self, index: int, queue: Queue, buffer: Buffer, waits: Sequence[Event]
     ) -> tuple[bool, Event | None]:
@@ -200,9 +225,11 @@ class Transit:
         if buffer.device is not queue.device:
             return True, self._come_to_host(index, queue, buffer, waits)
         if source is not None:
-            event = queue.copy(buffer, source.buffer(), [*waits, *source.ready])
+            event = queue.copy(buffer, source.memory(), [*waits, *source.ready])
         for target in self.departures.get(index, ()):
-            event = queue.copy(target.buffer(), buffer, waits)
+            if self.donations is not None:
+                self.donations.begun.add(index)
+            event = queue.copy(target.memory(), buffer, waits)
         planned = index in self.program.ends.callers and index not in self.hosted
         return planned or index in self.spared, event
 
@@ -214,7 +241,7 @@ class Transit:
         target, source = buffer.array(spec), self.arrivals.get(index)
         flat = target.reshape(-1).view(np.uint8)
         if source is not None:
-            return queue.read(source.buffer(), flat, [*waits, *source.ready])
+            return queue.read(source.memory(), flat, [*waits, *source.ready])
         for event in waits:
             event.wait()
         np.copyto(flat, self.hosted[index])
@@ -231,6 +258,8 @@ class Transit:
                 np.copyto(array.view(), made[name])
         for name, window in windows.outputs.items():
             np.copyto(window.of(self.kept[window.source].view()), made[name])
+        if self.donations is not None:
+            self.donations.done()
         return self.kept
 
     def let_go(self) -> None:
@@ -250,30 +279,28 @@ class Transit:
 
 
 def begin(
-    program: Program, feeds: Mapping[str, Fed], ledger: Ledger | None, *, verified: bool = False
+    program: Program, feeds: Mapping[str, Fed], keeping: Keeping | None, *, verified: bool = False
 ) -> Transit | None:
     """What a run with these inputs does on devices; None where all is as planned.
 
-    ``ledger`` counts the outputs that are to stay; without one none are. ``verified``: what passes
+    ``keeping`` is for outputs that are to stay; without it none are. ``verified``: what passes
     between two devices goes over the host.
 
     Raises:
         NoRoom: a device has no memory for an output that is to stay.
         MemoryBudget: the session may not take it.
+        FeedError: an input cannot be donated, since another run has it.
         DeviceError: a device fails at giving an input to the host.
     """
     planned = program.ends.takes or program.ends.keeps
-    if (
-        not planned
-        and ledger is None
-        and not any(a.__class__ is DeviceArray for a in feeds.values())
-    ):
+    resident = any(array.__class__ is DeviceArray for array in feeds.values())
+    if not planned and keeping is None and not resident:
         return None
     made = Transit(program, verified)
     for name, value in feeds.items():
         made.feed(name, value)
-    if ledger is not None:
-        made.keep(ledger)
+    if keeping is not None:
+        made.keep(keeping)
     else:
         made.bring()
     return made
