@@ -303,7 +303,7 @@ class DeviceArray:
 
     def forgo(self, why: str) -> None:
         """Be closed, and leave the memory to whoever else has it."""
-        self._buffer, self._ended = None, why
+        self._buffer, self._ended, self._claimed = None, why, False
         self._uncount()
 
     def __enter__(self) -> Self:

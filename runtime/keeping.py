@@ -125,7 +125,7 @@ class Donations:
         array.
         """
         for array in self._arrays:
-            fits = array.owner is slot.owner and max(1, array.nbytes) == slot.nbytes
+            fits = array.owner is slot.owner and array.memory().nbytes == slot.nbytes
             if fits and id(array) not in self._taken and not array.lent and after(array):
                 made = DeviceArray(slot.owner, array.memory(), slot.spec)
                 self._taken[id(array)], self._places[id(array)] = made, place

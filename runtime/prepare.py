@@ -36,7 +36,7 @@ from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Constraints, Explainer, Plan
 from crossdock.runtime.prediction import run_mark
 from crossdock.runtime.ready import Drift, Ready, check_free, make_ready
-from crossdock.runtime.settle import Settling, beats
+from crossdock.runtime.settle import HYSTERESIS, Settling, beats
 from crossdock.runtime.sites import Sites
 from crossdock.runtime.split import SplitGraph
 from crossdock.runtime.split_choice import Planned
@@ -152,13 +152,18 @@ def resited(
 ) -> Ready:
     """Plan again for runs whose inputs and outputs are elsewhere; holds ``PREPARING``.
 
-    Ops move only where that is faster than to leave them where they are.
+    Ops move only where that is faster than to leave them where they are; ops in parts, of which
+    there are none for these sites, only where that is faster than runs have been of late.
     """
     asked = tuple(devices) if config.devices is None else config.devices
     config = replace(config, sites=sites, devices=asked)
     more = {name: registry.open_device(name) for name in sites.devices if name not in devices}
     devices = {**devices, **more}
-    made = prepare(graph, config, devices, None, source=source, rival=ready.program.plan)
+    before, watch = ready.program.plan, ready.watch
+    made = prepare(graph, config, devices, None, source=source, rival=before)
+    in_parts = any(split.taken for split in before.splits) and watch.count
+    if in_parts and made.program.plan.predicted >= (1.0 - HYSTERESIS) * watch.median:
+        return ready
     made.drift = Drift(ready.drift.patience)
     made.recorder.notes += (f"planned again for runs that have {sites}",)
     return made
