@@ -145,8 +145,11 @@ class Donations:
         self._taken.clear()
 
     def ended(self, error: BaseException | None, *, still_on: bool = False) -> None:
-        """The run has failed: what it may have written to, or is ``still_on``, is gone."""
-        for made in self._taken.values():
+        """The run has failed: what it may have written to, or is ``still_on``, is gone.
+
+        A run that is still on has its outputs until its last thread lets go of them.
+        """
+        for made in self._taken.values() if not still_on else ():
             made.forgo(FAILED)
         for array in self._arrays:
             spoilt = self._places.get(id(array)) in self.begun

@@ -208,7 +208,7 @@ class _Drafts:
 
     def _take(self) -> None:
         """Copies of inputs into the arena of the device that they lie on, where that reads them."""
-        stays = {self.roots[self.graph.outputs[name]] for name in self.sites.stays}
+        stays = self._staying()
         for name, device in self.sites.feeds.items():
             read = any(
                 self.roots[value] == name
@@ -222,16 +222,18 @@ class _Drafts:
 
     def _keep(self) -> None:
         """Copies of the outputs that stay on other devices than the host."""
-        stays = [
-            self.roots[self.graph.outputs[n]] for n in self.graph.outputs if n in self.sites.stays
-        ]
-        for root in dict.fromkeys(stays):
+        for root in self._staying():
             device = self._maker(root)
             if device != HOST:
                 made = self.drafts[self.at[root, device]].step
                 self._copy(
                     root, device, device, made.finish, self._within(device, root), stays=True
                 )
+
+    def _staying(self) -> dict[str, None]:
+        """The values that stay; parts of an output go to the host, where they are put together."""
+        outputs = self.graph.outputs.items()
+        return dict.fromkeys(self.roots[v] for name, v in outputs if name in self.sites.stays)
 
     def _maker(self, root: str) -> str:
         """The device that makes a value, or that an input lies on."""

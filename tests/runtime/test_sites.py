@@ -358,3 +358,27 @@ def test_a_run_that_forgets_what_was_planned_is_found(
     monkeypatch.setattr(Program, "ends", property(forget_takes))
     with pytest.raises((xd.Error, AssertionError, KeyError)), one_op(feeds_on=A) as session:
         np.testing.assert_array_equal(session.run({"x": on(a, VALUES)})["y"], -VALUES)
+
+
+@pytest.mark.parametrize("short", [0, 1, 2, 3])
+def test_a_plan_that_is_eased_into_its_memory_has_its_ends_where_they_were(
+    machine: Machine, short: int
+) -> None:
+    a, _ = pair(machine)
+    b = xd.GraphBuilder()
+    x = b.input("x", (64, 64))
+    parts = [b.exp(b.neg(x, label=f"neg{i}"), label=f"exp{i}") for i in range(4)]
+    graph = b.build({"y": b.max(b.max(parts[0], parts[1]), b.max(parts[2], parts[3]))})
+    values = VALUES[:64, :64].copy()
+    options: dict[str, Any] = {"measure": False, "feeds_on": A, "outputs": "device"}
+    with xd.compile(graph, A, skip_passes=["fuse-elementwise"], **options) as whole:
+        peak = whole.plan.device(A).peak_bytes
+        want = whole.run({"x": on(a, values)}, outputs="host")["y"]
+    rules = xd.Constraints(memory={A: peak - short * values.nbytes})
+    with xd.compile(
+        graph, A, skip_passes=["fuse-elementwise"], constraints=rules, runs_at_once=1, **options
+    ) as session:
+        assert bool(session.plan.rungs) is (short > 0)
+        for value in (on(a, values), values):
+            got = session.run({"x": value}, outputs="host")["y"]
+            np.testing.assert_array_equal(got, want)
