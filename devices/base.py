@@ -291,6 +291,13 @@ class Device(ABC):
             self.call("upload", write, settings.watchdog() + source.nbytes / SLOWEST)
         return buffer
 
+    def pinned(self, array: Array) -> Array:
+        """The bytes of a uint8[n] in host memory that uploads take fastest, which nobody writes to.
+
+        The array itself where one is as good as any; raises OutOfMemory.
+        """
+        return array
+
     def holds(self, value: object) -> bool:  # noqa: ARG002 - most devices share with nobody
         """Whether an array of another library lies in this device's memory."""
         return False

@@ -263,6 +263,13 @@ class CudaDevice(Device):
             memory = self.cp.cuda.alloc_pinned_memory(count * dtype.itemsize)
         return np.frombuffer(memory, dtype, count)[: spec.size].reshape(spec.dims)
 
+    def pinned(self, array: Array) -> Array:
+        """A copy in pinned memory: uploads of it are not staged."""
+        made = self.host_array(TensorSpec("uint8", array.shape))
+        np.copyto(made, array)
+        made.flags.writeable = False
+        return made
+
     def allocate(self, nbytes: int, label: str = "") -> CudaBuffer:
         """Allocate from the pool, within the budget."""
         with translated(self):

@@ -437,6 +437,10 @@ class FaultDevice(Device):
         """What the devices inside of the two say."""
         return self.inner.copies_from(other.inner) if isinstance(other, FaultDevice) else ""
 
+    def pinned(self, array: Array) -> Array:
+        """What the device inside makes of it."""
+        return self.inner.pinned(array)
+
     def allocate(self, nbytes: int, label: str = "") -> Buffer:
         """Allocate on the device inside."""
         self._call("allocate")

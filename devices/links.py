@@ -6,6 +6,11 @@ from crossdock.devices.base import DeviceInfo
 from crossdock.devices.registry import HOST
 
 
+def pinned_ends(host: DeviceInfo, dst: DeviceInfo) -> tuple[str, str]:
+    """What the link from memory that a device has had pinned on the host is kept under."""
+    return f"{host.fingerprint}|pinned", dst.fingerprint
+
+
 def link_ends(src: DeviceInfo, dst: DeviceInfo) -> tuple[str, str]:
     """What a link is kept under: the fingerprints of its ends.
 

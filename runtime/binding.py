@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -20,11 +21,14 @@ Keep = Callable[[Device, Array, str], Buffer]
 
 @dataclass(frozen=True)
 class CompiledOp:
-    """An op lowered and compiled for a device; ``packed`` are its packed constants there."""
+    """An op lowered and compiled for a device; ``packed`` are its packed constants there.
+
+    By number; those that each run brings are not among them.
+    """
 
     lowered: Lowered
     executables: tuple[Executable, ...]
-    packed: tuple[Buffer, ...]
+    packed: dict[int, Buffer]
 
 
 def resident(device: Device, array: Array, label: str) -> Buffer:
@@ -38,8 +42,11 @@ def compile_op(
     call: OpCall,
     lowered: Lowered | None = None,
     keep: Keep = resident,
+    brought: Collection[int] = (),
 ) -> CompiledOp:
     """Lower, unless that is done, compile and make packed constants, which ``keep`` puts there.
+
+    Those in ``brought``, by number, are left to each run.
 
     Raises:
         CompileError: a kernel does not build; it is not chosen again in this process.
@@ -56,7 +63,11 @@ def compile_op(
         error.device = device.info.id
         refuse(mark, Refused(device.info.id, kernel.name, str(error), error.log))
         raise
-    packed = tuple(keep(device, packed_by(pack), "packed weights") for pack in lowered.packs)
+    packed = {
+        i: keep(device, packed_by(pack), "packed weights")
+        for i, pack in enumerate(lowered.packs)
+        if i not in brought
+    }
     return CompiledOp(lowered, executables, packed)
 
 
@@ -86,13 +97,14 @@ def bind_op(
     scratch: Sequence[Buffer],
     label: str,
     seconds: float,
+    brought: Mapping[int, Buffer] = MappingProxyType({}),
 ) -> list[Bound]:
-    """Give every slot of an op's steps its buffer."""
+    """Give every slot of an op's steps its buffer; ``brought`` has packed constants by number."""
     slots: dict[Slot, Buffer] = {
         In(i): b for i, b in enumerate(inputs) if b is not None and i not in op.lowered.unused
     }
     slots.update({Out(i): b for i, b in enumerate(outputs)})
     slots.update({Scratch(i): b for i, b in enumerate(scratch)})
-    slots.update({Packed(i): b for i, b in enumerate(op.packed)})
+    slots.update({Packed(i): b for i, b in {**op.packed, **brought}.items()})
     each = seconds / max(1, len(op.executables))
     return [Bound(executable, slots, label, each) for executable in op.executables]

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from crossdock.devices.base import DeviceInfo
@@ -93,10 +94,12 @@ def offers(
     model: CostModel,
     memo: Memo | None = None,
     permission: Permission = PLAIN,
+    settled: Mapping[str, str] = MappingProxyType({}),
 ) -> Offers:
     """Find and cost the kernels for an op on each device; ``memo`` serves the ops of one graph.
 
-    ``permission`` leaves out kernels, beside which every op has others; where it asks for the same
+    ``settled`` names the kernel of a device that is to be taken where it is there. ``permission``
+    leaves out kernels, beside which every op has others; where it asks for the same
     bits, ops that round or compare have no device but the host.
     """
     best: dict[str, Offer] = {}
@@ -120,7 +123,8 @@ def offers(
                 known[mark] = model.estimate(*mark, cost_work(call))
             made.append(Offer(info.id, kernel, known[mark]))
         if made:
-            best[info.id] = min(made, key=_seconds)
+            same = [offer for offer in made if offer.kernel.name == settled.get(info.id)]
+            best[info.id] = min(same or made, key=_seconds)
         else:
             reasons[info.id] = _unbuilt(info, found.fitting, key)
     return Offers(call, best, reasons)

@@ -1,10 +1,12 @@
 """The ladder that a plan over a memory budget goes down: slower plans that take less.
 
 In order: *reorder* the ops so that less is alive at once, with copies no earlier than needed;
-*recompute* a value instead of keeping it; *split* ops into parts that run one after the other;
-*spill* a value to the host and back; run ops *elsewhere*; and refuse, with the numbers. Each rung
-starts from the best graph so far, and the first whose plan fits is taken. Every step is judged by
-the plan it gives: its arenas, scratch and weights, and its predicted time.
+*recompute* a value instead of keeping it; *split* ops into parts that run one after the other. Each
+of these starts from the best graph so far, and the first whose plan fits is taken. What else there
+is may cost anything: *spill* values to the host and back, *stream* weights from the host in each
+run, or run ops *elsewhere*. Of those that fit the one is taken that is predicted to be fastest;
+where none is, the refusal has the numbers. Every step is judged by the plan it gives: its arenas,
+scratch and weights, and its predicted time.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from crossdock.runtime import costing, footprint, rules
+from crossdock.runtime import costing, footprint, rules, streams
 from crossdock.runtime.errors import MemoryBudget, NoPlacement
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.graph_edits import kept_aside, made_again
@@ -96,6 +98,7 @@ class _State:
     where: Mapping[str, str]
     plan: Plan
     key: tuple[float, float, float]
+    planning: Planning
     edits: tuple[str, ...] = ()
 
     @property
@@ -112,53 +115,138 @@ class _Ladder:
     rungs: list[Rung] = field(default_factory=list)
     left: int = 0  # trials of this rung
     order: str = ""  # the one that took least for the graph as it was
+    lean: bool = False  # states are judged as if each run brought all weights
 
     def __post_init__(self) -> None:
         self.target, self.options = self.planning.target, self.planning.options
-        self.base_s = simulate(self.first, self.target.capacity).makespan
+        self.base_s = self._seconds(self.first)
         self.keep = rules.named(self.planning.graph, self.options.constraints)
 
     def descend(self) -> Planned:
-        """The first rung that fits; raises MemoryBudget where none does."""
+        """The first rung that fits, or the fastest of the last; raises MemoryBudget for none."""
         where = {s.name: s.device for s in self.first.launches()}
         state = self._state(SplitGraph(self.planning.graph), where)
         assert state is not None, "the placement of a plan can be planned again"
         self.order = state.plan.policy
+        reordered = state
         for name, rung in self._rungs():
-            before = len(state.edits)
-            self.left = max(TRIALS, EFFORT // max(1, len(state.where)))
-            state = state if self._hopeless(state) else rung(state)
-            self._note(name, state.plan, state.edits[before:], taken=state.fits)
+            state = self._down(name, rung, state)
             if state.fits:
                 return Planned(state.split, self._whole(state))
-        return self._elsewhere()
+        spilled = self._down("spill", lambda state: self._edited(state, self._spilled), state)
+        found = [Planned(spilled.split, self._whole(spilled))] if spilled.fits else []
+        found += self._streamed([reordered] if spilled is reordered else [reordered, spilled])
+        found += self._elsewhere()
+        if not found:
+            raise self._refusal()
+        best = min(found, key=lambda planned: self._rank(planned.plan))
+        return replace(best, plan=replace(best.plan, rungs=self._told(best.plan.rungs[-1])))
 
     def _rungs(self) -> list[tuple[str, Callable[[_State], _State]]]:
         return [
             ("reorder", lambda state: state),
             ("recompute", lambda state: self._edited(state, self._again)),
             ("split", self._split),
-            ("spill", lambda state: self._edited(state, self._spilled)),
         ]
 
-    def _elsewhere(self) -> Planned:
+    def _down(self, name: str, rung: Callable[[_State], _State], state: _State) -> _State:
+        """What a rung makes of a state, noted."""
+        before = len(state.edits)
+        self.left = max(TRIALS, EFFORT // max(1, len(state.where)))
+        state = state if self._hopeless(state) else rung(state)
+        self._note(name, state.plan, state.edits[before:], taken=state.fits)
+        return state
+
+    def _told(self, taken: Rung) -> tuple[Rung, ...]:
+        """All rungs that were tried, the one that is taken last."""
+        others = [replace(r, taken=False) for r in self.rungs if r is not taken]
+        return (*others, taken)
+
+    def _streamed(self, states: Sequence[_State]) -> list[Planned]:
+        """Plans that fit with weights brought by each run, of the states given or of a smaller one.
+
+        Where the rest of a plan leaves no room for that, less is made of it: as if the weights took
+        no more than that.
+        """
+        tried = [(s, self._with_streams(s)) for s in states]
+        known = [(state, plan) for state, plan in tried if plan is not None]
+        if known and not any(self._fits(plan) for _, plan in known):
+            state = self._leaner(states[-1])
+            plan = self._with_streams(state)
+            known += [] if plan is None else [(state, plan)]
+        if not known:
+            return []
+        state, plan = min(known, key=lambda pair: (not self._fits(pair[1]), self._seconds(pair[1])))
+        fits = self._fits(plan)
+        edits = (*state.edits, streams.said(state.planning, plan, fits=fits))
+        self._note("stream", plan, edits, taken=fits)
+        return [Planned(state.split, replace(plan, rungs=tuple(self.rungs)))] if fits else []
+
+    def _with_streams(self, state: _State) -> Plan | None:
+        return streams.streamed(state.planning, self._whole(state))
+
+    def _leaner(self, state: _State) -> _State:
+        """A state with as little beside its weights as the edits come to."""
+        self.lean = True
+        for _, rung in [*self._rungs(), ("spill", lambda s: self._edited(s, self._spilled))]:
+            self.left = max(TRIALS, EFFORT // max(1, len(state.where)))
+            judged = self._state(state.split, state.where, state.edits)
+            assert judged is not None, "the placement of a plan can be planned again"
+            state = judged if self._hopeless(judged) else rung(judged)
+            if state.fits:
+                break
+        self.lean = False
+        return state
+
+    def _elsewhere(self) -> list[Planned]:
+        """The plan with ops on other devices, where there is one."""
         plan = self.planning.smaller()
         if plan is None:
-            tried = "; ".join(str(r) for r in self.rungs)
-            (device, (need, budget)), *_ = self.planning.rules.over_budget(self.first).items()
-            raise MemoryBudget(
-                f"{footprint.needed(self.first, device, need)} and has {int(budget)} B ({tried}; "
-                "elsewhere: no other device has room); raise constraints.memory, allow another "
-                "device or use a smaller batch"
-            )
+            return []
         self._note("elsewhere", plan, (), taken=True)
-        return Planned(SplitGraph(self.planning.graph), replace(plan, rungs=tuple(self.rungs)))
+        return [Planned(SplitGraph(self.planning.graph), replace(plan, rungs=tuple(self.rungs)))]
+
+    def _refusal(self) -> MemoryBudget:
+        tried = "; ".join(str(r) for r in self.rungs)
+        (device, (need, budget)), *_ = self.planning.rules.over_budget(self.first).items()
+        return MemoryBudget(
+            f"{footprint.needed(self.first, device, need)} and has {int(budget)} B ({tried}; "
+            "elsewhere: no other device has room); raise constraints.memory, allow another "
+            "device or use a smaller batch"
+        )
+
+    def _fits(self, plan: Plan) -> bool:
+        return not self.planning.rules.over_budget(plan)
+
+    def _seconds(self, plan: Plan) -> float:
+        """What the steps of a plan take, whichever of its like have been measured whole."""
+        return simulate(plan, self.target.capacity).makespan
+
+    def _rank(self, plan: Plan) -> tuple[bool, float]:
+        """Whether ops go to a device that was not asked for, which is the last resort; seconds."""
+        known = self.target.asked | {s.device for s in self.first.launches()}
+        return any(s.device not in known for s in plan.launches()), self._seconds(plan)
+
+    def _judged(self, planning: Planning, plan: Plan) -> Plan:
+        """The plan as it is judged: a lean one has all its weights brought by each run."""
+        if not self.lean:
+            return plan
+        parts = tuple(
+            replace(part, packed_bytes=0, resident_bytes=streams.least(planning, plan, part.id))
+            if part.id != HOST and part.fixed_bytes
+            else part
+            for part in plan.devices
+        )
+        return replace(plan, devices=parts)
+
+    def _over(self, state: _State) -> dict[str, tuple[int, float]]:
+        return self.planning.rules.over_budget(self._judged(state.planning, state.plan))
 
     def _note(self, name: str, plan: Plan, edits: Sequence[str], *, taken: bool) -> None:
         """Remember what a rung came to, on the device with least room."""
         budgets = {d.id: self.planning.rules.memory(d) for d in self.target.devices}
         tight = max(plan.devices, key=lambda part: part.peak_bytes - budgets[part.id])
-        seconds = simulate(plan, self.target.capacity).makespan - self.base_s
+        seconds = self._seconds(plan) - self.base_s
         self.rungs.append(
             Rung(
                 name,
@@ -173,8 +261,7 @@ class _Ladder:
 
     def _whole(self, state: _State) -> Plan:
         """The plan of a state with its explanations, as one of the graph that was given."""
-        planning = self._planning(state.split.graph, state.where)
-        (plan,) = planning.frugal(state.where, state.plan.policy)
+        (plan,) = state.planning.frugal(state.where, state.plan.policy)
         alone = {d.id: d.single_seconds for d in self.first.devices}
         return replace(
             plan,
@@ -193,8 +280,9 @@ class _Ladder:
 
     def _hopeless(self, state: _State) -> bool:
         """Whether what stays from run to run is too much already: no edit makes that less."""
-        over = self.planning.rules.over_budget(state.plan)
-        return any(state.plan.device(d).fixed_bytes > budget for d, (_, budget) in over.items())
+        plan = self._judged(state.planning, state.plan)
+        over = self.planning.rules.over_budget(plan)
+        return any(plan.device(d).fixed_bytes > budget for d, (_, budget) in over.items())
 
     def _spent(self) -> bool:
         """Take a trial; whether there was none left."""
@@ -213,19 +301,22 @@ class _Ladder:
         except NoPlacement:
             return None
         roots = costing.alias_roots(split.graph)
-        states = [_State(split, where, p, self._key(split.graph, p, roots), edits) for p in plans]
+        states = [
+            _State(split, where, p, self._key(planning, p, roots), planning, edits) for p in plans
+        ]
         return min(states, key=lambda s: s.key, default=None)
 
     def _key(
-        self, graph: Graph, plan: Plan, roots: Mapping[str, str]
+        self, planning: Planning, plan: Plan, roots: Mapping[str, str]
     ) -> tuple[float, float, float]:
         """Bytes over the budgets, how much is alive beyond them over time, predicted seconds."""
+        plan = self._judged(planning, plan)
         over = self.planning.rules.over_budget(plan)
         beyond = 0.0
         for device, (_, budget) in over.items():
             part = plan.device(device)
             room = budget - part.peak_bytes + part.arena_bytes
-            beyond += Lane(graph, plan, device, roots).beyond(room)
+            beyond += Lane(planning.graph, plan, device, roots).beyond(room)
         return sum(need - budget for need, budget in over.values()), beyond, plan.predicted
 
     # --- recompute and spill: one value after the other ----------------------------------------
@@ -247,7 +338,7 @@ class _Ladder:
     def _idle(self, state: _State) -> Iterator[tuple[str, Idle, Lane]]:
         """Values that lie idle at the peak of a device over its budget."""
         roots = costing.alias_roots(state.split.graph)
-        for device in self.planning.rules.over_budget(state.plan):
+        for device in self._over(state):
             lane = Lane(state.split.graph, state.plan, device, roots)
             for idle in lane.idle(lane.peak())[:CHOICES]:
                 yield device, idle, lane
@@ -307,7 +398,7 @@ class _Ladder:
         graph = state.split.graph
         makers, roots = graph.producers(), costing.alias_roots(graph)
         found: dict[str, tuple[Node, str]] = {}
-        for device in self.planning.rules.over_budget(state.plan):
+        for device in self._over(state):
             lane = Lane(graph, state.plan, device, roots)
             for value in lane.alive(lane.peak()):
                 if value in makers:

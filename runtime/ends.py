@@ -50,12 +50,14 @@ def ends(steps: Sequence[Step], parts: Sequence[Segment], roots: Mapping[str, st
             if step.kind != "copy":
                 if step.device == HOST:
                     read.update(roots[v] for v in step.inputs if v is not None)
-            elif step.arrives:
+                continue
+            if step.arrives:
                 takes[step.name] = (*takes.get(step.name, ()), part.index)
             elif step.departs:
                 keeps[roots[step.name]] = part.index
-            elif step.src == HOST:
-                ups.setdefault(roots[step.name], {})[step.dst] = part.index
-            elif step.dst == HOST:
-                downs[roots[step.name]] = part.index
+            for value in step.outputs if step.inputs else ():
+                if step.src == HOST:
+                    ups.setdefault(roots[value], {})[step.dst] = part.index
+                elif step.dst == HOST:
+                    downs[roots[value]] = part.index
     return Ends(ups, downs, frozenset(read), takes, keeps)

@@ -18,7 +18,7 @@ from crossdock.runtime.errors import (
     OutOfMemory,
     PlanError,
 )
-from crossdock.runtime.losses import is_loss, said
+from crossdock.runtime.losses import is_loss, let_go, said
 from crossdock.runtime.plan import HOST, Constraints
 from crossdock.runtime.pool import free_caches
 from crossdock.runtime.ready import Ready
@@ -203,6 +203,7 @@ class Fleet:
                 made = make()
             except DeviceError as error:
                 failed = error
+                let_go(error)
                 action = self._try_again(error, pressure)
                 log = error.log if isinstance(error, CompileError) else ""
                 told.append(Recovery(error.device, said(error), action, log=log))

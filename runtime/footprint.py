@@ -2,7 +2,8 @@
 
 The kernels are lowered (texts and sizes; nothing is compiled or packed), and counted as ``lower``
 and its instances allocate: a weight once a device, unless only packed forms of it are read; packed
-forms once an op; scratch once a run, each buffer as large as the largest op needs.
+forms once an op; scratch once a run, each buffer as large as the largest op needs. Weights that
+each run brings lie in the arena.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import costing, replays
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Plan, Step
+from crossdock.runtime.plan_parts import Key
 
 Lowerings = dict[tuple[str, str, str], Lowered]
 """Lowered kernels by fingerprint, kernel and key: drafts of one graph are much alike."""
@@ -29,19 +31,22 @@ def counted(
     known: Lowerings,
 ) -> Plan:
     """The plan with its resident, packed and scratch bytes, and what of it is replayed."""
-    counts = {d.id: _Count(graph, devices[d.id]) for d in plan.devices}
+    brought = {(one.device, one.op, one.key) for one in plan.streamed}
+    counts = {d.id: _Count() for d in plan.devices}
     roots = costing.alias_roots(graph)
     replayed: dict[int, Lowered] = {}
     for step in plan.launches():
         info = devices[step.device]
         kernel, call = kernel_of(step)
-        mark = (info.fingerprint, kernel.name, call.key())
-        if mark not in known:
-            known[mark] = kernel.lowered(call, info)
-        values = [None if v is None else roots[v] for v in step.inputs]
-        counts[step.device].add(known[mark], values)
+        op = lowered(kernel, call, info, known)
+        kept = {
+            key: nbytes
+            for key, nbytes in weights(step, op, graph, roots).items()
+            if (step.device, step.name, key) not in brought
+        }
+        counts[step.device].add(op, kept)
         if Cap.REPLAY in info.caps:
-            replayed[step.index] = known[mark]
+            replayed[step.index] = op
     return replace(
         plan,
         steps=replays.told(plan.steps, replayed) if replayed else plan.steps,
@@ -55,6 +60,23 @@ def counted(
             for part in plan.devices
         ),
     )
+
+
+def lowered(kernel: Kernel, call: OpCall, info: DeviceInfo, known: Lowerings) -> Lowered:
+    """A kernel lowered for a device, once."""
+    mark = (info.fingerprint, kernel.name, call.key())
+    if mark not in known:
+        known[mark] = kernel.lowered(call, info)
+    return known[mark]
+
+
+def weights(step: Step, op: Lowered, graph: Graph, roots: Mapping[str, str]) -> dict[Key, int]:
+    """Bytes of the weights that a step reads, by constant or packed constant."""
+    values = (None if v is None else roots[v] for v in step.inputs)
+    read = [v for i, v in enumerate(values) if v in graph.constants and i not in op.unused]
+    found: dict[Key, int] = {(str(v), None): max(1, graph.constants[str(v)].nbytes) for v in read}
+    found |= {(step.name, i): max(1, pack.spec.nbytes) for i, pack in enumerate(op.packs)}
+    return found
 
 
 def needed(plan: Plan, device: str, need: int) -> str:
@@ -74,23 +96,23 @@ def needed(plan: Plan, device: str, need: int) -> str:
 class _Count:
     """Bytes of one device's ops."""
 
-    def __init__(self, graph: Graph, info: DeviceInfo) -> None:
-        self.graph, self.info = graph, info
-        self.weights: set[str] = set()
+    def __init__(self) -> None:
+        self.weights: dict[str, int] = {}
         self.packed = 0
         self.scratch: list[int] = []
 
-    def add(self, lowered: Lowered, values: list[str | None]) -> None:
-        """Count an op that reads ``values``, aliases resolved."""
-        for i, value in enumerate(values):
-            if value in self.graph.constants and i not in lowered.unused:
-                self.weights.add(str(value))
-        self.packed += sum(max(1, pack.spec.nbytes) for pack in lowered.packs)
-        for i, nbytes in enumerate(lowered.scratch):
+    def add(self, op: Lowered, kept: Mapping[Key, int]) -> None:
+        """Count an op and the weights of it that stay."""
+        for (name, pack), nbytes in kept.items():
+            if pack is None:
+                self.weights[name] = nbytes
+            else:
+                self.packed += nbytes
+        for i, nbytes in enumerate(op.scratch):
             if i == len(self.scratch):
                 self.scratch.append(1)
             self.scratch[i] = max(self.scratch[i], nbytes)
 
     def resident(self) -> int:
         """Bytes of the weights that are read as they are."""
-        return sum(max(1, self.graph.constants[name].nbytes) for name in self.weights)
+        return sum(self.weights.values())

@@ -83,6 +83,8 @@ def checked(plan: Plan, graph: Graph, target: Target) -> Plan:
         raise StalePlan(
             f"the plan is for the devices {', '.join(plan.device_ids())}, in that order; plan again"
         )
+    if plan.streamed or any(part.region_bytes for part in plan.devices):
+        raise _damaged("it brings weights, and was not fitted into a memory budget")
     ordered = _Order(graph, plan, target.peers).steps()
     waited = with_waits(ordered)
     roots = costing.alias_roots(graph)

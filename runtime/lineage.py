@@ -130,7 +130,7 @@ def taken_steps(run: Run) -> Iterator[Step]:
 
 @dataclass(frozen=True)
 class _Write:
-    """A value that a step puts into an arena, and the bytes there."""
+    """A value that a step puts into an arena, and the bytes there; "" for a weight."""
 
     value: str
     device: str
@@ -171,6 +171,9 @@ def _writes(run: Run) -> Iterator[_Write]:
             if step.src == HOST != device:
                 ends -= {HOST}  # its memory feeds copies, whatever becomes of its queues
             sound = not any(program.devices[d].gone or d in run.unsettled for d in ends)
+            if step.brings_weight:
+                stay = program.stays[step.name]
+                yield _Write("", device, number, stay.offset, stay.offset + stay.nbytes, False)
             for value in step.outputs:
                 root = program.roots[value]
                 if root in program.graph.constants:

@@ -60,6 +60,20 @@ def lost(device: Device) -> DeviceLost:
     return DeviceLost(f"{name} was lost ({device.gone}); {registry.FIX}", device=name)
 
 
+def let_go(error: BaseException) -> None:
+    """Forget the calls that a device without memory ended: they hold memory of it.
+
+    That of an exception's frames is kept by it, and that of their closures even where they are
+    cleared.
+    """
+    if isinstance(error, OutOfMemory):
+        found: list[BaseException | None] = [error]
+        for one in found:
+            if one is not None and one.__traceback__ is not None:
+                one.__traceback__ = None
+                found += [one.__cause__, one.__context__]
+
+
 def said(error: BaseException) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from crossdock.devices.base import Buffer, Cap, Device, Event, Queue
-from crossdock.devices.links import link_ends
+from crossdock.devices.links import link_ends, pinned_ends
 from crossdock.devices.program import Lowered, Step
 from crossdock.kernels import table
 from crossdock.kernels.precision import PLAIN, Permission
@@ -226,6 +226,23 @@ def measure_link(host: Device, device: Device, model: CostModel) -> None:
         buffer.release()
     model.set_link(here, there, LinkModel.fit(up))
     model.set_link(there, here, LinkModel.fit(down))
+
+
+def measure_pinned(host: Device, device: Device, model: CostModel) -> None:
+    """Measure uploads from pinned memory, unless known, where a device has such."""
+    ends = pinned_ends(host.info, device.info)
+    if model.link(*ends) is not None:
+        return
+    taken: list[tuple[float, float]] = []
+    for size in LINK_SIZES:
+        array = np.zeros(size, np.uint8)
+        pinned = device.pinned(array)
+        if pinned is array:
+            return
+        buffer = device.allocate(size, "measuring")
+        taken += [(size, _copy(device, "upload", buffer, pinned)) for _ in range(6)]
+        buffer.release()
+    model.set_link(*ends, LinkModel.fit(taken))
 
 
 def measure_peer(src: Device, dst: Device, model: CostModel) -> None:

@@ -15,6 +15,7 @@ from crossdock.runtime.graph import Graph
 from crossdock.runtime.joins import places
 from crossdock.runtime.memory import Arena, Tenant, plan_arena
 from crossdock.runtime.plan import HOST, Step
+from crossdock.runtime.plan_parts import Streamed
 
 
 def with_waits(steps: Sequence[Step]) -> list[Step]:
@@ -76,7 +77,13 @@ _FEEDING = ""
 class _Lives:
     """When each value on each device is first written and last touched."""
 
-    def __init__(self, graph: Graph, steps: Sequence[Step], roots: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        steps: Sequence[Step],
+        roots: Mapping[str, str],
+        streamed: Sequence[Streamed] = (),
+    ) -> None:
         self.graph, self.roots = graph, roots
         self.queues = [_FEEDING, *sorted({s.queue for s in steps})]
         self.clocks, self.position = step_clocks(steps), positions(steps)
@@ -95,15 +102,31 @@ class _Lives:
                     self._touch(value, reads, step, write=False)
             for value in step.outputs:
                 self._touch(value, writes, step, write=True)
+        self._bring(steps, streamed)
         for value in graph.outputs.values():
             if (roots[value], HOST) in self.last:
                 self.last[roots[value], HOST] = [math.inf] * len(self.queues)
+
+    def _bring(self, steps: Sequence[Step], streamed: Sequence[Streamed]) -> None:
+        """Note the weights that steps bring, and the ops that these are for."""
+        brought: dict[tuple[str, str], list[str]] = {}
+        for stay in streamed:
+            brought.setdefault((stay.device, stay.op), []).append(stay.name)
+        for step in steps:
+            if step.brings_weight:
+                self._hold((step.name, step.dst), step, write=True)
+            for name in brought.get((step.device, step.name), ()):
+                self._hold((name, step.device), step, write=False)
 
     def _touch(self, value: str, device: str, step: Step, *, write: bool) -> None:
         root = self.roots[value]
         if root in self.graph.constants:
             return
-        key, i = (root, device), step.index
+        self._hold((root, device), step, write=write)
+
+    def _hold(self, key: tuple[str, str], step: Step, *, write: bool) -> None:
+        """Note that a step needs what lies somewhere."""
+        i = step.index
         if write and key not in self.born:
             known = self.clocks[i] | {_FEEDING: 1}
             self.born[key] = tuple(float(known.get(q, 0)) for q in self.queues)
@@ -113,13 +136,19 @@ class _Lives:
 
 
 def plan_arenas(
-    graph: Graph, steps: Sequence[Step], devices: Sequence[DeviceInfo], roots: Mapping[str, str]
+    graph: Graph,
+    steps: Sequence[Step],
+    devices: Sequence[DeviceInfo],
+    roots: Mapping[str, str],
+    streamed: Sequence[Streamed] = (),
 ) -> dict[str, Arena]:
     """One arena a device over the values that live there (aliases through ``roots``).
 
-    On the host the parts of a concatenation are made in their place in it where that can be.
+    Weights that steps bring are among them, by the names of these. On the host the parts of a
+    concatenation are made in their place in it where that can be.
     """
-    lives = _Lives(graph, steps, roots)
+    lives = _Lives(graph, steps, roots, streamed)
+    sizes = {stay.name: stay.nbytes for stay in streamed}
     result = {}
     for info in devices:
         alignment = max(64, info.alignment)
@@ -130,7 +159,7 @@ def plan_arenas(
                 continue
             last = tuple(lives.last[value, device])
             name = inner[value].within if value in inner else value
-            size = graph.specs[name].nbytes
+            size = sizes[name] if name in sizes else graph.specs[name].nbytes
             tenants[name] = _together(tenants.get(name), Tenant(name, size, born, last))
         arena = plan_arena(list(tenants.values()), alignment)
         offsets = {v: arena.offsets[p.within] + p.offset for v, p in inner.items()}

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from crossdock.kernels.precision import HIGHEST
 from crossdock.runtime import plan_data
 from crossdock.runtime.errors import PlanError
-from crossdock.runtime.plan_parts import Goal, Horizon, Rung
+from crossdock.runtime.plan_parts import Goal, Horizon, Rung, Streamed
 
-SCHEMA = "crossdock-plan/4"
+SCHEMA = "crossdock-plan/5"
 HOST = "cpu:0"
 """The device whose memory is the host's: graph inputs and outputs live there."""
 
@@ -31,7 +31,8 @@ class Constraints:
         forbid: device ids that a node, op or pattern must not run on.
         memory: bytes that a session may take with one run in flight (tensors, weights, scratch),
             by device id, or by the physical id of a card, for all devices that lead to it; as many
-            runs are in flight as fit.
+            runs are in flight as fit. Weights that have no room are brought by each run, or ops
+            run elsewhere (``degrade``).
         max_share: largest share of the predicted seconds of all ops that may be spent on a device,
             from 0 to 1, by device id.
         residency: the devices that the results of a node, op, pattern or graph input may live on:
@@ -79,10 +80,11 @@ class Step:
 
     ``kind`` is "launch" (an op on a device's compute queue) or "copy" (one value between a device
     and the host or, where the target's device copies from the source's itself, two devices, on a
-    transfer queue). ``waits`` are indices of steps on other queues that must be
-    done first; steps of one queue run in order. Times in seconds from the start of the run.
-    A copy without ``inputs`` brings a graph's input from where its caller has it, and one without
-    ``outputs`` gives the caller an output on the device that made it; both ends may be one device.
+    transfer queue). A copy without ``inputs`` takes a graph's input from where its caller has it,
+    one without ``outputs`` gives the caller an output on the device that made it (both ends may be
+    one device), and one with neither brings a weight (``Plan.streamed``). ``waits`` are indices of
+    steps on other queues that must be done first; steps of one queue run in order. Times in seconds
+    from the start of the run.
     ``rounds`` is the format that a launch rounds float32 operands to (``kernels.precision``).
     ``replay`` says which captured graph a launch is part of or why of none, on a device with such.
     """
@@ -119,12 +121,17 @@ class Step:
     @property
     def arrives(self) -> bool:
         """Whether it copies a graph's input from the device on which the caller has it."""
-        return self.kind == "copy" and not self.inputs
+        return self.kind == "copy" and not self.inputs and bool(self.outputs)
 
     @property
     def departs(self) -> bool:
         """Whether it copies an output to where it stays on its device."""
-        return self.kind == "copy" and not self.outputs
+        return self.kind == "copy" and not self.outputs and bool(self.inputs)
+
+    @property
+    def brings_weight(self) -> bool:
+        """Whether it copies a weight, and no value of the run."""
+        return self.kind == "copy" and not self.inputs and not self.outputs
 
     @property
     def moves(self) -> str:
@@ -137,7 +144,8 @@ class DevicePlan:
     """A device's part: identity, bytes, and predicted time were it alone.
 
     ``arena_bytes`` and ``scratch_bytes`` are taken by each run in flight, ``resident_bytes``
-    (weights) and ``packed_bytes`` (weights in a kernel's own layout) once.
+    (weights) and ``packed_bytes`` (weights in a kernel's own layout) once. Weights that each
+    run brings take at most ``region_bytes`` of the arena at any time.
 
     ``driver`` is the version the plan was made with; ``fingerprint`` hangs on it, among others.
     ``single_seconds`` has transfers and the share of the weights' upload in it, and
@@ -157,6 +165,7 @@ class DevicePlan:
     single_overhead: float = 0.0
     packed_bytes: int = 0
     scratch_bytes: int = 0
+    region_bytes: int = 0
 
     @property
     def fixed_bytes(self) -> int:
@@ -213,7 +222,8 @@ class Plan:
     has run before. ``graph`` is the digest of the graph after the passes, ``passes`` names these in
     order, ``kernels`` is the digest of the kernel set, ``cost_model`` the version of the costs:
     with the devices' drivers and fingerprints, what a plan is fresh for. ``precision`` is what
-    kernels were permitted to lose. ``explainer`` holds what the plan was made from, and ``told``
+    kernels were permitted to lose. ``streamed`` are the weights that do not stay on their devices:
+    steps bring them in each run. ``explainer`` holds what the plan was made from, and ``told``
     what the devices had to do without in its last run; neither is part of the data.
     """
 
@@ -234,6 +244,7 @@ class Plan:
     splits: tuple[Split, ...] = ()
     goal: Goal = field(default_factory=Goal)
     rungs: tuple[Rung, ...] = ()
+    streamed: tuple[Streamed, ...] = ()
     horizon: Horizon = field(default_factory=Horizon)
     precision: str = HIGHEST
     schema: str = SCHEMA
@@ -323,7 +334,7 @@ class Plan:
             head.append(
                 f"  {part.id} {part.name}: {self.shares()[part.id]:.0%} of the ops, {said}, "
                 f"arena {part.arena_bytes} B, scratch {part.scratch_bytes} B, "
-                f"weights {part.fixed_bytes} B"
+                f"weights {part.fixed_bytes} B{self._brought(part)}"
             )
         told = (self.rounding,) if self.rounding else ()
         head += [f"  {said}" for said in (*told, *self.splits, *self.rungs)]
@@ -348,6 +359,23 @@ class Plan:
             at = "" if choice.finish is None else f", would end {choice.finish * 1e3:.3f} ms"
             lines.append(f" {mark} {choice} {choice.kernel}{at}")
         return "\n".join(lines)
+
+    def streamed_bytes(self) -> dict[str, int]:
+        """Bytes of weights that each run brings, by device; those with none are left out."""
+        found: dict[str, int] = {}
+        for one in self.streamed:
+            found[one.device] = found.get(one.device, 0) + one.nbytes
+        return found
+
+    def _brought(self, part: DevicePlan) -> str:
+        nbytes = self.streamed_bytes().get(part.id, 0)
+        if not nbytes:
+            return ""
+        took = sum(s.seconds for s in self.steps if s.brings_weight and s.device == part.id)
+        return (
+            f", {nbytes} B more brought each run in {took * 1e3:.3f} ms of the link through "
+            f"{part.region_bytes} B of the arena"
+        )
 
     @property
     def rounding(self) -> str:
@@ -413,6 +441,7 @@ _PARTS: Mapping[str, type[Any]] = {
     "Split": Split,
     "Goal": Goal,
     "Rung": Rung,
+    "Streamed": Streamed,
     "Horizon": Horizon,
 }
 

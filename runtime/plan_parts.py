@@ -50,8 +50,9 @@ class Rung:
     """A way that was tried to fit a plan into a device's memory, in the order of the ladder.
 
     Attributes:
-        name: "reorder", "recompute", "split", "spill" or "elsewhere".
-        taken: whether the plan is this one; the last of a plan's rungs is.
+        name: "reorder", "recompute", "split", "spill", "stream" or "elsewhere".
+        taken: whether the plan is this one; the last of a plan's rungs is. Of the last three those
+            that fit are compared, and the fastest is.
         device: the device with least room for it.
         needs, budget: bytes of that device.
         seconds: predicted seconds that a run takes longer than without the budget.
@@ -67,12 +68,45 @@ class Rung:
     edits: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        fits = "takes" if self.taken else "would still take"
+        still = "still " if self.needs > self.budget else ""
+        fits = "takes" if self.taken else f"would {still}take"
         done = f" ({', '.join(self.edits)})" if self.edits else ""
         return (
             f"memory: {self.name}{done}: {self.device} {fits} {self.needs} B of {self.budget} B, "
             f"{self.seconds * 1e3:+.3f} ms a run"
         )
+
+
+Key = tuple[str, int | None]
+"""A weight: the constant's name and None, or an op's and the number of its packed constant."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A weight that each run brings from the host for one op, and its place on the device.
+
+    Attributes:
+        name: of the step that copies it; no other step or value has it.
+        device: where it is read.
+        op: the node that reads it.
+        weight: the constant, as the graph has it; "" for one in a kernel's own layout.
+        pack: for such a one, which of the op's packed constants it is.
+        offset: bytes from the start of the device's arena, where it lies until the op is done.
+        nbytes: its size.
+    """
+
+    name: str
+    device: str
+    op: str
+    weight: str
+    pack: int | None
+    offset: int
+    nbytes: int
+
+    @property
+    def key(self) -> Key:
+        """Which weight it is, wherever it is brought to."""
+        return (self.weight, None) if self.pack is None else (self.op, self.pack)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from crossdock.devices.program import Lowered
 from crossdock.kernels.kernel_set import kernel_set
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import costing, footprint, goals, steps
@@ -19,7 +20,7 @@ from crossdock.runtime.goals import Wanted
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.placement import edges_of, problem_of
 from crossdock.runtime.plan import HOST, Constraints, Plan, Step
-from crossdock.runtime.plan_parts import Goal
+from crossdock.runtime.plan_parts import Goal, Key
 from crossdock.runtime.prediction import predict_run
 from crossdock.runtime.rules import Rules
 from crossdock.runtime.simulate import simulate
@@ -40,7 +41,9 @@ class Options:
     but code that takes seconds to load, and a plan that depends on the time there was. Without,
     the same graph, target and options give the same plan. ``homes`` names the one device of nodes
     that are parts of a split, by node name. ``builds`` spreads what kernels take to build over the
-    expected runs, as uploads are; the plan's times are those of a run by itself then.
+    expected runs, as uploads are; the plan's times are those of a run by itself then. ``kernels``
+    has the device and kernel of nodes that keep theirs, where they stay there. ``resident`` are
+    weights that devices hold already, and go on to: where some have to be brought, it is others.
     ``sites`` says where the inputs lie, and which outputs stay.
     """
 
@@ -53,6 +56,8 @@ class Options:
     homes: Mapping[str, str] = field(default_factory=dict)
     builds: bool = False
     sites: Sites = ON_HOST
+    kernels: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    resident: frozenset[tuple[str, Key]] = frozenset()
 
     @property
     def plain(self) -> bool:
@@ -68,7 +73,13 @@ class Known:
     lowerings: footprint.Lowerings = field(default_factory=dict)
     offers: dict[int, tuple[Node, Offers]] = field(default_factory=dict)
 
-    def offered(self, graph: Graph, nodes: Sequence[Node], target: Target) -> dict[str, Offers]:
+    def offered(
+        self,
+        graph: Graph,
+        nodes: Sequence[Node],
+        target: Target,
+        kernels: Mapping[str, tuple[str, str]],
+    ) -> dict[str, Offers]:
         """The offers for nodes; those of a node that another graph had are as they were."""
         made = {}
         for node in nodes:
@@ -81,6 +92,7 @@ class Known:
                     target.model,
                     self.estimates,
                     target.permission,
+                    dict([kernels[node.name]] if node.name in kernels else ()),
                 )
                 found = self.offers[id(node)] = node, offers  # the node is kept, and so its id
             made[node.name] = found[1]
@@ -107,7 +119,7 @@ class Planning:
         self.graph, self.target, self.options = graph, target, options
         self.known = Known() if known is None else known
         self.placed = [n for n in graph.nodes if not costing.is_alias(n)]
-        self.offered = self.known.offered(graph, self.placed, target)
+        self.offered = self.known.offered(graph, self.placed, target, options.kernels)
         self.rules = Rules(options.constraints, target, graph, options.homes)
         self.wanted = Wanted(options.objective, target.watts, options.constraints.max_share)
         self.edges = edges_of(graph, self.placed)
@@ -218,6 +230,16 @@ class Planning:
     def _problem(self) -> Problem:
         return self.problem(self.rules)
 
+    def lowered(self, step: Step) -> Lowered:
+        """What an op of a plan is lowered to."""
+        kernel, call = self._kernel_of(step)
+        return footprint.lowered(kernel, call, self.target.info(step.device), self.known.lowerings)
+
+    def counted(self, plan: Plan) -> Plan:
+        """The plan with what its kernels keep and take on each device."""
+        infos = {d.id: d for d in self.target.devices}
+        return footprint.counted(plan, self.graph, self._kernel_of, infos, self.known.lowerings)
+
     def _kernel_of(self, step: Step) -> tuple[Kernel, OpCall]:
         offers = self.offered[step.name]
         return offers.best[step.device].kernel, offers.call
@@ -245,8 +267,7 @@ class Planning:
         )
         if late or self.options.builds or not self.options.sites.plain:
             plan = _retimed(plan, self.target.capacity)
-        infos = {d.id: d for d in self.target.devices}
-        plan = footprint.counted(plan, self.graph, self._kernel_of, infos, self.known.lowerings)
+        plan = self.counted(plan)
         if not brief:
             plan = replace(
                 plan,

@@ -489,6 +489,7 @@ def _measure_links(
     for device in devices:
         if device is not host:
             measure.measure_link(host, device, model)
+            measure.measure_pinned(host, device, model)
     for a in devices:
         for b in devices:
             if (a is not b and b.copies_from(a)) or (within and a is b is not host):

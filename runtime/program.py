@@ -15,11 +15,13 @@ import numpy as np
 from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device
 from crossdock.runtime.binding import CompiledOp, bind_op
 from crossdock.runtime.ends import Ends, ends
+from crossdock.runtime.errors import OutOfMemory
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.keeping import Slot
 from crossdock.runtime.losses import blaming
 from crossdock.runtime.order import step_clocks
 from crossdock.runtime.plan import HOST, Plan, Step
+from crossdock.runtime.plan_parts import Key, Streamed
 from crossdock.runtime.segments import Segment
 from crossdock.runtime.tensor import Array, TensorSpec
 
@@ -43,6 +45,9 @@ class Windows:
 class Program:
     """A plan made ready on opened devices; shared by all runs.
 
+    ``given_up`` are devices that hold nothing for it any more.
+    ``streamed`` has the weights that each run brings, by the name of the step that copies them, in
+    host memory: contiguous bytes.
     ``watched``: a launch is a segment of its own, and its results are looked at (``finite``).
     """
 
@@ -51,10 +56,12 @@ class Program:
     devices: Mapping[str, Device]
     roots: Mapping[str, str]
     ops: Mapping[int, CompiledOp]
-    residents: Mapping[tuple[str, str], Buffer]
+    residents: dict[tuple[str, str], Buffer]
     segments: tuple[Segment, ...]
     windows: Windows
+    streamed: Mapping[str, Array] = field(default_factory=dict)
     watched: bool = False
+    given_up: set[str] = field(default_factory=set)
 
     @cached_property
     def offsets(self) -> Mapping[str, Mapping[str, int]]:
@@ -91,6 +98,37 @@ class Program:
         place = sum(step.queue == queue for step in steps[:last])
         return self.clocks[first].get(queue, 0) > place
 
+    @cached_property
+    def stays(self) -> Mapping[str, Streamed]:
+        """The weights that each run brings, by the name of the step that copies them."""
+        return {stay.name: stay for stay in self.plan.streamed}
+
+    @property
+    def held(self) -> Mapping[tuple[str, Key], int]:
+        """Bytes of the weights that stay on devices, with these."""
+        made: dict[tuple[str, Key], int] = {
+            (device, (name, None)): buffer.nbytes
+            for (name, device), buffer in self.residents.items()
+        }
+        for index, op in self.ops.items():
+            step = self.plan.steps[index]
+            made.update(
+                ((step.device, (step.name, i)), buffer.nbytes) for i, buffer in op.packed.items()
+            )
+        return made
+
+    def give_up(self, device: str) -> None:
+        """Hold no weights on a device any more: there is too little memory for the program.
+
+        Instances that there are can be run still, and no more are made.
+        """
+        self.given_up.add(device)
+        for key in [key for key in self.residents if key[1] == device]:
+            del self.residents[key]
+        for index, op in self.ops.items():
+            if self.plan.steps[index].device == device:
+                op.packed.clear()
+
     @property
     def host_only(self) -> bool:
         """True where nothing leaves the host's compute queue."""
@@ -119,6 +157,11 @@ class Instance:
 
 def instantiate(program: Program) -> Instance:
     """Allocate arenas and bind everything to them; raises OutOfMemory."""
+    for device in program.given_up:
+        raise OutOfMemory(
+            f"{device} has too little memory for {program.graph.name!r:.80} as it was planned",
+            device=device,
+        )
     return _Binder(program).instance
 
 
@@ -135,6 +178,9 @@ def buffer_of(program: Program, instance: Instance, value: str, device: str) -> 
 class _Binder:
     def __init__(self, program: Program) -> None:
         self.program = program
+        self._stays: dict[tuple[str, str], dict[Key, Streamed]] = {}
+        for stay in program.plan.streamed:
+            self._stays.setdefault((stay.device, stay.op), {})[stay.key] = stay
         arenas = {
             d.id: self._allocate(d.id, d.arena_bytes, "arena")
             for d in program.plan.devices
@@ -205,6 +251,10 @@ class _Binder:
     def _bind(self, part: Segment) -> None:
         program = self.program
         step = program.plan.steps[part.steps[0]]
+        if step.brings_weight:
+            here = self._place(program.stays[step.name])
+            self.instance.copies[part.index] = here, program.streamed[step.name]
+            return
         if step.arrives or step.departs:
             here = self._at(step.name, step.dst)
             self.instance.copies[part.index] = here, here
@@ -228,10 +278,20 @@ class _Binder:
 
     def _bind_launch(self, step: Step) -> list[Bound]:
         op = self.program.ops[step.index]
+        roots = self.program.roots
+        stays = self._stays.get((step.device, step.name), {})
+        brought = {key: self._place(stay) for key, stay in stays.items()}
         inputs = [
-            None if v is None or i in op.lowered.unused else self._at(v, step.device)
+            None
+            if v is None or i in op.lowered.unused
+            else brought.get((roots[v], None)) or self._at(v, step.device)
             for i, v in enumerate(step.inputs)
         ]
+        packed = {pack: buffer for (_, pack), buffer in brought.items() if pack is not None}
         outputs = [self._at(v, step.device) for v in step.outputs]
         scratch = self._scratch.get(step.device, [])[: len(op.lowered.scratch)]
-        return bind_op(op, inputs, outputs, scratch, step.name, step.seconds)
+        return bind_op(op, inputs, outputs, scratch, step.name, step.seconds, packed)
+
+    def _place(self, stay: Streamed) -> Buffer:
+        """Where a weight lies that each run brings, while its op needs it."""
+        return self.instance.arenas[stay.device].view(stay.offset, stay.nbytes)

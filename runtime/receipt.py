@@ -90,7 +90,8 @@ class Receipt:
 
     ``recoveries`` are the failures on the way; ``ops`` then say where each op ran last.
     ``avoided`` has by "SRC->DST" the bytes that the plan copies and that stayed on their device:
-    inputs fed from it, and outputs kept on it.
+    inputs fed from it, and outputs kept on it. ``streamed`` has by "SRC->DST" those bytes of
+    ``links`` that were weights, which have no room to stay on their device.
     """
 
     graph_name: str
@@ -102,6 +103,7 @@ class Receipt:
     notes: tuple[str, ...] = ()
     recoveries: tuple[Recovery, ...] = ()
     avoided: Mapping[str, int] = field(default_factory=dict)
+    streamed: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def devices(self) -> dict[str, str]:
@@ -156,7 +158,14 @@ def make_receipt(
         for s in fallbacks(plan, asked)
     )
     return Receipt(
-        plan.graph_name, digest, ops, _transfers(plan, spans), plan.predicted, seconds, notes
+        plan.graph_name,
+        digest,
+        ops,
+        _transfers(plan, spans),
+        plan.predicted,
+        seconds,
+        notes,
+        streamed=_streamed(plan.copies()),
     )
 
 
@@ -214,6 +223,7 @@ def recovered_receipt(
         for op in first.ops
     ]
     links: dict[str, LinkReceipt] = {}
+    crossed = tuple(crossed)
     for copy in (step for step in crossed if step.src != step.dst):
         name, one = f"{copy.src}->{copy.dst}", LinkReceipt(copy.nbytes, 1, copy.seconds, None)
         links[name] = links[name] + one if name in links else one
@@ -222,9 +232,20 @@ def recovered_receipt(
         first,
         ops=tuple(ops),
         transfers=links,
+        streamed=_streamed(crossed),
         notes=(*first.notes, *map(str, new)),
         recoveries=(*first.recoveries, *new),
     )
+
+
+def _streamed(copies: Iterable[Step]) -> dict[str, int]:
+    """Bytes of weights by link."""
+    made: dict[str, int] = {}
+    for copy in copies:
+        if copy.brings_weight:
+            name = f"{copy.src}->{copy.dst}"
+            made[name] = made.get(name, 0) + copy.nbytes
+    return made
 
 
 def _transfers(plan: Plan, spans: Mapping[str, list[Span]]) -> dict[str, LinkReceipt]:

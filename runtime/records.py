@@ -84,7 +84,9 @@ def save(name: str, ready: Ready) -> bool:
     told = {
         "plan": program.plan.to_json(),
         "ops": ops,
-        "packed": [[order[id(buffer)] for buffer in op.packed] for op in program.ops.values()],
+        "packed": [
+            [order[id(buffer)] for buffer in op.packed.values()] for op in program.ops.values()
+        ],
         "residents": [[root, order[id(b)]] for (root, _), b in program.residents.items()],
         "roots": dict(program.roots),
         "specs": {name: [spec.dtype, *spec.dims] for name, spec in program.graph.specs.items()},
@@ -143,7 +145,7 @@ def _plain_call(program: Program, step: Step, large: list[Array]) -> list[Any] |
 
 def _buffers(program: Program) -> list[CpuBuffer]:
     """The weights, each once."""
-    packed = (buffer for op in program.ops.values() for buffer in op.packed)
+    packed = (buffer for op in program.ops.values() for buffer in op.packed.values())
     found = {id(b): b for b in (*packed, *program.residents.values())}
     return [buffer for buffer in found.values() if isinstance(buffer, CpuBuffer)]
 
@@ -226,4 +228,4 @@ def _op(
     else:
         calls = tuple(cpu_steps.read(form) for form in steps)
         lowered = Lowered(calls, tuple(scratch), (), frozenset(unused))
-    return CompiledOp(lowered, tuple(map(device.compile, lowered.steps)), tuple(packed))
+    return CompiledOp(lowered, tuple(map(device.compile, lowered.steps)), dict(enumerate(packed)))

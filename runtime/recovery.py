@@ -13,22 +13,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from crossdock.runtime import costing, degrade, fallback, planner
+from crossdock.runtime import degrade, fallback, planner
 from crossdock.runtime.config import PREPARING
 from crossdock.runtime.errors import DeviceError, PlanError
 from crossdock.runtime.executor import Outcome, Run, late
 from crossdock.runtime.fleet import Fleet, Pressure, hopeless
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.lineage import Lineage, shy
-from crossdock.runtime.losses import said
-from crossdock.runtime.plan import Constraints, Plan, Step
-from crossdock.runtime.pool import Deadline
+from crossdock.runtime.losses import let_go, said
+from crossdock.runtime.plan import HOST, Constraints, Plan
+from crossdock.runtime.plan_parts import Key
+from crossdock.runtime.pool import Deadline, free_caches
 from crossdock.runtime.prepare import concerning, target_of
 from crossdock.runtime.ready import Ready, check_free, make_ready
 from crossdock.runtime.receipt import Receipt, Recovery, recovered_receipt
-from crossdock.runtime.refused import refused
 from crossdock.runtime.residency import matches
-from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.tensor import Array
 
 ATTEMPTS = 4
@@ -70,6 +69,7 @@ class Rescue:
         pressure = Pressure()
         try:
             for _ in range(ATTEMPTS * len(self._ready.program.devices)):
+                let_go(error)
                 try:
                     self._go_on(error, pressure)
                 except DeviceError as again:
@@ -92,6 +92,9 @@ class Rescue:
                 another one where a device failed at it.
         """
         lineage, action = self._known(), self._fleet.survive(error, pressure)
+        if error.device in self._fleet.tight:
+            self._ready.program.give_up(error.device)
+            free_caches()
         rest = lineage.rest()
         if rest is None:
             self._tell(error, action, None)
@@ -158,18 +161,25 @@ def placed(rest: Graph, first: Ready, fleet: Fleet) -> Ready:
     able = {name for name in devices if name not in target.broken}
     staying = able - fleet.tight
     homes = {s.name: s.device for s in before.values() if s.device in staying}
+    held = first.program.held
     left = concerning(rest, _pinned(config.constraints, rest, homes))
+    left = _beside(left, rest, held, {d.id: d.memory_bytes for d in target.devices})
     config = replace(config, constraints=left)
     options = planner.Options(
-        "auto", config.constraints, config.expected_runs, objective=config.objective, homes=homes
+        "auto",
+        config.constraints,
+        config.expected_runs,
+        objective=config.objective,
+        homes=homes,
+        kernels={name: (step.device, step.kernel) for name, step in before.items()},
+        resident=frozenset(held),
     )
     found = degrade.plan_best(rest, target, options, split=False)
     fallback.check(found.plan, asked, config.fallback, rest)
-    plan = _with_kernels(found.plan, before, rest)
-    check_free(plan)
+    check_free(found.plan)
     return make_ready(
         rest,
-        Planned(found.split, plan),
+        found,
         asked,
         devices,
         1,
@@ -182,6 +192,21 @@ def placed(rest: Graph, first: Ready, fleet: Fleet) -> Ready:
     )
 
 
+def _beside(
+    constraints: Constraints,
+    rest: Graph,
+    held: Mapping[tuple[str, Key], int],
+    memory: Mapping[str, int],
+) -> Constraints:
+    """With the memory of devices that what is held there for other ops leaves to the rest."""
+    mine = {*rest.constants, *(node.name for node in rest.nodes)}
+    budgets = {**constraints.memory}
+    for (device, (name, _)), nbytes in held.items():
+        if device != HOST and name not in mine:
+            budgets[device] = max(0, budgets.get(device, memory[device]) - nbytes)
+    return replace(constraints, memory=budgets)
+
+
 def _pinned(constraints: Constraints, rest: Graph, homes: Mapping[str, str]) -> Constraints:
     """With pins for the ops alone that have no home yet: a pin may be younger than a home."""
     pins = {
@@ -191,18 +216,3 @@ def _pinned(constraints: Constraints, rest: Graph, homes: Mapping[str, str]) -> 
         if node.name not in homes and matches(pattern, node)
     }
     return replace(constraints, pin=pins)
-
-
-def _with_kernels(plan: Plan, before: Mapping[str, Step], rest: Graph) -> Plan:
-    """The plan with the kernels that ops had before, where they are on the same device."""
-    keys = {name: call.key() for name, call in costing.op_calls(rest).items()}
-    prints = {part.id: part.fingerprint for part in plan.devices}
-
-    def same(step: Step) -> Step:
-        old = before.get(step.name) if step.kind == "launch" else None
-        if old is None or old.device != step.device or step.name not in keys:
-            return step
-        mark = (prints[step.device], old.kernel, keys[step.name])
-        return step if mark in refused() else replace(step, kernel=old.kernel, rounds=old.rounds)
-
-    return replace(plan, steps=tuple(map(same, plan.steps)))

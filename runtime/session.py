@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -45,12 +45,16 @@ _Shapes = tuple[tuple[Dim, ...], ...]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Predicted seconds of a run with an 80 % interval, and peak bytes by device id."""
+    """Predicted seconds of a run with an 80 % interval, and peak bytes by device id.
+
+    ``streamed_bytes`` has the bytes of weights that each run brings to a device, by its id.
+    """
 
     seconds: float
     low: float
     high: float
     peak_bytes: Mapping[str, int]
+    streamed_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Session:
@@ -136,7 +140,8 @@ class Session:
         found, plan = self._bound(), self.plan
         slow = found.slowdown() if isinstance(found, Ready) else 1.0
         seconds = (plan.predicted * slow, plan.low * slow, plan.high * slow)
-        return Estimate(*seconds, {d.id: d.peak_bytes for d in plan.devices})
+        peaks = {d.id: d.peak_bytes for d in plan.devices}
+        return Estimate(*seconds, peaks, plan.streamed_bytes())
 
     def bind(
         self,

@@ -90,6 +90,7 @@ class StageLog:
         """One receipt; the seconds of an op that ran several times are summed."""
         ops: list[OpReceipt] = []
         links: dict[str, LinkReceipt] = {}
+        streamed: dict[str, int] = {}
         notes: list[str] = []
         recoveries: list[Recovery] = []
         for entry in self.entries.values():
@@ -109,10 +110,12 @@ class StageLog:
             for name, link in part.transfers.items():
                 many = link.times(entry.runs)
                 links[name] = links[name] + many if name in links else many
+            for name, nbytes in part.streamed.items():
+                streamed[name] = streamed.get(name, 0) + nbytes * entry.runs
         predicted = sum(e.plan.predicted * e.runs for e in self.stages())
         return Receipt(
             self.name, self.digest(Plan.digest), tuple(ops), links, predicted, seconds,
-            tuple(notes), tuple(recoveries),
+            tuple(notes), tuple(recoveries), streamed=streamed,
         )  # fmt: skip
 
     def digest(self, part: Callable[[Plan], str]) -> str:
@@ -161,6 +164,7 @@ class _Joiner:
             cost_model=plans[0].cost_model if plans else "",
             kernels=plans[0].kernels if plans else "",
             passes=plans[0].passes if plans else (),
+            streamed=tuple(one for plan in plans for one in plan.streamed),
             precision=plans[0].precision if plans else HIGHEST,
             explainer=StagesExplainer(tuple(plans)),
         )
@@ -240,5 +244,6 @@ def _both(a: DevicePlan, b: DevicePlan) -> DevicePlan:
         resident_bytes=a.resident_bytes + b.resident_bytes,
         packed_bytes=a.packed_bytes + b.packed_bytes,
         scratch_bytes=a.scratch_bytes + b.scratch_bytes,
+        region_bytes=a.region_bytes + b.region_bytes,
         single_seconds=alone,
     )

@@ -87,7 +87,7 @@ def build(
         )
         for d in devices
     )
-    spread = math.sqrt(sum(((s.high - s.low) / 2) ** 2 for s in waited))
+    spread = spread_of(waited)
     return Plan(
         graph="" if brief else graph.digest(),
         graph_name=graph.name,
@@ -104,6 +104,11 @@ def build(
     )
 
 
+def spread_of(steps: Sequence[Step]) -> float:
+    """Half of the interval of steps' times together, as of independent ones."""
+    return math.sqrt(sum(((s.high - s.low) / 2) ** 2 for s in steps))
+
+
 def _finite(x: float | None) -> float | None:
     return x if x is not None and math.isfinite(x) else None
 
@@ -111,6 +116,12 @@ def _finite(x: float | None) -> float | None:
 _LINK_SPREAD = (0.7, 1.5)
 _GUESS_SPREAD = (0.1, 10.0)
 """Factors to the ends of a copy's 80 % interval, where its link was measured and where not."""
+
+
+def copy_spread(seconds: float, *, measured: bool) -> tuple[float, float, str]:
+    """The ends of the 80 % interval of a copy's seconds, and their source."""
+    low, high = _LINK_SPREAD if measured else _GUESS_SPREAD
+    return seconds * low, seconds * high, "measured" if measured else "unknown"
 
 
 class _Drafts:
@@ -262,7 +273,7 @@ class _Drafts:
     def _copy(
         self, value: str, src: str, dst: str, start: float, seconds: float, *, stays: bool = False
     ) -> None:
-        low, high = _LINK_SPREAD if (src, dst) in self.measured else _GUESS_SPREAD
+        low, high, source = copy_spread(seconds, measured=(src, dst) in self.measured)
         step = Step(
             index=-1,
             kind="copy",
@@ -274,9 +285,9 @@ class _Drafts:
             waits=(),
             start=start,
             seconds=seconds,
-            low=seconds * low,
-            high=seconds * high,
-            source="measured" if (src, dst) in self.measured else "unknown",
+            low=low,
+            high=high,
+            source=source,
             src=src,
             dst=dst,
             nbytes=self.graph.specs[value].nbytes,

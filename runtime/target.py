@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.links import link_ends
+from crossdock.devices.links import link_ends, pinned_ends
 from crossdock.kernels.precision import PLAIN, Permission
 from crossdock.scheduler import CostModel, LinkModel
 
@@ -48,6 +48,11 @@ class Target:
         if rates is not None:
             return LinkModel(rates.launch_s, ((1.0, rates.bandwidth / 2),))
         return found or DEFAULT_LINK
+
+    def weights_link(self, dst: DeviceInfo) -> LinkModel:
+        """The link for copies of weights, which lie in pinned memory where a device has that."""
+        host = self.devices[0]
+        return self.model.link(*pinned_ends(host, dst)) or self.link(host, dst)
 
     @cached_property
     def direct(self) -> frozenset[tuple[str, str]]:

@@ -134,7 +134,7 @@ def _prepare(
     began = time.perf_counter()
     op = compile_op(device, kernel, call, lowered)
     built = time.perf_counter() - began
-    held += op.packed
+    held += op.packed.values()
     read = [
         (i, spec)
         for i, spec in enumerate(call.inputs)
@@ -178,11 +178,11 @@ class _Constants:
     """One copy of what a kernel reads that never changes."""
 
     inputs: dict[int, Buffer]
-    packed: tuple[Buffer, ...]
+    packed: dict[int, Buffer]
 
     @property
     def nbytes(self) -> int:
-        return sum(b.nbytes for b in (*self.inputs.values(), *self.packed))
+        return sum(b.nbytes for b in (*self.inputs.values(), *self.packed.values()))
 
 
 def _more_constants(
@@ -196,8 +196,8 @@ def _more_constants(
     made = []
     for _ in range(wanted - 1):
         inputs = {i: device.upload(call.constants[i], "measuring") for i in first.inputs}
-        packed = tuple(device.upload(array, "measuring") for array in arrays)
-        held += [*inputs.values(), *packed]
+        packed = {i: device.upload(array, "measuring") for i, array in enumerate(arrays)}
+        held += [*inputs.values(), *packed.values()]
         made.append(_Constants(inputs, packed))
     return made
 

@@ -53,7 +53,7 @@ def run_kernel(
             event.wait()
         return [read(device, b, s) for b, s in zip(outputs, call.outputs, strict=True)]
     finally:
-        for buffer in (*inputs, *outputs, *scratch, *op.packed):
+        for buffer in (*inputs, *outputs, *scratch, *op.packed.values()):
             if buffer is not None:
                 buffer.release()
 

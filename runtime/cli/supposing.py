@@ -31,5 +31,6 @@ def supposing(command: Any) -> Any:
         click.option("--link", **options.pairs("A:B=GB/s", options.gigabytes_per_second),
                      help="Plan with this bandwidth between two devices; A->B for one direction."),
         click.option("--memory", **options.pairs("ID=BYTES", options.nbytes),
-                     help="Memory budget of a device, such as 512Mi or 2G."),
+                     help="Memory budget of a device, such as 512Mi or 2G; weights beyond it are "
+                     "brought by each run, or ops go elsewhere."),
     )  # fmt: skip

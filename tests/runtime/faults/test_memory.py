@@ -21,11 +21,13 @@ N = 64
 BYTES = 4 * N * N
 
 
-def wide() -> Graph:
-    """Eight values alive at once, unless they are made in another order."""
+def wide(rows: int = N) -> Graph:
+    """Eight values alive at once, unless they are made in another order; weights of ``rows``."""
     b = xd.GraphBuilder()
     x = b.input("x", (N, N))
-    parts = [b.add(x, b.constant(np.full((N, N), i, np.float32)), label=f"p{i}") for i in range(8)]
+    parts = [
+        b.add(x, b.constant(np.full((rows, N), i, np.float32)), label=f"p{i}") for i in range(8)
+    ]
     sums = [b.reduce_sum(p, axes=[1], label=f"s{i}") for i, p in enumerate(parts)]
     total = sums[0]
     for i, one in enumerate(sums[1:]):
@@ -86,7 +88,7 @@ def test_less_memory_than_was_said_is_planned_for(faulty: FaultyMachine) -> None
 
 
 def test_a_device_with_too_little_for_anything_is_left_out(faulty: FaultyMachine) -> None:
-    graph = wide()
+    graph = wide(rows=1)  # whose weights leave no room where they are given up
     inner = SimDevice(SimSpec("inside", memory_bytes=64 * BYTES))
     device = faulty.add("a", inner=inner)
     faulty.add("b")
@@ -105,7 +107,7 @@ def test_a_device_with_too_little_for_anything_is_left_out(faulty: FaultyMachine
 
 
 def test_with_nowhere_to_go_the_refusal_has_the_numbers(faulty: FaultyMachine) -> None:
-    graph = wide()
+    graph = wide(rows=1)  # whose weights leave no room where they are given up
     inner = SimDevice(SimSpec("inside", memory_bytes=64 * BYTES))
     device = faulty.add("a", inner=inner)
     with session_on(graph, A, fallback="forbid") as session:
