@@ -153,6 +153,40 @@ def test_run(versus: Any) -> None:
 
 
 @pytest.mark.benchmark(group="overhead")
+@pytest.mark.parametrize("device", ["cpu:0", "opencl:0"])
+def test_run_that_keeps(device: str, versus: Any) -> None:
+    """A run of one tiny add whose output stays and is fed to the next; beside it, host to host.
+
+    With ``donate`` the next output is written to its memory, and nothing is allocated.
+    """
+    if device not in {info.id for info in xd.devices()}:
+        pytest.skip(f"{device} is not here")
+    feed, graph = np.zeros(16, np.float32), add_chain(1)
+    rules = xd.Constraints(pin={"*": device})
+    with (
+        xd.compile(graph, ["cpu:0", device], constraints=rules, threads=1) as host,
+        xd.compile(
+            graph,
+            ["cpu:0", device],
+            constraints=rules,
+            threads=1,
+            feeds_on=device,
+            outputs="device",
+        ) as session,
+    ):
+        state = [session.run({"x": feed})["y"]]
+
+        def kept(**options: Any) -> None:
+            state[0] = session.run({"x": state[0]}, **options)["y"]
+
+        others = {
+            "host to host": in_a_row(lambda: host.run({"x": feed})),
+            "donated": in_a_row(lambda: kept(donate=("x",))),
+        }
+        versus(in_a_row(kept), others, rounds=100, runs=ROW)
+
+
+@pytest.mark.benchmark(group="overhead")
 def test_receipt(versus: Any) -> None:
     """A run with its receipt read, of 1,000 tiny adds; beside it the run alone, and a profiled one.
 

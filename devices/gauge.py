@@ -21,7 +21,8 @@ class Gauge:
     def show(self, used: int) -> None:
         """Set what is in use, where the allocator counts by itself."""
         self.used = used
-        self.peak = max(self.peak, used)
+        if used > self.peak:
+            self.peak = used
 
     def reset(self) -> None:
         """Forget the peak: it is what is in use now."""

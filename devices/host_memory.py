@@ -7,6 +7,7 @@ import functools
 import mmap
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,16 @@ def aligned_empty(size: int, dtype: str) -> Array:
     return made
 
 
+class _Block(np.ndarray[Any, Any]):
+    """The memory of a buffer: as it is freed, its share of the device's memory is given back."""
+
+    share: Share
+    counted: int
+
+    def __del__(self) -> None:
+        self.share.give(self.counted)
+
+
 class Budget:
     """Blocks of host memory for one device, within its share of the memory; safe for threads."""
 
@@ -56,14 +67,16 @@ class Budget:
         self.share.take(nbytes, label)
         alignment = HUGE_PAGE if nbytes >= HUGE_PAGE else ALIGNMENT
         try:
-            raw = np.empty(nbytes + alignment, np.uint8)
+            block = _Block((nbytes + alignment,), np.uint8)
         except MemoryError:
             self.share.give(nbytes)
             raise self.share.refusal(nbytes, self.free, label) from None
-        weakref.finalize(raw, self.share.give, nbytes).atexit = False
-        start = -int(raw.ctypes.data) % alignment
+        block.share, block.counted = self.share, nbytes
+        raw = block.view(np.ndarray)  # whose views keep the block, which owns the memory
+        address = int(raw.ctypes.data)
+        start = -address % alignment
         if alignment == HUGE_PAGE:
-            _advise()(int(raw.ctypes.data) + start, nbytes // HUGE_PAGE * HUGE_PAGE)
+            _advise()(address + start, nbytes // HUGE_PAGE * HUGE_PAGE)
         return raw[start : start + nbytes]
 
     def adopt(self, array: Array, label: str) -> Array:
@@ -99,7 +112,7 @@ class HostBuffer(Buffer):
         self.device = device
         self.nbytes = memory.size
         self._memory: Array | None = memory
-        self._address = int(memory.ctypes.data) if address is None else address
+        self._address = address
 
     def bytes(self) -> Array:
         """The memory as uint8[nbytes]."""
@@ -118,7 +131,9 @@ class HostBuffer(Buffer):
 
     def address(self) -> int:
         """Where the memory begins."""
-        self.bytes()
+        memory = self.bytes()
+        if self._address is None:
+            self._address = int(memory.ctypes.data)
         return self._address
 
     def view(self, offset: int, nbytes: int) -> HostBuffer:
@@ -129,7 +144,7 @@ class HostBuffer(Buffer):
                 f"{self.nbytes}; offsets are multiples of {ALIGNMENT}"
             )
         window = self.bytes()[offset : offset + nbytes]
-        return type(self)(self.device, window, self._address + offset)
+        return type(self)(self.device, window, self.address() + offset)
 
     def release(self) -> None:
         """Drop the memory; it is freed when no view or command buffer holds it."""
@@ -137,7 +152,7 @@ class HostBuffer(Buffer):
 
     def shaped(self, spec: TensorSpec) -> Array:
         """The memory as an array of ``spec``, for the device's own use."""
-        return np.ndarray(spec.dims, to_numpy(spec.dtype), self.bytes()[: spec.nbytes])
+        return np.ndarray(spec.dims, to_numpy(spec.dtype), self.bytes())
 
 
 def copy_bytes(target: Array, source: Array) -> None:

@@ -208,6 +208,12 @@ def open_device(device_id: str, threads: int | None = None, limit: int | None = 
         return found
 
 
+def opened() -> dict[str, Device]:
+    """The devices that are open, by id; of those opened with several options any."""
+    with _LOCK:
+        return {key[0]: device for key, device in _OPEN.items()}
+
+
 def _forked() -> None:
     """In a child: what was open before is unusable, and so are locks that a thread held."""
     if _OPEN:

@@ -7,7 +7,6 @@ what neither its own limit nor the others' shares keep from it.
 
 from __future__ import annotations
 
-import itertools
 import threading
 import weakref
 from collections.abc import Callable
@@ -24,11 +23,19 @@ class _Memory:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # a finalizer may run inside of `take`
-        self.shares: weakref.WeakValueDictionary[int, Share] = weakref.WeakValueDictionary()
+        self.held: tuple[weakref.ref[Share], ...] = ()
+
+    @property
+    def shares(self) -> list[Share]:
+        """Those whose devices are open."""
+        return [share for one in self.held if (share := one()) is not None]
+
+    def join(self, share: Share) -> None:
+        """Count with a share from now on, as long as it is there."""
+        self.held = (*map(weakref.ref, self.shares), weakref.ref(share))
 
 
 _MEMORIES: dict[str, _Memory] = {}
-_NUMBERS = itertools.count()
 
 
 class Share:
@@ -56,19 +63,31 @@ class Share:
         self._memory = _MEMORIES.setdefault(physical_id, _Memory()) if physical_id else _Memory()
         self.lock = self._memory.lock
         with self.lock:
-            self._memory.shares[next(_NUMBERS)] = self
+            self._memory.join(self)
 
     @property
     def free(self) -> int:
         """Bytes that may still be taken."""
         with self.lock:
-            shares = list(self._memory.shares.values())
-            room = max(s.capacity for s in shares) - sum(s.gauge.used for s in shares)
-            room -= sum(s.cached for s in shares if s is not self)
-            return max(0, min(self.limit - self.gauge.used, room))
+            capacity, taken = self.capacity, self.gauge.used
+            room = self.limit - taken
+            for one in self._memory.held:
+                share = one()
+                if share is None or share is self:
+                    continue
+                taken += share.gauge.used + share.cached
+                if share.capacity > capacity:
+                    capacity = share.capacity
+            if capacity - taken < room:
+                room = capacity - taken
+            return room if room > 0 else 0
 
     def take(self, nbytes: int, label: str = "") -> None:
         """Count bytes before they are allocated; raises OutOfMemory where too few are free."""
+        with self.lock:
+            if nbytes <= self.free:
+                self.gauge.add(nbytes)
+                return
         self.make_room(nbytes)
         with self.lock:
             self.check(nbytes, label)
@@ -86,7 +105,7 @@ class Share:
         """
         if nbytes <= self.free:
             return
-        for share in list(self._memory.shares.values()):
+        for share in self._memory.shares:
             reclaim = share.reclaim()
             if reclaim is not None:
                 reclaim(nbytes)
@@ -114,5 +133,5 @@ class Share:
         )
 
     def _others(self) -> str:
-        shares = [s for s in self._memory.shares.values() if s is not self and s.gauge.used]
+        shares = [s for s in self._memory.shares if s is not self and s.gauge.used]
         return " and ".join(f"{s.device_id} holds {s.gauge.used}" for s in shares)

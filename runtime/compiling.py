@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from crossdock.runtime import request, settings
@@ -13,7 +14,8 @@ from crossdock.runtime.fallback import Fallback, contract_of
 from crossdock.runtime.fixed import fixed
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Constraints, Plan
-from crossdock.runtime.session import Session
+from crossdock.runtime.session import Session, Where
+from crossdock.runtime.sites import sites_of
 from crossdock.scheduler.objective import Objective
 
 
@@ -39,6 +41,8 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     split: bool = True,
     strict: bool = False,
     resident: Mapping[str, Any] | None = None,
+    feeds_on: str | Mapping[str, str] | None = None,
+    outputs: Where = "host",
     check_finite: bool = False,
     verify: str | None = None,
     watchdog: float | None = None,
@@ -87,6 +91,13 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             file that nobody vouches for.
         resident: inputs that keep a value from run to run, by name: copied once to the devices
             that read them, as weights are, and not fed any more.
+        feeds_on: the device that the inputs of runs lie on, or one for each by the input's name;
+            those not named come from the host. A plan is made for that: what lies on a device need
+            not be copied to it. A device that is not among ``devices`` holds inputs and computes
+            nothing. Runs may be fed from elsewhere all the same, and a session that is, for long,
+            plans again. No op is split then.
+        outputs: "device" plans for outputs that stay where they are made, and makes that what runs
+            do unless they are told otherwise.
         check_finite: end a run with NotFinite that names the first op, in the graph's order, that
             made a NaN or an infinity out of finite operands. Steps then run one by one and their
             results are read, so runs take several times as long; kernels are the same ones.
@@ -155,5 +166,6 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
     if deterministic:
         config = determined(config)
     graph = fixed(graph, resident) if resident else graph
+    config = replace(config, sites=sites_of(graph, feeds_on, outputs), outputs=outputs)
     now = not graph.symbols or shapes or dims
     return Session(graph, config, progress, graph.bind(dims, shapes) if now else None)

@@ -12,6 +12,7 @@ from crossdock.kernels.precision import HIGHEST, Permission
 from crossdock.runtime.checks import Checks
 from crossdock.runtime.fallback import ALLOW, Fallback
 from crossdock.runtime.plan import Constraints, Plan
+from crossdock.runtime.sites import ON_HOST, Sites
 from crossdock.scheduler.objective import Objective
 
 Progress = Callable[[str, int, int], None]
@@ -61,6 +62,8 @@ class Config:
     precision: str = HIGHEST
     lost: tuple[DeviceInfo, ...] = ()
     broken: Mapping[str, str] = field(default_factory=dict)
+    sites: Sites = ON_HOST
+    outputs: str = "host"
 
     @property
     def permission(self) -> Permission:

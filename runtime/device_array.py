@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import threading
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -29,6 +28,10 @@ class Ledger:
         self._limits = limits
         self._lock = threading.RLock()  # a finalizer may run inside of it
         self.held: dict[str, int] = {}
+
+    def bounds(self, device: str) -> bool:
+        """Whether there is a limit on a device: without one nothing is counted."""
+        return device in self._limits
 
     def take(self, device: str, nbytes: int, planned: int, what: str) -> None:
         """Count bytes beside those ``planned`` for a run.
@@ -54,6 +57,9 @@ class Ledger:
             self.held[device] -= nbytes
 
 
+_CLAIMING = threading.Lock()
+
+
 class DeviceArray:
     """An array in a device's memory, its own: nothing overwrites it.
 
@@ -62,35 +68,32 @@ class DeviceArray:
     """
 
     def __init__(
-        self, owner: Device, buffer: Buffer, spec: TensorSpec, ready: Event | None = None
+        self,
+        owner: Device,
+        buffer: Buffer,
+        spec: TensorSpec,
+        ready: Event | None = None,
+        counted: Ledger | None = None,
     ) -> None:
-        """``ready`` says when another library has written what lies in the buffer."""
+        """``ready`` says when another library has written what lies in the buffer.
+
+        ``counted`` has its bytes among those of a session's outputs.
+        """
         self._owner, self._spec = owner, spec
         self._buffer: Buffer | None = buffer
         self._ready = ready
-        self._lent = False
-        self._counted: weakref.finalize[[str, int], DeviceArray] | None = None
+        self._lent = self._claimed = False
+        self._counted = counted
+        self._ended = "its close"
 
-    @classmethod
-    def output(
-        cls, owner: Device, spec: TensorSpec, name: str, ledger: Ledger, planned: int
-    ) -> DeviceArray:
-        """New memory for an output; ``planned`` are the bytes of a run on the device.
+    def __del__(self) -> None:
+        if self._counted is not None:
+            self._uncount()
 
-        Raises:
-            OutOfMemory: the device has none.
-            MemoryBudget: the session may not take it.
-        """
-        device, nbytes, what = owner.info.id, max(1, spec.nbytes), f"output {name!r:.80}"
-        ledger.take(device, nbytes, planned, what)
-        try:
-            made = cls(owner, owner.allocate(nbytes, what), spec)
-        except BaseException:
-            ledger.give(device, nbytes)
-            raise
-        made._counted = weakref.finalize(made, ledger.give, device, nbytes)
-        made._counted.atexit = False
-        return made
+    def _uncount(self) -> None:
+        ledger, self._counted = self._counted, None
+        if ledger is not None:
+            ledger.give(self.device, max(1, self._spec.nbytes))
 
     @classmethod
     def of(cls, owner: Device, lent: Borrowed) -> DeviceArray:
@@ -148,13 +151,23 @@ class DeviceArray:
         return () if self._ready is None else (self._ready,)
 
     def buffer(self) -> Buffer:
-        """Its memory.
+        """Its memory, for a new use.
+
+        Raises:
+            DeviceError: it is closed, or donated to a run, or the device is lost.
+        """
+        if self._claimed:
+            raise DeviceError(f"{self!r} is donated to a run that is under way", device="")
+        return self.memory()
+
+    def memory(self) -> Buffer:
+        """Its memory, also for the run that it is donated to.
 
         Raises:
             DeviceError: it is closed, or the device is lost.
         """
         if self._buffer is None:
-            raise DeviceError(f"an array of {self.device} is used after its close", device="")
+            raise DeviceError(f"an array of {self.device} is used after {self._ended}", device="")
         if self._owner.gone:
             raise DeviceError(
                 f"{self!r} is gone with the device ({self._owner.gone}); make it again",
@@ -177,10 +190,19 @@ class DeviceArray:
 
     def view(self) -> Array:
         """The memory itself as numpy's array, on a device whose memory is the host's."""
-        return self.buffer().array(self._spec)
+        return self.memory().array(self._spec)
+
+    def here(self) -> Array | None:
+        """The memory itself where it is the host's and still there; None elsewhere."""
+        owner = self._owner
+        if self._buffer is None or self._claimed or owner.gone:
+            return None
+        if Cap.HOST_MEMORY not in owner.info.caps:
+            return None
+        return self._buffer.array(self._spec)
 
     def _reader(self, target: Array) -> Any:
-        buffer, waits = self.buffer(), self.ready
+        buffer, waits = self.memory(), self.ready
 
         def fetch(queue: Queue) -> None:
             event = queue.read(buffer, target.reshape(-1).view(np.uint8), waits)
@@ -198,6 +220,7 @@ class DeviceArray:
         here = Cap.HOST_MEMORY in self._owner.info.caps
         if copy is False and not here:
             raise ValueError(f"{self!r} is not in host memory: numpy has to copy it")
+        self._lent |= here and not copy
         made = self.view() if here and not copy else self.numpy()
         return made if dtype is None else made.astype(dtype, copy=False)
 
@@ -250,10 +273,38 @@ class DeviceArray:
     def close(self) -> None:
         """Give the memory up; later use is an error. Arrays of others that share it keep it."""
         buffer, self._buffer = self._buffer, None
-        if self._counted is not None:
-            self._counted()
+        self._uncount()
         if buffer is not None and not self._lent and not self._owner.gone:
             buffer.release()
+
+    @property
+    def lent(self) -> bool:
+        """Whether others may share its memory."""
+        return self._lent
+
+    def claim(self) -> None:
+        """Let one run alone use it, which it is donated to.
+
+        Raises:
+            DeviceError: another one has it, or it is closed, or the device is lost.
+        """
+        with _CLAIMING:
+            self.buffer()
+            self._claimed = True
+
+    def unclaim(self) -> None:
+        """Let others use it again: the run has not written to it."""
+        self._claimed = False
+
+    def hand_on(self, other: DeviceArray, why: str) -> None:
+        """Leave the memory, and what counts it, to an array that shares it; this one is closed."""
+        other._counted, self._counted = self._counted, None
+        self.forgo(why)
+
+    def forgo(self, why: str) -> None:
+        """Be closed, and leave the memory to whoever else has it."""
+        self._buffer, self._ended, self._claimed = None, why, False
+        self._uncount()
 
     def __enter__(self) -> Self:
         return self
@@ -263,26 +314,6 @@ class DeviceArray:
 
     def __repr__(self) -> str:
         return f"DeviceArray({self._spec} on {self.device})"
-
-
-def hosted(host: Device, outputs: Mapping[str, Any], ledger: Ledger) -> dict[str, Any]:
-    """Outputs that a run has made on the host, as arrays that stay there.
-
-    What is no array of numbers stays as it is.
-
-    Raises:
-        OutOfMemory: the host has no room for them.
-        MemoryBudget: the session may not take it.
-    """
-    return {name: _hosted(host, name, value, ledger) for name, value in outputs.items()}
-
-
-def _hosted(host: Device, name: str, value: Any, ledger: Ledger) -> Any:
-    if not isinstance(value, np.ndarray) or value.dtype.kind in "OSUT":
-        return value
-    made = DeviceArray.output(host, TensorSpec.of(value), name, ledger, 0)
-    np.copyto(made.view(), value)
-    return made
 
 
 class HostFeeds(Mapping[str, Array]):

@@ -20,13 +20,15 @@ from typing import Any
 from numpy import ndarray
 
 from crossdock.devices.worker import JOBS, no_more
-from crossdock.runtime.errors import Error
+from crossdock.runtime.device_array import DeviceArray
+from crossdock.runtime.errors import Error, OutOfMemory
 from crossdock.runtime.executor import failed
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.keeping import Donations, Keeping, Slot
 from crossdock.runtime.losses import blame
 from crossdock.runtime.plan import HOST
 from crossdock.runtime.pool import Deadline, Pool
-from crossdock.runtime.program import Program
+from crossdock.runtime.program import Instance, Program
 from crossdock.runtime.tensor import Array
 from crossdock.runtime.turns import Flow, Share, Turn
 
@@ -40,7 +42,7 @@ class Direct:
     def __init__(self, program: Program, pool: Pool, shares: tuple[Share, ...], flow: Flow) -> None:
         self._program, self._pool, self._free = program, pool, pool.free
         self._shares, self._flow = shares, flow
-        self._inputs = len(program.graph.inputs)
+        self._inputs, self._slots = len(program.graph.inputs), program.slots
         self._brief = False
 
     @staticmethod
@@ -50,11 +52,17 @@ class Direct:
         same = dict(graph.inputs) == dict(program.graph.inputs)
         return program.host_only and same and not (windows.inputs or windows.outputs)
 
-    def run(self, feeds: Mapping[str, Any]) -> tuple[dict[str, Any], float] | None:
+    def run(
+        self, feeds: Mapping[str, Any], keeping: Keeping | None = None
+    ) -> tuple[dict[str, Any], float] | None:
         """The outputs and the seconds from feeding to outputs; None where it takes the long way.
+
+        With ``keeping`` the outputs are arrays that stay.
 
         Raises:
             ExecutionError: a step failed.
+            FeedError: an input cannot be donated, since another run has it.
+            MemoryBudget: the session may not take what is to stay.
             Cancelled: the process is ending.
         """
         if feeds.__class__ is not dict or len(feeds) != self._inputs:
@@ -63,20 +71,19 @@ class Direct:
             instance = self._free.pop()
         except IndexError:
             return None
+        made: _Copies | None = None
         turn: Turn | None = None
         try:
             began = perf_counter()
-            for name, dims, dtype, target in instance.wanted:
-                array = feeds.get(name)
-                if array.__class__ is not ndarray or array.shape != dims or array.dtype != dtype:
-                    return None
-                target[...] = array
+            made = self._begun(instance, feeds, keeping)
+            if made is None:
+                return None
             if JOBS.ending or not self._brief:
                 turn = Turn(self._shares, self._flow)
                 self._take(turn)
             for call in (self._brief and instance.brief) or instance.calls:
                 call()
-            outputs = {name: made.copy() for name, made in instance.outputs.items()}
+            outputs = made.filled(instance.outputs)
             seconds = perf_counter() - began
             self._brief |= seconds < BRIEF  # what took so little once is no longer than that
             return outputs, seconds
@@ -86,9 +93,22 @@ class Direct:
         except Exception as error:
             raise failed(self._program, error) from error
         finally:
+            if made is not None:
+                made.over()
             self._free.append(instance)
             if turn is not None or self._pool.waiting:
                 self._tell(turn)
+
+    def _begun(
+        self, instance: Instance, feeds: Mapping[str, Any], keeping: Keeping | None
+    ) -> _Copies | None:
+        """Feed an instance, and what its outputs go to; None where the run takes the long way."""
+        if not _fed(instance, feeds):
+            return None
+        try:
+            return _COPIES if keeping is None else _Kept(self._slots, keeping)
+        except OutOfMemory:  # the long way frees what can be done without
+            return None
 
     def _take(self, turn: Turn) -> None:
         """Wait for a turn; raises Cancelled where the process is ending."""
@@ -101,6 +121,63 @@ class Direct:
             turn.end()
         if self._pool.waiting:
             self._pool.tell()
+
+
+def _fed(instance: Instance, feeds: Mapping[str, Any]) -> bool:
+    """Copy the inputs in, if all are there as arrays that need no conversion."""
+    for name, dims, dtype, target in instance.wanted:
+        array = feeds.get(name)
+        if array.__class__ is DeviceArray:
+            array = array.here()
+        if array.__class__ is not ndarray or array.shape != dims or array.dtype != dtype:
+            return False
+        target[...] = array
+    return True
+
+
+class _Copies:
+    """Outputs as copies of what an instance made."""
+
+    def filled(self, made: Mapping[str, Array]) -> dict[str, Any]:
+        """The outputs, with what was made: the run has ended well."""
+        return {name: array.copy() for name, array in made.items()}
+
+    def over(self) -> None:
+        """Let go of what was taken for a run that has not ended well."""
+
+
+_COPIES = _Copies()
+
+
+class _Kept(_Copies):
+    """Memory for the outputs of a run that are to stay, in part of inputs donated for them."""
+
+    def __init__(self, slots: Mapping[str, Slot], keeping: Keeping) -> None:
+        """Take it; raises OutOfMemory, MemoryBudget, or FeedError for what cannot be donated."""
+        self._donations = Donations(keeping.donated) if keeping.donated else None
+        try:
+            self._arrays = {name: self._new(slot, keeping) for name, slot in slots.items()}
+        except BaseException:
+            self.over()
+            raise
+
+    def _new(self, slot: Slot, keeping: Keeping) -> DeviceArray:
+        donations = self._donations
+        made = None if donations is None else donations.output(slot, 0, lambda _: True)
+        return made or slot.new(keeping.ledger)
+
+    def filled(self, made: Mapping[str, Array]) -> dict[str, Any]:
+        """The outputs, with what was made."""
+        for name, array in self._arrays.items():
+            array.view()[...] = made[name]
+        if self._donations is not None:
+            self._donations.done()
+        return self._arrays
+
+    def over(self) -> None:
+        """Let go of what was donated."""
+        if self._donations is not None:
+            self._donations.ended(None)
 
 
 @dataclass(frozen=True)
@@ -118,13 +195,19 @@ class StagedDirect:
     def __init__(self, stages: Sequence[DirectStage], outputs: tuple[str, ...]) -> None:
         self._stages, self._outputs = tuple(stages), outputs
 
-    def run(self, feeds: Mapping[str, Any]) -> tuple[dict[str, Any], float] | None:
+    def run(
+        self, feeds: Mapping[str, Any], keeping: Keeping | None = None
+    ) -> tuple[dict[str, Any], float] | None:
         """The outputs and the seconds that all took; None where the run is led elsewhere.
+
+        Outputs that are to stay take the long way.
 
         Raises:
             ExecutionError: a step failed.
             Cancelled: the process is ending.
         """
+        if keeping is not None:
+            return None
         began = perf_counter()
         values = dict(feeds)
         for stage in self._stages:

@@ -35,7 +35,7 @@ from crossdock.runtime.pool import TURN, Deadline
 from crossdock.runtime.program import Instance, Program, Windows
 from crossdock.runtime.progress import Progress, leave, look_around, watch
 from crossdock.runtime.segments import Segment
-from crossdock.runtime.tensor import Array, to_numpy
+from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 from crossdock.runtime.transit import Transit
 from crossdock.runtime.turns import Flow, Turn
 
@@ -46,7 +46,8 @@ class Outcome:
 
     Outputs are arrays; a staged graph's may also be lists (sequences) or None (empty optionals).
     ``avoided`` are copies of the plan that were not made, since arrays stayed on their device;
-    ``pulled`` has the bytes that crossed a link beside the plan, by link.
+    ``pulled`` has the bytes that crossed a link beside the plan, by link, and ``otherwise`` the
+    copies of the plan that crossed another link.
     """
 
     outputs: dict[str, Any]
@@ -56,6 +57,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     avoided: tuple[Step, ...] = ()
     pulled: Mapping[str, int] = field(default_factory=dict)
+    otherwise: tuple[Step, ...] = ()
 
 
 def _no_turn() -> Turn:
@@ -283,7 +285,7 @@ class Run:
         outputs: Mapping[str, Any] = (
             transit.collected(made)
             if transit is not None and transit.kept
-            else collected(self.program.windows, made)
+            else collected(self.program.windows, made, {} if transit is None else transit.brought)
         )
         noted = (note for commands in self.instance.commands.values() for note in commands.notes)
         notes = tuple(noted)
@@ -298,6 +300,7 @@ class Run:
             notes,
             transit.avoided,
             transit.pulled,
+            transit.otherwise,
         )
 
     def _queue(self, part: Segment) -> Queue:
@@ -348,11 +351,13 @@ class Run:
         step = self.program.plan.steps[part.steps[0]]
         began = time.perf_counter()
         event: Event | None = None
+        whole = False
         if self.care.transit is not None:
             whole, event = self.care.transit.copied(part.index, queue, buffer, waits)
-            if whole:
-                return event
-        if isinstance(other, Buffer):
+            other = self.care.transit.hosted.get(part.index, other)
+        if whole:
+            pass
+        elif isinstance(other, Buffer):
             check(self.program.devices[step.src])
             event = queue.copy(buffer, other, waits)
         elif self._checked:
@@ -363,7 +368,7 @@ class Run:
             event = queue.write(buffer, other, waits)
         else:
             event = queue.read(buffer, other, waits)
-        if spans is not None:
+        if spans is not None and part.index not in self.spared:
             if event is not None:
                 queue.flush()
                 event.wait()
@@ -405,12 +410,18 @@ def _patiently(deadline: Deadline, done: Callable[[float], bool]) -> bool:
     return deadline.wait(looking)
 
 
-def collected(windows: Windows, made: Mapping[str, Array]) -> dict[str, Array]:
-    """Copies of the outputs that a caller gets, from those of the graph that was run."""
-    outputs = {
-        name: np.array(made[name]) if name in made else np.empty(spec.dims, to_numpy(spec.dtype))
-        for name, spec in windows.specs.items()
-    }
+def collected(
+    windows: Windows, made: Mapping[str, Array], brought: Mapping[str, Array] | None = None
+) -> dict[str, Array]:
+    """The outputs that a caller gets: those ``brought``, and copies of what the graph has made."""
+    own = brought or {}
+
+    def output(name: str, spec: TensorSpec) -> Array:
+        if name in own:
+            return own[name]
+        return np.array(made[name]) if name in made else np.empty(spec.dims, to_numpy(spec.dtype))
+
+    outputs = {name: output(name, spec) for name, spec in windows.specs.items()}
     for name, window in windows.outputs.items():
         np.copyto(window.of(outputs[window.source]), made[name])
     return outputs

@@ -27,12 +27,14 @@ class Watcher:
     def fed(self) -> None:
         """Look at the inputs, which lie on the host now."""
         for name in self._program.graph.inputs:
-            if self._look(name, HOST):
+            if name not in self._program.ends.takes and self._look(name, HOST):
                 self._bad.add(name)
 
     def look(self, step: Step) -> None:
         """Look at the results of a step that has just ended."""
         if step.kind == "copy":
+            if step.arrives and self._look(step.name, step.dst):
+                self._bad.add(step.name)
             return
         roots = self._program.roots
         clean = not any(roots[value] in self._bad for value in step.inputs if value is not None)

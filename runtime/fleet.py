@@ -76,6 +76,7 @@ class Fleet:
                 plan=None if self._lost or self._out or self._budgets else given.plan,
                 lost=tuple(self._lost.values()),
                 broken={**self._out, **lost},
+                sites=given.sites.within(self.devices),
             )
 
     def now(self) -> tuple[Config, dict[str, Device]]:

@@ -143,7 +143,11 @@ class _Order:
         self.graph, self.plan, self.peers = graph, plan, peers
         self.roots = costing.alias_roots(graph)
         self.nodes = {n.name: n for n in graph.nodes if not costing.is_alias(n)}
-        self.at: dict[tuple[str, str], int | None] = {(name, HOST): None for name in graph.inputs}
+        self.sites = plan.feeds_on
+        self.at: dict[tuple[str, str], int | None] = {
+            (name, HOST): None for name in graph.inputs if name not in self.sites
+        }
+        self.kept: set[str] = set()
 
     def steps(self) -> list[Step]:
         """The steps, each waiting for all that makes what it reads."""
@@ -157,7 +161,8 @@ class _Order:
             raise _damaged(f"it has no step for {next(iter(self.nodes))!r}")
         for value in self.graph.outputs.values():
             root = self.roots[value]
-            if root not in self.graph.constants and (root, HOST) not in self.at:
+            there = root in self.graph.constants or root in self.kept
+            if not there and (root, HOST) not in self.at:
                 raise _damaged(f"{value!r} never comes to the host")
         return made
 
@@ -182,16 +187,32 @@ class _Order:
             spec is not None
             and self.roots.get(value) == value
             and value not in self.graph.constants
-            and ((step.src == HOST) != (step.dst == HOST) or ends in self.peers)
-            and (step.device, step.queue) == (far, steps.queue_of(*ends))
-            and step.inputs == step.outputs == (value,)
+            and self._whither(step)
+            and (step.device, step.queue) == (far, steps.queue_of(*ends, departs=step.departs))
             and step.nbytes == spec.nbytes
         )
         if not sound:
             raise _damaged(f"step #{step.index} copies nothing that the graph has")
-        needs = self._needs(step, [value], step.src)
-        self._put(step, value, step.dst)
+        needs = self._needs(step, [*map(str, step.inputs)], step.src)
+        if step.departs:
+            self.kept.add(value)
+        else:
+            self._put(step, value, step.dst)
         return needs
+
+    def _whither(self, step: Step) -> bool:
+        """Whether a copy has the ends that one of its kind has."""
+        value, ends = (step.name,), (step.src, step.dst)
+        between = (step.src == HOST) != (step.dst == HOST) or ends in self.peers
+        within = step.src == step.dst != HOST
+        if step.departs:
+            results = {self.roots[v] for v in self.graph.outputs.values()}
+            return within and step.inputs == value and step.name in results - self.kept
+        if step.arrives:
+            theirs = step.name in self.graph.inputs and self.sites[step.name] == step.src != HOST
+            return theirs and step.outputs == value and (between or within)
+        mine = self.sites.get(step.name) != step.src
+        return between and mine and step.inputs == step.outputs == value
 
     def _needs(self, step: Step, values: Sequence[str], device: str) -> list[int]:
         needs = []

@@ -1,19 +1,20 @@
 """Feeds that are no numpy arrays: arrays of other libraries, by DLPack or the CUDA array interface.
 
-What lies in host memory is read where it is. What lies on a device of the session stays there, and
-is ordered after the stream that writes it as the protocols have it (DLPack's ``__dlpack__(stream)``
-and the ``stream`` of the CUDA array interface, version 3). What lies elsewhere is copied to the
-host by the library that it is of.
+What lies in host memory is read where it is. What lies on a device stays there, whether the session
+uses it or not, and is ordered after the stream that writes it as the protocols have it (DLPack's
+``__dlpack__(stream)`` and the ``stream`` of the CUDA array interface, version 3). What lies where
+nothing of ours reaches is copied to the host by the library that it is of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from crossdock.devices import dlpack
+from crossdock.devices import dlpack, registry
 from crossdock.devices.base import Cap, Device
 from crossdock.runtime.device_array import DeviceArray
 from crossdock.runtime.errors import DeviceError, Error, FeedError
@@ -74,10 +75,14 @@ class Intake:
             raise FeedError(f"input {name!r:.80}: {error}") from error
         if Cap.HOST_MEMORY in value.owner.info.caps:
             return value.view()
-        if self._devices.get(value.device) is value.owner:
-            return value
-        self._note(name, value.device, value.nbytes)
-        return value.numpy()
+        self._near(name, value.owner, value.nbytes)
+        return value
+
+    def _near(self, name: str, owner: Device, nbytes: int) -> None:
+        """Note where an input will pass the host since no device of the session reaches it."""
+        ours = self._devices.values()
+        if not any(device is owner or device.copies_from(owner) for device in ours):
+            self._note(name, owner.info.id, nbytes)
 
     def _note(self, name: str, where: str, nbytes: int) -> None:
         self.notes.append(
@@ -91,10 +96,27 @@ class Intake:
                 return dlpack.as_numpy(value)
             except _REFUSALS:
                 return value  # numpy may know another way, or says what is wrong
+        device = self._holder(value)
+        if device is None:
+            return self._fetched(name, value)
+        made = DeviceArray.of(device, device.borrow(value))
+        self._near(name, device, made.nbytes)
+        return made
+
+    def _holder(self, value: Any) -> Device | None:
+        """The device that an array lies on: of the session, or another one like one of its."""
         for device in self._devices.values():
             if device.holds(value):
-                return DeviceArray.of(device, device.borrow(value))
-        return self._fetched(name, value)
+                return device
+        kinds = {device.info.kind for device in self._devices.values()}
+        opened = registry.opened()
+        for info in (info for probe in registry.probe_all(kinds) for info in probe.devices):
+            if info.id not in self._devices:
+                with suppress(DeviceError):
+                    found = opened.get(info.id) or registry.open_device(info.id)
+                    if found.holds(value):
+                        return found
+        return None
 
     def _fetched(self, name: str, value: Any) -> Any:
         """A copy on the host by the library that the array is of."""

@@ -89,7 +89,8 @@ class _Lives:
         self.clocks, self.position = step_clocks(steps), positions(steps)
         self.born: dict[tuple[str, str], tuple[float, ...]] = {}
         self.last: dict[tuple[str, str], list[float]] = {}
-        for name in graph.inputs:
+        sited = {step.name for step in steps if step.arrives}
+        for name in graph.inputs.keys() - sited:
             self.born[name, HOST] = (0.0,) * len(self.queues)
             self.last[name, HOST] = [1.0] + [0.0] * (len(self.queues) - 1)
         for step in steps:

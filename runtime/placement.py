@@ -13,6 +13,7 @@ from crossdock.runtime.errors import NoPlacement
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.plan import HOST
 from crossdock.runtime.rules import Rules
+from crossdock.runtime.sites import ON_HOST, Sites
 from crossdock.runtime.target import Target
 from crossdock.scheduler import DeviceSpec, EdgeSpec, LinkSpec, Problem, TaskSpec
 
@@ -25,17 +26,23 @@ def problem_of(
     target: Target,
     rules: Rules,
     expected_runs: int,
+    sites: Sites = ON_HOST,
     *,
     builds: bool = False,
 ) -> Problem:
     """The problem of placing ``placed``: a task an op, graph input and graph output.
+
+    Inputs are where ``sites`` says; outputs that stay have no task, since nothing carries them.
 
     With ``builds``, an op has its part of what its kernel takes to build, as of uploads.
 
     Raises:
         NoPlacement: ops that no device can run, with the reasons.
     """
-    tasks = [_ends_task(steps.input_task(name), graph.specs[name].nbytes) for name in graph.inputs]
+    tasks = [
+        _ends_task(steps.input_task(name), graph.specs[name].nbytes, sites.feeds.get(name, HOST))
+        for name in graph.inputs
+    ]
     dead: list[str] = []
     built = _builds(placed, offered, target) if builds else {}
     for node in placed:
@@ -62,7 +69,10 @@ def problem_of(
             f"{len(dead)} op(s) have no device: {' | '.join(dead[:8])}; allow another device or "
             "lift the constraint"
         )
-    tasks += [_ends_task(steps.output_task(name), 0) for name in graph.outputs]
+    gone = {steps.output_task(name) for name in sites.stays}
+    carried = [steps.output_task(name) for name in graph.outputs]
+    tasks += [_ends_task(name, 0, HOST) for name in carried if name not in gone]
+    edges = [edge for edge in edges if edge.dst not in gone]
     sizes = [e.nbytes for e in edges if e.nbytes > 0]
     typical = statistics.median(sizes) if sizes else 4096.0
     return Problem.build(
@@ -75,9 +85,9 @@ def problem_of(
     )
 
 
-def _ends_task(name: str, nbytes: int) -> TaskSpec:
-    """A graph input or output: takes no time, lives in host memory."""
-    return TaskSpec(name, {HOST: 0.0}, out_bytes=float(nbytes))
+def _ends_task(name: str, nbytes: int, device: str) -> TaskSpec:
+    """A graph input or output: takes no time, and is on one device."""
+    return TaskSpec(name, {device: 0.0}, out_bytes=float(nbytes))
 
 
 def _costs(

@@ -80,9 +80,11 @@ class Step:
 
     ``kind`` is "launch" (an op on a device's compute queue) or "copy" (one value between a device
     and the host or, where the target's device copies from the source's itself, two devices, on a
-    transfer queue). A copy without ``outputs`` brings a weight (``Plan.streamed``). ``waits`` are
-    indices of steps on other queues that must be
-    done first; steps of one queue run in order. Times in seconds from the start of the run.
+    transfer queue). A copy without ``inputs`` takes a graph's input from where its caller has it,
+    one without ``outputs`` gives the caller an output on the device that made it (both ends may be
+    one device), and one with neither brings a weight (``Plan.streamed``). ``waits`` are indices of
+    steps on other queues that must be done first; steps of one queue run in order. Times in seconds
+    from the start of the run.
     ``rounds`` is the format that a launch rounds float32 operands to (``kernels.precision``).
     ``replay`` says which captured graph a launch is part of or why of none, on a device with such.
     """
@@ -117,9 +119,24 @@ class Step:
         return self.start + self.seconds
 
     @property
+    def arrives(self) -> bool:
+        """Whether it copies a graph's input from the device on which the caller has it."""
+        return self.kind == "copy" and not self.inputs and bool(self.outputs)
+
+    @property
+    def departs(self) -> bool:
+        """Whether it copies an output to where it stays on its device."""
+        return self.kind == "copy" and not self.outputs and bool(self.inputs)
+
+    @property
     def brings_weight(self) -> bool:
         """Whether it copies a weight, and no value of the run."""
-        return self.kind == "copy" and not self.outputs
+        return self.kind == "copy" and not self.inputs and not self.outputs
+
+    @property
+    def moves(self) -> str:
+        """What a copy does, in a word."""
+        return "keep" if self.departs else "take" if self.arrives else "copy"
 
 
 @dataclass(frozen=True)
@@ -257,8 +274,13 @@ class Plan:
         return tuple(s for s in self.steps if s.kind == "launch")
 
     def copies(self) -> tuple[Step, ...]:
-        """The transfers, in order."""
-        return tuple(s for s in self.steps if s.kind == "copy")
+        """The transfers between devices, in order."""
+        return tuple(s for s in self.steps if s.kind == "copy" and s.src != s.dst)
+
+    @property
+    def feeds_on(self) -> dict[str, str]:
+        """The devices of the inputs that it takes from elsewhere than the host, by name."""
+        return {s.name: s.src for s in self.steps if s.arrives}
 
     @property
     def gap(self) -> float:
@@ -461,7 +483,9 @@ def step_line(step: Step) -> str:
     waits = f" wait {','.join(f'#{w}' for w in step.waits)}" if step.waits else ""
     if step.kind == "copy":
         how = f" by {step.detail}" if step.detail else ""
-        what = f"copy {step.name} {step.src}->{step.dst} {step.nbytes} B{how}"
+        what = f"{step.moves} {step.name} {step.src}->{step.dst} {step.nbytes} B{how}"
+        if step.src == step.dst:
+            what = f"{step.moves} {step.name} on {step.dst} {step.nbytes} B"
     else:
         rounded = f" in {step.rounds}" if step.rounds else ""
         what = f"{step.op} {step.name} [{step.kernel}]{rounded}"

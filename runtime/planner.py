@@ -24,6 +24,7 @@ from crossdock.runtime.plan_parts import Goal, Key
 from crossdock.runtime.prediction import predict_run
 from crossdock.runtime.rules import Rules
 from crossdock.runtime.simulate import simulate
+from crossdock.runtime.sites import ON_HOST, Sites
 from crossdock.runtime.target import Target
 from crossdock.scheduler import Problem, Schedule
 from crossdock.scheduler.decode import decode
@@ -43,6 +44,7 @@ class Options:
     expected runs, as uploads are; the plan's times are those of a run by itself then. ``kernels``
     has the device and kernel of nodes that keep theirs, where they stay there. ``resident`` are
     weights that devices hold already, and go on to: where some have to be brought, it is others.
+    ``sites`` says where the inputs lie, and which outputs stay.
     """
 
     policy: str = "auto"
@@ -53,6 +55,7 @@ class Options:
     objective: Objective = field(default_factory=Objective)
     homes: Mapping[str, str] = field(default_factory=dict)
     builds: bool = False
+    sites: Sites = ON_HOST
     kernels: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     resident: frozenset[tuple[str, Key]] = frozenset()
 
@@ -188,13 +191,9 @@ class Planning:
         device given cannot run its op.
         """
         problem = self.problem()
-        host = problem.device_index(HOST)
-        device = np.array(
-            [
-                host if name not in where else problem.device_index(where[name])
-                for name in problem.task_names
-            ]
-        )
+        feeds = {steps.input_task(n): d for n, d in self.options.sites.feeds.items()}
+        homes = {**feeds, **where}
+        device = np.array([problem.device_index(homes.get(n, HOST)) for n in problem.task_names])
         if not np.isfinite(problem.cost[np.arange(problem.n), device]).all():
             return []
         made = []
@@ -223,6 +222,7 @@ class Planning:
             self.target,
             rules,
             self.options.expected_runs,
+            self.options.sites,
             builds=self.options.builds,
         )
 
@@ -247,9 +247,11 @@ class Planning:
     def _built(
         self, made: Schedule, goal: Goal, *, late: bool = False, brief: bool = False
     ) -> Plan:
+        stays = {steps.output_task(name) for name in self.options.sites.stays}
+        edges = (edge for edge in self.edges if edge.dst not in stays)
         tensors = {
             int(number): str(edge.tensor)
-            for number, edge in zip(made.problem.edge_tensor, self.edges, strict=True)
+            for number, edge in zip(made.problem.edge_tensor, edges, strict=True)
         }
         plan = steps.build(
             self.graph,
@@ -259,10 +261,11 @@ class Planning:
             tensors,
             self.target,
             self.options.expected_runs,
+            self.options.sites,
             late=late,
             brief=brief,
         )
-        if late or self.options.builds:
+        if late or self.options.builds or not self.options.sites.plain:
             plan = _retimed(plan, self.target.capacity)
         plan = self.counted(plan)
         if not brief:

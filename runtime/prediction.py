@@ -30,6 +30,7 @@ Paces = Callable[[str], float]
 def run_mark(plan: Plan) -> tuple[str, str, str]:
     """What the cost model keeps a plan's runs by: devices, and the graph with its placement."""
     rows = [(s.name, s.device, s.kernel) for s in plan.launches()]
+    rows += [(s.name, s.src, s.moves) for s in plan.steps if s.arrives or s.departs]
     text = json.dumps([plan.graph, rows], separators=(",", ":"))
     return devices_mark(plan), RUN, hashlib.sha256(text.encode()).hexdigest()[:24]
 

@@ -34,8 +34,10 @@ from crossdock.runtime.errors import PlanError, StalePlan
 from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Constraints, Explainer, Plan
-from crossdock.runtime.ready import Ready, check_free, make_ready
-from crossdock.runtime.settle import Settling
+from crossdock.runtime.prediction import run_mark
+from crossdock.runtime.ready import Drift, Ready, check_free, make_ready
+from crossdock.runtime.settle import HYSTERESIS, Settling, beats
+from crossdock.runtime.sites import Sites
 from crossdock.runtime.split import SplitGraph
 from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.split_cost import Measure
@@ -53,6 +55,7 @@ def prepare(
     again: bool = False,
     kept: Sequence[Ready] = (),
     source: Graph | None = None,
+    rival: Plan | None = None,
 ) -> Ready:
     """Make a static graph ready to run on opened devices; the caller holds ``PREPARING``.
 
@@ -60,8 +63,10 @@ def prepare(
     fitted from the kernels' times at other shapes where there are any, and no op is split: to
     measure, and to look for splits, would take longer than a run with new shapes may. ``kept`` is
     what the session has ready, to share weights with.
-    ``source`` is the graph before its symbols were bound.
+    ``source`` is the graph before its symbols were bound. ``rival`` is a plan for other sites,
+    whose placement has to be beaten.
     """
+    given_graph = graph
     passes_of = partial(simplify, constraints=_kept(config), skip=_skipped(config))
     batch = None if source is None else batch_of(source, graph, passes_of)
     graph = passes_of(graph)
@@ -91,21 +96,23 @@ def prepare(
             checks=config.checks, steady=config.deterministic,
         )  # fmt: skip
         made_before[:] = [*map(weakref.ref, alive), weakref.ref(made)]
+        made.sites = options.sites
+        if config.plan is None and not config.deterministic and len(devices) > 1:
+            made.resite = partial(resited, given_graph, config, devices, source)
         return made
 
     if config.plan is not None:
         ready = make(_given(config.plan, graph, target, options))
         stale = staleness(ready.program.plan, given.situation(graph, target))
         return ready.with_plan(ready.program.plan, tuple(stale.values()))
-    splitting = replace(config, split=config.split and not again)
+    whole = again or not options.sites.plain  # else a part of an input would pass the host
+    splitting = replace(config, split=config.split and not whole)
     planned = _planned(graph, splitting, target, options, devices, fits=again)
+    same = None if rival is None else _placed_as(rival, graph, target, options)
+    if not _settles(config, options, planned, devices):
+        stays = same is not None and options.plain and not beats(planned.plan, same.plan)
+        return make(same if stays and same is not None else planned)
     ready = make(planned)
-    settled = not options.plain or bool(planned.plan.rungs)  # runs are timed one by one
-    settled |= (
-        config.check_finite or config.checks is not None
-    )  # and these times are not those of an ordinary run
-    if not config.measure or settled or _simulated(devices):
-        return ready
     settling = Settling(
         target,
         make,
@@ -116,10 +123,64 @@ def prepare(
         before = model.version
         ready = settling.settle(ready)
         ready = _by_image(ready, graph, config, target, options, devices, settling)
+        if same is not None and run_mark(same.plan) != run_mark(ready.program.plan):
+            ready = settling.challenge(make(same), ready)
         if model.version != before:
             costing.store().save()
     ready.replan = partial(_replanned, settling)
     return ready
+
+
+def _settles(
+    config: Config, options: planner.Options, planned: Planned, devices: Mapping[str, Device]
+) -> bool:
+    """Whether a plan is run before it is kept, and its runs are compared with what it says."""
+    if not config.measure or not options.plain or planned.plan.rungs:
+        return False  # ops within a budget that is short, or for energy, are as they were placed
+    if config.check_finite or config.checks is not None:
+        return False  # runs are timed one by one, and not as ordinary ones
+    return not _simulated(devices)
+
+
+def resited(
+    graph: Graph,
+    config: Config,
+    devices: Mapping[str, Device],
+    source: Graph | None,
+    ready: Ready,
+    sites: Sites,
+) -> Ready:
+    """Plan again for runs whose inputs and outputs are elsewhere; holds ``PREPARING``.
+
+    Ops move only where that is faster than to leave them where they are; ops in parts, of which
+    there are none for these sites, only where that is faster than runs have been of late.
+    """
+    asked = tuple(devices) if config.devices is None else config.devices
+    config = replace(config, sites=sites, devices=asked)
+    more = {name: registry.open_device(name) for name in sites.devices if name not in devices}
+    devices = {**devices, **more}
+    before, watch = ready.program.plan, ready.watch
+    made = prepare(graph, config, devices, None, source=source, rival=before)
+    in_parts = any(split.taken for split in before.splits) and watch.count
+    if in_parts and made.program.plan.predicted >= (1.0 - HYSTERESIS) * watch.median:
+        return ready
+    made.drift = Drift(ready.drift.patience)
+    made.recorder.notes += (f"planned again for runs that have {sites}",)
+    return made
+
+
+def _placed_as(
+    plan: Plan, graph: Graph, target: Target, options: planner.Options
+) -> Planned | None:
+    """A plan with every op where another plan has it; None where that had ops in parts."""
+    if plan.rungs or any(split.taken for split in plan.splits):
+        return None
+    homes = {step.name: step.device for step in plan.launches()}
+    try:
+        made = planner.make_plan(graph, target, replace(options, homes=homes))
+    except PlanError:
+        return None
+    return Planned(SplitGraph(graph), made)
 
 
 def _by_image(
@@ -137,6 +198,7 @@ def _by_image(
     small = plan.device(HOST).arena_bytes <= images.CACHED
     if (
         not config.split
+        or not options.sites.plain
         or small
         or constrained
         or plan.splits
@@ -171,6 +233,7 @@ def _planning(config: Config, devices: Mapping[str, Device]) -> tuple[Target, pl
         config.expected_runs,
         search=config.search,
         objective=config.objective,
+        sites=config.sites.within(devices),
     )
     return target, options
 
@@ -191,7 +254,7 @@ def _replanned(settling: Settling, ready: Ready) -> Ready:
     if ready.watch.median <= ready.program.plan.high * ready.slowdown():
         return ready
     made = settling.again(ready, ready.watch.median, ready.watch.count)
-    made.replan = ready.replan
+    made.replan, made.drift = ready.replan, ready.drift
     costing.store().save()
     return made
 
@@ -202,10 +265,13 @@ def target_of(config: Config, devices: Mapping[str, Device], asked: frozenset[st
     Copies that are to be looked at go through the host, which reads both ends back.
     """
     here = target_here(devices, asked)
+    aside = dict.fromkeys(
+        config.sites.devices - asked, "holds inputs, and is not among the devices asked for"
+    )
     made = replace(
         here,
         devices=(*here.devices, *config.lost),
-        broken={**here.broken, **config.broken},
+        broken={**here.broken, **aside, **config.broken},
         watts=config.watts,
         permission=config.permission,
         peers={} if config.checks and config.checks.transfers else here.peers,
@@ -416,6 +482,20 @@ def _failure(profile: DeviceProfile | None) -> str:
     return f"failed its probe: {profile.reason}"
 
 
+def _measure_links(
+    host: Device, devices: Sequence[Device], model: CostModel, *, within: bool
+) -> None:
+    """Measure the links that are not known; and the copies ``within`` a device's memory."""
+    for device in devices:
+        if device is not host:
+            measure.measure_link(host, device, model)
+            measure.measure_pinned(host, device, model)
+    for a in devices:
+        for b in devices:
+            if (a is not b and b.copies_from(a)) or (within and a is b is not host):
+                measure.measure_peer(a, b, model)
+
+
 def measure_missing(
     graph: Graph,
     config: Config,
@@ -440,17 +520,11 @@ def measure_missing(
         profiles.apply(machine, costs.model)
         _PROBED.update((i.fingerprint, _failure(machine.device(i.id))) for i in real)
     sound = [d for d in devices.values() if not _PROBED.get(d.info.fingerprint)]
-    for device in sound:
-        if device.info.id != HOST:
-            measure.measure_link(devices[HOST], device, costs.model)
-            measure.measure_pinned(devices[HOST], device, costs.model)
-    for a in sound:
-        for b in sound:
-            if a is not b and b.copies_from(a):
-                measure.measure_peer(a, b, costs.model)
+    _measure_links(devices[HOST], sound, costs.model, within=not config.sites.plain)
+    asked = devices if config.devices is None else (HOST, *config.devices)
     measure.measure_ops(
         costing.op_calls(graph),
-        sound,
+        [device for device in sound if device.info.id in asked],
         costs.model,
         budget_s=_budget(config),
         progress=progress,

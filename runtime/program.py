@@ -5,7 +5,7 @@ An *instance* is one set of arenas with everything bound to it; a run takes one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,9 @@ from crossdock.runtime.binding import CompiledOp, bind_op
 from crossdock.runtime.ends import Ends, ends
 from crossdock.runtime.errors import OutOfMemory
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.keeping import Slot
 from crossdock.runtime.losses import blaming
+from crossdock.runtime.order import step_clocks
 from crossdock.runtime.plan import HOST, Plan, Step
 from crossdock.runtime.plan_parts import Key, Streamed
 from crossdock.runtime.segments import Segment
@@ -70,6 +72,31 @@ class Program:
     def ends(self) -> Ends:
         """The copies that begin and end a run."""
         return ends(self.plan.steps, self.segments, self.roots)
+
+    @cached_property
+    def slots(self) -> Mapping[str, Slot]:
+        """What the caller's outputs take that stay on the devices that make them, by name."""
+        made = {}
+        for name, spec in self.windows.specs.items():
+            root = self.roots[self.graph.outputs[name]] if name in self.graph.outputs else ""
+            where = self.ends.keeps.get(root, self.ends.downs.get(root))
+            home = HOST if where is None else self.segments[where].device
+            planned = self.plan.device(home).peak_bytes
+            made[name] = Slot.of(self.devices[home], spec, name, planned)
+        return made
+
+    @cached_property
+    def clocks(self) -> Sequence[Mapping[str, int]]:
+        """For each step and queue, how many of the queue's steps are surely done when it starts."""
+        return step_clocks(self.plan.steps)
+
+    def follows(self, later: int, earlier: int) -> bool:
+        """Whether a segment begins when another one is surely done."""
+        steps = self.plan.steps
+        first, last = self.segments[later].steps[0], self.segments[earlier].steps[-1]
+        queue = steps[last].queue
+        place = sum(step.queue == queue for step in steps[:last])
+        return self.clocks[first].get(queue, 0) > place
 
     @cached_property
     def stays(self) -> Mapping[str, Streamed]:
@@ -163,9 +190,11 @@ class _Binder:
         self._scratch = self._allocate_scratch()
         graph = program.graph
         for name, spec in graph.inputs.items():
-            self.instance.inputs[name] = self._at(name, HOST).array(spec)
+            if name not in program.ends.takes:
+                self.instance.inputs[name] = self._at(name, HOST).array(spec)
         for name, value in graph.outputs.items():
-            self.instance.outputs[name] = self._output(value)
+            if program.roots[value] not in program.ends.keeps:
+                self.instance.outputs[name] = self._output(value)
         for part in program.segments:
             self._bind(part)
         self.instance.wanted = tuple(
@@ -225,6 +254,10 @@ class _Binder:
         if step.brings_weight:
             here = self._place(program.stays[step.name])
             self.instance.copies[part.index] = here, program.streamed[step.name]
+            return
+        if step.arrives or step.departs:
+            here = self._at(step.name, step.dst)
+            self.instance.copies[part.index] = here, here
             return
         if step.kind == "copy":
             here = self._at(step.name, part.device)

@@ -17,18 +17,19 @@ from crossdock.runtime import limits
 from crossdock.runtime.checks import Checks
 from crossdock.runtime.conduct import conducts
 from crossdock.runtime.config import Progress
-from crossdock.runtime.device_array import Ledger
 from crossdock.runtime.direct import Direct
 from crossdock.runtime.errors import OutOfMemory
 from crossdock.runtime.executor import Care, Outcome, Run
 from crossdock.runtime.free_memory import free_bytes
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.keeping import Keeping
 from crossdock.runtime.plan import HOST, Plan, Step
 from crossdock.runtime.pool import TURN, Deadline, Pool, free_caches
 from crossdock.runtime.program import Instance, Program, Windows, instantiate
 from crossdock.runtime.progress import look_around
 from crossdock.runtime.queued import QueuedRun
 from crossdock.runtime.receipt import Receipt, Recovery, make_receipt, resident_receipt
+from crossdock.runtime.sites import ON_HOST, Sites
 from crossdock.runtime.tensor import Array
 from crossdock.runtime.transit import Fed, NoRoom, Transit, begin
 from crossdock.runtime.turns import Flow, Share, Turn
@@ -68,15 +69,19 @@ class Recorder:
         notes: tuple[str, ...] = (),
         avoided: Sequence[Step] = (),
         pulled: Mapping[str, int] | None = None,
+        otherwise: Sequence[Step] = (),
     ) -> Receipt:
         """The record of a run that took ``seconds``, with the spans of its steps if profiled.
 
         ``notes`` say what the devices had to do without in it; ``avoided`` are copies that were not
-        made, and ``pulled`` bytes copied beside the plan, by link.
+        made, ``pulled`` bytes copied beside the plan, by link, and ``otherwise`` copies of the plan
+        that crossed another link.
         """
         made = self._made(spans) if spans else self._unprofiled
         made = replace(made, measured=seconds, notes=(*made.notes, *notes))
-        return resident_receipt(made, avoided, pulled or {}) if avoided or pulled else made
+        if not (avoided or pulled or otherwise):
+            return made
+        return resident_receipt(made, avoided, pulled or {}, otherwise)
 
     @cached_property
     def _unprofiled(self) -> Receipt:
@@ -122,6 +127,32 @@ class Watch:
         return statistics.median(self._seen)
 
 
+class Drift:
+    """Looks whether runs keep coming with inputs, and want their outputs, elsewhere than planned.
+
+    Each time that it has said so, it waits twice as long before it does again.
+    """
+
+    def __init__(self, patience: int = WINDOW) -> None:
+        """``patience`` is how many runs in a row must be the same."""
+        self.patience = patience
+        self._seen: Sites | None = None
+        self.count = 0
+
+    def note(self, now: Sites, planned: Sites) -> bool:
+        """Note a run; True where it is time to plan for what there is now."""
+        if now == planned:
+            self.count = 0
+            return False
+        self.count = self.count + 1 if now == self._seen else 1
+        self._seen = now
+        if self.count < self.patience:
+            return False
+        self.patience *= 2
+        self.count = 0
+        return True
+
+
 @dataclass
 class Ready:
     """A graph of fixed shapes, planned and lowered.
@@ -131,7 +162,9 @@ class Ready:
     ``alone``: a caller may do a run on the host itself, where nobody can look at it; ``checks``
     are made of its steps and copies. ``replan`` gives
     what to run instead when the watch has seen runs that take too long; the caller of it holds the
-    lock of planning. Runs of one ``flow`` share their turns on the devices.
+    lock of planning. ``sites`` says where it was planned to have its inputs and outputs, ``resite``
+    gives what to run where ``drift`` has seen them elsewhere for long. Runs of one ``flow`` share
+    their turns on the devices.
     """
 
     graph: Graph
@@ -145,6 +178,9 @@ class Ready:
     checks: Checks | None = None
     replan: Callable[[Ready], Ready] | None = None
     flow: Flow = field(default_factory=Flow)
+    sites: Sites = ON_HOST
+    resite: Callable[[Ready, Sites], Ready] | None = None
+    drift: Drift = field(default_factory=Drift)
 
     def run(
         self,
@@ -152,12 +188,12 @@ class Ready:
         deadline: Deadline,
         *,
         profile: bool,
-        ledger: Ledger | None = None,
+        keeping: Keeping | None = None,
         salvage: Callable[[Run], None] | None = None,
     ) -> Outcome:
         """Run once, with arrays of the inputs' types and shapes.
 
-        With a ``ledger``, which counts them, the outputs stay on the devices that make them.
+        With ``keeping`` the outputs stay on the devices that make them.
         ``salvage`` is called with a run that a device has failed, before its memory is given up.
 
         Raises:
@@ -171,14 +207,19 @@ class Ready:
             raise
         give = partial(self.pool.give, instance)
         try:
-            transit = self._transit(arrays, ledger)
+            transit = self._transit(arrays, keeping)
         except BaseException:
             give()
             raise
         fed = cast("Mapping[str, Array]", arrays if transit is None else transit.feeds)
         turn = Turn(self.shares, self.flow)
         care = Care(salvage, self.pool.discard, self.watchdog, self.checks, turn, transit)
-        return self._ran(instance, give, fed, deadline, care, profile=profile)
+        try:
+            return self._ran(instance, give, fed, deadline, care, profile=profile)
+        except BaseException as error:
+            if transit is not None:
+                transit.failed(error)
+            raise
 
     def _ran(
         self,
@@ -202,11 +243,12 @@ class Ready:
             return run.watched(arrays, deadline)
         return run.inline(arrays) if host else run.conducted(arrays, deadline)
 
-    def _transit(self, arrays: Mapping[str, Fed], ledger: Ledger | None) -> Transit | None:
+    def _transit(self, arrays: Mapping[str, Fed], keeping: Keeping | None) -> Transit | None:
+        verified = self.checks is not None and self.checks.transfers
         with suppress(NoRoom):
-            return begin(self.program, arrays, ledger)
+            return begin(self.program, arrays, keeping, verified=verified)
         free_caches()
-        return begin(self.program, arrays, ledger)
+        return begin(self.program, arrays, keeping, verified=verified)
 
     @cached_property
     def direct(self) -> Direct | None:
@@ -282,7 +324,7 @@ def make_ready(
     from crossdock.runtime.lower import lower  # kernels take long to load
 
     plan, split = planned.plan, planned.split
-    used = {HOST, *(s.device for s in plan.steps)}
+    used = {HOST, *(s.device for s in plan.steps), *plan.feeds_on.values()}
     opened = {d: devices[d] for d in devices if d in used}
     windows = Windows(graph.output_specs, split.inputs, split.outputs)
     shared = [r.program for r in kept]

@@ -172,12 +172,23 @@ def make_receipt(
     )
 
 
-def resident_receipt(made: Receipt, avoided: Iterable[Step], pulled: Mapping[str, int]) -> Receipt:
-    """The record of a run without the copies that it avoided, and with ``pulled`` bytes by link."""
+def resident_receipt(
+    made: Receipt,
+    avoided: Iterable[Step],
+    pulled: Mapping[str, int],
+    otherwise: Iterable[Step] = (),
+) -> Receipt:
+    """The record of a run without the copies that it avoided, and with ``pulled`` bytes by link.
+
+    Copies made ``otherwise`` are among those that were pulled.
+    """
     links, spared = dict(made.transfers), dict[str, int]()
+    avoided = tuple(avoided)
     for step in avoided:
         name = f"{step.src}->{step.dst}"
         spared[name] = spared.get(name, 0) + step.nbytes
+    for step in (*avoided, *(step for step in otherwise if step.src != step.dst)):
+        name = f"{step.src}->{step.dst}"
         link = links.pop(name)
         if link.copies > 1:
             left = link.nbytes - step.nbytes, link.copies - 1, link.predicted - step.seconds
@@ -217,7 +228,7 @@ def recovered_receipt(
     ]
     links: dict[str, LinkReceipt] = {}
     crossed = tuple(crossed)
-    for copy in crossed:
+    for copy in (step for step in crossed if step.src != step.dst):
         name, one = f"{copy.src}->{copy.dst}", LinkReceipt(copy.nbytes, 1, copy.seconds, None)
         links[name] = links[name] + one if name in links else one
     new = tuple(told)

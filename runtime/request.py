@@ -126,7 +126,7 @@ def open_devices(config: Config) -> dict[str, Device]:
         ids = [d.id for d in registry.devices()]
     else:
         ids = config.devices  # other kinds need not be looked for, nor their drivers loaded
-    wanted = dict.fromkeys([HOST, *ids])
+    wanted = dict.fromkeys([HOST, *ids, *sorted(config.sites.devices)])
     return {name: registry.open_device(name, threads=config.threads) for name in wanted}
 
 

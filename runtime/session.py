@@ -13,7 +13,7 @@ from crossdock.devices.base import Device
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime import request
 from crossdock.runtime.config import PREPARING, Config, Progress
-from crossdock.runtime.device_array import Ledger, hosted
+from crossdock.runtime.device_array import DeviceArray, Ledger
 from crossdock.runtime.errors import DeviceError, Error, OutOfMemory, PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.feeds import arrays_of
@@ -21,11 +21,13 @@ from crossdock.runtime.fleet import Fleet
 from crossdock.runtime.future import RunFuture
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.intake import Intake
+from crossdock.runtime.keeping import Keeping, donated_of, hosted
 from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
+from crossdock.runtime.sites import Sites, sites_now
 from crossdock.runtime.start import first_ready
 from crossdock.runtime.submitted import Submissions
 from crossdock.runtime.tensor import Dim
@@ -81,7 +83,7 @@ class Session:
         self._receipt: tuple[Callable[..., Receipt], *tuple[Any, ...]] | None = (
             None  # and arguments
         )
-        self._kept = Ledger(config.constraints.memory)
+        self._keeping = Keeping(Ledger(config.constraints.memory))
         self._closed = False
         self._planned = False
         self._submissions = Submissions(graph.name, config.runs_at_once, config.waiting)
@@ -159,7 +161,8 @@ class Session:
         self,
         feeds: Mapping[str, Any],
         *,
-        outputs: Where = "host",
+        outputs: Where | None = None,
+        donate: Sequence[str] = (),
         timeout: float | None = None,
     ) -> dict[str, Any]:
         """Run once and return the outputs by name, in the graph's order; thread-safe.
@@ -169,13 +172,17 @@ class Session:
                 ``DeviceArray``, or of any library that exports DLPack or the CUDA array interface.
                 What lies on a device that reads it is copied there, not over the host.
             outputs: "host" for numpy's arrays, or "device" for ``DeviceArray``s that stay on the
-                devices that make them (those of a staged graph on the host).
+                devices that make them (those of a staged graph on the host); None is as compiled.
+            donate: names of inputs, fed as ``DeviceArray``s, that are given up: the run may write
+                outputs that stay to their memory, and they are closed when it has ended well. Where
+                it fails they are as before, or closed if it had begun to write to them.
             timeout: seconds until Timeout. The first run for new shapes plans and compiles
                 before it runs; that is not broken off, but counts.
 
         Raises:
             FeedError: an input is missing, unknown, of another dtype or shape, or cannot be had
-                from where it lies; or the timeout is no number, or ``outputs`` another word.
+                from where it lies, or cannot be donated; or the timeout is no number, or
+                ``outputs`` another word.
             OutOfMemory, MemoryBudget: there is no room for outputs that are to stay on a device,
                 or ``constraints.memory`` has none.
             Timeout: not done after ``timeout`` seconds. The session stays usable.
@@ -183,22 +190,33 @@ class Session:
             DeviceError: a device failed.
             NotFinite: an op made a NaN or an infinity, in a session with ``check_finite``.
         """
-        if timeout is None and outputs == "host":
-            done = self._directly(feeds)
+        keeping, donated = self._stays(feeds, outputs, donate)
+        if timeout is None:
+            done = self._directly(feeds, keeping)
             if done is not None:
-                return done
-        keep = request.keeps(outputs)
-        return self._run(feeds, request.deadline(timeout), profile=False, keep=keep).outputs
+                return _ended(done, donated)
+        done = self._run(feeds, request.deadline(timeout), profile=False, keeping=keeping).outputs
+        return _ended(done, donated)
 
-    def _directly(self, feeds: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _stays(
+        self, feeds: Mapping[str, Any], outputs: Where | None, donate: Sequence[str]
+    ) -> tuple[Keeping | None, tuple[DeviceArray, ...]]:
+        """Whether outputs are to stay, and the arrays that are donated; raises FeedError."""
+        keep = request.keeps(outputs or self.config.outputs)
+        if not donate:
+            return (self._keeping if keep else None), ()
+        donated = donated_of(self.graph, feeds, donate)
+        return (Keeping(self._keeping.ledger, donated) if keep else None), donated
+
+    def _directly(self, feeds: Mapping[str, Any], keeping: Keeping | None) -> dict[str, Any] | None:
         """The outputs of a run that can take the short way, else None."""
         last = self._last
         if last is None or (direct := last.direct) is None:
             return None
         try:
-            done = direct.run(feeds)
+            done = direct.run(feeds, keeping)
         except DeviceError as error:
-            return self._rescued(last, feeds, error)
+            return self._rescued(last, feeds, error, keeping)
         if done is None:
             return None
         outputs, seconds = done
@@ -208,10 +226,16 @@ class Session:
         self._receipt = (last.recorder.receipt, seconds, {})
         if last.replan is not None and last.watch.note(seconds):
             self._submissions.post(partial(self._replan, last))
+        if last.resite is not None and (keeping is not None or last.drift.count):
+            self._moved(last, Sites({}, tuple(outputs) if keeping is not None else ()))
         return outputs
 
     def _rescued(
-        self, ready: Ready | StagedReady, feeds: Mapping[str, Any], error: DeviceError
+        self,
+        ready: Ready | StagedReady,
+        feeds: Mapping[str, Any],
+        error: DeviceError,
+        keeping: Keeping | None,
     ) -> dict[str, Any] | None:
         """The outputs of a run that the host failed; None where another run has to find out."""
         if not isinstance(ready, Ready):
@@ -220,13 +244,16 @@ class Session:
         rescue = Attempt(self._fleet, ready, arrays, Deadline()).rescue
         outcome = rescue.recover(error)
         self._receipt = (_as_is, rescue.receipt(outcome.seconds))
+        if keeping is not None:
+            return hosted(self.devices[HOST], outcome.outputs, keeping.ledger)
         return outcome.outputs
 
     def submit(
         self,
         feeds: Mapping[str, Any],
         *,
-        outputs: Where = "host",
+        outputs: Where | None = None,
+        donate: Sequence[str] = (),
         timeout: float | None = None,
         block: bool = True,
     ) -> RunFuture:
@@ -244,7 +271,8 @@ class Session:
                 ``runs_at_once`` runs.
             ExecutionError: no thread can be started to wait for it.
         """
-        deadline, keep = request.deadline(timeout), request.keeps(outputs)
+        deadline = request.deadline(timeout)
+        keeping, donated = self._stays(feeds, outputs, donate)
         try:
             self._unforked()
             feeds = self._held(feeds)
@@ -253,19 +281,25 @@ class Session:
             future.set_exception(error)
             return future
         return self._submissions.submit(
-            partial(self._outputs, keep=keep), feeds, deadline, block=block
+            partial(self._outputs, keeping=keeping, donated=donated), feeds, deadline, block=block
         )
 
     async def run_async(
-        self, feeds: Mapping[str, Any], *, outputs: Where = "host", timeout: float | None = None
+        self,
+        feeds: Mapping[str, Any],
+        *,
+        outputs: Where | None = None,
+        donate: Sequence[str] = (),
+        timeout: float | None = None,
     ) -> dict[str, Any]:
         """``run`` for a coroutine: the event loop goes on while it waits for room and the result.
 
         The inputs must not change meanwhile. A task that is cancelled gives its run up.
         """
-        deadline, keep = request.deadline(timeout), request.keeps(outputs)
+        deadline = request.deadline(timeout)
+        keeping, donated = self._stays(feeds, outputs, donate)
         self._unforked()
-        run = partial(self._outputs, keep=keep)
+        run = partial(self._outputs, keeping=keeping, donated=donated)
         return await self._submissions.awaited(run, self._held(feeds), deadline)
 
     def _held(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -298,18 +332,24 @@ class Session:
         self,
         feeds: Mapping[str, Any],
         deadline: Deadline,
-        keep: bool,
+        keeping: Keeping | None,
+        donated: tuple[DeviceArray, ...],
     ) -> dict[str, Any]:
-        outputs = self._directly(feeds) if deadline.seconds is None and not keep else None
+        outputs = self._directly(feeds, keeping) if deadline.seconds is None else None
         if outputs is None:
-            outputs = self._run(feeds, deadline, profile=False, keep=keep).outputs
-        return outputs
+            outputs = self._run(feeds, deadline, profile=False, keeping=keeping).outputs
+        return _ended(outputs, donated)
 
     def _run(
-        self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool, keep: bool = False
+        self,
+        feeds: Mapping[str, Any],
+        deadline: Deadline,
+        *,
+        profile: bool,
+        keeping: Keeping | None = None,
     ) -> Outcome:
         try:
-            return self._done(feeds, deadline, profile=profile, keep=keep)
+            return self._done(feeds, deadline, profile=profile, keeping=keeping)
         except MemoryError as error:
             raise self._no_memory("run") from error
 
@@ -320,17 +360,21 @@ class Session:
         )
 
     def _done(
-        self, feeds: Mapping[str, Any], deadline: Deadline, *, profile: bool, keep: bool
+        self,
+        feeds: Mapping[str, Any],
+        deadline: Deadline,
+        *,
+        profile: bool,
+        keeping: Keeping | None,
     ) -> Outcome:
         if registry.lost():
             self._fleet.refresh()
-        ledger = self._kept if keep else None
         staged, intake = self.graph.staged is not None, Intake(self.devices)
         arrays = intake.on_host(feeds) if staged else arrays_of(self.graph, feeds, intake)
         ready = self._for_graph() if staged else self._for_shapes(arrays)
         if isinstance(ready, Ready):
             outcome, rescue = run_through(
-                self._fleet, ready, arrays, deadline, profile=profile, ledger=ledger
+                self._fleet, ready, arrays, deadline, profile=profile, keeping=keeping
             )
             if rescue is not None:
                 self._receipt = (_as_is, rescue.receipt(outcome.seconds))
@@ -338,14 +382,16 @@ class Session:
             self._told = outcome.notes
             write = ready.recorder.receipt
             notes = (*outcome.notes, *intake.notes)
-            stayed = outcome.avoided, outcome.pulled
+            stayed = outcome.avoided, outcome.pulled, outcome.otherwise
             self._receipt = (write, outcome.seconds, outcome.spans, notes, *stayed)
             self._learn(ready, outcome, profile=profile)
+            if ready.resite is not None:
+                self._moved(ready, sites_now(ready.graph, arrays, keep=keeping is not None))
         else:
             outcome, receipt = ready.run(arrays, deadline, profile=profile)
             self._receipt = (receipt,)
-            if keep:
-                outcome.outputs = hosted(self.devices[HOST], outcome.outputs, self._kept)
+            if keeping is not None:
+                outcome.outputs = hosted(self.devices[HOST], outcome.outputs, keeping.ledger)
         return outcome
 
     def _forget(self) -> None:
@@ -369,12 +415,22 @@ class Session:
         elif ready.watch.note(outcome.seconds):
             self._submissions.post(partial(self._replan, ready))
 
+    def _moved(self, ready: Ready, now: Sites) -> None:
+        """Note where a run had its inputs and outputs; plan again where that is for long."""
+        resite = ready.resite
+        if resite is not None and ready.drift.note(now, ready.sites):
+            self._submissions.post(partial(self._swap, ready, lambda old: resite(old, now)))
+
     def _replan(self, ready: Ready) -> None:
-        """Swap in what runs faster; runs in flight end as they began."""
+        """Swap in what runs faster."""
         assert ready.replan is not None
+        self._swap(ready, ready.replan)
+
+    def _swap(self, ready: Ready, make: Callable[[Ready], Ready]) -> None:
+        """Swap in what is made of what is ready; runs in flight end as they began."""
         try:
             with PREPARING:
-                made = ready.replan(ready)
+                made = make(ready)
                 made.flow = ready.flow
         except Error:
             return  # the plan there is goes on; a device that failed is told of by a run
@@ -458,6 +514,13 @@ class Session:
                 "sizes; bind(shapes=...) or run first"
             )
         return found
+
+
+def _ended(outputs: dict[str, Any], donated: Sequence[DeviceArray]) -> dict[str, Any]:
+    """The outputs of a run that has ended well, with which what was donated to it is closed."""
+    for array in donated:
+        array.close()
+    return outputs
 
 
 def _as_is(receipt: Receipt) -> Receipt:

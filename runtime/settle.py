@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from crossdock.runtime.device_array import DeviceArray, Ledger
 from crossdock.runtime.errors import Error
+from crossdock.runtime.executor import Outcome
+from crossdock.runtime.keeping import Keeping
 from crossdock.runtime.plan import Plan
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.prediction import note_overhead, predict_run, recost, run_mark
@@ -19,6 +22,8 @@ from crossdock.runtime.ready import Ready
 from crossdock.runtime.rehearsal import Contender, compare_runs, rehearse
 from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.target import Target
+from crossdock.runtime.tensor import Array, TensorSpec
+from crossdock.runtime.transit import Fed
 from crossdock.scheduler import Source
 
 HYSTERESIS = 0.03
@@ -51,7 +56,7 @@ class Settling:
         if best is not ready:  # it had not run before: plan with what it took
             other = self.plan()
             fresh = other.plan
-            if run_mark(fresh) != run_mark(first) and _beats(fresh, best.program.plan):
+            if run_mark(fresh) != run_mark(first) and beats(fresh, best.program.plan):
                 best = self._better(best, self.make(other))
         alone = {p.id: p.single_seconds for p in fresh.devices if p.single_seconds is not None}
         best = self._against_alone(best, alone)
@@ -61,7 +66,7 @@ class Settling:
     def _better(self, best: Ready, other: Ready) -> Ready:
         """The one that measures faster; the other must save enough to take its place."""
         found = self.measured(other)
-        if found is not None and _beats(found.program.plan, best.program.plan):
+        if found is not None and beats(found.program.plan, best.program.plan):
             return found
         return best
 
@@ -106,8 +111,12 @@ class Settling:
 
     def rival(self, best: Ready, planned: Planned) -> Ready:
         """The better of what is ready and of another plan, run in turns."""
-        best, other = self._in_turns(best, self.make(planned))
-        return other if _beats(other.program.plan, best.program.plan) else best
+        return self.challenge(best, self.make(planned))
+
+    def challenge(self, best: Ready, other: Ready) -> Ready:
+        """The better of two, run in turns: the other one has to save enough to take its place."""
+        best, other = self._in_turns(best, other)
+        return other if beats(other.program.plan, best.program.plan) else best
 
     def _predicted(self, ready: Ready) -> Ready:
         """The same with what runs take by what is known now."""
@@ -145,7 +154,7 @@ class Settling:
         devices, model = ready.program.devices, self.target.model
         try:
             rehearse(
-                lambda feeds, profile: ready.run(feeds, Deadline(), profile=profile),
+                Rehearsed(ready),
                 plan,
                 graph,
                 ready.graph,
@@ -174,17 +183,43 @@ def _compared(plan: Plan, alone: Mapping[str, float]) -> Plan:
     return replace(plan, devices=parts)
 
 
+class Rehearsed:
+    """Runs something ready on made-up inputs, which lie where it is planned to have them."""
+
+    def __init__(self, ready: Ready) -> None:
+        self._ready = ready
+        self._given: Mapping[str, Array] | None = None
+        self._placed: Mapping[str, Fed] = {}
+
+    def __call__(self, feeds: Mapping[str, Array], profile: bool) -> Outcome:
+        """Run once; inputs that are the same ones as before lie where they did."""
+        ready, sites = self._ready, self._ready.sites
+        if feeds is not self._given:
+            self._given, self._placed = feeds, self._put(feeds)
+        keeping = Keeping(Ledger({})) if sites.stays else None
+        return ready.run(self._placed, Deadline(), profile=profile, keeping=keeping)
+
+    def _put(self, feeds: Mapping[str, Array]) -> dict[str, Fed]:
+        devices, placed = self._ready.program.devices, dict[str, Fed](feeds)
+        for name, where in self._ready.sites.feeds.items():
+            if where in devices:
+                array, owner = feeds[name], devices[where]
+                placed[name] = DeviceArray(owner, owner.upload(array, name), TensorSpec.of(array))
+        return placed
+
+
 def _contender(ready: Ready) -> Contender:
     program = ready.program
     return Contender(
-        lambda feeds, profile: ready.run(feeds, Deadline(), profile=profile),
+        Rehearsed(ready),
         program.plan,
         program.graph,
         program.devices,
     )
 
 
-def _beats(plan: Plan, other: Plan) -> bool:
+def beats(plan: Plan, other: Plan) -> bool:
+    """Whether a plan saves enough to take another's place."""
     return plan.predicted < (1.0 - HYSTERESIS) * other.predicted
 
 

@@ -16,6 +16,7 @@ from crossdock.runtime.graph import Graph
 from crossdock.runtime.lazy_graph import LazyGraph
 from crossdock.runtime.plan import Explainer, Plan
 from crossdock.runtime.ready import Ready
+from crossdock.runtime.sites import Sites
 
 
 def first_ready(
@@ -37,7 +38,9 @@ def first_ready(
     def kept() -> Ready | None:
         found = records.load(name, graph, devices, remake, config.threads or cpu_count())
         if found is not None:
-            found.watchdog = config.watchdog
+            found.watchdog, found.sites = config.watchdog, config.sites
+            if len(devices) > 1 and not config.deterministic:
+                found.resite = remake.resited
         return found
 
     found = kept()
@@ -80,6 +83,12 @@ class Remake:
 
         with PREPARING:
             return explained(plan, self.graph, self.config, self.devices, self.source)
+
+    def resited(self, ready: Ready, sites: Sites) -> Ready:
+        """What to run where inputs and outputs are elsewhere; the caller holds ``PREPARING``."""
+        from crossdock.runtime.prepare import resited
+
+        return resited(self.graph, self.config, self.devices, self.source, ready, sites)
 
     def replanned(self, ready: Ready) -> Ready:
         """What to run where runs take longer than the plan says; the caller holds ``PREPARING``."""

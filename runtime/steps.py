@@ -14,6 +14,7 @@ from crossdock.runtime.costing import Offers
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.order import plan_arenas, with_waits
 from crossdock.runtime.plan import HOST, Choice, DevicePlan, Plan, Step
+from crossdock.runtime.sites import ON_HOST, Sites
 from crossdock.runtime.target import Target
 from crossdock.scheduler import Schedule, Transfer
 
@@ -28,9 +29,12 @@ def output_task(name: str) -> str:
     return f"\0out:{name}"
 
 
-def queue_of(src: str, dst: str) -> str:
-    """Queue that runs a copy: the target's upload queue, or the download queue to the host."""
-    return f"{src}/download" if dst == HOST else f"{dst}/upload"
+def queue_of(src: str, dst: str, *, departs: bool = False) -> str:
+    """Queue that runs a copy: the target's upload queue, or the download queue to the host.
+
+    What departs goes by the download queue as well, as it does where it goes to the host.
+    """
+    return f"{src}/download" if dst == HOST or departs else f"{dst}/upload"
 
 
 @dataclass
@@ -49,11 +53,12 @@ def build(
     tensors: Mapping[int, str],
     target: Target,
     expected_runs: int,
+    sites: Sites = ON_HOST,
     *,
     late: bool = False,
     brief: bool = False,
 ) -> Plan:
-    """Turn a schedule into a plan.
+    """Turn a schedule into a plan, of a problem for the same ``sites``.
 
     ``tensors`` names the value of each of the schedule's tensor numbers. ``late``: copies wait
     until they are needed, and memory waits for the copies out of it. ``brief`` leaves out the
@@ -61,7 +66,7 @@ def build(
     """
     devices = target.devices
     roots = costing.alias_roots(graph)
-    drafts = _Drafts(graph, placed, offered, made, roots, tensors, target, brief=brief)
+    drafts = _Drafts(graph, placed, offered, made, roots, tensors, target, sites, brief=brief)
     if late:
         hold_back(drafts.drafts, roots)
     ordered = _order(drafts.drafts)
@@ -131,10 +136,12 @@ class _Drafts:
         roots: Mapping[str, str],
         tensors: Mapping[int, str],
         target: Target,
+        sites: Sites,
         *,
         brief: bool,
     ) -> None:
         self.graph, self.made, self.roots, self.brief = graph, made, roots, brief
+        self.target, self.sites = target, sites
         self.measured, self.direct = target.measured_links(), target.direct
         self.how = target.peers
         self.drafts: list[_Draft] = []
@@ -146,9 +153,11 @@ class _Drafts:
             self.drafts.append(_Draft(self._launch(node, offered[node.name], task, device)))
             for value in node.outputs:
                 self.at[value, device] = len(self.drafts) - 1
+        self._take()
         for transfer in made.transfers:
             value = tensors[transfer.tensor]
             self._transfer(value, ids[transfer.src], ids[transfer.dst], transfer)
+        self._keep()
         for draft in self.drafts:
             self._link(draft)
 
@@ -208,6 +217,47 @@ class _Drafts:
             )
         return {"choices": tuple(choices), "reason": _reason(choices, device, decision.margin)}
 
+    def _take(self) -> None:
+        """Copies of inputs into the arena of the device that they lie on, where that reads them."""
+        stays = self._staying()
+        for name, device in self.sites.feeds.items():
+            read = any(
+                self.roots[value] == name
+                for draft in self.drafts
+                if draft.step.device == device
+                for value in draft.step.inputs
+                if value is not None
+            )
+            if read or name in stays:
+                self._copy(name, device, device, 0.0, self._within(device, name))
+
+    def _keep(self) -> None:
+        """Copies of the outputs that stay on other devices than the host."""
+        for root in self._staying():
+            device = self._maker(root)
+            if device != HOST:
+                made = self.drafts[self.at[root, device]].step
+                self._copy(
+                    root, device, device, made.finish, self._within(device, root), stays=True
+                )
+
+    def _staying(self) -> dict[str, None]:
+        """The values that stay; parts of an output go to the host, where they are put together."""
+        outputs = self.graph.outputs.items()
+        return dict.fromkeys(self.roots[v] for name, v in outputs if name in self.sites.stays)
+
+    def _maker(self, root: str) -> str:
+        """The device that makes a value, or that an input lies on."""
+        launched = (
+            d.step.device for d in self.drafts if d.step.kind == "launch" and root in d.step.outputs
+        )
+        return next(launched, self.sites.feeds.get(root, HOST))
+
+    def _within(self, device: str, value: str) -> float:
+        """Seconds of a copy of a value within a device's memory."""
+        info = self.target.info(device)
+        return self.target.link(info, info).seconds(self.graph.specs[value].nbytes)
+
     def _transfer(self, value: str, src: str, dst: str, transfer: Transfer) -> None:
         whole = HOST in (src, dst) or (src, dst) in self.direct
         hops = [(src, dst)] if whole else [(src, HOST), (HOST, dst)]
@@ -215,20 +265,23 @@ class _Drafts:
         problem, start = self.made.problem, transfer.start
         for a, b in hops:
             seconds = problem.transfer_s(nbytes, problem.device_index(a), problem.device_index(b))
-            if (value, b) not in self.at and not (b == HOST and value in self.graph.inputs):
+            fed = value in self.graph.inputs and value not in self.sites.feeds
+            if (value, b) not in self.at and not (b == HOST and fed):
                 self._copy(value, a, b, start, seconds)
             start += seconds
 
-    def _copy(self, value: str, src: str, dst: str, start: float, seconds: float) -> None:
+    def _copy(
+        self, value: str, src: str, dst: str, start: float, seconds: float, *, stays: bool = False
+    ) -> None:
         low, high, source = copy_spread(seconds, measured=(src, dst) in self.measured)
         step = Step(
             index=-1,
             kind="copy",
             device=src if dst == HOST else dst,
-            queue=queue_of(src, dst),
+            queue=queue_of(src, dst, departs=stays),
             name=value,
-            inputs=(value,),
-            outputs=(value,),
+            inputs=() if self.sites.feeds.get(value) == src and not stays else (value,),
+            outputs=() if stays else (value,),
             waits=(),
             start=start,
             seconds=seconds,
@@ -241,7 +294,8 @@ class _Drafts:
             detail=self.how.get((src, dst), ""),
         )
         self.drafts.append(_Draft(step))
-        self.at[value, dst] = len(self.drafts) - 1
+        if not stays:
+            self.at[value, dst] = len(self.drafts) - 1
 
     def _link(self, draft: _Draft) -> None:
         step = draft.step
@@ -293,10 +347,10 @@ def hold_back(drafts: Sequence[_Draft], roots: Mapping[str, str]) -> None:
                 first.setdefault(need, at)
             drafts[i].needs += lane[at - 1 : at] if at else []
     for i, draft in enumerate(drafts):
-        if draft.step.kind == "copy":
-            _hold_copy(
-                drafts, i, lanes, first.get(i, 0), last.get((draft.step.name, draft.step.src))
-            )
+        step = draft.step
+        if step.kind == "copy":
+            after = None if step.arrives else last.get((step.name, step.src))
+            _hold_copy(drafts, i, lanes, first.get(i, 0), after)
 
 
 def _hold_copy(

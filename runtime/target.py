@@ -42,8 +42,12 @@ class Target:
     peers: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def link(self, src: DeviceInfo, dst: DeviceInfo) -> LinkModel:
-        """The measured link, or the default."""
-        return self.model.link(*link_ends(src, dst)) or DEFAULT_LINK
+        """The measured link, or the default; within one device, a copy at its memory's speed."""
+        found = self.model.link(*link_ends(src, dst))
+        rates = self.model.rates(src.fingerprint) if found is None and src.id == dst.id else None
+        if rates is not None:
+            return LinkModel(rates.launch_s, ((1.0, rates.bandwidth / 2),))
+        return found or DEFAULT_LINK
 
     def weights_link(self, dst: DeviceInfo) -> LinkModel:
         """The link for copies of weights, which lie in pinned memory where a device has that."""

@@ -76,9 +76,10 @@ class TensorSpec:
     @property
     def dims(self) -> tuple[int, ...]:
         """The shape as integers; raises ShapeError while a symbol is unbound."""
-        if not self.is_static:
-            raise ShapeError(f"shape {self} still has symbols; bind them first")
-        return tuple(int(d) for d in self.shape)
+        for d in self.shape:
+            if not isinstance(d, int):
+                raise ShapeError(f"shape {self} still has symbols; bind them first")
+        return self.shape  # type: ignore[return-value]
 
     @property
     def size(self) -> int:

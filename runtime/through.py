@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from crossdock.runtime.device_array import HostFeeds, Ledger, hosted
+from crossdock.runtime.device_array import HostFeeds
 from crossdock.runtime.errors import DeviceError
 from crossdock.runtime.executor import Outcome, Run
 from crossdock.runtime.fleet import Fleet
+from crossdock.runtime.keeping import Keeping, hosted
 from crossdock.runtime.plan import HOST
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.ready import Ready
@@ -52,11 +53,11 @@ def run_through(
     deadline: Deadline,
     *,
     profile: bool,
-    ledger: Ledger | None = None,
+    keeping: Keeping | None = None,
 ) -> tuple[Outcome, Rescue | None]:
     """Run once, whatever devices fail, as long as something is left to run it.
 
-    With a ``ledger`` the outputs stay where they are made, on the host where a device failed.
+    With ``keeping`` the outputs stay where they are made, on the host where a device failed.
 
     Returns what came out, and what was done about devices that failed, if one did.
 
@@ -67,18 +68,18 @@ def run_through(
     """
     attempt = Attempt(fleet, ready, arrays, deadline)
     try:
-        brief = not profile and ledger is None and deadline.seconds is None
+        brief = not profile and deadline.seconds is None
         if brief and ready.direct is not None:
-            done = ready.direct.run(arrays)
+            done = ready.direct.run(arrays, keeping)
             if done is not None:
                 return Outcome(*done), None
         salvage = attempt.salvage
-        outcome = ready.run(arrays, deadline, profile=profile, ledger=ledger, salvage=salvage)
+        outcome = ready.run(arrays, deadline, profile=profile, keeping=keeping, salvage=salvage)
     except NoRoom:
         raise
     except DeviceError as error:
         outcome = attempt.rescue.recover(error)
-        if ledger is not None:
-            outcome.outputs = hosted(fleet.devices[HOST], outcome.outputs, ledger)
+        if keeping is not None:
+            outcome.outputs = hosted(fleet.devices[HOST], outcome.outputs, keeping.ledger)
         return outcome, attempt.rescue
     return outcome, None

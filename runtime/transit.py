@@ -1,9 +1,10 @@
 """Inputs and outputs of a run that stay off the host: copied on their device, not over a link.
 
-A plan copies inputs from the host and outputs to it. Where an input lies on a device that it is
-copied to, or an output is to stay on the one that made it, that step of the plan copies between
-the array and the arena: at the same place in the same queue, so that every wait and every lifetime
-in the arena holds as planned. What the host needs for itself goes there still.
+A plan copies inputs from where it has them, by default the host, and outputs to the host or to
+where they stay. Where an input lies elsewhere than planned, or an output is to be elsewhere, that
+step of the plan copies between the caller's array and the arena: at the same place in the same
+queue, so that every wait and every lifetime in the arena holds as planned. What the host needs for
+itself goes there still.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from crossdock.devices.base import Buffer, Event, Queue
+from crossdock.devices.base import Buffer, Device, Event, Queue
+from crossdock.devices.links import link_ends
 from crossdock.runtime.device_array import DeviceArray, Ledger
-from crossdock.runtime.errors import OutOfMemory
+from crossdock.runtime.errors import Cancelled, Error, OutOfMemory, Timeout
+from crossdock.runtime.keeping import Donations, Keeping, Slot
 from crossdock.runtime.plan import HOST, Step
 from crossdock.runtime.program import Program
-from crossdock.runtime.tensor import Array
+from crossdock.runtime.tensor import Array, to_numpy
 
 Fed = Array | DeviceArray
 
@@ -41,21 +44,64 @@ class Transit:
     """What a run does with arrays on devices.
 
     ``feeds`` are inputs as the host has them, ``fed`` those of the graph that it does not need.
-    ``kept`` are the outputs that are to stay, by name. ``arrivals`` and ``departures`` say by
-    segment which arrays are copied on the device; ``spared`` are the segments of which nothing else
-    is copied. ``pulled`` has bytes that crossed a link beside the plan, by link.
+    ``kept`` are the outputs that are to stay, by name, and ``brought`` those that go to the host
+    where the plan has them stay. ``arrivals`` and ``departures`` say by segment which arrays are
+    copied on the device; ``spared`` are the segments of which nothing else is copied. ``hosted``
+    has by segment the host's end of a copy that the plan has between other memories. ``pulled`` has
+    bytes that crossed a link beside the plan, by link, and ``astray`` the segments that crossed
+    another link than planned. ``verified``: copies are to pass the host, which reads both ends
+    back. ``donations`` are inputs that are given up for outputs.
     """
 
     program: Program
+    verified: bool = False
     feeds: dict[str, Array] = field(default_factory=dict)
     fed: set[str] = field(default_factory=set)
     kept: dict[str, DeviceArray] = field(default_factory=dict)
     arrivals: dict[int, DeviceArray] = field(default_factory=dict)
     departures: dict[int, list[DeviceArray]] = field(default_factory=dict)
     spared: set[int] = field(default_factory=set)
+    brought: dict[str, Array] = field(default_factory=dict)
+    hosted: dict[int, Array] = field(default_factory=dict)
+    astray: set[int] = field(default_factory=set)
     pulled: dict[str, int] = field(default_factory=dict)
+    donations: Donations | None = None
 
-    def take(self, name: str, array: DeviceArray) -> None:
+    def feed(self, name: str, value: Fed) -> None:
+        """Take an input."""
+        planned = self.program.ends.takes.get(name)
+        if planned is not None:
+            self.fed.add(name)
+            for index in planned:
+                value = self._arrive(index, value)
+        elif isinstance(value, DeviceArray):
+            self._take(name, value)
+        else:
+            self.feeds[name] = value
+
+    def _arrive(self, index: int, value: Fed) -> Fed:
+        """Let an input that the plan has on a device come from where it is; where it is now."""
+        program = self.program
+        step = self._step(index)
+        device, far = program.devices[program.segments[index].device], HOST
+        if isinstance(value, DeviceArray):
+            owner = value.owner
+            near = step.dst != HOST and self._direct(owner, device, step.nbytes)
+            if owner is device or near:
+                self.arrivals[index], far = value, value.device
+            else:
+                self._pull(value, HOST)
+                value = value.numpy()
+        if index not in self.arrivals:
+            self.hosted[index] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        if far == step.dst != step.src:
+            self.spared.add(index)
+        elif far != step.src:
+            self.astray.add(index)
+            self._pulled(far, step.dst, step.nbytes)
+        return value
+
+    def _take(self, name: str, array: DeviceArray) -> None:
         """Let an input come from a device, as far as the plan has it copied there or near it."""
         program, root = self.program, self.program.roots.get(name, name)
         cut = {window.source for window in program.windows.inputs.values()}
@@ -76,7 +122,7 @@ class Transit:
         for name, index in program.ends.ups.get(root, {}).items():
             device = program.devices[name]
             own = device is array.owner
-            if own or device.copies_from(array.owner):
+            if own or self._direct(array.owner, device, array.nbytes):
                 self.arrivals[index] = array
                 self.spared.add(index)
                 near.add(name)
@@ -84,35 +130,91 @@ class Transit:
                     self._pull(array, name)
         return near
 
-    def _pull(self, array: DeviceArray, device: str) -> None:
-        link = f"{array.device}->{device}"
-        self.pulled[link] = self.pulled.get(link, 0) + array.nbytes
+    def _direct(self, source: Device, target: Device, nbytes: int) -> bool:
+        """Whether a device copies from another itself, and no slower than through the host.
 
-    def keep(self, ledger: Ledger) -> None:
-        """Let the outputs stay where they are made; raises NoRoom or MemoryBudget."""
+        Links that were not measured count as the faster way: such a copy moves the bytes once.
+        """
+        if self.verified or not target.copies_from(source):
+            return False
+        from crossdock.runtime import costing  # takes long to load
+
+        model, host = costing.store().model, self.program.devices[HOST].info
+        ends = (source.info, target.info), (source.info, host), (host, target.info)
+        links = [model.link(*link_ends(*pair)) for pair in ends]
+        if any(link is None for link in links):
+            return True
+        own, down, up = (link.seconds(nbytes) for link in links if link is not None)
+        return own <= down + up
+
+    def _pull(self, array: DeviceArray, device: str) -> None:
+        self._pulled(array.device, device, array.nbytes)
+
+    def _pulled(self, source: str, device: str, nbytes: int) -> None:
+        link = f"{source}->{device}"
+        self.pulled[link] = self.pulled.get(link, 0) + nbytes
+
+    def bring(self) -> None:
+        """Let the outputs that the plan has stay on devices come to the host."""
+        program, graph = self.program, self.program.graph
+        for name, value in graph.outputs.items():
+            index = program.ends.keeps.get(program.roots[value])
+            if index is None:
+                continue
+            spec = program.windows.specs[name]
+            if index not in self.hosted:
+                self.hosted[index] = np.empty(spec.nbytes, np.uint8)
+                self._pulled(program.segments[index].device, HOST, spec.nbytes)
+            self.brought[name] = np.ndarray(spec.dims, to_numpy(spec.dtype), self.hosted[index])
+
+    def keep(self, keeping: Keeping) -> None:
+        """Let the outputs stay where they are made; raises NoRoom, MemoryBudget or FeedError."""
         try:
-            self._keep(ledger)
+            if keeping.donated:
+                self.donations = Donations(keeping.donated)
+            self._keep(keeping.ledger)
         except BaseException:  # whose frames hold the memory there was
+            self.failed(None)
             for array in self.kept.values():
                 array.close()
             raise
 
     def _keep(self, ledger: Ledger) -> None:
         program, graph = self.program, self.program.graph
-        for name, spec in program.windows.specs.items():
+        for name, slot in program.slots.items():
             root = program.roots[graph.outputs[name]] if name in graph.outputs else ""
-            where = program.ends.downs.get(root)
-            home = HOST if where is None else program.segments[where].device
-            planned = program.plan.device(home).peak_bytes
+            stays, where = program.ends.keeps.get(root), program.ends.downs.get(root)
             try:
-                made = DeviceArray.output(program.devices[home], spec, name, ledger, planned)
+                made = self._reused(slot, where if stays is None else stays) or slot.new(ledger)
             except OutOfMemory as error:
-                raise NoRoom(error, home) from error
+                raise NoRoom(error, slot.owner.info.id) from error
             self.kept[name] = made
-            if where is not None:
+            if stays is not None:
+                self.departures.setdefault(stays, []).append(made)
+            elif where is not None:
                 self.departures.setdefault(where, []).append(made)
                 if not program.ends.host_reads(root):
                     self.spared.add(where)
+
+    def _reused(self, slot: Slot, place: int | None) -> DeviceArray | None:
+        """An output in the memory of an input that is donated, where nothing reads that any more.
+
+        ``place`` is the segment that writes the output, None where the host does, at the end.
+        """
+        if self.donations is None:
+            return None
+
+        def after(array: DeviceArray) -> bool:
+            reads = (index for index, source in self.arrivals.items() if source is array)
+            return place is None or all(self.program.follows(place, read) for read in reads)
+
+        return self.donations.output(slot, -1 if place is None else place, after)
+
+    def failed(self, error: BaseException | None) -> None:
+        """The run, or what it was to begin with, has failed."""
+        if self.donations is not None:
+            over = isinstance(error, Error) and not isinstance(error, Timeout | Cancelled)
+            self.donations.ended(error, still_on=error is not None and not over)
 
     def copied(
         self, index: int, queue: Queue, buffer: Buffer, waits: Sequence[Event]
@@ -120,11 +222,33 @@ class Transit:
         """Do what a copying segment does on its device; whether that is all, and its event."""
         event: Event | None = None
         source = self.arrivals.get(index)
+        if buffer.device is not queue.device:
+            return True, self._come_to_host(index, queue, buffer, waits)
         if source is not None:
-            event = queue.copy(buffer, source.buffer(), [*waits, *source.ready])
+            event = queue.copy(buffer, source.memory(), [*waits, *source.ready])
         for target in self.departures.get(index, ()):
-            event = queue.copy(target.buffer(), buffer, waits)
-        return index in self.spared, event
+            if self.donations is not None:
+                self.donations.begun.add(index)
+            event = queue.copy(target.memory(), buffer, waits)
+        planned = index in self.program.ends.callers and index not in self.hosted
+        return planned or index in self.spared, event
+
+    def _come_to_host(
+        self, index: int, queue: Queue, buffer: Buffer, waits: Sequence[Event]
+    ) -> Event | None:
+        """Let an input arrive in the host's arena, where the plan has it come to from a device."""
+        spec = self.program.graph.specs[self._step(index).name]
+        target, source = buffer.array(spec), self.arrivals.get(index)
+        flat = target.reshape(-1).view(np.uint8)
+        if source is not None:
+            return queue.read(source.memory(), flat, [*waits, *source.ready])
+        for event in waits:
+            event.wait()
+        np.copyto(flat, self.hosted[index])
+        return None
+
+    def _step(self, index: int) -> Step:
+        return self.program.plan.steps[self.program.segments[index].steps[0]]
 
     def collected(self, made: Mapping[str, Array]) -> dict[str, DeviceArray]:
         """The outputs that stay, those on the host filled from ``made``."""
@@ -134,38 +258,49 @@ class Transit:
                 np.copyto(array.view(), made[name])
         for name, window in windows.outputs.items():
             np.copyto(window.of(self.kept[window.source].view()), made[name])
+        if self.donations is not None:
+            self.donations.done()
         return self.kept
 
     def let_go(self) -> None:
         """Hold no array any more: the run is over, and a cycle may keep it for a while."""
-        for held in (self.feeds, self.kept, self.arrivals, self.departures):
+        for held in (self.feeds, self.kept, self.arrivals, self.departures, self.hosted):
             held.clear()
 
     @property
     def avoided(self) -> tuple[Step, ...]:
         """The copies of the plan that were not made."""
-        program = self.program
-        return tuple(program.plan.steps[program.segments[i].steps[0]] for i in sorted(self.spared))
+        return tuple(map(self._step, sorted(self.spared)))
+
+    @property
+    def otherwise(self) -> tuple[Step, ...]:
+        """The copies of the plan that crossed another link."""
+        return tuple(map(self._step, sorted(self.astray)))
 
 
-def begin(program: Program, feeds: Mapping[str, Fed], ledger: Ledger | None) -> Transit | None:
+def begin(
+    program: Program, feeds: Mapping[str, Fed], keeping: Keeping | None, *, verified: bool = False
+) -> Transit | None:
     """What a run with these inputs does on devices; None where all is as planned.
 
-    ``ledger`` counts the outputs that are to stay; without one none are.
+    ``keeping`` is for outputs that are to stay; without it none are. ``verified``: what passes
+    between two devices goes over the host.
 
     Raises:
         NoRoom: a device has no memory for an output that is to stay.
         MemoryBudget: the session may not take it.
+        FeedError: an input cannot be donated, since another run has it.
         DeviceError: a device fails at giving an input to the host.
     """
-    if ledger is None and not any(isinstance(a, DeviceArray) for a in feeds.values()):
+    planned = program.ends.takes or program.ends.keeps
+    resident = any(array.__class__ is DeviceArray for array in feeds.values())
+    if not planned and keeping is None and not resident:
         return None
-    made = Transit(program)
+    made = Transit(program, verified)
     for name, value in feeds.items():
-        if isinstance(value, DeviceArray):
-            made.take(name, value)
-        else:
-            made.feeds[name] = value
-    if ledger is not None:
-        made.keep(ledger)
+        made.feed(name, value)
+    if keeping is not None:
+        made.keep(keeping)
+    else:
+        made.bring()
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 
 import crossdock as xd
 from crossdock.devices import registry
+from crossdock.devices.links import link_ends
 from crossdock.runtime import costing
 from crossdock.runtime.errors import FeedError, OutOfMemory
+from crossdock.runtime.ready import WINDOW
 from crossdock.runtime.session import Session
+from crossdock.scheduler import LinkModel
 from tests.fakes import cards, cupy_fake
 
 pytestmark = pytest.mark.usefixtures("no_hang")
@@ -201,15 +205,93 @@ def test_an_array_on_another_card_is_copied_from_there(fake: cupy_fake.FakeCupy)
     library.release()
 
 
-def test_a_card_that_the_session_does_not_use(fake: cupy_fake.FakeCupy) -> None:
+@pytest.mark.parametrize("kind", [ByDlpack, ByInterface])
+@pytest.mark.parametrize("granted", [True, False], ids=["peer access", "staged"])
+def test_an_array_on_a_card_that_the_session_does_not_use_does_not_pass_the_host(
+    fake: cupy_fake.FakeCupy, kind: type[Any], granted: bool
+) -> None:
+    library = Producer(fake, index=1)
+    if not granted:
+        fake.machine.peers.clear()
+    array = library.array(VALUES)
+    with on_card() as session:
+        made = session.run({"x": kind(library, array)})
+        np.testing.assert_array_equal(made["y"], 2 * VALUES)
+        assert session.receipt.links["cuda:1->cuda:0"] == VALUES.nbytes
+        assert session.receipt.avoided == {"cpu:0->cuda:0": VALUES.nbytes}
+        assert session.receipt.notes == ()
+    library.release()
+
+
+def test_outputs_of_one_card_are_fed_to_a_session_on_another(fake: cupy_fake.FakeCupy) -> None:
+    with on_card() as session, on_card("cuda:1", double="cuda:1", relu="cuda:1") as other:
+        first = session.run({"x": VALUES}, outputs="device")["y"]
+        with xd.compile(other.graph, "cuda:1", measure=False) as alone:
+            made = alone.run({"x": first}, outputs="device")["y"]
+            assert made.device == "cuda:1"
+            np.testing.assert_array_equal(made.numpy(), 4 * VALUES)
+            assert alone.receipt.links == {"cuda:0->cuda:1": VALUES.nbytes}
+
+
+@pytest.mark.parametrize(("rate", "passes"), [(1e11, False), (1e7, True)])
+def test_the_way_that_was_measured_to_be_faster_is_taken(
+    fake: cupy_fake.FakeCupy, rate: float, passes: bool
+) -> None:
     library = Producer(fake, index=1)
     array = library.array(VALUES)
-    with on_card() as session, fake.cuda.Device(1):
+    cards = [registry.open_device(f"cuda:{i}").info for i in range(2)]
+    host, model = registry.open_device("cpu:0").info, costing.store().model
+    for card in cards:
+        for ends in ((host, card), (card, host)):
+            model.set_link(*link_ends(*ends), LinkModel(1e-6, ((1.0, 1e10),)))
+    model.set_link(*link_ends(cards[1], cards[0]), LinkModel(1e-6, ((1.0, rate),)))
+    with on_card() as session:
         made = session.run({"x": ByDlpack(library, array)})
         np.testing.assert_array_equal(made["y"], 2 * VALUES)
-        assert any("lies on CUDA device 1" in note for note in session.receipt.notes)
-        with pytest.raises(FeedError, match="'x' lies on a CUDA device, which this session does"):
-            session.run({"x": ByInterface(library, array)})
+        assert ("cuda:1->cuda:0" not in session.receipt.links) is passes
+        assert ("cuda:1->cpu:0" in session.receipt.links) is passes
+    library.release()
+
+
+def test_pairs_of_cards_are_measured_each_way_and_planned_for(fake: cupy_fake.FakeCupy) -> None:
+    b = xd.GraphBuilder()
+    graph = b.build({"y": b.relu(b.input("x", (3, 4)), label="relu")})
+    rules = xd.Constraints(pin={"relu": CARD})
+    with xd.compile(
+        graph, CARD, constraints=rules, measure=0.01, feeds_on="cuda:1", outputs="device"
+    ) as session:
+        (copy,) = session.plan.copies()
+        assert (copy.src, copy.dst, copy.arrives) == ("cuda:1", CARD, True)
+        assert (copy.source, copy.detail) == ("measured", "peer access")
+        cards = [registry.open_device(f"cuda:{i}").info for i in range(2)]
+        model = costing.store().model
+        for ends in (cards, cards[::-1], (cards[0], cards[0])):
+            assert model.link(*link_ends(*ends)) is not None
+        library = Producer(fake, index=1)
+        made = session.run({"x": ByDlpack(library, library.array(VALUES))})["y"]
+        np.testing.assert_array_equal(made.numpy(), VALUES)
+        assert session.receipt.links == {"cuda:1->cuda:0": VALUES.nbytes}
+        library.release()
+
+
+def test_a_session_plans_again_for_inputs_of_a_card_that_it_does_not_use(
+    fake: cupy_fake.FakeCupy,
+) -> None:
+    library = Producer(fake, index=1)
+    array = library.array(VALUES)
+    with on_card() as session:
+        first = session.plan
+        for _ in range(WINDOW):
+            session.run({"x": ByDlpack(library, array)})
+        end = time.monotonic() + 60
+        while session.plan is first:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert session.plan.feeds_on == {"x": "cuda:1"}
+        assert {s.device for s in session.plan.launches()} == {CARD}
+        made = session.run({"x": ByDlpack(library, array)})
+        np.testing.assert_array_equal(made["y"], 2 * VALUES)
+        assert session.receipt.links["cuda:1->cuda:0"] == VALUES.nbytes
     library.release()
 
 

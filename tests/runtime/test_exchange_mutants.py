@@ -118,9 +118,9 @@ def hasty(self: DeviceArray, *, close: Any = DeviceArray.close) -> None:
     close(self)
 
 
-def windows(self: Transit, ledger: Any, *, keep: Any = Transit.keep) -> None:
+def windows(self: Transit, keeping: Any, *, keep: Any = Transit.keep) -> None:
     """All runs keep their outputs in the same memory."""
-    keep(self, ledger)
+    keep(self, keeping)
     for name, array in self.kept.items():
         array._buffer = _SAME.setdefault((id(self.program), name), array._buffer)
 

@@ -19,7 +19,7 @@ from bench.gpu_check.nets_ours import graph
 from bench.gpu_check.place import Place, geomean
 from bench.gpu_check.report import Report
 from bench.gpu_check.sections.models import error_of
-from bench.timing import interleaved, median_seconds
+from bench.timing import interleaved
 
 ROUNDS = 40
 COMPILING = 0.45
@@ -56,7 +56,7 @@ ORDER = (
 class Result:
     """Seconds of a network by runner, at a batch and a precision.
 
-    ``off``: predicted over measured, or its inverse, of our run from host to host.
+    ``off``: predicted over measured, or its inverse, of our run.
     """
 
     net: str
@@ -123,16 +123,18 @@ class Comparison:
         runs, notes = self._peers(peers)
         made = graph(net, batch, precision.dtype)
         given: dict[str, Any] = peers.feeds if resident else feeds
-        kept: dict[str, Any] = {"outputs": "device"} if resident else {}
+        if resident:
+            options["outputs"] = "device"
+            options["feeds_on"] = None if self.place.rehearsal else self.place.device
         with xd.compile(made, self.place.device, **options) as session:
-            found, want = session.run(given, **kept)["y"], runs["eager"]()
+            found, want = session.run(given)["y"], runs["eager"]()
             error = error_of(nets_torch.on_host(found), nets_torch.on_host(want))
             self.report.bound(f"{what}: error", error, f"<= {precision.error:g}")
-            runs["ours"] = lambda: session.run(given, **kept)
+            runs["ours"] = lambda: session.run(given)
             times = interleaved(runs, self.place.size(ROUNDS, 3), self.place.seconds / 60)
             predicted = session.estimate().seconds
-            whole = median_seconds(lambda: session.run(feeds), 5) if resident else times["ours"]
-            result = Result(net.name, batch, times, max(predicted / whole, whole / predicted))
+            ours = times["ours"]
+            result = Result(net.name, batch, times, max(predicted / ours, ours / predicted))
         self.results.append(result)
         said = ", ".join(f"{name} {t * 1e3:.3g}" for name, t in times.items())
         note = "; ".join([f"ms: {said}", *notes])
