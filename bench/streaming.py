@@ -1,6 +1,6 @@
 """Models with more weights than their device may hold: what runs take that bring the rest.
 
-``python streaming.py [DEVICE]`` prints the figures of the device, or of the first OpenCL device.
+``python -m bench.streaming [DEVICE]`` prints the figures of the device, or of the first OpenCL device.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import crossdock as xd
+from bench.timing import interleaved, opencl
 from crossdock.devices.base import Device
 
 
@@ -126,8 +127,6 @@ def _error(got: Any, want: Any) -> float:
 
 
 if __name__ == "__main__":
-    from timing import interleaved, opencl
-
     where = sys.argv[1] if sys.argv[1:] else opencl()
     for rows in (1, 64, 512):
         case = products(rows, 1024, 12)

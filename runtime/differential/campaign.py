@@ -67,8 +67,13 @@ def campaign(
     for done, seed in enumerate(seeds):
         if tick is not None:
             tick(f"graph {seed}", done, len(seeds))
-        recipe = draw(seed)
         tally.graphs += 1
+        try:
+            recipe = draw(seed)
+        except Exception as failure:  # noqa: BLE001 - one graph must not end the others
+            said = f"{type(failure).__name__}: {failure}"
+            tally.found.append(Found(seed, Difference("reference", "", None, said), ()))
+            continue
         tally.ops.update(op.op for op in recipe.ops)
         chosen = ways(seed, devices if done % every == 0 else devices[:1], onnx=onnx)
         chosen = [way for way in chosen if way.takes(recipe)]

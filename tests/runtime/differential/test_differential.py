@@ -133,3 +133,29 @@ def test_a_recipe_comes_back_from_its_file(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(FeedError, match="no recipe"):
         Recipe.load(tmp_path / "other.json")
+
+
+def test_whatever_a_way_or_the_reference_ends_with_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other runtimes' errors have bases of their own, and one graph does not end the others."""
+
+    class Foreign(Exception):
+        pass
+
+    def broken(_: object) -> object:
+        raise Foreign("no reason")
+
+    x = np.ones((2, 4), np.float32)
+    ours, other = (Way("w", broken, peer=peer) for peer in (False, True))  # type: ignore[arg-type]
+    (found,) = judge(doubled(x), [ours])
+    assert (found.said, found.explained) == ("Foreign: no reason", "")
+    (found,) = judge(doubled(x), [other])
+    assert found.explained
+
+    drawn = {0: broken, 1: lambda _: doubled(x)}
+    monkeypatch.setattr(
+        "crossdock.runtime.differential.campaign.draw", lambda seed: drawn[seed](seed)
+    )
+    tally = campaign([0, 1], ["cpu:0"], onnx=False)
+    assert [(f.seed, f.difference.said) for f in tally.unexplained] == [(0, "Foreign: no reason")]
+    assert tally.graphs == 2
+    assert tally.runs
