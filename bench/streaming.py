@@ -1,6 +1,7 @@
 """Models with more weights than their device may hold: what runs take that bring the rest.
 
-``python -m bench.streaming [DEVICE]`` prints the figures of the device, or of the first OpenCL device.
+``python -m bench.streaming [DEVICE]`` prints the figures of the device, or of the first that
+OpenCL has.
 """
 
 from __future__ import annotations
