@@ -1,0 +1,267 @@
+"""Guards of arithmetic, indices, and of what a model's strings may reach."""
+
+from __future__ import annotations
+
+from tests.mutants.kit import CORPUS, Mutant
+
+VECTOR = "kernels/cpu_vector.py"
+DIALECT = "devices/dialect.py"
+SPECIAL = "tests/kernels/test_special.py"
+PROCESSOR = f"{SPECIAL}::test_special_cases_on_the_processor"
+OPENCL = f"{SPECIAL}::test_special_cases_on_opencl"
+FINITE = "tests/runtime/test_finite.py"
+WATCHER = "runtime/finite.py"
+BITS = "kernels/ops_bits.py"
+NAMES = "tests/runtime/hostile/test_names.py"
+EXTENSION = "tests/kernels/test_ops_extension.py"
+
+MUTANTS = [
+    # --- NaN and infinity ---
+    Mutant(
+        "finite",
+        "the first op that made a NaN is not told",
+        WATCHER,
+        "        if not self._found:\n            return\n",
+        "        return\n",
+        (f"{FINITE}::test_the_first_op_in_graph_order_is_named_with_device_and_kernel",),
+    ),
+    Mutant(
+        "finite",
+        "an op that passes a NaN on is blamed",
+        WATCHER,
+        "            if clean:\n",
+        "            if True:\n",
+        (f"{FINITE}::test_an_op_that_passes_on_what_was_fed_is_not_blamed",),
+    ),
+    Mutant(
+        "finite",
+        "infinities are not looked for",
+        WATCHER,
+        "    finite = np.isfinite(wide)\n",
+        "    finite = ~np.isnan(wide)\n",
+        (FINITE,),
+    ),
+    Mutant(
+        "finite",
+        "max loses a NaN on the processor",
+        VECTOR,
+        "        if not is_float(a.kind) or a.plain:\n            return got\n",
+        "        return got\n",
+        (f"{PROCESSOR}[max]",),
+    ),
+    Mutant(
+        "finite",
+        "max loses a NaN in OpenCL",
+        DIALECT,
+        "#define X_MAX(a, b) (((a) > (b) || (a) != (a)) ? (a) : (b))\n",
+        "#define X_MAX(a, b) (((a) > (b)) ? (a) : (b))\n",
+        (f"{OPENCL}[max-opencl:0]",),
+    ),
+    # --- integers ---
+    Mutant(
+        "integer",
+        "division by zero on the processor",
+        VECTOR,
+        "        bad = zero\n        if is_signed",
+        '        bad = self.logic("xor", zero, zero)\n        if is_signed',
+        (f"{PROCESSOR}[div]", f"{PROCESSOR}[mod]"),
+    ),
+    Mutant(
+        "integer",
+        "the least number over -1 on the processor",
+        VECTOR,
+        '            bad = self.logic("or", zero, self.logic("and", lowest, minus))\n',
+        '            bad = self.logic("or", zero, self.logic("and", zero, self.logic("and", lowest, minus)))\n',
+        (f"{PROCESSOR}[div]", f"{PROCESSOR}[mod]"),
+    ),
+    Mutant(
+        "integer",
+        "division by zero in OpenCL",
+        DIALECT,
+        "#define X_IDIV(a, b) ((b) == 0 ? 0 : X_TRAPS(b) ? X_NEG(a) : (a) / (b))\n",
+        "#define X_IDIV(a, b) ((a) / (b))\n",
+        (f"{OPENCL}[div-opencl:0]",),
+    ),
+    Mutant(
+        "integer",
+        "the least number over -1 in OpenCL",
+        DIALECT,
+        "#define X_TRAPS(b) ((b) == 0 || ((b) < 0 && (b) == -1))\n",
+        "#define X_TRAPS(b) ((b) == 0)\n",
+        (f"{OPENCL}[div-opencl:0]",),
+    ),
+    Mutant(
+        "integer",
+        "a remainder by zero in OpenCL",
+        DIALECT,
+        "#define X_IREM(a, b) (X_TRAPS(b) ? 0 : (a) % (b))\n",
+        "#define X_IREM(a, b) ((a) % (b))\n",
+        (f"{OPENCL}[mod-opencl:0]",),
+    ),
+    Mutant(
+        "integer",
+        "shifts as far as one likes on the processor",
+        VECTOR,
+        "        by = self.select(near, b, zero)\n",
+        '        by, near = b, self.compare("==", b, b)\n',
+        ("tests/kernels/test_ops.py",),
+    ),
+    Mutant(
+        "integer",
+        "shifts as far as one likes in array code",
+        BITS,
+        "    return (b >= 0) & (b < 8 * a.dtype.itemsize)\n",
+        "    return b == b\n",
+        (f"{EXTENSION}::test_shifts_are_those_of_whole_numbers",),
+    ),
+    Mutant(
+        "integer",
+        "shifts as far as one likes in OpenCL",
+        "kernels/grid_emit.py",
+        '    near = f"({unsigned}){y} < {width}u"\n',
+        '    near = "1"\n',
+        ("tests/kernels/test_grid.py", "tests/kernels/test_grid_elementwise.py"),
+    ),
+    Mutant(
+        "integer",
+        "floats become any integer on the processor",
+        VECTOR,
+        '        held = self.select(self.compare("<", held, high), held, high)\n',
+        "",
+        (f"{PROCESSOR}[cast]",),
+    ),
+    Mutant(
+        "integer",
+        "floats become any integer in array code",
+        "kernels/ops_math.py",
+        "    return xp.where(inside, whole, held)\n",
+        "    return xp.where(inside, whole, none)\n",
+        (SPECIAL,),
+    ),
+    Mutant(
+        "integer",
+        "floats become any integer in OpenCL",
+        "kernels/grid_emit.py",
+        '    held = f"{text} >= {above} ? {high} : ({kind}){text}"\n',
+        '    held = f"({kind}){text}"\n',
+        (f"{OPENCL}[cast-opencl:0]",),
+    ),
+    Mutant(
+        "integer",
+        "indices out of range in array code",
+        "kernels/ops_gather.py",
+        "    return xp.clip(xp.where(wide < 0, wide + size, wide), 0, size - 1)\n",
+        "    return xp.where(wide < 0, wide + size, wide)\n",
+        ("tests/kernels/test_ops.py", f"{CORPUS}arithmetic"),
+    ),
+    Mutant(
+        "integer",
+        "indices out of range on the processor",
+        "kernels/cpu_copy_loops.py",
+        "        index = code.greatest(code.least(wrapped, last), 0)\n",
+        "        index = wrapped\n",
+        ("tests/kernels/test_ops.py", f"{CORPUS}arithmetic"),
+    ),
+    Mutant(
+        "integer",
+        "indices out of range in OpenCL",
+        "kernels/grid_gather.py",
+        "    return from_end < 0 ? 0 : from_end >= size ? size - 1 : (i32)from_end;\n",
+        "    return (i32)from_end;\n",
+        ("tests/kernels/test_grid_move.py",),
+    ),
+    Mutant(
+        "integer",
+        "indices below the range in OpenCL",
+        "kernels/grid_gather.py",
+        "    return from_end < 0 ? 0 : from_end >= size",
+        "    return from_end >= size",
+        ("tests/kernels/test_grid_move.py",),
+    ),
+    # --- strings of a model ---
+    Mutant(
+        "source",
+        "a choice is any word",
+        "kernels/ops_rules.py",
+        '    if value not in allowed:\n        raise fail(op, f"{name} must be one of',
+        '    if False:\n        raise fail(op, f"{name} must be one of',
+        ("tests/kernels/test_ops_attributes.py", "tests/runtime/test_builder.py"),
+    ),
+    Mutant(
+        "source",
+        "an operator of any name is looked up",
+        "runtime/loaders/onnx_check.py",
+        "            if reason:\n                problems",
+        "            if False:\n                problems",
+        ("tests/runtime/loaders/test_onnx_structure.py", f"{CORPUS}names/op-type"),
+    ),
+    Mutant(
+        "source",
+        "a mode is any word",
+        "runtime/loaders/onnx_index.py",
+        '    if mode != "constant" and mode != "wrap" and mode not in PAD_MODES:\n',
+        "    if False:\n",
+        (f"{CORPUS}names/mode",),
+    ),
+    Mutant(
+        "source",
+        "an equation holds any characters",
+        "runtime/loaders/onnx_einsum.py",
+        '            raise BadEquation(f"{what} has {letter!r}, which is no letter")\n',
+        "            continue\n",
+        ("tests/runtime/loaders/test_onnx_einsum.py", f"{CORPUS}names/equation"),
+    ),
+    Mutant(
+        "source",
+        "a NaN is written as Python writes it",
+        "kernels/grid_emit.py",
+        '    if math.isnan(number):\n        return f"(({kind})NAN)"\n',
+        "",
+        (
+            "tests/kernels/test_expression.py",
+            "tests/kernels/test_grid.py",
+            "tests/kernels/test_grid_elementwise.py",
+        ),
+    ),
+    # --- names ---
+    Mutant(
+        "names",
+        "names of values that are equal are one",
+        "runtime/operand.py",
+        '            if (name := f"{stem}_{number}") not in self.used:\n',
+        '            if name := f"{stem}_{number}":\n',
+        ("tests/runtime/test_builder.py",),
+    ),
+    Mutant(
+        "names",
+        "names in messages are not cut",
+        "runtime/loaders/onnx_model.py",
+        '    cut = name if len(name) <= 80 else f"{name[:77]}..."\n',
+        "    cut = name\n",
+        ("tests/runtime/loaders/test_onnx_structure.py", f"{CORPUS}external/initialiser-long"),
+    ),
+    Mutant(
+        "names",
+        "names in messages are as they are",
+        "runtime/loaders/onnx_model.py",
+        "    return repr(cut)\n",
+        "    return f\"'{cut}'\"\n",
+        ("tests/runtime/loaders/test_onnx_structure.py", f"{CORPUS}names"),
+    ),
+    Mutant(
+        "names",
+        "paths in messages are as they are",
+        "runtime/files.py",
+        "    return text if text.isprintable() else repr(text)\n",
+        "    return text\n",
+        ("tests/runtime/loaders/test_content.py", "tests/runtime/test_limits.py"),
+    ),
+    Mutant(
+        "names",
+        "a label that stands twice names two nodes",
+        "runtime/loaders/onnx_parse.py",
+        "        if name and self.taken[name] == 1:\n",
+        "        if name:\n",
+        ("tests/runtime/loaders/test_onnx_structure.py", f"{CORPUS}large/one-name"),
+    ),
+]
