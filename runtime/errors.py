@@ -41,7 +41,6 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError
 
-
 LONGEST = 1_000
 """Characters that a message has at most."""
 _END = 300

@@ -23,7 +23,8 @@ def arrays_of(
     """
     if not isinstance(feeds, Mapping):
         raise FeedError(
-            f"graph {graph.name!r:.80}: feeds maps input names to arrays, not {type(feeds).__name__}"
+            f"graph {graph.name!r:.80}: feeds maps input names to arrays, not "
+            f"{type(feeds).__name__}"
         )
     unknown = [n for n in feeds if n not in graph.inputs]
     missing = [n for n in graph.inputs if n not in feeds]

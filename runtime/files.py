@@ -63,7 +63,7 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 def parse_json(data: bytes, label: str, what: str) -> Any:
-    """Parse the content of a JSON file; raises LoadError naming the file and ``what`` it should be."""
+    """Parse a JSON file's content; raises LoadError naming the file and what it should hold."""
     try:
         return json.loads(data)
     except RecursionError as error:

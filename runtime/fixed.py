@@ -24,8 +24,8 @@ def fixed(graph: Graph, values: Mapping[str, Any]) -> Graph:
     """
     if graph.staged is not None:
         raise PlanError(
-            f"graph {graph.name!r:.80} runs in stages that hang on the values fed, so that no input "
-            "can stay on a device; compile without resident"
+            f"graph {graph.name!r:.80} runs in stages that hang on the values fed, so that no "
+            "input can stay on a device; compile without resident"
         )
     arrays = {name: _copy(graph, name, value) for name, value in values.items()}
     left = {n: s for n, s in graph.inputs.items() if n not in arrays}

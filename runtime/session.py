@@ -454,8 +454,8 @@ class Session:
             return self._prepare(self._graph)
         if found is None:
             raise PlanError(
-                f"graph {self.graph.name!r:.80} has symbols {', '.join(self.graph.symbols)} without "
-                "sizes; bind(shapes=...) or run first"
+                f"graph {self.graph.name!r:.80} has symbols {', '.join(self.graph.symbols)} "
+                "without sizes; bind(shapes=...) or run first"
             )
         return found
 

@@ -73,8 +73,8 @@ class StagedReady:
         """The plan of the last run; raises PlanError before the first."""
         if self._last is None:
             raise PlanError(
-                f"graph {self.name!r:.80} runs in stages that hang on the values fed, so there is no "
-                "plan before a run; call run first"
+                f"graph {self.name!r:.80} runs in stages that hang on the values fed, so there is "
+                "no plan before a run; call run first"
             )
         return self._last.plan()
 

@@ -23,15 +23,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from tests.mutants.kit import CORPUS, ROOT, ROWS, Mutant, mutants, named
+from tests.mutants.kit import ROOT, ROWS, Mutant, mutants, named
 
 ADDRESS_SPACE = 12 << 30
 """Bytes that the tests of a mutant may map: most of it is reserved by libraries, never used."""
 PACKAGES = ("devices", "kernels", "runtime", "scheduler")
 NOT_PASSED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
-NOT_CLEAN = re.compile(r"^(?:crash|hang|memory|untyped|message|wrong) +(\S+)", re.MULTILINE)
 PASSED, FAILED = 0, 1
-"""What pytest, and the command of the corpus, end with."""
+"""What pytest ends with; anything else is a mistake in what is declared."""
+OPTIONS = ("-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-p", "no:xdist")
 
 CAUGHT, SURVIVED, BROKEN = "caught", "SURVIVED", "BROKEN"
 
@@ -82,13 +82,7 @@ class Copy:
 
     def run(self, tests: Sequence[str], seconds: float) -> tuple[str, str]:
         """Run tests until one fails; how that ended, and the first that failed."""
-        for command in _commands(tests):
-            end, how = self._run(command, seconds)
-            if end != SURVIVED:
-                return end, how
-        return SURVIVED, ""
-
-    def _run(self, command: list[str], seconds: float) -> tuple[str, str]:
+        command = ["-m", "pytest", *OPTIONS, *tests]
         with subprocess.Popen(
             [sys.executable, "-c", LIMITED, str(ADDRESS_SPACE), *command],
             cwd=self.root,
@@ -113,11 +107,9 @@ class Copy:
         if child.returncode == PASSED:
             return SURVIVED, ""
         found = NOT_PASSED.search(said)
-        if child.returncode != FAILED or (found is None and "pytest" in command):
+        if child.returncode != FAILED or found is None:
             return BROKEN, said[-2000:]
-        if found is None:
-            found = NOT_CLEAN.search(said)
-        return CAUGHT, found.group(1) if found is not None else "the corpus"
+        return CAUGHT, found.group(1)
 
 
 LIMITED = (
@@ -125,19 +117,6 @@ LIMITED = (
     "resource.setrlimit(resource.RLIMIT_AS, (most, most)); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
 )
-
-
-def _commands(tests: Sequence[str]) -> list[list[str]]:
-    """What runs tests: pytest for most of them, and a command of its own for the corpus."""
-    made = []
-    ids = [test for test in tests if not test.startswith(CORPUS)]
-    if ids:
-        options = ["-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        made.append(["-m", "pytest", *options, *ids])
-    cases = [test.removeprefix(CORPUS) for test in tests if test.startswith(CORPUS)]
-    if cases:
-        made.append(["-m", "tests.runtime.hostile.children", "--all", "--only", *cases])
-    return made
 
 
 def _end(group: int) -> None:

@@ -11,9 +11,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-CORPUS = "corpus:"
-"""Before the beginning of the names of cases of the hostile corpus, in place of a test."""
-
 ROWS = {
     "file": "truncated, bit-flipped, wrong file kind",
     "huge": "over 2 GB, or sparse",
@@ -51,8 +48,8 @@ ROWS = {
 class Mutant:
     """A guard that is removed: ``text``, which stands once in ``file``, becomes ``instead``.
 
-    ``tests`` are what has to fail then: ids of tests, or cases of the corpus. ``seconds`` are what
-    they may take; a mutant that hangs, or that takes all memory, is found, too.
+    ``tests`` are the ids of tests of which one has to fail then. ``seconds`` are what they may
+    take; a mutant that hangs, or that takes all memory, is found, too.
     """
 
     row: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants.kit import CORPUS, Mutant
+from tests.mutants.kit import Mutant
 
 WIRE = "runtime/loaders/onnx_wire.py"
 PARSE = "runtime/loaders/onnx_parse.py"
@@ -395,7 +395,7 @@ MUTANTS = [
         FILES,
         "    flags |= 0 if follow else",
         "    flags |= 0 if True else",
-        (EXTERNAL,),
+        (f"{EXTERNAL}::test_a_link_put_there_while_the_model_is_read_is_not_followed",),
     ),
     Mutant(
         "external",
@@ -403,7 +403,7 @@ MUTANTS = [
         TENSOR,
         "        if status.st_nlink > 1 and not source.linked:\n",
         "        if False:\n",
-        (EXTERNAL, f"{CORPUS}external/initialiser-hard-link"),
+        (f"{EXTERNAL}::test_a_second_name_of_some_other_file_is_not_read",),
     ),
     Mutant(
         "external",
@@ -444,7 +444,7 @@ MUTANTS = [
         TENSOR,
         "    if not _COUNT.fullmatch(text):\n",
         "    if False:\n",
-        (f"{EXTERNAL}::test_spans_that_do_not_fit", f"{CORPUS}external/initialiser-offset"),
+        (f"{EXTERNAL}::test_spans_that_do_not_fit",),
     ),
     Mutant(
         "external",
@@ -452,7 +452,7 @@ MUTANTS = [
         TENSOR,
         '    if not location or "\\0" in location:\n',
         "    if not location:\n",
-        (f"{EXTERNAL}::test_locations_that_are_none", f"{CORPUS}external/initialiser-nul"),
+        (f"{EXTERNAL}::test_locations_that_are_none",),
     ),
     Mutant(
         "external",
@@ -460,7 +460,7 @@ MUTANTS = [
         TENSOR,
         "    if source.taken[path] + want > held:\n",
         "    if False:\n",
-        (EXTERNAL, f"{CORPUS}external/overlapping"),
+        (f"{EXTERNAL}::test_spans_that_overlap_take_no_more_than_twice_the_file",),
         seconds=60,
     ),
     # --- tensor files ---
@@ -470,7 +470,7 @@ MUTANTS = [
         TENSORS,
         "    if total > limits.tensor(packed):\n",
         "    if False:\n",
-        (f"{OF_TENSORS}::test_a_zip_bomb_stops_at_the_budget", f"{CORPUS}npz/bomb"),
+        (f"{OF_TENSORS}::test_a_zip_bomb_stops_at_the_budget",),
     ),
     Mutant(
         "archive",
@@ -478,15 +478,15 @@ MUTANTS = [
         TENSORS,
         "    if total > limits.file_bytes:\n",
         "    if False:\n",
-        (OF_TENSORS,),
+        (f"{OF_TENSORS}::test_a_zip_bomb_stops_at_the_budget",),
     ),
     Mutant(
         "archive",
-        "a member may be larger than it says",
+        "objects by another name are read",
         TENSORS,
-        "        if packed.read(1):\n",
-        "        if False:\n",
-        (OF_TENSORS, f"{CORPUS}npz/size-lies"),
+        "    if dtype.hasobject:\n",
+        "    if False:\n",
+        (f"{OF_TENSORS}::test_objects_by_any_name",),
     ),
     Mutant(
         "archive",
@@ -494,7 +494,7 @@ MUTANTS = [
         TENSORS,
         "    if twice is not None:\n",
         "    if False:\n",
-        (OF_TENSORS, f"{CORPUS}npz/twice"),
+        (f"{OF_TENSORS}::test_archives_that_are_no_npz",),
     ),
     Mutant(
         "archive",
@@ -502,7 +502,7 @@ MUTANTS = [
         TENSORS,
         "    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:\n",
         "    except EOFError as error:\n",
-        (OF_TENSORS, f"{CORPUS}npz/checksum"),
+        (f"{OF_TENSORS}::test_archives_that_are_no_npz",),
     ),
     Mutant(
         "archive",
@@ -510,7 +510,7 @@ MUTANTS = [
         TENSORS,
         '    if re.search(r"O\\d*\'", descr):\n',
         "    if False:\n",
-        (f"{OF_TENSORS}::test_objects_are_never_opened",),
+        (f"{OF_TENSORS}::test_objects_by_any_name",),
     ),
     Mutant(
         "archive",
@@ -526,7 +526,7 @@ MUTANTS = [
         TENSORS,
         "    if length > MAX_HEADER or 8 + length > size:\n",
         "    if False:\n",
-        (OF_TENSORS, f"{CORPUS}safetensors/header"),
+        (f"{OF_TENSORS}::test_broken_files",),
     ),
     Mutant(
         "archive",
@@ -542,7 +542,7 @@ MUTANTS = [
         TENSORS,
         "    if not _HEADER.fullmatch(text):\n",
         "    if False:\n",
-        (OF_TENSORS, f"{CORPUS}npy/code"),
+        (f"{OF_TENSORS}::test_broken_files",),
     ),
     # --- loops ---
     Mutant(
@@ -628,7 +628,7 @@ MUTANTS = [
         "runtime/loaders/onnx_host.py",
         "        self.budget.tensor(nbytes, str(self.node), self.nbytes)\n",
         "",
-        (f"{CORPUS}strings", f"{CORPUS}op-bomb"),
+        (f"{RULES}::test_what_the_host_makes_is_within_the_budget",),
         seconds=90,
     ),
     Mutant(
@@ -645,7 +645,7 @@ MUTANTS = [
         "runtime/loaders/onnx_frame.py",
         "        return work.flops <= FOLD_FLOPS and self",
         "        return self",
-        (f"{CORPUS}op-bomb/folded", LIMITS),
+        (f"{RULES}::test_what_takes_long_is_left_to_the_devices",),
         seconds=60,
     ),
     Mutant(
@@ -654,7 +654,7 @@ MUTANTS = [
         "runtime/loaders/onnx_frame.py",
         "            if len(self.made) > OPS_A_NODE:\n",
         "            if False:\n",
-        (LIMITS, f"{CORPUS}op-bomb"),
+        (f"{RULES}::test_a_node_that_becomes_many_ops_counts_as_many",),
         seconds=90,
     ),
     Mutant(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants.kit import CORPUS, Mutant
+from tests.mutants.kit import Mutant
 
 VECTOR = "kernels/cpu_vector.py"
 DIALECT = "devices/dialect.py"
@@ -13,6 +13,8 @@ FINITE = "tests/runtime/test_finite.py"
 WATCHER = "runtime/finite.py"
 BITS = "kernels/ops_bits.py"
 NAMES = "tests/runtime/hostile/test_names.py"
+RULES = "tests/runtime/loaders/test_onnx_rules.py"
+WALK = "tests/runtime/loaders/test_onnx_wire.py"
 EXTENSION = "tests/kernels/test_ops_extension.py"
 
 MUTANTS = [
@@ -104,7 +106,7 @@ MUTANTS = [
         VECTOR,
         "        by = self.select(near, b, zero)\n",
         '        by, near = b, self.compare("==", b, b)\n',
-        ("tests/kernels/test_ops.py",),
+        (f"{PROCESSOR}[shift_left]", f"{PROCESSOR}[shift_right]"),
     ),
     Mutant(
         "integer",
@@ -120,7 +122,7 @@ MUTANTS = [
         "kernels/grid_emit.py",
         '    near = f"({unsigned}){y} < {width}u"\n',
         '    near = "1"\n',
-        ("tests/kernels/test_grid.py", "tests/kernels/test_grid_elementwise.py"),
+        (f"{OPENCL}[shift_left-opencl:0]", f"{OPENCL}[shift_right-opencl:0]"),
     ),
     Mutant(
         "integer",
@@ -136,7 +138,7 @@ MUTANTS = [
         "kernels/ops_math.py",
         "    return xp.where(inside, whole, held)\n",
         "    return xp.where(inside, whole, none)\n",
-        (SPECIAL,),
+        ("tests/kernels/test_special.py",),
     ),
     Mutant(
         "integer",
@@ -152,7 +154,7 @@ MUTANTS = [
         "kernels/ops_gather.py",
         "    return xp.clip(xp.where(wide < 0, wide + size, wide), 0, size - 1)\n",
         "    return xp.where(wide < 0, wide + size, wide)\n",
-        ("tests/kernels/test_ops.py", f"{CORPUS}arithmetic"),
+        ("tests/kernels/test_ops.py",),
     ),
     Mutant(
         "integer",
@@ -160,7 +162,7 @@ MUTANTS = [
         "kernels/cpu_copy_loops.py",
         "        index = code.greatest(code.least(wrapped, last), 0)\n",
         "        index = wrapped\n",
-        ("tests/kernels/test_ops.py", f"{CORPUS}arithmetic"),
+        ("tests/kernels/test_cpu_copy.py", "tests/kernels/test_cpu.py"),
     ),
     Mutant(
         "integer",
@@ -168,7 +170,7 @@ MUTANTS = [
         "kernels/grid_gather.py",
         "    return from_end < 0 ? 0 : from_end >= size ? size - 1 : (i32)from_end;\n",
         "    return (i32)from_end;\n",
-        ("tests/kernels/test_grid_move.py",),
+        ("tests/kernels/test_grid_move.py::test_indices_wrap_once_and_are_clamped",),
     ),
     Mutant(
         "integer",
@@ -176,7 +178,7 @@ MUTANTS = [
         "kernels/grid_gather.py",
         "    return from_end < 0 ? 0 : from_end >= size",
         "    return from_end >= size",
-        ("tests/kernels/test_grid_move.py",),
+        ("tests/kernels/test_grid_move.py::test_indices_wrap_once_and_are_clamped",),
     ),
     # --- strings of a model ---
     Mutant(
@@ -193,7 +195,7 @@ MUTANTS = [
         "runtime/loaders/onnx_check.py",
         "            if reason:\n                problems",
         "            if False:\n                problems",
-        ("tests/runtime/loaders/test_onnx_structure.py", f"{CORPUS}names/op-type"),
+        (f"{RULES}::test_rules_of_graphs",),
     ),
     Mutant(
         "source",
@@ -201,7 +203,15 @@ MUTANTS = [
         "runtime/loaders/onnx_index.py",
         '    if mode != "constant" and mode != "wrap" and mode not in PAD_MODES:\n',
         "    if False:\n",
-        (f"{CORPUS}names/mode",),
+        (f"{RULES}::test_a_choice_is_one_of_the_operators_words",),
+    ),
+    Mutant(
+        "source",
+        "a choice of an operator is any word",
+        "runtime/loaders/onnx_model.py",
+        "        if found not in words:\n",
+        "        if False:\n",
+        (f"{RULES}::test_a_choice_is_one_of_the_operators_words",),
     ),
     Mutant(
         "source",
@@ -209,7 +219,7 @@ MUTANTS = [
         "runtime/loaders/onnx_einsum.py",
         '            raise BadEquation(f"{what} has {letter!r}, which is no letter")\n',
         "            continue\n",
-        ("tests/runtime/loaders/test_onnx_einsum.py", f"{CORPUS}names/equation"),
+        ("tests/runtime/loaders/test_onnx_einsum.py",),
     ),
     Mutant(
         "source",
@@ -238,7 +248,7 @@ MUTANTS = [
         "runtime/loaders/onnx_model.py",
         '    cut = name if len(name) <= 80 else f"{name[:77]}..."\n',
         "    cut = name\n",
-        ("tests/runtime/loaders/test_onnx_structure.py", f"{CORPUS}external/initialiser-long"),
+        (f"{WALK}::test_names_in_messages_are_escaped_and_cut",),
     ),
     Mutant(
         "names",
@@ -246,7 +256,7 @@ MUTANTS = [
         "runtime/loaders/onnx_model.py",
         "    return repr(cut)\n",
         "    return f\"'{cut}'\"\n",
-        ("tests/runtime/loaders/test_onnx_structure.py", f"{CORPUS}names"),
+        (f"{WALK}::test_names_in_messages_are_escaped_and_cut",),
     ),
     Mutant(
         "names",
@@ -262,6 +272,6 @@ MUTANTS = [
         "runtime/loaders/onnx_parse.py",
         "        if name and self.taken[name] == 1:\n",
         "        if name:\n",
-        ("tests/runtime/loaders/test_onnx_structure.py", f"{CORPUS}large/one-name"),
+        ("tests/runtime/loaders/test_onnx_structure.py",),
     ),
 ]

@@ -7,8 +7,7 @@ from collections import Counter
 
 import pytest
 
-from tests.mutants.kit import CORPUS, ROOT, ROWS, Mutant, mutants, named
-from tests.runtime.hostile.kit import corpus
+from tests.mutants.kit import ROOT, ROWS, Mutant, mutants, named
 
 ALL = mutants()
 
@@ -17,7 +16,9 @@ ALL = mutants()
 def test_its_text_stands_once_and_what_it_becomes_is_python(mutant: Mutant) -> None:
     content = (ROOT / mutant.file).read_text(encoding="utf-8")
     assert content.count(mutant.text) == 1
-    assert ast.dump(ast.parse(mutant.changed(content))) != ast.dump(ast.parse(content))
+    changed = mutant.changed(content)
+    assert changed != content
+    assert ast.parse(changed)
 
 
 def test_every_row_has_some_and_names_are_unique() -> None:
@@ -27,11 +28,7 @@ def test_every_row_has_some_and_names_are_unique() -> None:
 
 
 def test_the_tests_that_are_named_are_there() -> None:
-    cases = [case.id for case in corpus(0)]
     for test in named(ALL):
-        if test.startswith(CORPUS):
-            assert any(case.startswith(test.removeprefix(CORPUS)) for case in cases), test
-            continue
         file, _, name = test.partition("::")
         text = (ROOT / file).read_text(encoding="utf-8")
         assert not name or f"def {name.partition('[')[0]}(" in text, test

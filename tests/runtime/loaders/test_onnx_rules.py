@@ -94,7 +94,7 @@ def parsed(proto: Any, **given: Any) -> Any:
 
 
 def test_what_functions_unfold_to_is_counted_before_it_is_made() -> None:
-    made = parsed(laughing(2, 60))
+    made = parsed(laughing(2, 30))
     with pytest.raises(LimitError, match="unfolds to more than 200,000 nodes"):
         sort_model(made)
 
@@ -165,6 +165,67 @@ def test_memory_is_looked_for_before_it_is_taken(
     monkeypatch.setattr(limits, "free_bytes", lambda: 1 << 24)
     with pytest.raises(LimitError, match=rf"a file: takes {asked:,} bytes, and 16,777,216 are"):
         limits.require_free(asked, "a file")
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+IMAGE = info("x", shape=(1, 4, 4, 4))
+ZEROS = np.zeros((1, 1, 1, 1), np.float32)
+REGION = {"r": np.zeros((1, 4), np.float32), "b": np.zeros(1, np.int64)}
+GRID = {"g": np.zeros((1, 2, 2, 2), np.float32)}
+SCALES = {"s": np.array([1, 1, 2, 2], np.float32)}
+
+WORDS: list[tuple[Any, dict[str, Any], str]] = [
+    (("Conv", "x w"), {"w": np.ones((2, 4, 3, 3), np.float32)}, "auto_pad"),
+    (("DepthToSpace", "x", {"blocksize": 2}), {}, "mode"),
+    (("Gelu", "x"), {}, "approximate"),
+    (("GridSample", "x g"), GRID, "mode"),
+    (("GridSample", "x g"), GRID, "padding_mode"),
+    (("Pad", "x p"), {"p": np.zeros(8, np.int64)}, "mode"),
+    (("Resize", "x - s"), SCALES, "mode"),
+    (("Resize", "x - s", {"mode": "linear"}), SCALES, "coordinate_transformation_mode"),
+    (("Resize", "x - s", {"mode": "nearest"}), SCALES, "nearest_mode"),
+    (("RoiAlign", "x r b"), REGION, "mode"),
+    (("RoiAlign", "x r b"), REGION, "coordinate_transformation_mode"),
+    (("ScatterElements", "x k u"), {"k": ZEROS.astype(np.int64), "u": ZEROS}, "reduction"),
+]
+
+
+@pytest.mark.parametrize(("op", "constants", "name"), WORDS, ids=lambda v: str(v)[:24])
+def test_a_choice_is_one_of_the_operators_words(
+    op: Any, constants: dict[str, Any], name: str
+) -> None:
+    kind, inputs, attrs = (*op, {})[:3]
+    wild = {name: "wild*/ int3 /*"}
+    proto = model([node(kind, inputs, "y", **attrs, **wild)], [IMAGE], ["y"], opset=20, **constants)
+    with pytest.raises(MalformedModel, match=r"'wild\*/ int3 /\*'"):
+        load(proto)
+
+
+# --- what a few bytes ask for ---------------------------------------------------------------------
+
+
+def test_what_the_host_makes_is_within_the_budget() -> None:
+    words = np.full((50, 1), "ab", dtype=object)
+    proto = model([node("StringConcat", "a b", "y")], [], ["y"], opset=20, a=words, b=words.T)
+    assert run(proto)["y"].shape == (50, 50)
+    with pytest.raises(LimitError, match="would make a tensor of 20,000 bytes"):
+        run(proto, tensor_bytes=1_000, growth=1)
+
+
+def test_what_takes_long_is_left_to_the_devices() -> None:
+    c = np.zeros((900, 900), np.float32)
+    assert [n.op for n in load(model([node("MatMul", "c c", "y")], [], ["y"], c=c)).nodes] == [
+        "matmul"
+    ]
+    assert not load(model([node("MatMul", "c c", "y")], [], ["y"], c=c[:9, :9])).nodes[:-1]
+
+
+def test_a_node_that_becomes_many_ops_counts_as_many() -> None:
+    many = node("Max", " ".join(["x"] * 200), "y")
+    assert load(model([many], [X], [Y]), limits=Limits(nodes=200))
+    with pytest.raises(LimitError, match="unfolds to more than 100 nodes"):
+        load(model([many], [X], [Y]), limits=Limits(nodes=100))
 
 
 # --- loops ----------------------------------------------------------------------------------------
