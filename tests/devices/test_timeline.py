@@ -138,6 +138,21 @@ def test_a_worker_runs_jobs_in_order_and_stops() -> None:
     assert not worker.thread.is_alive()
 
 
+def test_a_worker_that_retires_keeps_no_thread_and_runs_what_is_posted() -> None:
+    worker, seen, gate = Worker("test"), [], threading.Event()
+    worker.post(gate.wait)
+    worker.retire()
+    worker.post(lambda: seen.append(1))
+    gate.set()
+    worker.thread.join(PATIENCE)
+    assert seen == [1]
+    for i in range(100):
+        worker.post(lambda i=i: seen.append(i))
+    while worker.thread.is_alive():
+        worker.thread.join(PATIENCE)
+    assert seen == [1, *range(100)]
+
+
 def test_one_worker_a_queue(device: Device) -> None:
     for role in ("upload", "download"):
         same = device.queues[role] is device.queues["compute"]
