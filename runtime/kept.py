@@ -129,6 +129,7 @@ class Folder:
 def replace(place: Path, fill: Callable[[Callable[[bytes], object]], object]) -> bool:
     """Put a file (mode 0600) in its place when ``fill`` has written all of it.
 
+    The disk is not waited for: what a loss of power leaves half written has another digest.
     Returns False where that cannot be done, of which the process is told once.
     """
     import tempfile  # takes long to load, and most processes only read

@@ -80,9 +80,9 @@ class Copy:
         for name in ("cache", "tmp"):
             (folder / name).mkdir(mode=0o700)
 
-    def run(self, tests: Sequence[str], seconds: float) -> tuple[str, str]:
+    def run(self, tests: Sequence[str], seconds: float, *, slow: bool) -> tuple[str, str]:
         """Run tests until one fails; how that ended, and the first that failed."""
-        command = ["-m", "pytest", *OPTIONS, *tests]
+        command = ["-m", "pytest", *OPTIONS, *(() if slow else ("-m", "not slow")), *tests]
         with subprocess.Popen(
             [sys.executable, "-c", LIMITED, str(ADDRESS_SPACE), *command],
             cwd=self.root,
@@ -127,20 +127,20 @@ def _end(group: int) -> None:
         return
 
 
-def tried(mutant: Mutant, copy: Copy) -> Ended:
+def tried(mutant: Mutant, copy: Copy, patience: float = 1.0) -> Ended:
     """Apply a mutant to a copy, run its tests, and put the copy right again."""
     began, path = time.monotonic(), copy.root / mutant.file
     sound = path.read_text(encoding="utf-8")
     path.write_text(mutant.changed(sound), encoding="utf-8")
     try:
-        end, how = copy.run(mutant.tests, mutant.seconds)
+        end, how = copy.run(mutant.tests, mutant.seconds * patience, slow=mutant.slow)
     finally:
         path.write_text(sound, encoding="utf-8")
     took = round(time.monotonic() - began, 1)
     return Ended(mutant.row, mutant.name, mutant.file, end, how, took)
 
 
-def run(made: Sequence[Mutant], at_once: int) -> list[Ended]:
+def run(made: Sequence[Mutant], at_once: int, patience: float) -> list[Ended]:
     """Try mutants in as many copies as are wanted."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         copies: SimpleQueue[Copy] = SimpleQueue()
@@ -148,15 +148,17 @@ def run(made: Sequence[Mutant], at_once: int) -> list[Ended]:
             (Path(name) / str(i)).mkdir()
             copies.put(Copy(Path(name) / str(i)))
         copy = copies.get()
-        end, how = copy.run(named(made), 1800)
+        for slow in (False, True):
+            tests = named([m for m in made if m.slow == slow])
+            end, how = copy.run(tests, 3600, slow=slow) if tests else (SURVIVED, "")
+            if end != SURVIVED:
+                sys.exit(f"the tests fail without any change: {how}")
         copies.put(copy)
-        if end != SURVIVED:
-            sys.exit(f"the tests fail without any change: {how}")
 
         def one(mutant: Mutant) -> Ended:
             copy = copies.get()
             try:
-                ended = tried(mutant, copy)
+                ended = tried(mutant, copy, patience)
             finally:
                 copies.put(copy)
             print(_line(ended), flush=True)  # noqa: T201 - what the command shows
@@ -188,10 +190,13 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--only", default="", help="mutants whose row/name has this in it")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at once, in a copy each")
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="times as long as usual, on a busy machine"
+    )
     parser.add_argument("--json", type=Path, help="write what became of each to this file")
     given = parser.parse_args(argv)
     made = [m for m in mutants() if given.only in m.id]
-    ended = run(made, min(given.jobs, len(made)))
+    ended = run(made, min(given.jobs, len(made)), given.patience)
     print(summary(ended))  # noqa: T201 - what the command shows
     if given.json is not None:
         given.json.write_text(json.dumps([asdict(e) for e in ended], indent=1) + "\n")

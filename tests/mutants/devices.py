@@ -55,7 +55,7 @@ MUTANTS = [
         FLEET,
         "        if step == 2 and device != HOST:\n",
         "        if False:\n",
-        (MEMORY, EXHAUSTIVE),
+        (f"{MEMORY}::test_a_device_that_never_has_memory_is_left_out_step_by_step",),
     ),
     Mutant(
         "memory",
@@ -80,7 +80,7 @@ MUTANTS = [
         "runtime/session.py",
         '        except MemoryError as error:\n            raise self._no_memory("run") from error\n',
         "        except KeyboardInterrupt:\n            raise\n",
-        ("tests/runtime/test_session_memory.py", RUNS, MEMORY),
+        ("tests/runtime/test_errors.py::test_a_host_without_memory_is_told_in_a_word_of_ours",),
     ),
     Mutant(
         "memory",
@@ -88,8 +88,7 @@ MUTANTS = [
         "runtime/pool.py",
         "                if not self._unmake():\n                    raise\n",
         "                if self._made == 1:\n                    raise\n",
-        ("tests/runtime/test_executor_pool.py", "tests/runtime/test_executor_life.py", MEMORY),
-        seconds=60,
+        ("tests/runtime/test_executor_life.py::test_runs_wait_where_the_device_has_room_for_one",),
     ),
     # --- kernels that do not build ---
     Mutant(
@@ -115,7 +114,6 @@ MUTANTS = [
         '        self.leave_out(error.device, f"does not build kernels: {said(error)}")\n',
         "",
         (RECOVERY, FALLBACK, EXHAUSTIVE),
-        seconds=60,
     ),
     Mutant(
         "build",
@@ -132,7 +130,6 @@ MUTANTS = [
         "            if mark in refused():\n                continue\n",
         "",
         (EXHAUSTIVE, FALLBACK, RECOVERY),
-        seconds=60,
     ),
     # --- sticky errors ---
     Mutant(
@@ -267,7 +264,6 @@ MUTANTS = [
         "            if took > max(self.floor, allowed):\n",
         "            if False:\n",
         (f"{RECOVERY}::test_a_hang_lets_the_threads_of_the_others_go_on",),
-        seconds=60,
     ),
     Mutant(
         "hang",
@@ -308,7 +304,6 @@ MUTANTS = [
         "                device.renew(parts[0].role)\n",
         "",
         (f"{RECOVERY}::test_a_hang_lets_the_threads_of_the_others_go_on", RECOVERY),
-        seconds=60,
     ),
     Mutant(
         "hang",
@@ -317,7 +312,6 @@ MUTANTS = [
         "            if left <= 0:\n",
         "            if False:\n",
         (RECOVERY, RUNS),
-        seconds=60,
     ),
     Mutant(
         "hang",
@@ -326,7 +320,6 @@ MUTANTS = [
         "            if left <= 0:\n",
         "            if False:\n",
         (f"{ISOLATED}::test_a_driver_that_does_not_answer_is_killed",),
-        seconds=60,
     ),
     # --- devices that lie ---
     Mutant(
@@ -393,7 +386,6 @@ MUTANTS = [
         "    ended.set()\n    if tell is not None:\n        tell()\n",
         "    ended.set()\n",
         (f"{ISOLATED}::test_a_killed_process_is_noticed_at_once_though_nobody_asks",),
-        seconds=60,
     ),
     Mutant(
         "worker",
@@ -402,7 +394,6 @@ MUTANTS = [
         "        return self._counts[device, work] >= DEATHS\n",
         "        return False\n",
         (f"{ISOLATED}::test_work_that_ended_three_processes_is_refused",),
-        seconds=60,
     ),
     Mutant(
         "worker",
@@ -411,7 +402,6 @@ MUTANTS = [
         "                DEATHS_AT.note(self.name, head.works)\n",
         "                pass\n",
         (f"{ISOLATED_RUNS}::test_a_kernel_that_ended_three_processes_gives_way_to_another_one",),
-        seconds=90,
     ),
     Mutant(
         "worker",
@@ -420,7 +410,6 @@ MUTANTS = [
         "        except EOFError:\n            self._fail()\n            return False\n",
         "        except EOFError:\n            return False\n",
         (f"{ISOLATED}::test_who_waits_for_a_kernel_is_told_of_the_signal",),
-        seconds=60,
     ),
     Mutant(
         "worker",
@@ -429,7 +418,6 @@ MUTANTS = [
         "        weakref.finalize(self, self.process.kill).atexit = False\n",
         "",
         (f"{ISOLATED}::test_a_device_that_is_not_closed_ends_with_its_object",),
-        seconds=60,
     ),
     Mutant(
         "worker",
@@ -438,7 +426,6 @@ MUTANTS = [
         "        _end_with(control.descriptors(1)[0])\n",
         "        control.descriptors(1)\n",
         (f"{ISOLATED}::test_it_ends_with_the_process_that_started_it",),
-        seconds=60,
     ),
     Mutant(
         "worker",
@@ -447,7 +434,6 @@ MUTANTS = [
         '            registry.lose(self, f"{type(error).__name__}: {error}")\n',
         "            pass\n",
         (f"{ISOLATED}::test_a_killed_process_is_noticed_at_once_though_nobody_asks",),
-        seconds=60,
     ),
     Mutant(
         "worker",
@@ -456,6 +442,5 @@ MUTANTS = [
         "    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other process to answer\n",
         "",
         (f"{ISOLATED}::test_ctrl_c_is_not_for_it",),
-        seconds=60,
     ),
 ]

@@ -25,7 +25,8 @@ ROWS = {
     "finite": "NaN, infinity, denormals",
     "integer": "integer /0, MIN/-1, shift >= width, index out of range",
     "source": "source injection by name, attribute, dimension, op type",
-    "names": "names that are equal once cleaned; names in messages",
+    "names": "names that are equal once cleaned",
+    "errors": "errors: of our types, one line, names escaped and cut",
     "memory": "device out of memory",
     "build": "kernel build failure",
     "sticky": "queue or launch error, sticky error",
@@ -48,8 +49,9 @@ ROWS = {
 class Mutant:
     """A guard that is removed: ``text``, which stands once in ``file``, becomes ``instead``.
 
-    ``tests`` are the ids of tests of which one has to fail then. ``seconds`` are what they may
-    take; a mutant that hangs, or that takes all memory, is found, too.
+    ``tests`` are the ids of tests of which one has to fail then, those of `make test` unless
+    ``slow`` is set. ``seconds`` are what they may take; a mutant that hangs, or that takes all
+    memory, is found, too.
     """
 
     row: str
@@ -59,6 +61,7 @@ class Mutant:
     instead: str
     tests: tuple[str, ...]
     seconds: int = 120
+    slow: bool = False
 
     @property
     def id(self) -> str:

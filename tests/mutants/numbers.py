@@ -15,6 +15,7 @@ BITS = "kernels/ops_bits.py"
 NAMES = "tests/runtime/hostile/test_names.py"
 RULES = "tests/runtime/loaders/test_onnx_rules.py"
 WALK = "tests/runtime/loaders/test_onnx_wire.py"
+ERRORS = "tests/runtime/test_errors.py"
 EXTENSION = "tests/kernels/test_ops_extension.py"
 
 MUTANTS = [
@@ -99,6 +100,7 @@ MUTANTS = [
         "#define X_IREM(a, b) (X_TRAPS(b) ? 0 : (a) % (b))\n",
         "#define X_IREM(a, b) ((a) % (b))\n",
         (f"{OPENCL}[mod-opencl:0]",),
+        slow=True,
     ),
     Mutant(
         "integer",
@@ -123,6 +125,7 @@ MUTANTS = [
         '    near = f"({unsigned}){y} < {width}u"\n',
         '    near = "1"\n',
         (f"{OPENCL}[shift_left-opencl:0]", f"{OPENCL}[shift_right-opencl:0]"),
+        slow=True,
     ),
     Mutant(
         "integer",
@@ -243,7 +246,7 @@ MUTANTS = [
         ("tests/runtime/test_builder.py",),
     ),
     Mutant(
-        "names",
+        "errors",
         "names in messages are not cut",
         "runtime/loaders/onnx_model.py",
         '    cut = name if len(name) <= 80 else f"{name[:77]}..."\n',
@@ -251,7 +254,7 @@ MUTANTS = [
         (f"{WALK}::test_names_in_messages_are_escaped_and_cut",),
     ),
     Mutant(
-        "names",
+        "errors",
         "names in messages are as they are",
         "runtime/loaders/onnx_model.py",
         "    return repr(cut)\n",
@@ -259,7 +262,7 @@ MUTANTS = [
         (f"{WALK}::test_names_in_messages_are_escaped_and_cut",),
     ),
     Mutant(
-        "names",
+        "errors",
         "paths in messages are as they are",
         "runtime/files.py",
         "    return text if text.isprintable() else repr(text)\n",
@@ -273,5 +276,59 @@ MUTANTS = [
         "        if name and self.taken[name] == 1:\n",
         "        if name:\n",
         ("tests/runtime/loaders/test_onnx_structure.py",),
+    ),
+    Mutant(
+        "errors",
+        "messages are as they are",
+        "runtime/errors.py",
+        "    if not text.isprintable():\n",
+        "    if False:\n",
+        (f"{ERRORS}::test_a_message_is_one_line_that_prints",),
+    ),
+    Mutant(
+        "errors",
+        "messages are as long as they are",
+        "runtime/errors.py",
+        "    if len(text) > LONGEST:\n",
+        "    if False:\n",
+        (f"{ERRORS}::test_a_message_is_one_line_that_prints",),
+    ),
+    Mutant(
+        "errors",
+        "a bare KeyError comes out of a load",
+        "runtime/loaders/onnx_convert.py",
+        "        except (ArithmeticError, LookupError, TypeError, ValueError) as error:\n            raise self.error(node, error) from error\n        self.bind",
+        "        except (ArithmeticError, TypeError, ValueError) as error:\n            raise self.error(node, error) from error\n        self.bind",
+        (f"{ERRORS}::test_no_bare_error_comes_out_of_a_load",),
+    ),
+    Mutant(
+        "errors",
+        "a bare IndexError comes out of a function of the host",
+        "runtime/loaders/onnx_host.py",
+        "    except Exception as error:\n        raise ExecutionError(",
+        "    except EOFError as error:\n        raise ExecutionError(",
+        (f"{ERRORS}::test_no_bare_error_comes_out_of_a_function_of_the_host",),
+    ),
+    Mutant(
+        "errors",
+        "a bare error comes out of a run",
+        "runtime/executor.py",
+        "            raise failed(self.program, error) from error\n        finally:\n            self._release()\n",
+        "            raise\n        finally:\n            self._release()\n",
+        (
+            "tests/runtime/test_executor_faults.py::test_what_is_no_error_of_ours_is_wrapped_with_its_cause",
+            "tests/runtime/test_executor_faults.py::test_the_same_on_the_host_alone",
+        ),
+    ),
+    Mutant(
+        "errors",
+        "a bare error comes out of a short run",
+        "runtime/direct.py",
+        "            raise failed(self._program, error) from error\n",
+        "            raise\n",
+        (
+            "tests/runtime/test_direct.py",
+            "tests/runtime/test_executor_faults.py::test_the_same_on_the_host_alone",
+        ),
     ),
 ]

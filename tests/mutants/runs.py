@@ -21,7 +21,6 @@ MUTANTS = [
         "                instance = self.free.pop()\n            return instance",
         "                instance = self.free[-1]\n            return instance",
         (f"{SHORT}::test_sixteen_threads_get_the_bits_of_one",),
-        seconds=90,
     ),
     Mutant(
         "threads",
@@ -33,7 +32,6 @@ MUTANTS = [
             "tests/runtime/test_session_edges.py::test_outputs_are_the_callers_own",
             f"{SHORT}::test_sixteen_threads_get_the_bits_of_one",
         ),
-        seconds=90,
     ),
     Mutant(
         "threads",
@@ -42,7 +40,6 @@ MUTANTS = [
         "            with _POST:\n",
         "            if True:\n",
         (f"{LIFE}::test_sessions_in_opposite_directions_never_lock_each_other",),
-        seconds=90,
     ),
     Mutant(
         "threads",
@@ -51,7 +48,6 @@ MUTANTS = [
         "                waits = self._waits(part) if part.waits else ()\n",
         "                waits = ()\n",
         ("tests/runtime/test_executor.py", LIFE, f"{SHORT}::test_runs_leave_nothing_behind"),
-        seconds=90,
     ),
     Mutant(
         "threads",
@@ -60,7 +56,6 @@ MUTANTS = [
         "        return len(self._jobs) + self._busy >= most\n",
         "        return False\n",
         (WAITING,),
-        seconds=90,
     ),
     Mutant(
         "threads",
@@ -69,7 +64,6 @@ MUTANTS = [
         "        for timeline in self._timelines.values():\n            timeline.fail(error)\n",
         "",
         ("tests/runtime/test_executor_faults.py", "tests/runtime/faults/test_recovery.py"),
-        seconds=60,
     ),
     # --- callers that give up ---
     Mutant(
@@ -79,7 +73,6 @@ MUTANTS = [
         "            if self.cancelled or JOBS.ending or (left is not None and left <= TURN):\n",
         "            if self.cancelled or JOBS.ending:\n",
         (f"{LIFE}::test_a_run_out_of_time_leaves_its_memory_to_the_worker",),
-        seconds=60,
     ),
     Mutant(
         "cancel",
@@ -88,7 +81,6 @@ MUTANTS = [
         "            if self.cancelled or JOBS.ending or (left is not None and left <= TURN):\n",
         "            if JOBS.ending or (left is not None and left <= TURN):\n",
         (LIFE, POOL, f"{SHORT}::test_callers_who_give_up_are_free_at_once"),
-        seconds=60,
     ),
     Mutant(
         "cancel",
@@ -97,7 +89,6 @@ MUTANTS = [
         "        if self.wake is not None:\n            self.wake()\n",
         "",
         (LIFE, ASYNC, f"{SHORT}::test_callers_who_give_up_are_free_at_once"),
-        seconds=60,
     ),
     Mutant(
         "cancel",
@@ -106,7 +97,6 @@ MUTANTS = [
         "            commands.stop(on)\n",
         "            pass\n",
         (f"{LIFE}::test_the_host_stops_between_the_steps_of_a_run_given_up",),
-        seconds=60,
     ),
     Mutant(
         "cancel",
@@ -115,7 +105,6 @@ MUTANTS = [
         "        if self.cancelled:\n            raise Cancelled",
         "        if False:\n            raise Cancelled",
         (LIFE, f"{SHORT}::test_callers_who_give_up_are_free_at_once"),
-        seconds=60,
     ),
     Mutant(
         "cancel",
@@ -124,7 +113,6 @@ MUTANTS = [
         "        except BaseException:\n            if not self._abandon():\n                self._release()\n            raise\n",
         "        except BaseException:\n            self._release()\n            raise\n",
         (LIFE,),
-        seconds=60,
     ),
     Mutant(
         "cancel",
@@ -133,7 +121,6 @@ MUTANTS = [
         "        if release:\n            self._stop(on=False)\n            self._release()\n",
         "",
         (LIFE, f"{SHORT}::test_callers_who_give_up_are_free_at_once"),
-        seconds=60,
     ),
     Mutant(
         "cancel",
@@ -142,7 +129,6 @@ MUTANTS = [
         "    if not future.set_running_or_notify_cancel():\n        return\n",
         "    future.set_running_or_notify_cancel()\n",
         (f"{LIFE}::test_a_future_cancelled_before_its_turn_never_runs", LIFE),
-        seconds=60,
     ),
     Mutant(
         "cancel",
@@ -151,7 +137,6 @@ MUTANTS = [
         "            if done(TURN if left is None else min(TURN, left)):\n",
         "            if done(3600.0 if left is None else left):\n",
         (LIFE, POOL, f"{SHORT}::test_control_c_interrupts_a_long_run"),
-        seconds=90,
     ),
     Mutant(
         "cancel",
@@ -160,7 +145,6 @@ MUTANTS = [
         "        if self._deadline.over():\n",
         "        if False:\n",
         ("tests/runtime/faults/test_recovery.py::test_the_deadline_holds_while_a_run_recovers",),
-        seconds=60,
     ),
     # --- forks ---
     Mutant(
@@ -170,7 +154,6 @@ MUTANTS = [
         "        JOBS.fork()\n",
         "        pass\n",
         (f"{LIFE}::test_a_forked_child_is_told_and_its_parent_goes_on",),
-        seconds=60,
     ),
     Mutant(
         "fork",
@@ -179,7 +162,6 @@ MUTANTS = [
         '        if JOBS.forked:\n            raise no_more(f"session of',
         '        if False:\n            raise no_more(f"session of',
         (f"{LIFE}::test_a_forked_child_is_told_and_its_parent_goes_on",),
-        seconds=60,
     ),
     Mutant(
         "fork",
@@ -188,7 +170,6 @@ MUTANTS = [
         "    if JOBS.forked:\n",
         "    if False:\n",
         (f"{LIFE}::test_a_forked_child_is_told_and_its_parent_goes_on",),
-        seconds=60,
     ),
     Mutant(
         "fork",
@@ -197,7 +178,6 @@ MUTANTS = [
         "        process.let_go()\n",
         "        pass\n",
         ("tests/devices/test_isolated.py::test_it_ends_with_the_process_that_started_it",),
-        seconds=60,
     ),
     # --- ends ---
     Mutant(
@@ -210,7 +190,6 @@ MUTANTS = [
             f"{LIFE}::test_a_process_ends_at_once_with_work_in_flight",
             f"{SHORT}::test_processes_end_with_work_in_flight",
         ),
-        seconds=90,
     ),
     Mutant(
         "exit",
@@ -222,7 +201,6 @@ MUTANTS = [
             f"{LIFE}::test_a_process_ends_at_once_with_work_in_flight",
             f"{SHORT}::test_processes_end_with_work_in_flight",
         ),
-        seconds=90,
     ),
     Mutant(
         "exit",
@@ -234,19 +212,17 @@ MUTANTS = [
             f"{LIFE}::test_a_process_ends_at_once_with_work_in_flight",
             f"{SHORT}::test_processes_end_with_work_in_flight",
         ),
-        seconds=90,
     ),
     Mutant(
         "exit",
         "threads of queues keep the process",
         "devices/worker.py",
-        "name=name, daemon=True)",
-        "name=name, daemon=False)",
+        "name=self._name, daemon=True)",
+        "name=self._name, daemon=False)",
         (
             f"{LIFE}::test_a_process_ends_at_once_with_work_in_flight",
             f"{SHORT}::test_processes_end_with_work_in_flight",
         ),
-        seconds=90,
     ),
     Mutant(
         "exit",
@@ -258,7 +234,6 @@ MUTANTS = [
             f"{LIFE}::test_a_process_ends_at_once_with_work_in_flight",
             f"{SHORT}::test_processes_end_with_work_in_flight",
         ),
-        seconds=90,
     ),
     # --- leaks ---
     Mutant(
@@ -268,7 +243,6 @@ MUTANTS = [
         "    _ACTIVE.discard(progress)\n",
         "    pass\n",
         (f"{SHORT}::test_runs_leave_nothing_behind", LIFE),
-        seconds=90,
     ),
     Mutant(
         "leak",
@@ -277,7 +251,6 @@ MUTANTS = [
         "        (discard if spoilt and discard is not None else give_back)()\n",
         "        if spoilt and discard is not None:\n            discard()\n",
         (POOL, LIFE),
-        seconds=60,
     ),
     Mutant(
         "leak",
@@ -286,7 +259,6 @@ MUTANTS = [
         '        """Count an instance as gone for good; another may be made in its place."""\n        self._unmake()\n',
         '        """Count an instance as gone for good; another may be made in its place."""\n',
         (POOL, LIFE, "tests/runtime/faults/test_recovery.py"),
-        seconds=60,
     ),
     Mutant(
         "leak",
@@ -295,7 +267,6 @@ MUTANTS = [
         "            self.gauge.add(-nbytes)\n",
         "            pass\n",
         ("tests/devices/test_share.py", "tests/devices/test_isolated.py", SHORT),
-        seconds=90,
     ),
     Mutant(
         "leak",
@@ -304,7 +275,6 @@ MUTANTS = [
         "            self._closed = True\n            self._ready.clear()\n            self._last = None\n",
         "            self._closed = True\n",
         (f"{LIFE}::test_memory_is_given_back_with_the_session", LIFE),
-        seconds=60,
     ),
     Mutant(
         "leak",
@@ -325,7 +295,6 @@ MUTANTS = [
             LIMITS,
             "tests/runtime/loaders/test_content.py",
         ),
-        seconds=90,
     ),
     Mutant(
         "leak",
@@ -334,6 +303,13 @@ MUTANTS = [
         "        weakref.finalize(self, os.close, self._descriptor).atexit = False\n",
         "",
         (f"{SHORT}::test_loads_and_failed_loads_leave_nothing_behind",),
-        seconds=90,
+    ),
+    Mutant(
+        "leak",
+        "threads of lost devices stay",
+        "devices/registry.py",
+        "        found.retire()\n",
+        "",
+        ("tests/runtime/faults/test_isolated.py::test_killed_at_any_moment_of_a_run",),
     ),
 ]

@@ -192,7 +192,7 @@ def test_broken_safetensors_headers(
         (b"\x93NUMPY\x09\x00aaaa", "unknown version"),
         (b"\x93NUMPY\x01\x00\xff\xff{", "truncated"),
         (b"\x93NUMPY\x01\x00\x0f\x00{'shape': (),}\n", "lacks"),
-        (b"\x93NUMPY\x01\x00\x03\x00(((", "broken"),
+        (b"\x93NUMPY\x01\x00\x03\x00(((", "the npy header is broken"),
         (npy(np.zeros(4))[:-1], "the file has"),
         (npy(np.zeros(4)) + b"\0", "the file has"),
     ],
