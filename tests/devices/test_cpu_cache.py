@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from crossdock.devices import cpu_cache
+from crossdock.runtime.errors import CacheWarning
 
 BUILDERS, FUNCTIONS = 8, 24
 BUILD = """
@@ -103,3 +104,14 @@ def test_code_kept_for_something_else_is_deleted(
     assert len(caplog.records) == 1
     assert not (tmp_path / "native" / "one").exists()
     assert cpu_cache.load("other") == b"code of the other"
+
+
+def test_a_folder_that_cannot_be_made_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROSSDOCK_CACHE_DIR", str(tmp_path))
+    tmp_path.chmod(0o700)
+    (tmp_path / "native").write_text("a file where the folder should be")
+    with pytest.warns(CacheWarning, match="cannot be made"):
+        assert cpu_cache.load("one") is None
+    cpu_cache.save("one", b"code")  # of which it is not told again

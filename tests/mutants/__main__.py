@@ -76,6 +76,7 @@ class Copy:
             "XDG_CACHE_HOME": str(folder / "cache"),
             "TMPDIR": str(folder / "tmp"),
             "OPENBLAS_NUM_THREADS": "1",
+            "OPENCL_VENDOR_PATH": str(folder),  # Intel's runtime answers traps of the processor
         }
         for name in ("cache", "tmp"):
             (folder / name).mkdir(mode=0o700)

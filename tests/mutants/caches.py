@@ -42,7 +42,7 @@ MUTANTS = [
         KEPT,
         "        except OSError as error:\n            _warn(folder,",
         "        except EOFError as error:\n            _warn(folder,",
-        (RECORDS, CACHE),
+        (f"{CACHE}::test_a_folder_that_cannot_be_made_is_done_without",),
     ),
     Mutant(
         "disk",

@@ -97,7 +97,7 @@ MUTANTS = [
         "runtime/binding.py",
         "        refuse(mark, Refused(device.info.id, kernel.name, str(error), error.log))\n",
         "",
-        (f"{EXHAUSTIVE}::test_a_fault_at_every_call", FALLBACK, RECOVERY),
+        (f"{FAULTS}/test_build.py::test_the_next_candidate_runs_and_the_log_is_kept",),
     ),
     Mutant(
         "build",
@@ -105,7 +105,7 @@ MUTANTS = [
         FLEET,
         '                log = error.log if isinstance(error, CompileError) else ""\n',
         '                log = ""\n',
-        (RECOVERY, FALLBACK, EXHAUSTIVE, "tests/runtime/test_receipt.py"),
+        (f"{FAULTS}/test_build.py::test_the_next_candidate_runs_and_the_log_is_kept",),
     ),
     Mutant(
         "build",
@@ -113,7 +113,7 @@ MUTANTS = [
         FLEET,
         '        self.leave_out(error.device, f"does not build kernels: {said(error)}")\n',
         "",
-        (RECOVERY, FALLBACK, EXHAUSTIVE),
+        (f"{FAULTS}/test_build.py::test_a_device_whose_kernels_do_not_build_is_left_out",),
     ),
     Mutant(
         "build",
@@ -121,7 +121,7 @@ MUTANTS = [
         LOSSES,
         "_NO_LOSS = (OutOfMemory, CompileError,",
         "_NO_LOSS = (OutOfMemory,",
-        (EXHAUSTIVE, RECOVERY, FALLBACK),
+        (f"{FAULTS}/test_build.py",),
     ),
     Mutant(
         "build",
@@ -129,7 +129,7 @@ MUTANTS = [
         "runtime/costing.py",
         "            if mark in refused():\n                continue\n",
         "",
-        (EXHAUSTIVE, FALLBACK, RECOVERY),
+        (f"{FAULTS}/test_build.py",),
     ),
     # --- sticky errors ---
     Mutant(
@@ -146,7 +146,7 @@ MUTANTS = [
         "runtime/executor.py",
         "        if queue.device.gone:\n            check(queue.device)\n",
         "",
-        (EXHAUSTIVE, RECOVERY, RUNS),
+        (f"{RECOVERY}::test_a_device_lost_on_the_way_is_not_touched",),
     ),
     Mutant(
         "sticky",
@@ -154,7 +154,7 @@ MUTANTS = [
         "runtime/executor.py",
         "        if queue.device.gone or JOBS.ending:\n            return\n",
         "        if JOBS.ending:\n            return\n",
-        (EXHAUSTIVE, RECOVERY, RUNS),
+        (f"{RECOVERY}::test_a_device_lost_on_the_way_is_not_touched",),
     ),
     Mutant(
         "sticky",
@@ -413,19 +413,13 @@ MUTANTS = [
     ),
     Mutant(
         "worker",
-        "a device that is not closed keeps its process",
-        ISOLATED_DEVICE,
-        "        weakref.finalize(self, self.process.kill).atexit = False\n",
-        "",
-        (f"{ISOLATED}::test_a_device_that_is_not_closed_ends_with_its_object",),
-    ),
-    Mutant(
-        "worker",
         "a process outlives the one that started it",
         "devices/isolated_worker.py",
-        "        _end_with(control.descriptors(1)[0])\n",
-        "        control.descriptors(1)\n",
-        (f"{ISOLATED}::test_it_ends_with_the_process_that_started_it",),
+        "    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | fcntl.FASYNC)\n",
+        "",
+        (
+            f"{ISOLATED}::test_a_driver_that_lets_no_python_run_ends_with_the_process_that_started_it",
+        ),
     ),
     Mutant(
         "worker",

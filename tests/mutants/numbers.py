@@ -67,7 +67,7 @@ MUTANTS = [
         VECTOR,
         "        bad = zero\n        if is_signed",
         '        bad = self.logic("xor", zero, zero)\n        if is_signed',
-        (f"{PROCESSOR}[div]", f"{PROCESSOR}[mod]"),
+        ("tests/kernels/test_traps.py",),
     ),
     Mutant(
         "integer",
@@ -75,7 +75,7 @@ MUTANTS = [
         VECTOR,
         '            bad = self.logic("or", zero, self.logic("and", lowest, minus))\n',
         '            bad = self.logic("or", zero, self.logic("and", zero, self.logic("and", lowest, minus)))\n',
-        (f"{PROCESSOR}[div]", f"{PROCESSOR}[mod]"),
+        ("tests/kernels/test_traps.py",),
     ),
     Mutant(
         "integer",
@@ -83,7 +83,7 @@ MUTANTS = [
         DIALECT,
         "#define X_IDIV(a, b) ((b) == 0 ? 0 : X_TRAPS(b) ? X_NEG(a) : (a) / (b))\n",
         "#define X_IDIV(a, b) ((a) / (b))\n",
-        (f"{OPENCL}[div-opencl:0]",),
+        ("tests/kernels/test_traps.py",),
     ),
     Mutant(
         "integer",
@@ -91,7 +91,7 @@ MUTANTS = [
         DIALECT,
         "#define X_TRAPS(b) ((b) == 0 || ((b) < 0 && (b) == -1))\n",
         "#define X_TRAPS(b) ((b) == 0)\n",
-        (f"{OPENCL}[div-opencl:0]",),
+        ("tests/kernels/test_traps.py",),
     ),
     Mutant(
         "integer",
@@ -99,8 +99,7 @@ MUTANTS = [
         DIALECT,
         "#define X_IREM(a, b) (X_TRAPS(b) ? 0 : (a) % (b))\n",
         "#define X_IREM(a, b) ((a) % (b))\n",
-        (f"{OPENCL}[mod-opencl:0]",),
-        slow=True,
+        ("tests/kernels/test_traps.py",),
     ),
     Mutant(
         "integer",
@@ -109,14 +108,6 @@ MUTANTS = [
         "        by = self.select(near, b, zero)\n",
         '        by, near = b, self.compare("==", b, b)\n',
         (f"{PROCESSOR}[shift_left]", f"{PROCESSOR}[shift_right]"),
-    ),
-    Mutant(
-        "integer",
-        "shifts as far as one likes in array code",
-        BITS,
-        "    return (b >= 0) & (b < 8 * a.dtype.itemsize)\n",
-        "    return b == b\n",
-        (f"{EXTENSION}::test_shifts_are_those_of_whole_numbers",),
     ),
     Mutant(
         "integer",
@@ -190,7 +181,7 @@ MUTANTS = [
         "kernels/ops_rules.py",
         '    if value not in allowed:\n        raise fail(op, f"{name} must be one of',
         '    if False:\n        raise fail(op, f"{name} must be one of',
-        ("tests/kernels/test_ops_attributes.py", "tests/runtime/test_builder.py"),
+        ("tests/runtime/test_builder.py", "tests/kernels/test_ops_rules.py"),
     ),
     Mutant(
         "source",
@@ -198,7 +189,9 @@ MUTANTS = [
         "runtime/loaders/onnx_check.py",
         "            if reason:\n                problems",
         "            if False:\n                problems",
-        (f"{RULES}::test_rules_of_graphs",),
+        (
+            "tests/runtime/loaders/test_onnx_structure.py::test_everything_unsupported_is_named_at_once",
+        ),
     ),
     Mutant(
         "source",
@@ -243,7 +236,7 @@ MUTANTS = [
         "runtime/operand.py",
         '            if (name := f"{stem}_{number}") not in self.used:\n',
         '            if name := f"{stem}_{number}":\n',
-        ("tests/runtime/test_builder.py",),
+        ("tests/runtime/test_builder.py::test_names_that_are_taken_are_not_given_again",),
     ),
     Mutant(
         "errors",
@@ -254,28 +247,12 @@ MUTANTS = [
         (f"{WALK}::test_names_in_messages_are_escaped_and_cut",),
     ),
     Mutant(
-        "errors",
-        "names in messages are as they are",
-        "runtime/loaders/onnx_model.py",
-        "    return repr(cut)\n",
-        "    return f\"'{cut}'\"\n",
-        (f"{WALK}::test_names_in_messages_are_escaped_and_cut",),
-    ),
-    Mutant(
-        "errors",
-        "paths in messages are as they are",
-        "runtime/files.py",
-        "    return text if text.isprintable() else repr(text)\n",
-        "    return text\n",
-        ("tests/runtime/loaders/test_content.py", "tests/runtime/test_limits.py"),
-    ),
-    Mutant(
         "names",
         "a label that stands twice names two nodes",
         "runtime/loaders/onnx_parse.py",
         "        if name and self.taken[name] == 1:\n",
         "        if name:\n",
-        ("tests/runtime/loaders/test_onnx_structure.py",),
+        (f"{RULES}::test_nodes_of_one_name_are_told_apart",),
     ),
     Mutant(
         "errors",

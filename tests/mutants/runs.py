@@ -104,7 +104,7 @@ MUTANTS = [
         "runtime/executor.py",
         "        if self.cancelled:\n            raise Cancelled",
         "        if False:\n            raise Cancelled",
-        (LIFE, f"{SHORT}::test_callers_who_give_up_are_free_at_once"),
+        (f"{LIFE}::test_a_run_given_up_begins_nothing_more",),
     ),
     Mutant(
         "cancel",
@@ -144,7 +144,9 @@ MUTANTS = [
         "runtime/recovery.py",
         "        if self._deadline.over():\n",
         "        if False:\n",
-        ("tests/runtime/faults/test_recovery.py::test_the_deadline_holds_while_a_run_recovers",),
+        (
+            "tests/runtime/faults/test_recovery.py::test_nothing_is_planned_for_a_caller_who_waits_no_more",
+        ),
     ),
     # --- forks ---
     Mutant(

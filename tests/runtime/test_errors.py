@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,8 +125,9 @@ def test_a_host_without_memory_is_told_in_a_word_of_ours(
         right = fed(session, timeout=60)
         with monkeypatch.context() as patch:
             patch.setattr("crossdock.runtime.session.arrays_of", full)
+            future = session.submit({ODD: np.zeros(2, np.float32)}, timeout=60)
+            run = partial(future.result, 60) if submitted else partial(fed, session, timeout=60)
             with pytest.raises(OutOfMemory, match="the host has too little memory to run it"):
-                if submitted:
-                    session.submit({ODD: np.zeros(2, np.float32)}, timeout=60).result(60)
-                fed(session, timeout=60)
+                run()
+            assert isinstance(future.exception(60), OutOfMemory)
         assert np.array_equal(fed(session, timeout=60)["y"], right["y"])

@@ -167,6 +167,13 @@ def test_memory_is_looked_for_before_it_is_taken(
         limits.require_free(asked, "a file")
 
 
+def test_nodes_of_one_name_are_told_apart() -> None:
+    nodes = [node("Relu", "x", "a", name="n"), node("Neg", "a", "b", name="n"),
+             node("Abs", "b", "y", name="m")]  # fmt: skip
+    graph = load(model(nodes, [X], [Y]))
+    assert [n.name for n in graph.nodes] == ["Relu_0", "Neg_0", "m"]
+
+
 # --- words ---------------------------------------------------------------------------------------
 
 IMAGE = info("x", shape=(1, 4, 4, 4))
@@ -273,6 +280,16 @@ def test_a_loop_ends_with_its_run() -> None:
         future.cancel()
         with pytest.raises(CancelledError):
             future.result(10)
+
+
+def test_a_loop_that_computes_nothing_ends_with_its_run() -> None:
+    passing = body([PASS, node("Identity", "v", "w")], [W])
+    graph = load(looped(passing, 10**9), limits=Limits(iterations=10**10))
+    with (
+        xd.compile(graph, ["cpu:0"], measure=False) as session,
+        pytest.raises(xd.Error, match=r"not done after 0\.2 s; the session stays usable"),
+    ):
+        session.run({}, timeout=0.2)
 
 
 def test_scan_outputs_may_take_what_one_tensor_may() -> None:
