@@ -158,11 +158,13 @@ MUTANTS = [
     ),
     Mutant(
         "sticky",
-        "other steps of a lost device are called from outside of a run",
+        "who waits for a queue is not told that its device is lost",
         "devices/base.py",
         "            if self.gone:\n                raise DeviceLost",
         "            if False:\n                raise DeviceLost",
-        (EXHAUSTIVE, RECOVERY, OF_FAULTS),
+        (
+            "tests/devices/test_timeline.py::test_who_waits_for_a_queue_is_told_of_a_hang_and_of_a_loss",
+        ),
     ),
     Mutant(
         "sticky",
@@ -279,7 +281,7 @@ MUTANTS = [
         "runtime/progress.py",
         "            self._seen += min(now - self._last, LONGEST)\n",
         "            self._seen += now - self._last\n",
-        (RECOVERY, "tests/runtime/test_executor_life.py", RUNS),
+        (f"{RECOVERY}::test_time_in_which_nobody_looked_does_not_count",),
     ),
     Mutant(
         "hang",
@@ -287,7 +289,7 @@ MUTANTS = [
         "runtime/queued.py",
         "            registry.bury(self)  # what hangs may still write to its memory\n",
         "            pass\n",
-        (RECOVERY,),
+        (f"{RECOVERY}::test_what_a_hung_device_may_write_to_is_kept_and_not_used_again",),
     ),
     Mutant(
         "hang",
@@ -295,7 +297,7 @@ MUTANTS = [
         "runtime/executor.py",
         "        spoilt = self._failed and (bool(self.unsettled) or any(d.gone for d in devices))\n",
         "        spoilt = False\n",
-        (RECOVERY, EXHAUSTIVE),
+        (f"{RECOVERY}::test_what_a_hung_device_may_write_to_is_kept_and_not_used_again",),
     ),
     Mutant(
         "hang",
@@ -311,7 +313,9 @@ MUTANTS = [
         "devices/base.py",
         "            if left <= 0:\n",
         "            if False:\n",
-        (RECOVERY, RUNS),
+        (
+            "tests/devices/test_timeline.py::test_who_waits_for_a_queue_is_told_of_a_hang_and_of_a_loss",
+        ),
     ),
     Mutant(
         "hang",

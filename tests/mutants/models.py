@@ -577,7 +577,7 @@ MUTANTS = [
         LOOPS,
         "    call.check()\n",
         "",
-        (f"{RULES}::test_a_loop_ends_with_its_run",),
+        (f"{RULES}::test_a_loop_that_computes_nothing_ends_with_its_run",),
     ),
     Mutant(
         "loop",

@@ -224,9 +224,8 @@ MUTANTS = [
         '    if math.isnan(number):\n        return f"(({kind})NAN)"\n',
         "",
         (
+            "tests/kernels/test_grid_elementwise.py::test_literals_have_the_type_they_meet",
             "tests/kernels/test_expression.py",
-            "tests/kernels/test_grid.py",
-            "tests/kernels/test_grid_elementwise.py",
         ),
     ),
     # --- names ---

@@ -179,7 +179,7 @@ MUTANTS = [
         "devices/isolated_process.py",
         "        process.let_go()\n",
         "        pass\n",
-        ("tests/devices/test_isolated.py::test_it_ends_with_the_process_that_started_it",),
+        ("tests/devices/test_isolated.py::test_a_forked_child_does_not_keep_a_process_alive",),
     ),
     # --- ends ---
     Mutant(

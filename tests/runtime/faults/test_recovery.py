@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from crossdock.devices import registry
 from crossdock.devices.faults import Fault, FaultDevice
 from crossdock.devices.sim import SimDevice, SimQueue, SimSpec
 from crossdock.kernels.reference import evaluate
-from crossdock.runtime import costing, recovery
+from crossdock.runtime import costing, progress, recovery
 from crossdock.runtime.errors import (
     Cancelled,
     DeviceError,
@@ -240,6 +241,32 @@ def test_a_hang_nobody_waits_for_any_more_is_seen_by_the_next_run(faulty: Faulty
             session.run(feeds, timeout=0.05)
         right(graph, feeds, session.run(feeds))
         assert A not in session.devices
+
+
+def test_time_in_which_nobody_looked_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process may have been stopped, and its devices with it."""
+    now = [50.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    awake = progress._Clock()
+    now[0] += 0.1
+    assert awake() == pytest.approx(0.1)
+    now[0] += 100.0
+    assert awake() == pytest.approx(0.1 + progress.LONGEST)
+
+
+def test_what_a_hung_device_may_write_to_is_kept_and_not_used_again(
+    faulty: FaultyMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, places = branches()
+    buried: list[Any] = []
+    monkeypatch.setattr(registry, "bury", buried.append)
+    faulty.all("abc", B, Fault("hang", 0))
+    with compiled(graph, places, watchdog=0.2, runs_at_once=1) as session:
+        pool = session.ready().pool
+        feeds = whole_feeds(graph, 0)
+        right(graph, feeds, session.run(feeds, timeout=30))
+        (run,) = buried
+        assert run.instance not in pool.free
 
 
 def test_steps_may_take_as_long_as_they_are_predicted_to(faulty: FaultyMachine) -> None:
