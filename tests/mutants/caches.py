@@ -127,14 +127,6 @@ MUTANTS = [
     ),
     Mutant(
         "damage",
-        "object code is loaded whatever it is",
-        "devices/cpu_object.py",
-        '            raise ValueError("a section is cut off")\n',
-        "            pass\n",
-        ("tests/devices/test_cpu_object.py",),
-    ),
-    Mutant(
-        "damage",
         "a damaged record ends the process",
         "runtime/records.py",
         "    except Damaged as error:\n",

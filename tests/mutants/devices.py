@@ -233,6 +233,14 @@ MUTANTS = [
     ),
     Mutant(
         "lost",
+        "a device that cannot be opened again is planned for",
+        FLEET,
+        '            whys = {**dict.fromkeys(self._lost, "it is not open again"), **self._shut}\n',
+        "            whys: dict[str, str] = {}\n",
+        (f"{RECOVERY}::test_a_device_that_cannot_be_opened_again_stays_out",),
+    ),
+    Mutant(
+        "lost",
         "pins to a lost device bind on",
         FLEET,
         "    pins = {op: device for op, device in constraints.pin.items() if device not in gone}\n",
@@ -266,14 +274,6 @@ MUTANTS = [
         "            if took > max(self.floor, allowed):\n",
         "            if False:\n",
         (f"{RECOVERY}::test_a_hang_lets_the_threads_of_the_others_go_on",),
-    ),
-    Mutant(
-        "hang",
-        "a step gets no more time than the floor",
-        "runtime/progress.py",
-        "            if took > max(self.floor, allowed):\n",
-        "            if took > self.floor:\n",
-        (f"{RECOVERY}::test_steps_may_take_as_long_as_they_are_predicted_to",),
     ),
     Mutant(
         "hang",

@@ -573,14 +573,6 @@ MUTANTS = [
     ),
     Mutant(
         "loop",
-        "a loop does not look whether its run is given up",
-        LOOPS,
-        "    call.check()\n",
-        "",
-        (f"{RULES}::test_a_loop_that_computes_nothing_ends_with_its_run",),
-    ),
-    Mutant(
-        "loop",
         "scan outputs grow without a bound",
         LOOPS,
         "            self.call.budget.size(self._nbytes, str(self.call.node), self.call.nbytes)\n",

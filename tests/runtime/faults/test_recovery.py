@@ -30,6 +30,7 @@ from crossdock.runtime.errors import (
     NotFinite,
     PlanError,
     Timeout,
+    Unavailable,
 )
 from crossdock.runtime.finite import Watcher
 from crossdock.runtime.fleet import Fleet
@@ -168,6 +169,33 @@ def test_the_next_runs_plan_without_the_device_and_a_rescan_brings_it_back(
         for one in (session, other):
             right(graph, feeds, one.run(feeds))
             assert B in {op.device for op in one.receipt.ops}
+
+
+def test_a_device_that_cannot_be_opened_again_stays_out(
+    faulty: FaultyMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, places = branches()
+    faulty.all("abc", B, Fault("lost", 0))
+    with compiled(graph, places) as session:
+        feeds = whole_feeds(graph, 0)
+        right(graph, feeds, session.run(feeds))
+        assert xd.rescan() == [B]
+        with monkeypatch.context() as patch:
+            open_device = registry.open_device
+
+            def shut(name: str, **options: Any) -> Any:
+                if name == B:
+                    raise Unavailable("its process does not start", device=name)
+                return open_device(name, **options)
+
+            patch.setattr(registry, "open_device", shut)
+            for _ in range(2):
+                right(graph, feeds, session.run(feeds))
+                assert B not in {op.device for op in session.receipt.ops}
+            assert "Unavailable: its process does not start" in session.plan.explain_op("n0")
+        registry.rescan()
+        right(graph, feeds, session.run(feeds))
+        assert B in session.devices
 
 
 def test_a_device_lost_on_the_way_is_not_touched(
