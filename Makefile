@@ -55,6 +55,10 @@ chaos: $(EXTRA)-test ## run 5,000 random graphs every way and hold them against 
 soak: $(EXTRA)-test ## run, load, cancel and end by the thousand: nothing lost, wrong or leaked
 	$(PY) -m tests.soak --json soak.json
 
+.PHONY: mutants
+mutants: $(EXTRA)-test $(MODELS) ## remove every guard once, in a copy: a test must fail
+	$(PY) -m tests.mutants --jobs 2 --json mutants.json
+
 .PHONY: test-slow
 test-slow: $(EXTRA)-test $(MODELS) ## run the slow tests
 	$(PYTEST) -m slow

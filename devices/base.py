@@ -392,7 +392,17 @@ class Device(ABC):
         with _WORKERS_LOCK:
             if queue.feeder is None:
                 queue.feeder = Worker(f"crossdock {self.info.id} {role}")
+                if self.gone:
+                    queue.feeder.retire()
             return queue.feeder
+
+    def retire(self) -> None:
+        """Keep no thread for a queue that has nothing to do; called once when it is lost."""
+        with _WORKERS_LOCK:
+            feeders = {queue.feeder for queue in self.queues.values()}
+        for feeder in feeders:
+            if feeder is not None:
+                feeder.retire()
 
     def renew(self, role: str) -> None:
         """Give the queue of this role another thread, which does what its own has not begun.

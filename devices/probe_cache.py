@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from crossdock.devices.machine import Machine, Status
-from crossdock.runtime import files, kept, settings
+from crossdock.runtime import kept, settings
 from crossdock.runtime.errors import LoadError
 
 
@@ -34,7 +34,7 @@ def store(machine: Machine) -> None:
     if machine.quick and load(machine.fingerprint, machine.versions, quick=False) is not None:
         return
     text = json.dumps(machine.to_json(), allow_nan=False)
-    kept.replace(path, lambda write: write(text.encode()))
+    kept.replace(path, lambda write: write(kept.sealed(text.encode())))
 
 
 def _path(fingerprint: str) -> Path | None:
@@ -43,7 +43,10 @@ def _path(fingerprint: str) -> Path | None:
 
 
 def _read(path: Path) -> Machine | None:
+    if not path.is_file():
+        return None
     try:
-        return Machine.from_json(files.read_json(path, "machine profile"))
-    except LoadError:
+        return Machine.from_json(kept.read_sealed(path, "machine profile"))
+    except LoadError as error:
+        kept.discard(path, str(error))
         return None

@@ -124,6 +124,7 @@ def lose(device: Device, why: str) -> None:
             found.gone = why
     for found in {id(found): found for found in gone}.values():
         found.abandon()
+        found.retire()
 
 
 def bury(thing: object) -> None:

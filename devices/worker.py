@@ -74,10 +74,16 @@ class Worker:
     """A daemon thread that runs what is posted, in order."""
 
     def __init__(self, name: str) -> None:
+        self._name = name
         self._jobs: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._stop = False
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._retired = False
+        self._start()
+
+    def _start(self) -> None:
+        self._there = True
+        self.thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         self.thread.start()
 
     def post(self, job: Callable[[], None]) -> None:
@@ -87,14 +93,22 @@ class Worker:
         """
         with self._wake:
             if self._stop:
-                raise DeviceError(f"{self.thread.name}: it was closed; open the device again")
+                raise DeviceError(f"{self._name}: it was closed; open the device again")
             self._jobs.append(job)
             self._wake.notify()
+            if not self._there:
+                self._start()
 
     def stop(self) -> None:
         """End the thread after the jobs already posted."""
         with self._wake:
             self._stop = True
+            self._wake.notify()
+
+    def retire(self) -> None:
+        """End the thread whenever there is no job; one that is posted then gets a new one."""
+        with self._wake:
+            self._retired = True
             self._wake.notify()
 
     def leave(self) -> list[Callable[[], None]]:
@@ -110,7 +124,8 @@ class Worker:
         while True:
             with self._wake:
                 while not self._jobs:
-                    if self._stop:
+                    if self._stop or self._retired:
+                        self._there = False
                         return
                     self._wake.wait()
                 job = self._jobs.popleft()

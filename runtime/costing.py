@@ -27,7 +27,6 @@ from crossdock.runtime.calls import alias_roots as alias_roots
 from crossdock.runtime.calls import is_alias as is_alias
 from crossdock.runtime.calls import op_calls as op_calls
 from crossdock.runtime.errors import Error, PlanError
-from crossdock.runtime.files import read_json
 from crossdock.runtime.refused import refused
 from crossdock.runtime.settings import cache_dir
 from crossdock.runtime.shape_features import shape_of
@@ -173,10 +172,10 @@ def read_costs(path: Path) -> dict[str, Any]:
     """What a file of costs holds.
 
     Raises:
-        LoadError: it cannot be read, or is no JSON.
+        LoadError: it cannot be read, or is not what was written.
         PlanError: what it holds is no costs.
     """
-    data: dict[str, Any] = read_json(path, "file of costs")
+    data = kept.read_sealed(path, "file of costs")
     try:
         CostModel.from_json(data)
     except ArithmeticError as error:
@@ -215,7 +214,8 @@ class CostStore:
             return None
         try:
             data = read_costs(self.path)
-        except Error:
+        except Error as error:
+            kept.discard(self.path, str(error))
             return None
         if data.get(KERNELS_OF) != kernel_set():
             data.update({key: [] for key in OF_KERNELS})
@@ -228,7 +228,7 @@ class CostStore:
         data = {KERNELS_OF: kernel_set(), **self.model.to_json()}
         _add_missing(data, self._kept() or {})
         text = json.dumps(data)
-        kept.replace(self.path, lambda write: write(text.encode()))
+        kept.replace(self.path, lambda write: write(kept.sealed(text.encode())))
 
 
 def _add_missing(data: dict[str, Any], other: Mapping[str, Any]) -> None:

@@ -113,7 +113,7 @@ class Direct:
     def _take(self, turn: Turn) -> None:
         """Wait for a turn; raises Cancelled where the process is ending."""
         if JOBS.ending or not (turn.grab() or turn.take(Deadline().wait)):
-            raise no_more(f"run of {self._program.graph.name!r}")
+            raise no_more(f"run of {self._program.graph.name!r:.80}")
 
     def _tell(self, turn: Turn | None) -> None:
         """Let others go on, who wait for the turn or for an instance."""

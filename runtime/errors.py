@@ -33,16 +33,34 @@
         |-- Busy               as many runs wait as may, and the caller does not
         `-- Cancelled          the caller gave up
 
-A message is one line: what, where, and what to do.
+A message is one line: what, where, and what to do. Characters that do not print, such as those
+that turn the direction of text, are escaped whoever put them there.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import CancelledError
 
+LONGEST = 1_000
+"""Characters that a message has at most."""
+_END = 300
+"""Those of them that a cut message keeps of its end, which says what to do."""
+
 
 class Error(Exception):
     """Root of every exception raised on purpose."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_line(arg) if isinstance(arg, str) else arg for arg in args))
+
+
+def _line(text: str) -> str:
+    """A message as one line that prints, of bounded length."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - _END - 5]} ... {text[-_END:]}"
+    return text
 
 
 class CacheWarning(UserWarning):

@@ -307,7 +307,7 @@ class Run:
         return self.program.devices[part.device].queues[part.role]
 
     def _check(self) -> None:
-        what = f"run of {self.program.graph.name!r}"
+        what = f"run of {self.program.graph.name!r:.80}"
         if self.cancelled:
             raise Cancelled(f"{what} was cancelled")
         if JOBS.ending:
@@ -431,7 +431,7 @@ def late(program: Program, deadline: Deadline) -> Error:
     """What a run ends with whose caller waits no more."""
     name, seconds = program.graph.name, deadline.seconds
     return deadline.error(
-        name, f"run of {name!r} not done after {seconds} s; the session stays usable"
+        name, f"run of {name!r:.80} not done after {seconds} s; the session stays usable"
     )
 
 
@@ -443,4 +443,5 @@ def failed(program: Program, error: BaseException) -> Error:
             "use smaller inputs or constraints.memory",
             device=HOST,
         )
-    return ExecutionError(f"run of {program.graph.name!r} failed: {type(error).__name__}: {error}")
+    name = f"{program.graph.name!r:.80}"
+    return ExecutionError(f"run of {name} failed: {type(error).__name__}: {error}")

@@ -23,13 +23,14 @@ def arrays_of(
     """
     if not isinstance(feeds, Mapping):
         raise FeedError(
-            f"graph {graph.name!r}: feeds maps input names to arrays, not {type(feeds).__name__}"
+            f"graph {graph.name!r:.80}: feeds maps input names to arrays, not "
+            f"{type(feeds).__name__}"
         )
     unknown = [n for n in feeds if n not in graph.inputs]
     missing = [n for n in graph.inputs if n not in feeds]
     if unknown or missing:
         raise FeedError(
-            f"graph {graph.name!r}: "
+            f"graph {graph.name!r:.80}: "
             + "; ".join(
                 [f"no input is named {', '.join(map(repr, unknown))}"] * bool(unknown)
                 + [f"input {', '.join(map(repr, missing))} is not fed"] * bool(missing)
@@ -46,15 +47,15 @@ def _checked(name: str, spec: TensorSpec, value: Any) -> Array | DeviceArray:
             return array
         have = TensorSpec.of(cast("Array", array))
     except (Error, TypeError, ValueError) as error:
-        raise FeedError(f"input {name!r} wants {spec}: {error}") from error
+        raise FeedError(f"input {name!r:.80} wants {spec}: {error}") from error
     if have.dtype != spec.dtype:
         raise FeedError(
-            f"input {name!r} wants {spec}, got {have}; convert it with .astype({spec.dtype!r})"
+            f"input {name!r:.80} wants {spec}, got {have}; convert it with .astype({spec.dtype!r})"
         )
     fits = have.rank == spec.rank and all(
         isinstance(want, str) or want == got
         for want, got in zip(spec.shape, have.shape, strict=True)
     )
     if not fits:
-        raise FeedError(f"input {name!r} wants {spec}, got {have}")
+        raise FeedError(f"input {name!r:.80} wants {spec}, got {have}")
     return array

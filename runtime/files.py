@@ -59,11 +59,14 @@ def read_record(path: str | Path, what: str) -> bytes:
 
 def read_json(path: str | Path, what: str) -> Any:
     """Read a JSON file; raises LoadError naming the file and what it should hold."""
+    return parse_json(read_record(path, what), label_of(path), what)
+
+
+def parse_json(data: bytes, label: str, what: str) -> Any:
+    """Parse a JSON file's content; raises LoadError naming the file and what it should hold."""
     try:
-        return json.loads(read_record(path, what))
+        return json.loads(data)
     except RecursionError as error:
-        raise LoadError(
-            f"{label_of(path)}: is nested too deep to be a {what}; make it anew"
-        ) from error
+        raise LoadError(f"{label}: is nested too deep to be a {what}; make it anew") from error
     except ValueError as error:
-        raise LoadError(f"{label_of(path)}: is no {what}: {error!s:.200}") from error
+        raise LoadError(f"{label}: is no {what}: {error!s:.200}") from error

@@ -44,7 +44,7 @@ class Watcher:
                 continue
             self._bad.add(roots[value])
             if clean:
-                self._found.setdefault(self._order[step.name], (step, f"{value!r}: {said}"))
+                self._found.setdefault(self._order[step.name], (step, f"{value!r:.80}: {said}"))
 
     def check(self) -> None:
         """Raise NotFinite naming the first op in graph order that was noted, if any was."""
@@ -52,7 +52,7 @@ class Watcher:
             return
         step, said = self._found[min(self._found)]
         raise NotFinite(
-            f"op {step.name!r} ({step.op}) on {step.device} with kernel {step.kernel} made of "
+            f"op {step.name!r:.80} ({step.op}) on {step.device} with kernel {step.kernel} made of "
             f"finite operands {said}; look at its operands' range, or compute in a wider type",
             op=step.name,
             device=step.device,

@@ -24,8 +24,8 @@ def fixed(graph: Graph, values: Mapping[str, Any]) -> Graph:
     """
     if graph.staged is not None:
         raise PlanError(
-            f"graph {graph.name!r} runs in stages that hang on the values fed, so that no input "
-            "can stay on a device; compile without resident"
+            f"graph {graph.name!r:.80} runs in stages that hang on the values fed, so that no "
+            "input can stay on a device; compile without resident"
         )
     arrays = {name: _copy(graph, name, value) for name, value in values.items()}
     left = {n: s for n, s in graph.inputs.items() if n not in arrays}
@@ -51,12 +51,12 @@ def _copy(graph: Graph, name: str, value: Any) -> Array:
     spec = graph.inputs.get(name)
     if spec is None:
         raise FeedError(
-            f"resident {name!r} is no input of graph {graph.name!r}; it has "
+            f"resident {name!r:.80} is no input of graph {graph.name!r:.80}; it has "
             f"{', '.join(graph.inputs)}"
         )
     array = np.array(value)
     have = TensorSpec.of(array)
     if have.dtype != spec.dtype or have.rank != spec.rank:
-        raise FeedError(f"resident {name!r} wants {spec}, got {have}")
+        raise FeedError(f"resident {name!r:.80} wants {spec}, got {have}")
     array.flags.writeable = False
     return array

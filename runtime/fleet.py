@@ -52,6 +52,7 @@ class Fleet:
         self._told = WeakMethod(changed)  # of the session, which holds the fleet
         self._lock = threading.RLock()
         self._lost: dict[str, DeviceInfo] = {}
+        self._shut: dict[str, str] = {}  # why one of them could not be opened again
         self._out: dict[str, str] = {}  # why a device that is not lost computes nothing here
         self._budgets: dict[str, int] = {}
         self._reopen = False
@@ -63,8 +64,9 @@ class Fleet:
     def config(self) -> Config:
         """How to plan now."""
         with self._lock:
-            lost = {name: f"is lost: {why}" for name, why in registry.lost().items()}
-            lost = {name: why for name, why in lost.items() if name in self._lost or name == HOST}
+            whys = {**dict.fromkeys(self._lost, "it is not open again"), **self._shut}
+            whys |= {name: why for name, why in registry.lost().items() if name in {*whys, HOST}}
+            lost = {name: f"is lost: {why}" for name, why in whys.items()}
             given = self._given
             left = _unpinned(given.constraints, {*lost, *self._out})
             memory = {**left.memory}
@@ -114,10 +116,12 @@ class Fleet:
         self._reopen = False
         self._out.clear()
         self._budgets.clear()
+        self._shut.clear()
         for name in list(self._lost):
             try:
                 self.devices[name] = registry.open_device(name, threads=self._given.threads)
-            except DeviceError:
+            except DeviceError as error:
+                self._shut[name] = said(error)
                 continue
             del self._lost[name]
         return True

@@ -2,8 +2,9 @@
 
 What is read here is executed, or computed with, so a folder is a trust boundary: it must be this
 user's own and writable by nobody else, and so must each file, which may be no link, and whose
-content and name are checked against its own digest. Anything else is ignored, and made anew; a
-folder that cannot be had is done without, of which a process is told once.
+content and name are checked against its own digest. What is damaged is deleted, which the log says
+at its level DEBUG, and anything else that is none of ours is ignored: both are made anew. A folder
+that cannot be had is done without, of which a process is told once.
 
 This guards against other users, against damage, and against files that were mixed up; not against
 who may write as this user: they could as well change the program.
@@ -16,12 +17,16 @@ import os
 import stat
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from crossdock.runtime import settings
-from crossdock.runtime.errors import CacheWarning
+from crossdock.runtime import files, settings
+from crossdock.runtime.errors import CacheWarning, LoadError
 
 DIGEST = 32
+_SEAL = b'{"sha256": "'
+_SEALED = len(_SEAL) + 2 * DIGEST + len(b'", ')
 _WARNED: set[str] = set()
 
 
@@ -45,8 +50,16 @@ class Folder:
         with os.fdopen(descriptor, "rb") as file:
             found = file.read(self.limit + 1)
         digest, content = found[:DIGEST], found[DIGEST:]
-        sound = len(found) <= self.limit and digest == digest_of(name, content)
-        return content if sound else None
+        if len(found) <= self.limit and digest == digest_of(name, content):
+            return content
+        self.discard(name, "its digest is another")
+        return None
+
+    def discard(self, name: str, why: str) -> None:
+        """Delete a damaged file."""
+        folder = self.path()
+        if folder is not None:
+            discard(folder / name, why)
 
     def open(self, name: str) -> int | None:
         """The descriptor of a file that only this user can have written, or None."""
@@ -116,6 +129,7 @@ class Folder:
 def replace(place: Path, fill: Callable[[Callable[[bytes], object]], object]) -> bool:
     """Put a file (mode 0600) in its place when ``fill`` has written all of it.
 
+    The disk is not waited for: what a loss of power leaves half written has another digest.
     Returns False where that cannot be done, of which the process is told once.
     """
     import tempfile  # takes long to load, and most processes only read
@@ -135,6 +149,37 @@ def replace(place: Path, fill: Callable[[Callable[[bytes], object]], object]) ->
         _drop(made)
         raise
     return True
+
+
+def sealed(text: bytes) -> bytes:
+    """A JSON object whose first entry is the digest of what follows it; ``text`` is without it."""
+    rest = text[1:]
+    return _SEAL + hashlib.sha256(rest).hexdigest().encode() + b'", ' + rest
+
+
+def read_sealed(path: Path, what: str) -> dict[str, Any]:
+    """The object that ``sealed`` made the content of a file of, without the digest.
+
+    Raises:
+        LoadError: it cannot be read, or its digest is another.
+    """
+    data = files.read_record(path, what)
+    text = b"{" + data[_SEALED:]
+    if data[:_SEALED] != sealed(text)[:_SEALED]:
+        raise LoadError(f"{files.label_of(path)}: is no {what}, or a damaged one; delete it")
+    found: dict[str, Any] = files.parse_json(text, files.label_of(path), what)
+    return found
+
+
+def discard(path: Path, why: str) -> None:
+    """Delete a damaged file, so that it is made anew, and say so in the debug log."""
+    import logging  # takes a while to load, and hardly any process needs it
+
+    logging.getLogger("crossdock").debug(
+        "%s is damaged, and made anew: %s", files.label_of(path), why
+    )
+    with suppress(OSError):
+        path.unlink()
 
 
 def _drop(made: Path | None) -> None:

@@ -192,7 +192,7 @@ def _compiled(
     kernel = next((k for k in fitting if k.name == step.kernel), None)
     if kernel is None:
         raise StalePlan(
-            f"op {step.name!r} was planned with kernel {step.kernel!r}, which is not here "
+            f"op {step.name!r:.80} was planned with kernel {step.kernel!r}, which is not here "
             f"for {step.device}; plan again"
         )
     return compile_op(device, kernel, call, keep=keep, brought=brought, steady=steady)

@@ -367,6 +367,6 @@ def check_free(plan: Plan) -> None:
     free = free_bytes()
     if need > free:
         raise OutOfMemory(
-            f"a run of {plan.graph_name!r} takes {need:,} bytes of the machine's memory, and "
+            f"a run of {plan.graph_name!r:.80} takes {need:,} bytes of the machine's memory, and "
             f"{free:,} are free; use smaller inputs, constraints.memory, or other devices"
         )

@@ -168,7 +168,10 @@ def load(
     try:
         with RecordFile(descriptor, name) as file:
             return _ready(file, graph, devices, remake, threads)
-    except (Damaged, CompileError, PlanError):
+    except Damaged as error:
+        FOLDER.discard(name, f"{error} is not what was written")
+        return None
+    except (CompileError, PlanError):
         return None
 
 

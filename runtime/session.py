@@ -123,7 +123,7 @@ class Session:
         found = self._bound()
         if not isinstance(found, Ready):
             raise PlanError(
-                f"graph {self.graph.name!r} runs in stages, each with a plan of its own"
+                f"graph {self.graph.name!r:.80} runs in stages, each with a plan of its own"
             )
         return found
 
@@ -452,7 +452,7 @@ class Session:
         self._unforked()
         with self._lock:
             if self._closed:
-                raise PlanError(f"the session of {self.graph.name!r} is closed; compile again")
+                raise PlanError(f"the session of {self.graph.name!r:.80} is closed; compile again")
             found = self._ready.get(key)
             if found is not None:
                 self._last = found
@@ -461,7 +461,7 @@ class Session:
     def _unforked(self) -> None:
         """Raise in a child of the process that made this session, before any lock is taken."""
         if JOBS.forked:
-            raise no_more(f"session of {self.graph.name!r}")
+            raise no_more(f"session of {self.graph.name!r:.80}")
 
     def _prepare(self, graph: Graph) -> Ready | StagedReady:
         """Plan for new shapes; runs for shapes already planned go on meanwhile."""
@@ -505,13 +505,13 @@ class Session:
     def _bound(self) -> Ready | StagedReady:
         found = self._last
         if found is None and self._closed:
-            raise PlanError(f"the session of {self.graph.name!r} is closed; compile again")
+            raise PlanError(f"the session of {self.graph.name!r:.80} is closed; compile again")
         if found is None and self._graph is not None:
             return self._prepare(self._graph)
         if found is None:
             raise PlanError(
-                f"graph {self.graph.name!r} has symbols {', '.join(self.graph.symbols)} without "
-                "sizes; bind(shapes=...) or run first"
+                f"graph {self.graph.name!r:.80} has symbols {', '.join(self.graph.symbols)} "
+                "without sizes; bind(shapes=...) or run first"
             )
         return found
 

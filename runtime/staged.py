@@ -73,8 +73,8 @@ class StagedReady:
         """The plan of the last run; raises PlanError before the first."""
         if self._last is None:
             raise PlanError(
-                f"graph {self.name!r} runs in stages that hang on the values fed, so there is no "
-                "plan before a run; call run first"
+                f"graph {self.name!r:.80} runs in stages that hang on the values fed, so there is "
+                "no plan before a run; call run first"
             )
         return self._last.plan()
 
@@ -169,5 +169,5 @@ class _Runner:
         """Raise Timeout, or Cancelled, where the deadline is over."""
         if self._deadline.over():
             name, seconds = self._ready.name, self._deadline.seconds
-            late = f"run of {name!r} not done after {seconds} s; the session stays usable"
+            late = f"run of {name!r:.80} not done after {seconds} s; the session stays usable"
             raise self._deadline.error(name, late)

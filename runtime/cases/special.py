@@ -52,6 +52,7 @@ def _laid_among(dtype: str) -> tuple[Any, ...]:
 
 # --- elementwise: every value, or every pair of values --------------------------------------------
 
+SHIFTS = ("shift_left", "shift_right")
 OVERFLOWING = frozenset({"hard_swish"})
 """Ops with a product on the way that is greater than their result."""
 ULPS = {"pow": 16.0, "tan": 8.0, "gelu": 8.0, "erf": 8.0, "softplus": 8.0, "sigmoid": 8.0}
@@ -100,7 +101,7 @@ def _values() -> Iterator[Case]:
         for op in (*UNARY, "logical_not"):
             if made := _elementwise(op, dtype, pairs=False):
                 yield made
-        for op in (*BINARY, *COMPARE, "logical_and", "logical_or", "logical_xor"):
+        for op in (*BINARY, *COMPARE, *SHIFTS, "logical_and", "logical_or", "logical_xor"):
             if made := _elementwise(op, dtype, pairs=True):
                 yield made
 

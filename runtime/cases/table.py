@@ -261,6 +261,12 @@ def _shape_cases() -> Iterator[Case]:
             )
 
 
+def _along(shape: tuple[int, ...], axis: int, values: tuple[int, ...]) -> Feed:
+    """The same indices along every line of an axis."""
+    lines = np.broadcast_to(values, (*np.delete(shape, axis), len(values)))
+    return F(shape, "int32", values=tuple(np.moveaxis(lines, -1, axis).ravel().tolist()))
+
+
 def _gather_cases() -> Iterator[Case]:
     x = F((5, 6, 7))
     for axis in range(3):
@@ -275,11 +281,13 @@ def _gather_cases() -> Iterator[Case]:
         shape = tuple(4 if i == axis else d for i, d in enumerate(x.shape))
         feeds = {"input": x, "indices": F(shape, "int32", -n, n)}
         yield Case("gather_elements", f"axis{axis}", feeds, {"axis": axis})
+        feeds = {"input": x, "indices": F(shape, "int32", -n - 3, n + 3)}
+        yield Case("gather_elements", f"clamped{axis}", feeds, {"axis": axis})
         shape = tuple(3 if i == axis else d for i, d in enumerate(x.shape))
-        places = np.moveaxis(np.broadcast_to([n - 1, 0, 2], (*np.delete(shape, axis), 3)), -1, axis)
-        index = F(shape, "int32", values=tuple(places.ravel().tolist()))
-        feeds = {"input": x, "indices": index, "updates": F(shape)}
-        yield Case("scatter_elements", f"axis{axis}", feeds, {"axis": axis})
+        for name, three in (("axis", (n - 1, 0, 2)), ("clamped", (2**31 - 1, -(2**31), 2))):
+            index = _along(shape, axis, three)
+            feeds = {"input": x, "indices": index, "updates": F(shape)}
+            yield Case("scatter_elements", f"{name}{axis}", feeds, {"axis": axis})
     half, index = F((5, 6), "float16"), F((9,), "uint32", 0, 5)
     yield Case("gather", "half", {"input": half, "indices": index})
     ints = F((50, 8), "int64", 0, 99)
@@ -287,6 +295,8 @@ def _gather_cases() -> Iterator[Case]:
     for depth in (1, 2, 3):
         index = F((2, 4, depth), "int32", -5, 5)
         yield Case("gather_nd", f"depth{depth}", {"input": x, "indices": index})
+        index = F((2, 4, depth), "int64", -9, 10)
+        yield Case("gather_nd", f"clamped{depth}", {"input": x, "indices": index})
         values = ((0, 1, 2, 3, 4, 0), (4, 1, 0, 2), (1, 2, 3, 4, 0, 5))[depth - 1]
         rows = {1: 5, 2: 2, 3: 2}[depth]
         feeds = {
@@ -295,6 +305,9 @@ def _gather_cases() -> Iterator[Case]:
             "updates": F((rows, *x.shape[depth:])),
         }
         yield Case("scatter_nd", f"depth{depth}", feeds)
+        index = F((2, depth), "int32", values=(-(2**31),) * depth + (2**31 - 1,) * depth)
+        feeds = {"input": x, "indices": index, "updates": F((2, *x.shape[depth:]))}
+        yield Case("scatter_nd", f"clamped{depth}", feeds)
 
 
 REDUCE = {

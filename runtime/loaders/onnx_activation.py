@@ -113,7 +113,7 @@ def swiglu(ctx: Context) -> Operand:
 @onnx_op("Gelu", since=20)
 def gelu(ctx: Context) -> Operand:
     """Gaussian error linear unit, exact or by tanh (Hendrycks & Gimpel 2016)."""
-    if ctx.node.get_str("approximate", "none") != "tanh":
+    if ctx.node.get_choice("approximate", "none", "tanh") != "tanh":
         return ctx.b.gelu(ctx.x())
     return gelu_by_tanh(ctx, ctx.x())
 

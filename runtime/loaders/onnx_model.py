@@ -162,6 +162,13 @@ class OnnxNode:
         """A string attribute."""
         return str(self._typed(name, default, str, "string"))
 
+    def get_choice(self, name: str, *words: str) -> str:
+        """A string attribute that is one of some words, the first of which it is by default."""
+        found = self.get_str(name, words[0])
+        if found not in words:
+            raise MalformedModel(f"{self}: {name} {shown(found)} is none of {', '.join(words)}")
+        return found
+
     def _list(self, name: str, kind: type, what: str) -> tuple[Any, ...] | None:
         value = self.attrs.get(name)
         if value is None:

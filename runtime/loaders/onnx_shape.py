@@ -170,7 +170,7 @@ def depth_to_space(ctx: Context) -> Operand:
     blocks, count = [block] * len(space), len(space)
     if c % block**count:
         raise ctx.malformed(f"{c} channels do not fill blocks of {block}")
-    if ctx.node.get_str("mode", "DCR") == "CRD":
+    if ctx.node.get_choice("mode", "DCR", "CRD") == "CRD":
         parts, channel, first = [n, small, *blocks, *space], 1, 2
     else:
         parts, channel, first = [n, *blocks, small, *space], 1 + count, 1
@@ -194,7 +194,7 @@ def space_to_depth(ctx: Context) -> Operand:
         parts += [d // block, block]
     inner = [3 + 2 * i for i in range(count)]
     outer = [2 + 2 * i for i in range(count)]
-    crd = ctx.node.get_str("mode", "DCR") == "CRD"
+    crd = ctx.node.get_choice("mode", "DCR", "CRD") == "CRD"
     order = [0, 1, *inner, *outer] if crd else [0, *inner, 1, *outer]
     mixed = b.transpose(b.reshape(x, parts), permutation=order)
     return b.reshape(mixed, [n, c * block**count, *(d // block for d in space)])

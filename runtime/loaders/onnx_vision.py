@@ -135,7 +135,8 @@ def roi_align(ctx: Context) -> Operand:
         raise ctx.malformed(f"mode {shown(mode)}")
     count = rois.shape[0]
     half = ctx.opset >= 16 and (
-        node.get_str("coordinate_transformation_mode", "half_pixel") == "half_pixel"
+        node.get_choice("coordinate_transformation_mode", "half_pixel", "output_half_pixel")
+        == "half_pixel"
     )
     bins = (node.get_int("output_height", 1), node.get_int("output_width", 1))
     kind = working_type(rois.dtype)

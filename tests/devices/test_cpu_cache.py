@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from crossdock.devices import cpu_cache
+from crossdock.runtime.errors import CacheWarning
 
 BUILDERS, FUNCTIONS = 8, 24
 BUILD = """
@@ -88,13 +89,29 @@ def test_eight_processes_build_while_a_ninth_damages_their_cache(tmp_path: Path)
     right(build(tmp_path))  # and over what is left
 
 
-def test_code_kept_for_something_else_is_ignored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_code_kept_for_something_else_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CROSSDOCK_CACHE_DIR", str(tmp_path))
     tmp_path.chmod(0o700)
     cpu_cache.save("one", b"code of one")
     cpu_cache.save("other", b"code of the other")
     (tmp_path / "native" / "one").write_bytes((tmp_path / "native" / "other").read_bytes())
+    caplog.set_level("DEBUG", "crossdock")
     assert cpu_cache.load("one") is None
+    assert [r.levelname for r in caplog.records] == ["DEBUG"]
+    assert cpu_cache.load("one") is None
+    assert len(caplog.records) == 1
+    assert not (tmp_path / "native" / "one").exists()
     assert cpu_cache.load("other") == b"code of the other"
+
+
+def test_a_folder_that_cannot_be_made_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROSSDOCK_CACHE_DIR", str(tmp_path))
+    tmp_path.chmod(0o700)
+    (tmp_path / "native").write_text("a file where the folder should be")
+    with pytest.warns(CacheWarning, match="cannot be made"):
+        assert cpu_cache.load("one") is None
+    cpu_cache.save("one", b"code")  # of which it is not told again

@@ -386,6 +386,55 @@ def test_it_ends_with_the_process_that_started_it(fork: bool) -> None:
         os.killpg(parent.pid, signal.SIGKILL)
 
 
+HOLDING = """
+import os, sys
+sys.path.insert(0, {root!r})
+from crossdock.devices import isolated
+device = isolated.open_device("isolated:opencl:0")
+(_, _, (held,), _) = device.process.let_go.peek()
+os.fstat(held)
+if os.fork() == 0:
+    try:
+        os.fstat(held)
+    except OSError:
+        os._exit(0)
+    os._exit(1)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_a_forked_child_does_not_keep_a_process_alive() -> None:
+    code = HOLDING.format(root=str(ROOT))
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+DEAF = """
+import sys
+from crossdock.devices.isolated_worker import _end_with
+_end_with(int(sys.argv[1]))
+print("deaf", flush=True)
+pow(7, 1 << 28)  # minutes in which no other Python runs
+"""
+
+
+def test_a_driver_that_lets_no_python_run_ends_with_the_process_that_started_it() -> None:
+    pipe, held = os.pipe()
+    command = [sys.executable, "-c", DEAF, str(pipe)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=[pipe]) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "deaf\n"
+            time.sleep(0.1)
+            assert child.poll() is None
+            os.close(held)
+            assert child.wait(PATIENCE) == -signal.SIGIO
+        finally:
+            os.close(pipe)
+            child.kill()
+
+
 def test_a_device_that_is_not_closed_ends_with_its_object() -> None:
     device = opencl.probe().devices and isolated.open_device(ID)
     assert device

@@ -11,8 +11,9 @@ import pytest
 
 from crossdock.devices.base import Device, Event, Worker
 from crossdock.devices.program import In, Out
+from crossdock.devices.sim import SimDevice, SimSpec
 from crossdock.devices.timeline import Point, Timeline
-from crossdock.runtime.errors import DeviceLost, Error, Timeout
+from crossdock.runtime.errors import DeviceHung, DeviceLost, Error, Timeout
 from tests.devices.steps import axpb, events, record
 
 PATIENCE = 10.0  # seconds; only a hang takes that long
@@ -136,6 +137,37 @@ def test_a_worker_runs_jobs_in_order_and_stops() -> None:
     worker.thread.join(PATIENCE)
     assert seen == list(range(100))
     assert not worker.thread.is_alive()
+
+
+def test_a_worker_that_retires_keeps_no_thread_and_runs_what_is_posted() -> None:
+    worker, seen, gate = Worker("test"), [], threading.Event()
+    worker.post(gate.wait)
+    worker.retire()
+    worker.post(lambda: seen.append(1))
+    gate.set()
+    worker.thread.join(PATIENCE)
+    assert seen == [1]
+    for i in range(100):
+        worker.post(lambda i=i: seen.append(i))
+    while worker.thread.is_alive():
+        worker.thread.join(PATIENCE)
+    assert seen == [1, *range(100)]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_who_waits_for_a_queue_is_told_of_a_hang_and_of_a_loss(lost: bool) -> None:
+    device, gate = SimDevice(SimSpec("held")), threading.Event()
+    if lost:
+        threading.Timer(0.05, setattr, (device, "gone", "it fell off the bus")).start()
+    kind, said = (DeviceLost, "fell off the bus") if lost else (DeviceHung, "does nothing for")
+    start = time.monotonic()
+    with pytest.raises(kind, match=said):
+        device.call("compute", lambda queue: gate.wait(PATIENCE), 0.3 if not lost else 60.0)
+    assert time.monotonic() - start < PATIENCE
+    gate.set()
+    device.gone = ""
+    assert device.call("compute", lambda queue: 7, PATIENCE) == 7
+    device.close()
 
 
 def test_one_worker_a_queue(device: Device) -> None:

@@ -392,3 +392,16 @@ def test_the_branches_of_a_conditional_agree() -> None:
             then_branch=branch("add"),
             else_branch=branch("mul"),
         )
+
+
+def test_names_that_are_taken_are_not_given_again() -> None:
+    b = GraphBuilder()
+    names = ("neg_0", "neg_1", "add", "add_1")
+    inputs = [b.input(name, (2,)) for name in names]
+    y = b.add(b.neg(b.neg(inputs[0])), inputs[1], label="add")
+    graph = b.build({"y": b.add(b.sub(y, inputs[2]), inputs[3], label="add")})
+    values = [*graph.inputs, *(value for node in graph.nodes for value in node.outputs)]
+    assert len(set(values)) == len(values)
+    assert len({node.name for node in graph.nodes}) == len(graph.nodes)
+    fed = {name: np.full(2, i, np.float32) for i, name in enumerate(names, 1)}
+    np.testing.assert_array_equal(evaluate(graph, fed)["y"], [1 + 2 - 3 + 4] * 2)

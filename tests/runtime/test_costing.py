@@ -149,13 +149,26 @@ def test_times_of_other_kernels_are_not_believed(
     assert not json.loads((folder / "costs.json").read_text())["kernels"]
 
 
-@pytest.mark.parametrize("junk", ["", "{", "[]", "3", '{"schema": "other"}', "\x00\xff"])
-def test_a_damaged_file_means_measuring_again(folder: Path, junk: str) -> None:
-    (folder / "costs.json").write_text(junk, encoding="latin-1")
+JUNK = (b"", b"{", b"[]", b"3", b"\x00\xff", b"{}", kept.sealed(b'{"schema": "other"}'), None)
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_a_damaged_file_is_deleted_and_made_anew(
+    folder: Path, junk: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = folder / "costs.json"
+    filled("b", folder).save()
+    sound = file.read_bytes()
+    file.write_bytes(sound.replace(b"0.002", b"0.003") if junk is None else junk)
+    assert file.read_bytes() != sound
+    caplog.set_level("DEBUG", "crossdock")
     made = filled("a", folder)
-    assert made.model.samples("cpu", "kernel", "a")
+    assert not file.exists()
+    (told,) = caplog.records
+    assert (told.levelname, told.getMessage().partition(" is damaged")[0]) == ("DEBUG", str(file))
+    assert not made.model.samples("cpu", "kernel", "b")
     made.save()
-    assert json.loads((folder / "costs.json").read_text())["kernels"]
+    assert json.loads(file.read_text())["kernels"]
 
 
 def test_a_file_that_cannot_be_written_is_no_failure(

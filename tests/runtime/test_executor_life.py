@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import subprocess
@@ -22,10 +23,13 @@ from crossdock.devices import registry
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.host_memory import Budget
 from crossdock.devices.sim import SimQueue
+from crossdock.devices.worker import Worker
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.errors import Cancelled, FeedError, OutOfMemory, PlanError, Timeout
+from crossdock.runtime.executor import Run
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.pool import Pool
+from crossdock.runtime.segments import Segment
 from crossdock.runtime.session import Session
 from tests.runtime.conftest import Gate, Machine
 from tests.runtime.lazy_device import World
@@ -151,6 +155,29 @@ def test_a_future_cancelled_while_it_runs_frees_its_caller_at_once(
         check(session)
 
 
+def test_a_run_given_up_begins_nothing_more(
+    machine: Machine, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    given = Run._given
+
+    def counted(self: Run, part: Segment, *args: Any) -> Any:
+        begun.append(part.index)
+        return given(self, part, *args)
+
+    monkeypatch.setattr(Run, "_given", counted)
+    with on(machine.sim("a"), small(), runs_at_once=1) as session:
+        all_of_it = len(session.ready().program.segments)
+        future = session.submit(whole_feeds(session.graph, 0))
+        assert gate.reached.wait(10)
+        assert future.cancel()
+        before = len(begun)
+        assert before < all_of_it
+        gate.open.set()
+        assert all_free(pool_of(session), 1)
+        assert len(begun) == before
+
+
 def test_the_host_stops_between_the_steps_of_a_run_given_up() -> None:
     b = xd.GraphBuilder()
     x = y = b.input("x", (700, 700))
@@ -159,9 +186,11 @@ def test_the_host_stops_between_the_steps_of_a_run_given_up() -> None:
     graph = b.build({"y": y})
     feeds = {"x": np.zeros((700, 700), np.float32)}
     with on("cpu:0", graph, runs_at_once=1) as session:
-        began = time.monotonic()
-        session.run(feeds)
-        whole = time.monotonic() - began
+        whole = math.inf
+        for _ in range(3):
+            began = time.monotonic()
+            session.run(feeds)
+            whole = min(whole, time.monotonic() - began)
         future = session.submit(feeds)
         assert wait_until(lambda: not pool_of(session).free)
         time.sleep(0.02)
@@ -169,7 +198,7 @@ def test_the_host_stops_between_the_steps_of_a_run_given_up() -> None:
         assert future.cancel()
         while not pool.free and time.monotonic() < began + 30:
             time.sleep(0.001)
-        assert time.monotonic() - began < 0.8 * whole
+        assert time.monotonic() - began < 0.7 * whole
         np.testing.assert_array_equal(session.run(feeds)["y"], feeds["x"])
 
 
@@ -334,8 +363,16 @@ def crossing() -> Graph:
 
 @pytest.mark.parametrize("kind", ["sim", "lazy", "opencl"])
 def test_sessions_in_opposite_directions_never_lock_each_other(
-    machine: Machine, kind: str, request: pytest.FixtureRequest
+    machine: Machine, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Though each takes a while from one queue to the next."""
+    post = Worker.post
+
+    def slowly(self: Worker, job: Callable[[], None]) -> None:
+        post(self, job)
+        time.sleep(0.002)
+
+    monkeypatch.setattr(Worker, "post", slowly)
     graph = crossing()
     world = World(5)
     if kind == "opencl":
@@ -389,6 +426,7 @@ FORK = """
 import os, sys
 import numpy as np
 import crossdock as xd
+from crossdock.devices import registry
 
 b = xd.GraphBuilder()
 graph = b.build({"y": b.tanh(b.input("x", (4,)))})
@@ -413,6 +451,7 @@ if os.fork() == 0:
         said(lambda: session.submit(feeds).result(5)),
         said(lambda: session.bind()),
         said(lambda: xd.compile(graph, sys.argv[1], measure=False)),
+        said(lambda: registry.open_device(sys.argv[1])),
     ]
     print(answers, flush=True)
     sys.exit(not all(answers))
@@ -436,7 +475,7 @@ def test_a_forked_child_is_told_and_its_parent_goes_on(
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert "[True, True, True, True]" in done.stdout
+    assert str([True] * 5) in done.stdout
     assert done.stdout.endswith("0 (4,)\n")
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.soak import callers, cancels, disk, endings, faults, figures, graphs, steady
+from tests.soak import callers, cancels, disk, endings, faults, figures, graphs, kills, steady
 
 Found = list[figures.Figure]
 
@@ -33,6 +33,7 @@ def _parts(share: float) -> dict[str, Callable[[], Found]]:
         "interrupts": lambda: endings.interrupts(of(100)),
         "disk": disk.disk,
         "faults": lambda: faults.faults(of(10_000)),
+        "kills": lambda: kills.kills(of(2_000)),
     }
     for device in opencl:
         made[f"exits-{device}"] = lambda d=device: endings.exits(of(20), d)  # type: ignore[misc]

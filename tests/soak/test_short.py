@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.soak import callers, cancels, endings, graphs, steady
+from tests.soak import callers, cancels, endings, graphs, kills, steady
 from tests.soak.figures import assert_passed
 
 pytestmark = pytest.mark.skipif(
@@ -46,3 +46,7 @@ def test_processes_end_with_work_in_flight(device: str) -> None:
 @pytest.mark.parametrize("device", ["cpu:0", *graphs.opencl()])
 def test_control_c_interrupts_a_long_run(device: str) -> None:
     assert_passed(endings.interrupts(1, device))
+
+
+def test_processes_of_devices_may_be_killed() -> None:
+    assert_passed(kills.kills(30))

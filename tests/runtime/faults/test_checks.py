@@ -58,11 +58,13 @@ def test_a_copy_that_comes_late_finds_nothing_to_spoil(faulty: FaultyMachine) ->
     b = xd.GraphBuilder()
     x = b.input("x", (400, 400))
     there = b.add(x, x, label="there")
-    here = b.matmul(there, there, label="here")  # on the host, for longer than the copy is late
+    here = there
+    for i in range(12):  # on the host, for longer than the copy is late
+        here = b.matmul(here, b.constant(np.eye(400, dtype=np.float32)), label=f"here{i}")
     over = b.mul(there, there, label="over")  # where x was
     graph = b.build({"y": b.add(over, here, label="y")})
-    places = {"there": A, "here": "cpu:0", "over": A, "y": A}
-    device = faulty.add("a", Fault("early", 0, call="copy", seconds=0.004))
+    places = {"there": A, "here*": "cpu:0", "over": A, "y": A}
+    device = faulty.add("a", Fault("early", 0, call="copy", seconds=0.012))
     with compiled(graph, places, verify="transfers", skip_passes=["fuse-elementwise"]) as session:
         feeds = {"x": np.ones((400, 400), np.float32)}
         right(graph, feeds, session.run(feeds))

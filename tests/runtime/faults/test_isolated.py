@@ -127,9 +127,10 @@ def test_an_idle_process_that_is_killed_is_planned_without() -> None:
 )
 def test_killed_at_any_moment_of_a_run(kills: int) -> None:
     """Nothing is lost and nothing is wrong, whatever the process was at; receipts tell of it."""
-    drawn, told = random.Random(kills), 0
+    drawn, told, threads = random.Random(kills), 0, 0
     with compiled() as session:
         for turn in range(kills):
+            threads = threads or threading.active_count()
             registry.rescan()
             run(session, float(turn))
             device: Any = session.devices[ID]
@@ -144,7 +145,16 @@ def test_killed_at_any_moment_of_a_run(kills: int) -> None:
             timer.join()
             DEATHS_AT._counts.clear()  # this is no one kernel's doing
             assert ID in registry.lost()
+        assert ended(threads), [thread.name for thread in threading.enumerate()]
     assert told > 0
+
+
+def ended(threads: int) -> bool:
+    """Whether there soon are no more threads than these, with those of the host's device."""
+    until = time.monotonic() + 10.0
+    while threading.active_count() > threads + 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    return threading.active_count() <= threads + 2
 
 
 def test_a_probe_fails_the_device_that_crashes_and_no_other(

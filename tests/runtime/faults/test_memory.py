@@ -66,6 +66,8 @@ def test_instances_that_no_run_uses_are_given_up_for_another_session(faulty: Fau
         hog = device.allocate(room - part.peak_bytes + part.run_bytes // 2)
         with session_on(graph, A) as other:
             right(graph, whole_feeds(graph, 1), other.run(whole_feeds(graph, 1)))
+            assert not other.plan.rungs, "there was room for the plan as it is"
+            assert [told.action for told in other.receipt.recoveries] == ["caches freed"]
         hog.release()
         right(graph, whole_feeds(graph, 2), one.run(whole_feeds(graph, 2)))
 
@@ -104,6 +106,22 @@ def test_a_device_with_too_little_for_anything_is_left_out(faulty: FaultyMachine
         registry.rescan()
         right(graph, whole_feeds(graph, 2), session.run(whole_feeds(graph, 2)))
         assert A in {op.device for op in session.receipt.ops}
+
+
+def test_a_device_that_never_has_memory_is_left_out_step_by_step(faulty: FaultyMachine) -> None:
+    graph = wide()
+    device = faulty.add("a", Fault("oom", probability=1.0))
+    with session_on(graph, A, constraints=xd.Constraints(pin={"p?": A})) as session:
+        right(graph, whole_feeds(graph, 0), session.run(whole_feeds(graph, 0)))
+        actions = [told.action for told in session.receipt.recoveries]
+        assert [action.partition(" within")[0] for action in actions] == [
+            "caches freed", "planned", "left out",
+        ]  # fmt: skip
+        assert A in session.devices, "a device without memory is not lost"
+        asked = device.faults.count("execute")
+        right(graph, whole_feeds(graph, 1), session.run(whole_feeds(graph, 1)))
+        assert device.faults.count("execute") == asked
+    assert device.faults.injected
 
 
 def test_with_nowhere_to_go_the_refusal_has_the_numbers(faulty: FaultyMachine) -> None:

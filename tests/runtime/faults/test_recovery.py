@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,11 @@ import pytest
 import crossdock as xd
 from crossdock.devices import registry
 from crossdock.devices.faults import Fault, FaultDevice
-from crossdock.devices.sim import SimDevice, SimSpec
+from crossdock.devices.sim import SimDevice, SimQueue, SimSpec
 from crossdock.kernels.reference import evaluate
-from crossdock.runtime import costing
+from crossdock.runtime import costing, progress, recovery
 from crossdock.runtime.errors import (
+    Cancelled,
     DeviceError,
     DeviceHung,
     DeviceLost,
@@ -27,8 +30,12 @@ from crossdock.runtime.errors import (
     NotFinite,
     PlanError,
     Timeout,
+    Unavailable,
 )
+from crossdock.runtime.finite import Watcher
+from crossdock.runtime.fleet import Fleet
 from crossdock.runtime.lineage import cut, frontier
+from crossdock.runtime.plan import Step
 from crossdock.scheduler import DeviceRates, LinkModel
 from tests.runtime.faults.graphs import GRAPHS, branches, chain
 from tests.runtime.faults.machine import (
@@ -164,6 +171,69 @@ def test_the_next_runs_plan_without_the_device_and_a_rescan_brings_it_back(
             assert B in {op.device for op in one.receipt.ops}
 
 
+def test_a_device_that_cannot_be_opened_again_stays_out(
+    faulty: FaultyMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, places = branches()
+    faulty.all("abc", B, Fault("lost", 0))
+    with compiled(graph, places) as session:
+        feeds = whole_feeds(graph, 0)
+        right(graph, feeds, session.run(feeds))
+        assert xd.rescan() == [B]
+        with monkeypatch.context() as patch:
+            open_device = registry.open_device
+
+            def shut(name: str, **options: Any) -> Any:
+                if name == B:
+                    raise Unavailable("its process does not start", device=name)
+                return open_device(name, **options)
+
+            patch.setattr(registry, "open_device", shut)
+            for _ in range(2):
+                right(graph, feeds, session.run(feeds))
+                assert B not in {op.device for op in session.receipt.ops}
+            assert "Unavailable: its process does not start" in session.plan.explain_op("n0")
+        registry.rescan()
+        right(graph, feeds, session.run(feeds))
+        assert B in session.devices
+
+
+def test_a_device_lost_on_the_way_is_not_touched(
+    faulty: FaultyMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the run's own thread does its steps, and another run found out."""
+    b = xd.GraphBuilder()
+    x = b.input("x", (2, 3))
+    made = b.mul(b.add(b.add(x, x, label="first"), x, label="here"), x, label="second")
+    graph = b.build({"y": made})
+    places = {"first": A, "here": "cpu:0", "second": A}
+    device = faulty.add("a")
+    touched: list[str] = []
+
+    def watched(name: str) -> None:
+        call = getattr(SimQueue, name)
+
+        def look(self: SimQueue, *args: Any, **options: Any) -> Any:
+            if device.gone:
+                touched.append(name)
+            return call(self, *args, **options)
+
+        monkeypatch.setattr(SimQueue, name, look)
+
+    def looked(self: Watcher, step: Step) -> None:
+        if step.name == "here" and step.kind == "launch":
+            registry.lose(device, "another run found out")
+
+    for name in ("execute", "write", "read", "copy", "finish", "flush"):
+        watched(name)
+    monkeypatch.setattr(Watcher, "look", looked)
+    with compiled(graph, places, check_finite=True, skip_passes=["fuse-elementwise"]) as session:
+        feeds = whole_feeds(graph, 0)
+        right(graph, feeds, session.run(feeds))
+        assert [told.action for told in session.receipt.recoveries] == ["lost"]
+    assert touched == []
+
+
 def test_many_runs_at_once_all_end_right(faulty: FaultyMachine) -> None:
     graph, places = branches()
     devices = faulty.all("abc", B, Fault("lost", 7))
@@ -201,6 +271,32 @@ def test_a_hang_nobody_waits_for_any_more_is_seen_by_the_next_run(faulty: Faulty
         assert A not in session.devices
 
 
+def test_time_in_which_nobody_looked_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process may have been stopped, and its devices with it."""
+    now = [50.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    awake = progress._Clock()
+    now[0] += 0.1
+    assert awake() == pytest.approx(0.1)
+    now[0] += 100.0
+    assert awake() == pytest.approx(0.1 + progress.LONGEST)
+
+
+def test_what_a_hung_device_may_write_to_is_kept_and_not_used_again(
+    faulty: FaultyMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, places = branches()
+    buried: list[Any] = []
+    monkeypatch.setattr(registry, "bury", buried.append)
+    faulty.all("abc", B, Fault("hang", 0))
+    with compiled(graph, places, watchdog=0.2, runs_at_once=1) as session:
+        pool = session.ready().pool
+        feeds = whole_feeds(graph, 0)
+        right(graph, feeds, session.run(feeds, timeout=30))
+        (run,) = buried
+        assert run.instance not in pool.free
+
+
 def test_steps_may_take_as_long_as_they_are_predicted_to(faulty: FaultyMachine) -> None:
     graph, places = branches()
     faulty.all("abc", B, Fault("hang", 0, seconds=0.4))
@@ -232,6 +328,38 @@ def test_the_deadline_holds_while_a_run_recovers(faulty: FaultyMachine) -> None:
         with pytest.raises(Timeout):
             session.run(whole_feeds(graph, 0), timeout=0.3)
         assert time.perf_counter() - began < 10
+
+
+def test_nothing_is_planned_for_a_caller_who_waits_no_more(
+    faulty: FaultyMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, places = branches()
+    faulty.all("abc", A, Fault("lost", 1))
+    handed_in, planned = threading.Event(), []
+    survive = Fleet.survive
+
+    def given_up(self: Fleet, *args: Any) -> str:
+        assert handed_in.wait(10)
+        future.cancel()
+        return survive(self, *args)
+
+    monkeypatch.setattr(Fleet, "survive", given_up)
+    monkeypatch.setattr(recovery, "placed", lambda *args: planned.append(args))
+    with compiled(graph, places) as session:
+        future = session.submit(whole_feeds(graph, 0))
+        handed_in.set()
+        with pytest.raises(Cancelled):
+            future.result(10)
+        session.close()
+        assert soon(lambda: session._submissions._background._busy == 0)
+    assert planned == []
+
+
+def soon(true: Callable[[], bool]) -> bool:
+    until = time.monotonic() + 10
+    while not true() and time.monotonic() < until:
+        time.sleep(0.01)
+    return true()
 
 
 def test_looking_for_what_is_not_finite_goes_on(faulty: FaultyMachine) -> None:

@@ -61,7 +61,14 @@ def files(rng: random.Random) -> Iterator[Case]:
             "keys": json.dumps({f"k{i}": 0 for i in range(200_000)}).encode()[:-1] + b', "k9": 1}',
         }  # fmt: skip
         for name, data in rows.items():
-            yield Case(reader, name, written(data, "file.json"), reader=reader)
+            yield Case(reader, name, written(_kept(reader, data), "file.json"), reader=reader)
         for index, made in enumerate(_mutants(rng, json.loads(text), 8)):
-            data = json.dumps(made).encode()
+            data = _kept(reader, json.dumps(made).encode())
             yield Case(reader, f"mutant-{index}", written(data, "file.json"), EITHER, reader)
+
+
+def _kept(reader: str, data: bytes) -> bytes:
+    """A file of costs holds the digest of what it says, which an enemy knows how to make, too."""
+    from crossdock.runtime.kept import sealed
+
+    return sealed(data) if reader == "costs" and data[:1] == b"{" else data

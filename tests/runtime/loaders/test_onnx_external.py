@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from crossdock.runtime.errors import LoadError, MalformedModel, UnsafeModel
-from crossdock.runtime.loaders import load
+from crossdock.runtime.errors import LimitError, LoadError, MalformedModel, UnsafeModel
+from crossdock.runtime.limits import Limits
+from crossdock.runtime.loaders import load, onnx_tensor
 
 W = np.arange(6, dtype=np.float32).reshape(2, 3)
 X = np.zeros((2, 3), np.float32)
@@ -96,6 +97,8 @@ def test_locations_that_are_none(save: Any, location: str | None) -> None:
         ({"offset": -4}, W.tobytes(), "at -4"),
         ({"length": 20}, W.tobytes(), "20 bytes at 0, where 24 are due"),
         ({"offset": "x"}, W.tobytes(), "is no number"),
+        ({"offset": "9" * 5000}, W.tobytes(), "is no number of bytes: '9{77}"),
+        ({"offset": 2**62}, W.tobytes(), "4611686018427387928 are due"),
     ],
 )
 def test_spans_that_do_not_fit(save: Any, entries: Any, data: bytes | None, match: str) -> None:
@@ -135,6 +138,50 @@ def test_a_hub_cache_is_followed(save: Any, tmp_path: Path) -> None:
         os.rename(path.parent / name, blobs / f"hash-{name}")
         (snapshot / name).symlink_to(f"../../blobs/hash-{name}")
     assert (weights(snapshot / "model.onnx") == W).all()
+
+
+def test_a_second_name_of_some_other_file_is_not_read(save: Any, tmp_path: Path) -> None:
+    """Unless the model has one, too: installers share files so."""
+    (tmp_path / "secret").write_bytes(W.tobytes())
+    path = save("w.bin", None)
+    os.link(tmp_path / "secret", path.parent / "w.bin")
+    with pytest.raises(UnsafeModel, match="is a hard link"):
+        load(path)
+    os.link(path, tmp_path / "installed")
+    assert (weights(path) == W).all()
+
+
+def test_a_link_put_there_while_the_model_is_read_is_not_followed(
+    save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_bytes(W.tobytes())
+    path = save("w.bin")
+    resolve = onnx_tensor.resolve
+
+    def slow(*args: Any) -> Path:
+        found = resolve(*args)
+        (path.parent / "w.bin").unlink()
+        (path.parent / "w.bin").symlink_to(tmp_path / "secret")
+        return found
+
+    monkeypatch.setattr(onnx_tensor, "resolve", slow)
+    with pytest.raises(MalformedModel, match="cannot be read: Too many levels of symbolic links"):
+        load(path)
+
+
+def test_spans_that_overlap_take_no_more_than_twice_the_file(make: Any, tmp_path: Path) -> None:
+    names = [f"w{i}" for i in range(9)]
+    proto = make([helper.make_node("Sum", names, ["y"])], {}, ["y"])
+    for i, name in enumerate(names):
+        held = external("w.bin", offset=4 * i)
+        held.name = name
+        proto.graph.initializer.append(held)
+    (tmp_path / "w.bin").write_bytes(bytes(24 + 4 * 8))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    assert load(path)
+    with pytest.raises(LimitError, match="overlap and take more than 122 bytes together"):
+        load(path, limits=Limits(tensor_bytes=10, growth=10))
 
 
 def test_things_that_are_no_file(save: Any) -> None:

@@ -17,7 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossdock.runtime.errors import Error, LoadError, MalformedModel, UnsafeModel, UnsupportedModel
+from crossdock.runtime.errors import (
+    Error,
+    LimitError,
+    LoadError,
+    MalformedModel,
+    UnsafeModel,
+    UnsupportedModel,
+)
 from crossdock.runtime.limits import Limits
 from crossdock.runtime.loaders.tensors import load_tensors
 
@@ -132,6 +139,17 @@ def test_objects_are_never_opened(read: Any) -> None:
         read(pickle.dumps(Bomb()))
 
 
+def headed(descr: str) -> bytes:
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': (1,), }}\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + b"\0" * 8
+
+
+@pytest.mark.parametrize("descr", ["'|O'", "'O8'", "[('a', '|O')]", "'object'"])
+def test_objects_by_any_name(read: Any, descr: str) -> None:
+    with pytest.raises(UnsafeModel, match="pickled Python objects, which are never opened"):
+        read(headed(descr))
+
+
 def entry(**changes: Any) -> dict[str, Any]:
     return {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}
 
@@ -174,7 +192,7 @@ def test_broken_safetensors_headers(
         (b"\x93NUMPY\x09\x00aaaa", "unknown version"),
         (b"\x93NUMPY\x01\x00\xff\xff{", "truncated"),
         (b"\x93NUMPY\x01\x00\x0f\x00{'shape': (),}\n", "lacks"),
-        (b"\x93NUMPY\x01\x00\x03\x00(((", "broken"),
+        (b"\x93NUMPY\x01\x00\x03\x00(((", "the npy header is broken"),
         (npy(np.zeros(4))[:-1], "the file has"),
         (npy(np.zeros(4)) + b"\0", "the file has"),
     ],
@@ -209,6 +227,8 @@ def test_a_zip_bomb_stops_at_the_budget(read: Any) -> None:
     np.savez_compressed(buffer, a=np.zeros(1_000_000))
     with pytest.raises(UnsafeModel, match="8,000"):
         read(buffer.getvalue(), limits=Limits(file_bytes=1_000_000))
+    with pytest.raises(LimitError, match=r"[\d,]+ bytes unpack to 8,000,[\d,]+, over the limit"):
+        read(buffer.getvalue(), limits=Limits(tensor_bytes=1_000_000))
 
 
 def test_types_without_a_counterpart(read: Any) -> None:
