@@ -74,9 +74,7 @@ def lower(
         packs = frozenset(pack for _, pack in stays if pack is not None)
         there = same.op(step, packs)
         with blaming(device):
-            op = there or _compiled(
-                step, device, calls[step.name], keep, packs, steady=steady
-            )
+            op = there or _compiled(step, device, calls[step.name], keep, packs, steady=steady)
             ops[step.index] = op
             for at, value in enumerate(step.inputs):
                 root = None if value is None else roots[value]
