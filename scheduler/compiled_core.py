@@ -12,6 +12,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numba import njit
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
+from numba.core.registry import CPUDispatcher
 from numpy.typing import NDArray
 
 from crossdock.scheduler.limits import Limits
@@ -47,22 +50,63 @@ def kernel(function: Function) -> Function:
     Without reference counting it runs ten times as fast, and compiles sooner, where its arguments
     are tuples of arrays; so all arrays are made outside.
     """
-    return _compile(function)
-
-
-def leaf(function: Function) -> Function:
-    """A small kernel of few arguments that is always part of its callers."""
-    return _compile(function, forceinline=True)
-
-
-def _compile(function: Function, **options: Any) -> Function:
-    options |= {"cache": True, "_nrt": False}
+    options: Any = {"cache": True, "_nrt": False}
     dispatcher: Any = njit(**options)(function)
     # A cached caller holds its callees' code, so that its cache must fall with theirs.
     stored: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if hasattr(stored, "_source_stamp"):
         stored._source_stamp = STAMP  # noqa: SLF001 - numba has no public way
     return cast("Function", dispatcher)
+
+
+def part(function: Function) -> Function:
+    """A function that kernels alone call.
+
+    It is optimised and turned into machine code as a part of them, and not by itself too, which
+    would take as long again.
+    """
+    return _part(function)
+
+
+def leaf(function: Function) -> Function:
+    """A small part of few arguments that is always inlined into its callers."""
+    return _part(function, forceinline=True)
+
+
+def _part(function: Function, **options: Any) -> Function:
+    options |= {"nopython": True, "boundscheck": None, "_nrt": False}
+    options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    made: Any = Part(function, targetoptions=options, pipeline_class=PartCompiler)
+    return cast("Function", made)
+
+
+class PartLibrary(JITCodeLibrary):
+    """The code of a part as it was written."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+
+class PartCompiler(Compiler):
+    """Numba's compiler without its last steps."""
+
+    def compile_extra(self, function: Callable[..., Any]) -> Any:
+        """Compile to LLVM's intermediate language alone."""
+        state, library, whole = self.state, cast("Any", PartLibrary), cast("Any", super())
+        state.flags.no_compile = True
+        state.library = library(state.targetctx.codegen(), function.__qualname__)
+        state.library.enable_object_caching()
+        return whole.compile_extra(function)
+
+
+class Part(CPUDispatcher):
+    """What a call of a part stands for while a kernel is compiled."""
+
+    def add_overload(self, compiled: Any) -> None:
+        """Tell callers of the code; numba knows that of a function by its address, here is none."""
+        mark, context = object(), cast("Any", self.targetctx)
+        context.insert_user_function(mark, compiled.fndesc, [compiled.library])
+        self.overloads[tuple(compiled.signature.args)] = compiled._replace(entry_point=mark)
 
 
 class Net(NamedTuple):

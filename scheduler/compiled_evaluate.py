@@ -11,6 +11,8 @@ import numpy as np
 
 from crossdock.scheduler.compiled_core import (
     BIG,
+    NONE,
+    NOWHERE,
     Graph,
     Net,
     Wires,
@@ -89,8 +91,8 @@ def load(g: Graph, s: State, order: Ints, device: Ints) -> float:
     s.value[TOTAL] = 0.0
     s.back.stale[LAST], s.back.stale[FIRST] = n - 1, 0
     begin_trial(trial)
-    stop, _ = evaluate(g, s, 0, n, n, n, BIG * 1e6)
-    commit(g, s, 0, stop, 0, -1)
+    stop, _ = evaluate(g, s, NONE, n, n, n, BIG * 1e6)
+    commit(g, s, NONE, stop, NONE, NOWHERE)
     s.value[BEST] = s.value[CURRENT]
     return s.value[CURRENT]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crossdock.scheduler.compiled_core import BIG, Graph, Net, Wires, hop, kernel, leaf, zeros
+from crossdock.scheduler.compiled_core import BIG, NONE, Graph, Net, Wires, hop, kernel, leaf, zeros
 from crossdock.scheduler.problem import Floats, Ints
 
 DEPTH, DONE, FOUND = range(3)  # entries of Tree.counts
@@ -114,7 +114,7 @@ def enough_room(tree: Tree, depth: int) -> bool:
 @kernel
 def expand(g: Graph, tree: Tree) -> None:
     """List the choices at the current depth; none where the branch cannot beat the limit."""
-    depth, count = tree.counts[DEPTH], 0
+    depth, count = tree.counts[DEPTH], NONE
     since = tree.since[depth]
     tree.at[depth], tree.size[depth] = 0, 0
     if not enough_room(tree, depth):

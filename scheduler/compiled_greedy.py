@@ -17,6 +17,7 @@ from crossdock.scheduler.compiled_core import (
     below,
     copy_into,
     kernel,
+    part,
     uniform,
     zeros,
 )
@@ -30,7 +31,7 @@ BY_RANK = 0.6  # share of rounds that perturb priorities; the others perturb bia
 BIAS = 1.5  # of a bias change, relative to the task's least cost
 
 
-@kernel
+@part
 def normal(rng: Words) -> float:
     """Standard normal number by the polar method."""
     while True:
@@ -41,7 +42,7 @@ def normal(rng: Words) -> float:
             return x * np.sqrt(-2.0 * np.log(r) / r)
 
 
-@kernel
+@part
 def perturb(cost: Floats, rank: Floats, bias: Floats, scale: float, rng: Words) -> None:
     """Change the priorities (by ``scale`` > 0) or else the biases of a few tasks."""
     n, m = cost.shape
@@ -92,14 +93,14 @@ def new_base(g: Graph, rank: Floats, bias: Floats) -> Base:
     return base
 
 
-@kernel
+@part
 def copy_bias(target: Floats, source: Floats) -> None:
     """Copy a bias table."""
     for t in range(len(source)):
         copy_into(target[t], source[t])
 
 
-@kernel
+@part
 def keep(base: Base, placed: Placed, makespan: float) -> None:
     """Move the base to the round at hand, and remember it if it is the best."""
     copy_into(base.rank, base.new_rank)

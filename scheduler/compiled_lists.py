@@ -20,6 +20,7 @@ from crossdock.scheduler.compiled_core import (
     hop,
     kernel,
     leaf,
+    part,
     zeros,
 )
 from crossdock.scheduler.problem import Floats, Ints
@@ -139,7 +140,7 @@ def release(lanes: Lanes, r: int, at: int) -> None:
         lanes.finishes[r, i] = lanes.finishes[r, i + 1]
 
 
-@kernel
+@part
 def arrival(net: Net, wires: Wires, placed: Placed, sent: Sent, t: int, d: int) -> float:
     """When the placed inputs of ``t`` can be on ``d``; nothing is committed."""
     ready, serial, queue = 0.0, len(sent.arrival) > 0, sent.queue
@@ -165,7 +166,7 @@ def arrival(net: Net, wires: Wires, placed: Placed, sent: Sent, t: int, d: int) 
     return ready
 
 
-@kernel
+@part
 def send_inputs(net: Net, wires: Wires, placed: Placed, sent: Sent, t: int, d: int) -> None:
     """Commit the transfers that ``arrival`` priced."""
     for k in range(net.pred_ptr[t], net.pred_ptr[t + 1]):
@@ -180,7 +181,7 @@ def send_inputs(net: Net, wires: Wires, placed: Placed, sent: Sent, t: int, d: i
             sent.logged[0] += 1
 
 
-@kernel
+@part
 def place(g: Graph, s: Partial, t: int, d: int, begin: float, at: int) -> float:
     """Put ``t`` on ``d`` at a gap found by ``earliest``; returns its finish."""
     placed = s.placed
@@ -193,7 +194,7 @@ def place(g: Graph, s: Partial, t: int, d: int, begin: float, at: int) -> float:
     return end
 
 
-@kernel
+@part
 def remove(g: Graph, s: Partial, t: int, at: int) -> None:
     """Take ``t`` off its lane, where it is at index ``at``; its transfers stay."""
     d = s.placed.device[t]
@@ -202,7 +203,7 @@ def remove(g: Graph, s: Partial, t: int, at: int) -> None:
     s.placed.room[d] += g.held[t]
 
 
-@kernel
+@part
 def gap_on(g: Graph, s: Partial, t: int, d: int) -> tuple[float, int]:
     """(start, index) of the earliest gap for ``t`` on ``d``; BIG where it cannot run."""
     if g.cost[t, d] >= BIG or g.tail[t, d] >= BIG or g.held[t] > s.placed.room[d]:
@@ -211,7 +212,7 @@ def gap_on(g: Graph, s: Partial, t: int, d: int) -> tuple[float, int]:
     return earliest(s.lanes, g.lane[d], ready, g.cost[t, d])
 
 
-@kernel
+@part
 def best_device(g: Graph, s: Partial, t: int, bias: Floats, share: float) -> tuple[int, float, int]:
     """(device, start, index) of the least finish plus ``share * bias[t]``; device -1: none."""
     best, best_key, best_start, best_at = NOWHERE, BIG, 0.0, 0
@@ -225,7 +226,7 @@ def best_device(g: Graph, s: Partial, t: int, bias: Floats, share: float) -> tup
     return best, best_start, best_at
 
 
-@kernel
+@part
 def insert_all(g: Graph, s: Partial, order: Ints, bias: Floats, share: float) -> float:
     """Insertion list schedule into ``s``, a device chosen by finish plus ``share * bias`` (n, m).
 
@@ -242,7 +243,7 @@ def insert_all(g: Graph, s: Partial, order: Ints, bias: Floats, share: float) ->
     return makespan
 
 
-@kernel
+@part
 def child_horizon(
     g: Graph, s: Partial, t: int, d: int, children: Ints, count: int, spots: Ints
 ) -> float:
@@ -274,7 +275,7 @@ def child_horizon(
     return worst
 
 
-@kernel
+@part
 def urgent_children(net: Net, rank: Floats, t: int, children: Ints) -> int:
     """Fill ``children`` with the consumers of ``t``, largest rank first; returns their number."""
     count = 0

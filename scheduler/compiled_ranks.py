@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossdock.scheduler.compiled_core import BIG, Graph, Net, Wires, kernel, leaf, zeros
+from crossdock.scheduler.compiled_core import (
+    BIG,
+    NONE,
+    Graph,
+    Net,
+    Wires,
+    kernel,
+    leaf,
+    part,
+    zeros,
+)
 from crossdock.scheduler.problem import Floats, Ints
 
 MEAN, MIDDLE, OPTIMISTIC, LEAST = range(4)
@@ -81,7 +91,7 @@ def order_by(net: Net, priority: Floats) -> Ints:
 @kernel
 def fill_order(net: Net, priority: Floats, waits: Ints, heap: Ints, order: Ints) -> None:
     """Fill ``order`` as of ``order_by``; ``waits`` and ``heap`` (n,) are scratch."""
-    size = 0
+    size = NONE
     for t in range(len(order)):
         waits[t] = net.pred_ptr[t + 1] - net.pred_ptr[t]
         if waits[t] == 0:
@@ -103,7 +113,7 @@ def ahead(priority: Floats, t: int, u: int) -> bool:
     return priority[t] > priority[u] or (priority[t] == priority[u] and t < u)
 
 
-@kernel
+@part
 def push(heap: Ints, size: int, priority: Floats, t: int) -> int:
     """Add a task to a binary heap; returns the new size."""
     i = size
@@ -114,7 +124,7 @@ def push(heap: Ints, size: int, priority: Floats, t: int) -> int:
     return size + 1
 
 
-@kernel
+@part
 def pop(heap: Ints, size: int, priority: Floats) -> int:
     """Remove the first task of a binary heap; returns the new size."""
     size -= 1

@@ -5,12 +5,34 @@ The cases ship, because ``crossdock verify`` runs them: see runtime/cases.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import pytest
 
 from crossdock.runtime.builder import GraphBuilder, Operand
 from crossdock.runtime.cases import CASES, Case, Feed, of_op
 
-__all__ = ["CASES", "Case", "Feed", "Make", "of_op"]
+__all__ = ["CASES", "Case", "Feed", "Make", "by_op", "naming", "of_op"]
+
+
+def by_op(cases: Iterable[Case]) -> list[Any]:
+    """A list of cases for each op: where one takes a millisecond, a test for each takes longer."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.op, []).append(case)
+    return [pytest.param(group, id=op) for op, group in groups.items()]
+
+
+@contextmanager
+def naming(case: object) -> Iterator[None]:
+    """Have what is raised say which case it is of."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"This is case {case}.")
+        raise
 
 
 class Make:

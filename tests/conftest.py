@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -63,6 +64,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files that take longest first; a file's tests keep their order."""
     place = {f"{ROOT}/tests/{name}.py": i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(str(item.path), len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the tests themselves out of garbage collections: they are what most objects belong to.
+
+    Many tests collect garbage, to see what is let go of.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

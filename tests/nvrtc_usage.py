@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -50,9 +50,9 @@ def named() -> dict[str, Text]:
     return found
 
 
-def batches() -> Iterator[dict[str, Text]]:
-    """Texts that are compiled together."""
-    every = list(named().items())
+def batches(names: Collection[str]) -> Iterator[dict[str, Text]]:
+    """Texts of these names, in groups that are compiled together."""
+    every = [(name, text) for name, text in named().items() if name in names]
     return (dict(every[at : at + BATCH]) for at in range(0, len(every), BATCH))
 
 
@@ -84,10 +84,10 @@ def culprits(batch: Mapping[str, Text], arch: str) -> str:
     return "\n".join(found)
 
 
-def measured(arch: str) -> dict[str, Usage]:
-    """The usage of every text on an architecture; raises BuildError naming those that are wrong."""
+def measured(arch: str, names: Collection[str]) -> dict[str, Usage]:
+    """The usage of texts on an architecture; raises BuildError naming those that are wrong."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = list(pool.map(usage, batches(), repeat(arch)))
+        parts = list(pool.map(usage, batches(names), repeat(arch)))
     return {name: found for part in parts for name, found in part.items()}
 
 
@@ -118,7 +118,7 @@ def kept() -> tuple[str, dict[str, dict[str, list[int]]]]:
 
 def write() -> None:
     """Write the file anew: a line a text, its usage on each architecture."""
-    found = {arch: measured(arch) for arch in ARCHS}
+    found = {arch: measured(arch, named().keys()) for arch in ARCHS}
     rows = [
         f"  {json.dumps(name)}: {json.dumps([found[arch][name] for arch in ARCHS])}"
         for name in sorted(named())

@@ -87,7 +87,7 @@ def compiled(host: cpu.CpuDevice, kernel: Kernel, call: OpCall, *, cut: bool) ->
     return CompiledOp(
         lowered,
         tuple(host.compile(step) for step in lowered.steps),
-        tuple(host.upload(pack.make(), "packed") for pack in lowered.packs),
+        {i: host.upload(pack.make(), "packed") for i, pack in enumerate(lowered.packs)},
     )
 
 

@@ -67,7 +67,7 @@ def execute(
     op = CompiledOp(
         lowered,
         tuple(device.compile(step) for step in lowered.steps),
-        tuple(device.upload(pack.make(), "packed") for pack in lowered.packs),
+        {i: device.upload(pack.make(), "packed") for i, pack in enumerate(lowered.packs)},
     )
     inputs = [None if a is None else device.upload(a, "input") for a in arrays]
     garbage = [np.full(max(1, s.nbytes), 0xA5, np.uint8) for s in call.outputs]

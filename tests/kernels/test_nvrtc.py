@@ -5,6 +5,8 @@ Registers, spills and shared memory are held against the file of an earlier comp
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 
 from tests import nvrtc, nvrtc_usage
@@ -19,21 +21,35 @@ def test_there_are_texts() -> None:
     assert len(nvrtc_usage.named()) > 100
 
 
-EXTREMES = ("sm_70", "sm_100")
-"""What compiles for these does for those between, nearly always; each takes 20 seconds."""
-
-
-@pytest.mark.parametrize(
-    "arch",
-    [pytest.param(a, marks=() if a in EXTREMES else pytest.mark.slow) for a in nvrtc_usage.ARCHS],
-)
-def test_every_text_compiles_and_uses_no_more_than_before(arch: str) -> None:
+def judge(arch: str, names: Collection[str]) -> None:
     compiler, kept = nvrtc_usage.kept()
-    now = nvrtc_usage.measured(arch)
+    now = nvrtc_usage.measured(arch, names)
     assert [name for name, (_, _, shared) in now.items() if shared > SHARED] == []
     if nvrtc.version() != compiler:
         pytest.skip(f"the file is of NVRTC {compiler}, here is {nvrtc.version()}: not comparable")
-    assert nvrtc_usage.worse(kept[arch], now) == []
+    before = {name: row for name, row in kept[arch].items() if name in names}
+    assert nvrtc_usage.worse(before, now) == []
+
+
+def test_the_file_is_of_these_texts() -> None:
+    _, kept = nvrtc_usage.kept()
+    texts = nvrtc_usage.named().keys()
+    assert all(rows.keys() == texts for rows in kept.values()), nvrtc_usage.REWRITE
+
+
+@pytest.mark.parametrize(("arch", "turn"), [("sm_70", 0), ("sm_100", 1)])
+def test_every_text_compiles_and_uses_no_more_than_before(arch: str, turn: int) -> None:
+    """Texts in turn for the oldest and the newest: what compiles for these two does for those
+    between, nearly always, and what an op's texts have in common is compiled for both. All of them
+    take 20 seconds for each.
+    """
+    judge(arch, list(nvrtc_usage.named())[turn::2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", nvrtc_usage.ARCHS)
+def test_every_text_on_every_architecture(arch: str) -> None:
+    judge(arch, nvrtc_usage.named().keys())
 
 
 KEPT = {"k": [100, 8, 1024]}

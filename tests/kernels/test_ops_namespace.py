@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from crossdock.kernels.reference import evaluate
-from tests.cases import CASES, Case
+from tests.cases import CASES, Case, by_op, naming
 
 NAMES = frozenset(
     (Path(__file__).resolve().parents[1] / "fakes" / "cupy_names.txt").read_text().split()
@@ -91,12 +91,14 @@ def _refuse_plain(what: str, values: Any) -> None:
             raise TypeError(f"{what} got an array of numpy's among another library's")
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_array_code_keeps_to_its_namespace(case: Case) -> None:
-    graph, feeds = case.build()
-    outputs = evaluate(graph, feeds, xp=Namespace())
-    assert all(isinstance(array, Foreign) for array in outputs.values())
-    case.check({name: array.view(np.ndarray) for name, array in outputs.items()})
+@pytest.mark.parametrize("cases", by_op(CASES))
+def test_array_code_keeps_to_its_namespace(cases: list[Case]) -> None:
+    for case in cases:
+        with naming(case):
+            graph, feeds = case.build()
+            outputs = evaluate(graph, feeds, xp=Namespace())
+            assert all(isinstance(array, Foreign) for array in outputs.values())
+            case.check({name: array.view(np.ndarray) for name, array in outputs.items()})
 
 
 def test_the_namespace_refuses_what_cupy_would() -> None:

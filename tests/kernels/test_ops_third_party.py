@@ -8,6 +8,7 @@ import pytest
 
 from crossdock.kernels import table
 from crossdock.kernels.reference import evaluate
+from tests.cases import naming
 from tests.kernels.third_party import LARGE, ThirdParty, array, build, read, verdict
 
 CASES = list(read())
@@ -39,9 +40,29 @@ def test_the_cases_cover_the_operators() -> None:
     assert len(CASES) >= 1400
 
 
-@pytest.mark.parametrize("case", [marked(case) for case in CASES])
-def test_third_party(case: ThirdParty) -> None:
+def judge(case: ThirdParty) -> None:
     graph, feeds = build(case)
     outputs = evaluate(graph, feeds)
     for name, entry in case.graph["expectedOutputs"].items():
         assert (wrong := verdict(case, outputs[name], array(entry))) is None, f"{name}: {wrong}"
+
+
+ALONE: list[ThirdParty] = []
+TOGETHER: dict[str, list[ThirdParty]] = {}
+for _case in CASES:
+    if _case.size > LARGE or _contradicts(_case):
+        ALONE.append(_case)
+    else:
+        TOGETHER.setdefault(_case.file, []).append(_case)
+
+
+@pytest.mark.parametrize("file", TOGETHER)
+def test_third_party(file: str) -> None:
+    for case in TOGETHER[file]:
+        with naming(case):
+            judge(case)
+
+
+@pytest.mark.parametrize("case", [marked(case) for case in ALONE])
+def test_third_party_alone(case: ThirdParty) -> None:
+    judge(case)

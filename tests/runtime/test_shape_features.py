@@ -13,7 +13,7 @@ from crossdock.kernels.spec import OpCall
 from crossdock.runtime import costing
 from crossdock.runtime.calibration import MOST_BYTES, MOST_FLOPS, calibration_calls
 from crossdock.runtime.shape_features import shape_of
-from tests.cases import CASES, Case
+from tests.cases import CASES, Case, by_op, naming
 
 
 def test_ops_of_a_family_have_as_many_features_and_units() -> None:
@@ -27,13 +27,15 @@ def test_ops_of_a_family_have_as_many_features_and_units() -> None:
     assert all(len(found) == 1 for found in sizes.values()), sizes
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
-def test_every_op_has_features(case: Case) -> None:
-    graph, _ = case.build()
-    for call in costing.op_calls(graph).values():
-        work = costing.cost_work(call)
-        assert work.family
-        assert all(math.isfinite(x) for x in (*work.features, *work.units))
+@pytest.mark.parametrize("cases", by_op(CASES))
+def test_every_op_has_features(cases: list[Case]) -> None:
+    for case in cases:
+        with naming(case):
+            graph, _ = case.build()
+            for call in costing.op_calls(graph).values():
+                work = costing.cost_work(call)
+                assert work.family
+                assert all(math.isfinite(x) for x in (*work.features, *work.units))
 
 
 def test_the_draw_is_the_same_everywhere_and_of_bounded_ops() -> None:

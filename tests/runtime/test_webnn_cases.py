@@ -18,10 +18,13 @@ from tests.kernels.test_ops_third_party import CASES, marked
 from tests.kernels.third_party import ThirdParty, array, build, verdict
 
 CARD = "cuda:0"
-ON_OPENCL, ON_THE_CARD = 4, 8
-"""One in so many cases of an operator is run at once, the rest with the slow tests.
+ON_THE_HOST, ON_OPENCL, ON_THE_CARD = 2, 8, 16
+"""One in so many cases of an operator is run at once, the first among them; the rest with the slow
+tests.
 
-The fake card runs the kernels' texts on the OpenCL device, too.
+All of them are evaluated at once with numpy, in ``kernels/test_ops_third_party``; here sessions
+run them, and the many cases of an operator go one way through a session. The fake card runs the
+kernels' texts on the OpenCL device, too.
 """
 
 
@@ -44,11 +47,6 @@ def judge(case: ThirdParty, device: str) -> None:
         assert (wrong := verdict(case, outputs[name], array(entry))) is None, f"{name}: {wrong}"
 
 
-@pytest.mark.parametrize("case", [marked(case) for case in CASES])
-def test_on_the_host(case: ThirdParty) -> None:
-    judge(case, "cpu:0")
-
-
 def one_in(share: int) -> list[object]:
     counts: Counter[str] = Counter()
     made = []
@@ -56,6 +54,11 @@ def one_in(share: int) -> list[object]:
         made.append(marked(case, slow=counts[case.file] % share > 0))
         counts[case.file] += 1
     return made
+
+
+@pytest.mark.parametrize("case", one_in(ON_THE_HOST))
+def test_on_the_host(case: ThirdParty) -> None:
+    judge(case, "cpu:0")
 
 
 @pytest.mark.parametrize("case", one_in(ON_OPENCL))
