@@ -33,16 +33,31 @@
         |-- Busy               as many runs wait as may, and the caller does not
         `-- Cancelled          the caller gave up
 
-A message is one line: what, where, and what to do.
+A message is one line: what, where, and what to do. What a file brings into it, a name or a value,
+may be of any length and hold any character: it is cut, and escaped where it is not to be printed.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import CancelledError
 
+LONGEST = 1_000
+"""Characters that a message may have."""
+
+
+def _line(text: str) -> str:
+    """One line of at most ``LONGEST`` printable characters; the middle of a longer one is cut."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[: half - 5]} ... {text[-half:]}"
+
 
 class Error(Exception):
     """Root of every exception raised on purpose."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_line(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class CacheWarning(UserWarning):
