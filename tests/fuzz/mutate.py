@@ -7,6 +7,7 @@ import io
 import json
 import random
 import struct
+import warnings
 import zipfile
 from typing import Any
 
@@ -265,7 +266,8 @@ def _zipped(members: list[tuple[str, bytes]], rng: Rng) -> bytes:
     packed = rng.choice(
         (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
     )
-    with zipfile.ZipFile(buffer, "w", packed) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", packed) as archive:
+        warnings.simplefilter("ignore")  # names may stand there twice
         for name, held in members:
             entry = zipfile.ZipInfo(name or "_")
             entry.compress_type = packed

@@ -142,7 +142,6 @@ def look(
     EYES.seen, EYES.may_write = [], may_write
     EYES.may_read = None if may_read is None else (*may_read, *LIBRARIES)
     out, own = io.StringIO(), (sys.stdout, sys.stderr)
-    _cap()
     began = time.process_time()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -207,8 +206,8 @@ def one_line(text: str) -> bool:
     return bool(text) and len(text) <= LONGEST and not odd
 
 
-def _cap() -> None:
-    """Limit the address space to what is mapped now and ``MEMORY`` more."""
+def cap() -> None:
+    """Limit this process's address space to what is mapped now and ``MEMORY`` more."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except OSError:

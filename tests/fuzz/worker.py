@@ -127,9 +127,10 @@ def _ready(given: argparse.Namespace) -> tuple[Any, Book]:
 
 def looked(target: Any, book: Book, data: bytes) -> None:
     """Run the target on bytes, and keep what comes of it that must not."""
-    from tests.fuzz.watch import look
+    from tests.fuzz.watch import cap, look
 
     book.executed()
+    cap()
     found = look(
         target.name, target.run, data, may_write=target.may_write, may_read=target.may_read
     )

@@ -292,7 +292,7 @@ def wide(_rng: random.Random) -> Iterator[Case]:
                      node("Sub", f"a{i} b{i}", f"v{i + 1}"))
     ]  # fmt: skip
     yield Case(kind, "diamonds-of-three", saved(model(pairs, [info("v0")], ["v100"])), RIGHT)
-    for op, count, expect in (("Sum", 50_000, EITHER), ("Concat", 50_000, EITHER),
+    for op, count, expect in (("Sum", 5_000, RIGHT), ("Concat", 5_000, RIGHT),
                               ("Max", 3_000, RIGHT)):  # fmt: skip
         attrs = {"axis": 0} if op == "Concat" else {}
         proto = partial(model, [node(op, "x " * count, "y", **attrs)], [X], ["y"])
