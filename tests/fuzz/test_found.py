@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -51,4 +52,4 @@ def test_many_tensors_that_live_together_lie_side_by_side() -> None:
     assert made.nbytes == made.live_bytes
     for part in (together, later):
         spans = sorted((made.offsets[t.name], made.offsets[t.name] + t.nbytes) for t in part)
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
