@@ -73,6 +73,10 @@ hostile: $(EXTRA)-test ## open every hostile file in a child of its own, here an
 	-$(PY) -m tests.runtime.hostile.children --onnxruntime --all
 	$(PY) -m tests.runtime.hostile.children --all
 
+.PHONY: fuzz
+fuzz: $(EXTRA)-test $(EXTRA)-fuzz $(MODELS) ## change files at random, 1e6 times (SHARE=0.01: fewer); led by coverage
+	$(PY) -m tests.fuzz --share $(or $(SHARE),1) --json fuzz.json
+
 .PHONY: lint
 lint: $(EXTRA)-dev ## check format and lint
 	$(PY) -m ruff format --check .
@@ -121,7 +125,7 @@ models: $(MODELS) ## fetch the models
 
 .PHONY: clean
 clean: ## remove everything that was made, the environment and the models included
-	rm -rf $(VENV) .models .models.new .editable dist build .benchmarks .coverage htmlcov \
+	rm -rf $(VENV) .models .models.new .editable dist build .benchmarks .coverage htmlcov .fuzz \
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 

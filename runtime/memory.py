@@ -20,6 +20,8 @@ from crossdock.runtime.tensor import Array
 
 TRIES = 32
 """Orders in which the tensors of an arena are placed, at most."""
+FEW = 64
+"""Neighbours that are gone through one by one: arrays pay from so many on."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,9 @@ def plan_arena(tenants: Sequence[Tenant], alignment: int = 64) -> Arena:
     if not tenants:
         return Arena({}, 0, 0)
     sizes = [_round_up(max(t.nbytes, 1), alignment) for t in tenants]
-    clash = [np.flatnonzero(row).tolist() for row in conflicts(tenants)]
-    live = max(
-        size + sum(sizes[j] for j in clash[i] if _alive_at(tenants, i, j))
-        for i, size in enumerate(sizes)
-    )
+    both = conflicts(tenants)
+    live = _live(tenants, sizes, both)
+    clash = [np.flatnonzero(row) for row in both]
     order = sorted(range(len(tenants)), key=lambda i: (-sizes[i], i))
     best: list[int] = []
     least = math.inf
@@ -89,21 +89,33 @@ def plan_arena(tenants: Sequence[Tenant], alignment: int = 64) -> Arena:
     return Arena({t.name: o for t, o in zip(tenants, best, strict=True)}, int(least), live)
 
 
-def _placed(
-    order: Sequence[int], sizes: Sequence[int], clash: Sequence[Sequence[int]]
-) -> list[int]:
+def _placed(order: Sequence[int], sizes: Sequence[int], clash: Sequence[Array]) -> list[int]:
     """Offsets when each tenant in turn takes the lowest place that is free."""
-    offsets = [-1] * len(sizes)
+    starts, widths = np.full(len(sizes), -1, np.int64), np.array(sizes, np.int64)
     for i in order:
-        there = ((offsets[j], offsets[j] + sizes[j]) for j in clash[i] if offsets[j] >= 0)
-        offsets[i] = _lowest_gap(sorted(there), sizes[i])
-    return offsets
+        there = clash[i][starts[clash[i]] >= 0]
+        if not there.size:
+            starts[i] = 0
+        elif there.size < FEW:
+            taken = zip(starts[there].tolist(), widths[there].tolist(), strict=True)
+            starts[i] = _lowest_gap(sorted((at, at + size) for at, size in taken), sizes[i])
+        else:
+            there = there[np.argsort(starts[there], kind="stable")]
+            ends = np.maximum.accumulate(starts[there] + widths[there])
+            gaps = starts[there[1:]] - ends[:-1] >= sizes[i]
+            first = int(np.argmax(gaps)) if gaps.any() else -1
+            starts[i] = 0 if starts[there[0]] >= sizes[i] else ends[first]
+    made: list[int] = starts.tolist()
+    return made
 
 
-def _alive_at(tenants: Sequence[Tenant], i: int, j: int) -> bool:
-    """True where tenant j is born no later than i (ties by index), so alive when i is born."""
-    a, b = sum(tenants[i].born), sum(tenants[j].born)
-    return b < a or (b == a and j < i)
+def _live(tenants: Sequence[Tenant], sizes: Sequence[int], both: Array) -> int:
+    """The largest sum of bytes alive when a tenant is born, those born before it included."""
+    births = np.array([sum(t.born) for t in tenants], dtype=float)
+    rank = np.empty(len(tenants), np.int64)
+    rank[np.argsort(births, kind="stable")] = np.arange(len(tenants))
+    widths = np.array(sizes, np.int64)
+    return max(size + int(widths[both[i] & (rank < rank[i])].sum()) for i, size in enumerate(sizes))
 
 
 def _round_up(n: int, to: int) -> int:

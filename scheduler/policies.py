@@ -107,7 +107,8 @@ def auto(problem: Problem, options: Options) -> Schedule:
     singles = single_drafts(problem, options.links, rank_order(problem))
 
     def make(limits: Limits) -> list[Draft]:
-        return [*singles.values(), *python_drafts(problem, options.links, limits)]
+        others = python_drafts(problem, options.links, limits) if problem.m > 1 else []
+        return [*singles.values(), *others]
 
     draft = best_of(problem, options, make)
     draft = replace(draft, name=f"auto:{draft.name}")

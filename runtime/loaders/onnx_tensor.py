@@ -156,7 +156,11 @@ def _typed(proto: Any, name: str, count: int, where: str) -> Array:
 
 
 def decode_sparse(proto: Any, source: Source, where: str) -> Array | Opaque:
-    """Return a SparseTensorProto's dense array (read-only)."""
+    """Return a SparseTensorProto's dense array (read-only).
+
+    Indices are int64, of shape [elements] or [elements, rank], ascending and each there once
+    (onnx.proto, SparseTensorProto).
+    """
     values = decode(proto.values, source, where)
     indices = decode(proto.indices, source, where)
     if isinstance(values, Opaque) or isinstance(indices, Opaque) or values.dtype == object:
@@ -164,14 +168,35 @@ def decode_sparse(proto: Any, source: Source, where: str) -> Array | Opaque:
     shape = checked_shape(proto.dims, where)
     budget = Budget(source.limits, values.nbytes + indices.nbytes)
     budget.tensor(math.prod(shape) * values.dtype.itemsize, f"{where}, made dense")
+    flat = _flat_indices(indices, shape)
+    if flat is None or values.shape != flat.shape or not _ascending(flat, math.prod(shape)):
+        raise MalformedModel(
+            f"{where}: sparse indices {list(indices.shape)} and values {list(values.shape)} do not "
+            f"fit {list(shape)}, or are not ascending"
+        )
     dense: Array = np.zeros(shape, dtype=values.dtype)
-    try:
-        flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
-        dense.reshape(-1)[flat] = values
-    except (IndexError, ValueError, TypeError) as error:
-        raise MalformedModel(f"{where}: its sparse indices do not fit {list(shape)}") from error
+    dense.reshape(-1)[flat] = values
     dense.flags.writeable = False
     return dense
+
+
+def _flat_indices(indices: Array, shape: tuple[int, ...]) -> Array | None:
+    """Sparse indices as those of the flat tensor; None where they are none of the shape's."""
+    if indices.dtype != np.int64 or not shape:
+        return None
+    if indices.ndim == 1:
+        return indices
+    if indices.ndim != 2 or indices.shape[1] != len(shape):
+        return None
+    if ((indices < 0) | (indices >= shape)).any():
+        return None
+    flat: Array = np.ravel_multi_index(tuple(indices.T), shape)
+    return flat
+
+
+def _ascending(flat: Array, size: int) -> bool:
+    inside = not flat.size or (flat[0] >= 0 and flat[-1] < size)
+    return bool(inside and (flat[1:] > flat[:-1]).all())
 
 
 def _external(proto: Any, source: Source, want: int, where: str) -> Array:

@@ -140,7 +140,8 @@ def _header(stream: IO[bytes], size: int, label: str) -> tuple[dict[str, Any], i
             f"in a file of {size})"
         )
     try:
-        header = json.loads(stream.read(length), object_pairs_hook=_unique)
+        text = stream.read(length).decode()
+        header = json.loads(text, object_pairs_hook=_unique) if text[:1] == "{" else None
     except (ValueError, RecursionError) as error:
         raise MalformedModel(f"{label}: the safetensors header is broken: {error}") from error
     if not isinstance(header, dict):
@@ -228,7 +229,7 @@ _HEADER = re.compile(
     r"\s*\{((?:\s*'\w+'\s*:\s*(?:'[^'\\]*'|True|False|\[[^{}]*\]|\([^(){}\[\]]*\))\s*,?)*)\s*\}\s*"
 )
 _ENTRY = re.compile(r"\s*'(\w+)'\s*:\s*('[^'\\]*'|True|False|\[[^{}]*\]|\([^(){}\[\]]*\))\s*,?")
-_SHAPE = re.compile(r"\(\s*(?:\d{1,19}L?\s*,\s*)*(?:\d{1,19}L?)?\s*\)")
+_SHAPE = re.compile(r"\(\s*(?:\d{1,19}L?\s*,\s*)*(?:\d{1,19}L?)?\s*\)", re.ASCII)
 """What a header may be: a dict of a string, a bool and a tuple of numbers, as numpy writes it."""
 
 

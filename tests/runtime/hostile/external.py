@@ -137,7 +137,7 @@ def locations(_rng: random.Random) -> Iterator[Case]:
             inside.mkdir()
             prepare(inside)
             path = inside / "model.onnx"
-            path.write_bytes(_holding(tensor(entries), place).SerializeToString())
+            path.write_bytes(holding(tensor(entries), place).SerializeToString())
             return path
 
         return Case(
@@ -152,7 +152,7 @@ def locations(_rng: random.Random) -> Iterator[Case]:
         yield case(name, ROWS[name], "branch")
 
 
-def _holding(held: Any, place: str) -> Any:
+def holding(held: Any, place: str) -> Any:
     """A model that adds a tensor to zeros."""
     x = info("x", shape=(6,))
     if place == "initialiser":
@@ -175,7 +175,7 @@ def layouts(_rng: random.Random) -> Iterator[Case]:
     def hub(folder: Path) -> Path:
         blobs, snapshot = folder / "blobs", folder / "snapshots" / "abc"
         snapshot.mkdir(parents=True)
-        proto = _holding(tensor({"location": "model.onnx_data"}), "initialiser")
+        proto = holding(tensor({"location": "model.onnx_data"}), "initialiser")
         _write(blobs / "f00d", proto.SerializeToString())
         _write(blobs / "beef")
         (snapshot / "model.onnx").symlink_to("../../blobs/f00d")
@@ -184,7 +184,7 @@ def layouts(_rng: random.Random) -> Iterator[Case]:
 
     def installed(folder: Path) -> Path:
         store = folder / "store"
-        proto = _holding(tensor(LOC), "initialiser")
+        proto = holding(tensor(LOC), "initialiser")
         _write(store / "a", proto.SerializeToString())
         _write(store / "b")
         (folder / "m").mkdir()

@@ -69,12 +69,15 @@ register = Register()
 def corpus(seed: int) -> list[Case]:
     """All cases for a seed; their names are unique."""
     from tests.runtime.hostile import (  # noqa: F401 - they register makers
+        archives,
         encoded,
         external,
         graphs,
+        legal,
         loops,
         numbers,
         records,
+        structure,
         tensor_files,
     )
 

@@ -1,0 +1,1 @@
+"""Bytes at random for everything that reads bytes from outside; ``python -m tests.fuzz``."""
