@@ -182,6 +182,7 @@ def test_literals_have_the_type_they_meet() -> None:
     assert literal(-1, "f64") == "(-1.0)"
     assert "9223372036854775807 - 1" in literal(-(2**63), "i64")
     assert "INFINITY" in literal(1e300, "f32")
+    assert literal(float("nan"), "f32") == "((f32)NAN)"
 
 
 def test_a_known_exponent_is_a_product() -> None:

@@ -301,14 +301,6 @@ MUTANTS = [
     ),
     Mutant(
         "hang",
-        "the thread of a queue that hangs is kept",
-        "runtime/queued.py",
-        "                device.renew(parts[0].role)\n",
-        "",
-        (f"{RECOVERY}::test_a_hang_lets_the_threads_of_the_others_go_on", RECOVERY),
-    ),
-    Mutant(
-        "hang",
         "a call outside of a run has no watchdog",
         "devices/base.py",
         "            if left <= 0:\n",
@@ -364,7 +356,7 @@ MUTANTS = [
         COPIES,
         "        if np.array_equal(array, back):\n            return\n        queue.finish()\n",
         "        if np.array_equal(array, back):\n            return\n",
-        (f"{CHECKS}::test_a_copy_that_comes_late_finds_nothing_to_spoil", CHECKS),
+        (f"{CHECKS}::test_a_copy_that_comes_late_finds_nothing_to_spoil",),
     ),
     Mutant(
         "verify",
