@@ -217,6 +217,7 @@ class Fleet:
                 if not tight and failed is None:
                     raise
                 if not tight and failed is not None:
+                    self.relent(failed)
                     raise hopeless(failed, error) from error
             else:
                 made.recorder.recoveries += tuple(told)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import crossdock as xd
+from crossdock.runtime import kept
 from crossdock.runtime.costing import read_costs
 from crossdock.runtime.errors import LONGEST, LoadError, PlanError
 from crossdock.runtime.memory import Tenant, plan_arena
@@ -19,7 +20,7 @@ from tests.fuzz.watch import one_line
 
 def test_a_long_value_does_not_make_a_long_message(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
-    path.write_text(json.dumps({"schema": "x" * 5_000}))
+    path.write_bytes(kept.sealed(json.dumps({"schema": "x" * 5_000}).encode()))
     with pytest.raises(PlanError) as found:
         read_costs(path)
     assert one_line(str(found.value))

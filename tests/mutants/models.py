@@ -360,8 +360,8 @@ MUTANTS = [
         "tensor",
         "sparse indices may lie outside",
         TENSOR,
-        '    except (IndexError, ValueError, TypeError) as error:\n        raise MalformedModel(f"{where}: its sparse',
-        '    except KeyError as error:\n        raise MalformedModel(f"{where}: its sparse',
+        "values.shape != flat.shape or not _ascending(flat, math.prod(shape)):",
+        "values.shape != flat.shape:",
         (f"{RULES}::test_rules_of_tensors",),
     ),
     # --- external data ---

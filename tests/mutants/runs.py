@@ -26,8 +26,8 @@ MUTANTS = [
         "threads",
         "outputs are those of the instance",
         "runtime/executor.py",
-        "        name: np.array(made[name]) if name in made else",
-        "        name: made[name] if name in made else",
+        "        return np.array(made[name]) if name in made else",
+        "        return made[name] if name in made else",
         (
             "tests/runtime/test_session_edges.py::test_outputs_are_the_callers_own",
             f"{SHORT}::test_sixteen_threads_get_the_bits_of_one",

@@ -25,7 +25,14 @@ from crossdock.devices.host_memory import Budget
 from crossdock.devices.sim import SimQueue
 from crossdock.devices.worker import Worker
 from crossdock.kernels.reference import evaluate
-from crossdock.runtime.errors import Cancelled, FeedError, OutOfMemory, PlanError, Timeout
+from crossdock.runtime.errors import (
+    Cancelled,
+    FeedError,
+    MemoryBudget,
+    OutOfMemory,
+    PlanError,
+    Timeout,
+)
 from crossdock.runtime.executor import Run
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.pool import Pool
@@ -316,16 +323,19 @@ def test_opencl_memory_is_given_back_with_the_session(opencl: DeviceInfo, costs:
 
 
 def test_memory_of_failed_instances_comes_back(machine: Machine) -> None:
-    """The weight fits, an arena does not; then it does."""
+    """The weight fits, an arena does not; then not even parts of it do; then all of it does."""
     device = machine.sim("a", memory_bytes=60_000)
     b = xd.GraphBuilder()
     graph = b.build({"y": b.add(b.input("x", (50, 50)), b.constant(np.ones((50, 50), np.float32)))})
     with on(device, graph, fallback="forbid") as session:
-        other = machine.device(device).allocate(45_000)
+        taken = [machine.device(device).allocate(45_000)]
+        check(session)  # without the weight, which each run brings
+        taken.append(machine.device(device).allocate(14_900))
         for _ in range(3):
             with pytest.raises(OutOfMemory, match="sim:a"):
                 session.run(whole_feeds(graph, 0))
-        other.release()
+        for other in taken:
+            other.release()
         check(session)
 
 

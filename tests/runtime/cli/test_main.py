@@ -68,7 +68,7 @@ def test_a_message_of_many_lines_and_escapes_becomes_one_harmless_line(
     monkeypatch: pytest.MonkeyPatch, call: Any
 ) -> None:
     raising(monkeypatch, FeedError("first\n  second \x1b[31mred"))
-    assert call("run").err == "crossdock: first second \N{REPLACEMENT CHARACTER}[31mred\n"
+    assert call("run").err == "crossdock: first\\n second \\x1b[31mred\n"
 
 
 def test_debug_adds_the_traceback_wherever_it_stands(

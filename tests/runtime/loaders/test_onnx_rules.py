@@ -135,7 +135,11 @@ EIGHT = b"\0" * 8
         (held(dims=[2**31, 2**31], raw_data=EIGHT), MalformedModel, "is no shape of a tensor"),
         (held(dims=[1] * 33, raw_data=EIGHT[4:]), MalformedModel, "is no shape of a tensor"),
         (model([RELU], [info("x", shape=[1] * 33)], [Y]), MalformedModel, "'x' has 33 dimensions"),
-        (sparse([99], [2]), MalformedModel, r"its sparse indices do not fit \[2\]"),
+        (
+            sparse([99], [2]),
+            MalformedModel,
+            r"sparse indices \[1\] and values \[1\] do not fit \[2\]",
+        ),
         (sparse([0], [2**20, 2**20]), LimitError, "made dense: would make a tensor of"),
     ],
 )
