@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,37 @@ def run_ort(model: Any, feeds: dict[str, Any]) -> list[Any]:
         providers=["CPUExecutionProvider"],
     )
     return list(session.run(None, feeds))
+
+
+def unsigned(array: Any) -> Any:
+    """Signed bytes, 128 more."""
+    return np.asarray(array.astype(np.int16) + 128, np.uint8)
+
+
+def narrow(array: Any) -> Any:
+    """Signed bytes of seven bits."""
+    return array // 2
+
+
+def twins(arrays: list[Any], weights: int, zero: int) -> Iterator[tuple[list[Any], list[Any]]]:
+    """Operands of a quantised product for us, and for onnxruntime those that mean the same.
+
+    Without instructions for sums of products of bytes (VNNI), onnxruntime adds two products of
+    unsigned and signed bytes in 16 bits, which saturate. It is exact where both are unsigned, and
+    where the signed ones have seven bits. So signed weights of all values are written for it as
+    unsigned ones, their zero as much higher; those of seven bits are compared as they are.
+    """
+    signed = arrays[weights]
+    if signed.dtype != np.int8 or arrays[0].dtype == np.int8:
+        yield arrays, arrays
+        return
+    theirs = arrays + [None] * (zero + 1 - len(arrays))
+    offset = np.array(0, np.int8) if theirs[zero] is None else theirs[zero]
+    theirs[weights], theirs[zero] = unsigned(signed), unsigned(offset)
+    yield arrays, theirs
+    halves = list(arrays)
+    halves[weights] = narrow(signed)
+    yield halves, halves
 
 
 def run_ours(graph: Graph, feeds: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from onnx import helper
 
 from crossdock.runtime.errors import UnsupportedModel
 from crossdock.runtime.loaders import load
-from tests.runtime.loaders.conftest import build_model, run_ort, run_ours
+from tests.runtime.loaders.conftest import build_model, run_ort, run_ours, twins
 
 MICROSOFT = "com.microsoft"
 RNG = np.random.default_rng(11)
@@ -44,6 +44,7 @@ def check(
     op: str,
     arrays: list[Any],
     *,
+    theirs: list[Any] | None = None,
     outputs: int = 1,
     domain: str = MICROSOFT,
     fixed: frozenset[int] = frozenset(),
@@ -51,7 +52,7 @@ def check(
     **attrs: Any,
 ) -> None:
     model, feeds = model_of(op, arrays, outputs, domain, fixed, **attrs)
-    wanted = run_ort(model, feeds)
+    wanted = run_ort(*model_of(op, theirs or arrays, outputs, domain, fixed, **attrs))
     found = run_ours(load(model.SerializeToString()), feeds)
     for name, want in zip(found, wanted, strict=True):
         assert found[name].dtype == want.dtype, name
@@ -235,8 +236,10 @@ def test_attention_of_bytes(mask: str) -> None:
     scales = [np.array(0.02, np.float32), np.array(0.01, np.float32)]
     zeros = [np.array(120, np.uint8), np.array(0, np.int8)]
     arrays = [x, w, rand(3 * WIDTH), *scales, MASKS[mask], *zeros]
-    check("QAttention", arrays, num_heads=HEADS, fixed=frozenset({1, 2}))
-    check("QAttention", arrays, num_heads=HEADS, unidirectional=1, fixed=frozenset({1, 2}))
+    options = {"num_heads": HEADS, "fixed": frozenset({1, 2})}
+    for ours, theirs in twins(arrays, 1, 7):
+        check("QAttention", ours, theirs=theirs, **options)
+        check("QAttention", ours, theirs=theirs, unidirectional=1, **options)
 
 
 def test_attention_with_a_shared_cache_is_refused() -> None:
