@@ -28,7 +28,6 @@ from crossdock.kernels.reference import evaluate
 from crossdock.runtime.errors import (
     Cancelled,
     FeedError,
-    MemoryBudget,
     OutOfMemory,
     PlanError,
     Timeout,
