@@ -47,7 +47,7 @@ QUICK = ("values-int32", "values-int8", "values-float32", "values-float32-uint8"
 """Each builds a kernel of its own."""
 
 
-def off_by_two_percent(case: Case) -> float:
+def off_by_two_percent(case: Case, exact: bool) -> float:
     """The largest error over the one allowed where one output is 2 % off everywhere."""
     wanted = list(case.reference().values())
     dtypes = [spec.dtype for spec in case.graph.output_specs.values()]
@@ -57,14 +57,19 @@ def off_by_two_percent(case: Case) -> float:
             continue
         made = [w.astype(to_numpy(d)) for w, d in zip(wanted, dtypes, strict=True)]
         made[i] = (want * 1.02).astype(to_numpy(dtypes[i]))
-        least = min(least, judge(case, made, wanted, dtypes)[0])
+        least = min(least, judge(case, made, wanted, dtypes, exact=exact)[0])
     return least
 
 
-@pytest.mark.parametrize("cases", [CASES, SPECIAL], ids=["table", "special"])
-def test_two_percent_off_fails_in_every_case(cases: tuple[Case, ...]) -> None:
+@pytest.mark.parametrize(
+    ("cases", "exact"),
+    [pytest.param(CASES, True, id="table"), pytest.param(CASES, False, id="fast"),
+     pytest.param(SPECIAL, True, id="special")],
+)  # fmt: skip
+def test_two_percent_off_fails_in_every_case(cases: tuple[Case, ...], exact: bool) -> None:
+    """By a fast kernel, too, which may be off by a part of the largest result."""
     with np.errstate(all="ignore"):
-        loose = {str(case): off_by_two_percent(case) for case in cases}
+        loose = {str(case): off_by_two_percent(case, exact) for case in cases}
     assert not {name: over for name, over in loose.items() if over <= 1.0}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import crossdock as xd
+from crossdock.kernels import cublaslt_attention
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime import costing, refused
 from crossdock.runtime.graph import Graph
@@ -130,7 +131,8 @@ def test_where_every_bit_counts_none_is_taken_that_loses_some(
     graph, feeds, want = block("float16")
     with xd.compile(graph, "cuda:0", measure=False, strict=True) as session:
         ran = blocks(session, feeds, want)
-    assert not {"cudnn.layer_normalization", "cudnn.attention"} & set(ran)
+    inexact = {"cudnn.layer_normalization", "cudnn.attention", "cublaslt.attention.halves"}
+    assert not inexact & set(ran)
 
 
 def test_float32_attention_stays_with_kernels_of_ours(
@@ -156,17 +158,16 @@ def test_what_cudnn_refuses_of_a_block_runs_all_the_same(
         ran = blocks(session, feeds, want)
         told = session.receipt.recoveries
     assert not [kernel for kernel in ran if kernel.startswith("cudnn.")]
+    assert ran[1] == "cublaslt.attention.halves"
     assert {r.action for r in told} == {"next candidate"}
     assert any("cuDNN has no attention of 2x4x6x8" in r.error for r in told)
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_an_op_that_only_cudnn_has_stays_on_the_card(
-    cupy: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch, strict: bool
-) -> None:
-    """Without a kernel of ours it runs through its parts, where cuDNN declines or may not."""
-    dnn = cudnn_fake.install(monkeypatch, cupy)
-    dnn.refuse = "" if strict else "No valid engine configs for Sdpa_"
+def attend_in_bfloat16(**options: Any) -> tuple[list[tuple[str, str]], list[str]]:
+    """The devices and kernels that ran attention, pinned to the card; what was done about errors.
+
+    No kernel of ours has it in that type.
+    """
     kind = to_numpy("bfloat16")
     feeds = {"x": np.random.default_rng(0).uniform(-1, 1, (2, 4, 6, 8)).astype(kind)}
     b = xd.GraphBuilder()
@@ -175,11 +176,37 @@ def test_an_op_that_only_cudnn_has_stays_on_the_card(
     want = evaluate(graph, feeds, dtype="float64")["y"]
     (node,) = graph.nodes
     pinned = xd.Constraints(pin={node.name: "cuda:0"})
-    with xd.compile(graph, measure=False, strict=strict, constraints=pinned) as session:
+    with xd.compile(graph, measure=False, constraints=pinned, **options) as session:
         got = session.run(feeds)["y"].astype(np.float64)
         ran = [(op.device, op.kernel) for op in session.receipt.ops]
-    assert ran == [("cuda:0", "emulated")]
+        told = [r.action for r in session.receipt.recoveries]
     np.testing.assert_allclose(got, want, rtol=0, atol=8e-3)
+    return ran, told
+
+
+def test_what_cudnn_refuses_is_cublas_lts_next(
+    cupy: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dnn = cudnn_fake.install(monkeypatch, cupy)
+    assert attend_in_bfloat16() == ([("cuda:0", "cudnn.attention")], [])
+    refused.forget()
+    dnn.refuse = "No valid engine configs for Sdpa_"
+    ran, told = attend_in_bfloat16()
+    assert ran == [("cuda:0", "cublaslt.attention.halves")]
+    assert told == ["next candidate"]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_op_that_only_libraries_have_stays_on_the_card(
+    cupy: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch, strict: bool
+) -> None:
+    """It runs through its parts where cuDNN declines and scores have no room, or neither may."""
+    dnn = cudnn_fake.install(monkeypatch, cupy)
+    if not strict:
+        dnn.refuse = "No valid engine configs for Sdpa_"
+        monkeypatch.setattr(cublaslt_attention, "MOST_BYTES", 0)
+    ran, _ = attend_in_bfloat16(strict=strict)
+    assert ran == [("cuda:0", "emulated")]
 
 
 def test_candidates_are_measured_against_each_other(
