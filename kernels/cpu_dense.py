@@ -21,7 +21,7 @@ from crossdock.devices.program import Argument, In, Lowered, NativeCall, Out, Pa
 from crossdock.kernels.cpu_conv_pack import tile_shape
 from crossdock.kernels.cpu_dense_panel import WORDS, DenseWriter, Form
 from crossdock.kernels.cpu_epilogue import epilogue_obstacle, epilogue_of
-from crossdock.kernels.cpu_gemm_dots import MOST_ROWS
+from crossdock.kernels.cpu_gemm_dots import MOST_ROWS, is_row
 from crossdock.kernels.cpu_ir import compiled
 from crossdock.kernels.cpu_rows import words
 from crossdock.kernels.refusal import Cause, Refusal
@@ -84,7 +84,7 @@ def obstacle_of(call: OpCall) -> str | None:
     if found.k == 0:
         return Refusal("there is nothing to add up", Cause.SIZE)
     bias = call.inputs[2] if len(call.inputs) > 2 else None
-    if bias is not None and (2 not in call.constants or bias.size != found.n):
+    if bias is not None and (2 not in call.constants or not is_row(bias, found.n)):
         return "the addend is no constant row of the result's length"
     return epilogue_obstacle(call)
 

@@ -18,6 +18,7 @@ from crossdock.kernels.cpu_vector import Value, Vector
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
+from crossdock.runtime.tensor import TensorSpec
 
 MOST_ROWS = 8
 """Rows of the left operand, at most."""
@@ -36,9 +37,14 @@ def _fits(call: OpCall, device: DeviceInfo) -> str | None:  # noqa: ARG001 - a c
     if out.dims[0] > MOST_ROWS:
         return Refusal(f"more than {MOST_ROWS} rows", Cause.SIZE)
     addend = call.inputs[2] if len(call.inputs) > 2 else None
-    if addend is not None and addend.size != out.dims[1]:
+    if addend is not None and not is_row(addend, out.dims[1]):
         return "the addend is no row of the result's length"
     return None
+
+
+def is_row(spec: TensorSpec, length: int) -> bool:
+    """Whether an operand is one row of that length: a column may have as many elements."""
+    return (spec.size, *spec.dims[-1:]) == (length, length)
 
 
 @kernel("cpu.gemm.dots", "gemm", ("cpu",), when=_fits, rank=18)

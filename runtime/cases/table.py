@@ -192,6 +192,11 @@ def _matrix_cases() -> Iterator[Case]:
     fixed = frozenset({"b", "c"})
     case = Case("gemm", "dense", feeds, {"b_transpose": True}, fixed, terms=30, magnitude=2)
     yield from typed(case, *WIDE)
+    for n in (6, 40):  # a column has as many elements as a row, and few rows and many go by kernels
+        feeds = {"a": F((n, 30), low=-1, high=1), "b": F((n, 30), low=-1, high=1), "c": F((n, 1))}
+        for name, held in (("column", frozenset[str]()), ("column-constant", fixed)):
+            attrs = {"b_transpose": True}
+            yield Case("gemm", f"{name}-{n}", feeds, attrs, held, terms=30, magnitude=2)
 
 
 def _shape_cases() -> Iterator[Case]:

@@ -4,7 +4,9 @@ Every op is computed several times in float64, each time on operands that carry 
 ops before it, and each of its results is then moved by as much as the op's own tolerance allows,
 up or down at random (Parker, "Monte Carlo Arithmetic", UCLA CSD-970002, 1997). How far the
 samples of an output spread says how its ops amplify what they round; a step of an op that has
-steps (a comparison, a rounding, an arg_max) is met where a sample crosses it.
+steps (a comparison, a rounding, an arg_max) is met where a sample crosses it. Samples lie where
+the element type has numbers, one of them nearest to the reference: values are as equal there as
+they are to a kernel.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from crossdock.runtime.differential.recipe import Op, Recipe
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
 
-SAMPLES = 4
+SAMPLES = 5
 SAFETY = 2.0
 """Spreads of the samples that an error may be: few samples rarely meet the worst signs."""
 MOVES_ONLY = frozenset({
@@ -48,7 +50,9 @@ def bounded(recipe: Recipe, samples: int = SAMPLES, seed: int = 0) -> dict[str, 
     exact = _evaluate(graph, ops, recipe.feeds(), None)
     rng = np.random.default_rng(seed)
     spread: dict[str, Array] = {}
-    signs: list[Callable[[tuple[int, ...]], Array]] = [np.ones, lambda shape: -np.ones(shape)]
+    signs: list[Callable[[tuple[int, ...]], Array]] = [
+        np.ones, lambda shape: -np.ones(shape), np.zeros
+    ]  # fmt: skip
     for turn in range(samples):
         draw = signs[turn] if turn < len(signs) else lambda s: rng.choice((-1.0, 1.0), size=s)
         moved = _evaluate(graph, ops, recipe.feeds(), draw)
@@ -83,9 +87,14 @@ def _evaluate(
                 if draw is not None and value.dtype.kind == "f":
                     op = ops[node.outputs[0]]
                     slack = _slack(op, graph, name, value)
-                    value = value + slack * draw(value.shape)
+                    value = _rounded(value + slack * draw(value.shape), graph.specs[name])
                 values[name] = value
     return values
+
+
+def _rounded(value: Array, spec: TensorSpec) -> Array:
+    """The numbers of the type in the graph that are nearest."""
+    return value.astype(to_numpy(spec.dtype)).astype(np.float64)
 
 
 def _fitted(value: Array, spec: TensorSpec) -> Array:
