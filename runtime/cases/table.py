@@ -32,6 +32,8 @@ UNARY: dict[str, tuple[float, float]] = {
     "sigmoid": (-9, 9), "softplus": (-9, 9), "softsign": (-9, 9), "tanh": (-5, 5),
     "clamp": (-4, 4), "is_nan": (-1, 1), "is_infinite": (-1, 1),
 }  # fmt: skip
+MAGNITUDE = {"gelu": 1.25}
+"""Half the operand times a sum of one and what cancels it, with half an ulp of one in each."""
 SHAPES: dict[str, tuple[int, ...]] = {
     "scalar": (), "line": (37,), "plane": (5, 9), "image": (2, 3, 4, 5), "block": (2, 1, 3, 2, 7),
 }  # fmt: skip
@@ -54,7 +56,8 @@ def _unary_cases() -> Iterator[Case]:
     for op, (low, high) in UNARY.items():
         operand = "a" if op in TESTS else "input"
         for name, shape in SHAPES.items():
-            case = Case(op, name, {operand: F(shape, low=low, high=high)})
+            feeds = {operand: F(shape, low=low, high=high)}
+            case = Case(op, name, feeds, magnitude=MAGNITUDE.get(op, 1.0))
             yield from typed(case, *(WIDE if name in ("line", "image") else WIDE[:1]))
         for name, attrs in OPTIONS.get(op, {}).items():
             yield Case(op, name, {operand: F((4, 33), low=low, high=high)}, attrs)
