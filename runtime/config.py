@@ -66,6 +66,11 @@ class Config:
     outputs: str = "host"
 
     @property
+    def budget(self) -> float:
+        """Seconds that measuring may take."""
+        return MEASURE_SECONDS if self.measure is True else float(self.measure)
+
+    @property
     def permission(self) -> Permission:
         """What kernels may lose."""
         return Permission(strict=self.strict, precision=self.precision)

@@ -19,12 +19,13 @@ from crossdock.runtime.errors import DeviceError, PlanError
 from crossdock.runtime.executor import Outcome, Run, late
 from crossdock.runtime.fleet import Fleet, Pressure, hopeless
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.knowledge import target_of
 from crossdock.runtime.lineage import Lineage, shy
 from crossdock.runtime.losses import let_go, said
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.plan_parts import Key
 from crossdock.runtime.pool import Deadline, free_caches
-from crossdock.runtime.prepare import concerning, target_of
+from crossdock.runtime.prepare import concerning
 from crossdock.runtime.ready import Ready, check_free, make_ready
 from crossdock.runtime.receipt import Receipt, Recovery, recovered_receipt
 from crossdock.runtime.residency import matches

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,37 +9,30 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from crossdock.devices import registry
 from crossdock.devices.base import Device
-from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime import request
 from crossdock.runtime.config import PREPARING, Config, Progress
 from crossdock.runtime.device_array import DeviceArray, Ledger
-from crossdock.runtime.errors import DeviceError, Error, OutOfMemory, PlanError
+from crossdock.runtime.errors import DeviceError, Error, PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.feeds import arrays_of
-from crossdock.runtime.fleet import Fleet
 from crossdock.runtime.future import RunFuture
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.intake import Intake
 from crossdock.runtime.keeping import Keeping, donated_of, hosted
-from crossdock.runtime.lru import LruCache
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.pool import Deadline
 from crossdock.runtime.ready import Ready
 from crossdock.runtime.receipt import Receipt
+from crossdock.runtime.repertoire import Repertoire, no_memory
 from crossdock.runtime.sites import Sites, sites_now
-from crossdock.runtime.start import first_ready
 from crossdock.runtime.submitted import Submissions
-from crossdock.runtime.tensor import Dim
 from crossdock.runtime.through import Attempt, run_through
-from crossdock.runtime.transit import Fed
 
 if TYPE_CHECKING:
     from crossdock.runtime.staged import StagedReady
 
-SHAPES_KEPT = 8
 Where = Literal["host", "device"]
 """Where outputs are to be."""
-_Shapes = tuple[tuple[Dim, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -75,22 +67,14 @@ class Session:
         """``bound`` is the graph with its symbols replaced, to be made ready at once."""
         self.graph = graph
         self.config = config
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._ready: LruCache[_Shapes, Ready | StagedReady] = LruCache(SHAPES_KEPT)
-        self._last: Ready | StagedReady | None = None
         self._told: tuple[str, ...] = ()
         self._receipt: tuple[Callable[..., Receipt], *tuple[Any, ...]] | None = (
             None  # and arguments
         )
         self._keeping = Keeping(Ledger(config.constraints.memory))
-        self._closed = False
-        self._planned = False
         self._submissions = Submissions(graph.name, config.runs_at_once, config.waiting)
-        self._graph: Graph | None = bound  # prepared last
-        self._fleet = Fleet(config, request.open_devices(config), self._forget)
-        if bound is not None:
-            self._prepare(bound)
+        self._plans = Repertoire(graph, config, progress, bound)
+        self._fleet = self._plans.fleet
 
     @property
     def devices(self) -> Mapping[str, Device]:
@@ -103,7 +87,7 @@ class Session:
 
         For a staged graph: the stages of its last run joined, and what the host did, as measured.
         """
-        plan = _plan(self._bound())
+        plan = _plan(self._plans.bound())
         return replace(plan, told=self._told) if self._told else plan
 
     @property
@@ -120,7 +104,7 @@ class Session:
         Raises:
             PlanError: there is none, or the graph is staged and has one a stage.
         """
-        found = self._bound()
+        found = self._plans.bound()
         if not isinstance(found, Ready):
             raise PlanError(
                 f"graph {self.graph.name!r:.80} runs in stages, each with a plan of its own"
@@ -137,7 +121,7 @@ class Session:
             PlanError: nothing is bound, or the graph is staged and has not run yet: what its
                 stages are hangs on the values fed, and a guess would say nothing.
         """
-        found, plan = self._bound(), self.plan
+        found, plan = self._plans.bound(), self.plan
         slow = found.slowdown() if isinstance(found, Ready) else 1.0
         seconds = (plan.predicted * slow, plan.low * slow, plan.high * slow)
         peaks = {d.id: d.peak_bytes for d in plan.devices}
@@ -155,7 +139,7 @@ class Session:
             PlanError: no plan; or the graph is staged: then what is known of it has been prepared,
                 and the whole plan comes with the first run.
         """
-        return _plan(self._prepare(self.graph.bind(dims, shapes)))
+        return _plan(self._plans.prepare(self.graph.bind(dims, shapes)))
 
     def run(
         self,
@@ -210,7 +194,7 @@ class Session:
 
     def _directly(self, feeds: Mapping[str, Any], keeping: Keeping | None) -> dict[str, Any] | None:
         """The outputs of a run that can take the short way, else None."""
-        last = self._last
+        last = self._plans.last
         if last is None or (direct := last.direct) is None:
             return None
         try:
@@ -274,7 +258,7 @@ class Session:
         deadline = request.deadline(timeout)
         keeping, donated = self._stays(feeds, outputs, donate)
         try:
-            self._unforked()
+            self._plans.unforked()
             feeds = self._held(feeds)
         except Error as error:
             future = RunFuture(deadline)
@@ -298,7 +282,7 @@ class Session:
         """
         deadline = request.deadline(timeout)
         keeping, donated = self._stays(feeds, outputs, donate)
-        self._unforked()
+        self._plans.unforked()
         run = partial(self._outputs, keeping=keeping, donated=donated)
         return await self._submissions.awaited(run, self._held(feeds), deadline)
 
@@ -316,10 +300,7 @@ class Session:
 
         Runs in flight end as they would have, and their memory goes with the last of them.
         """
-        with self._lock:
-            self._closed = True
-            self._ready.clear()
-            self._last = None
+        self._plans.close()
         self._submissions.close()
 
     def __enter__(self) -> Self:
@@ -351,13 +332,7 @@ class Session:
         try:
             return self._done(feeds, deadline, profile=profile, keeping=keeping)
         except MemoryError as error:
-            raise self._no_memory("run") from error
-
-    def _no_memory(self, what: str) -> OutOfMemory:
-        return OutOfMemory(
-            f"graph {self.graph.name!r:.80}: the host has too little memory to {what} it; use "
-            "smaller inputs or constraints.memory"
-        )
+            raise no_memory(self.graph, "run") from error
 
     def _done(
         self,
@@ -371,7 +346,7 @@ class Session:
             self._fleet.refresh()
         staged, intake = self.graph.staged is not None, Intake(self.devices)
         arrays = intake.on_host(feeds) if staged else arrays_of(self.graph, feeds, intake)
-        ready = self._for_graph() if staged else self._for_shapes(arrays)
+        ready = self._plans.for_graph() if staged else self._plans.for_shapes(arrays)
         if isinstance(ready, Ready):
             outcome, rescue = run_through(
                 self._fleet, ready, arrays, deadline, profile=profile, keeping=keeping
@@ -394,12 +369,6 @@ class Session:
                 outcome.outputs = hosted(self.devices[HOST], outcome.outputs, keeping.ledger)
         return outcome
 
-    def _forget(self) -> None:
-        """Plan anew from the next run on: the devices are others."""
-        with self._lock:
-            self._ready.clear()
-            self._last = None
-
     def _learn(self, ready: Ready, outcome: Outcome, *, profile: bool) -> None:
         """Keep the times of a profiled run; plan again where runs take too long."""
         if ready.replan is None:
@@ -419,101 +388,12 @@ class Session:
         """Note where a run had its inputs and outputs; plan again where that is for long."""
         resite = ready.resite
         if resite is not None and ready.drift.note(now, ready.sites):
-            self._submissions.post(partial(self._swap, ready, lambda old: resite(old, now)))
+            self._submissions.post(partial(self._plans.swap, ready, lambda old: resite(old, now)))
 
     def _replan(self, ready: Ready) -> None:
         """Swap in what runs faster."""
         assert ready.replan is not None
-        self._swap(ready, ready.replan)
-
-    def _swap(self, ready: Ready, make: Callable[[Ready], Ready]) -> None:
-        """Swap in what is made of what is ready; runs in flight end as they began."""
-        try:
-            with PREPARING:
-                made = make(ready)
-                made.flow = ready.flow
-        except Error:
-            return  # the plan there is goes on; a device that failed is told of by a run
-        with self._lock:
-            self._ready.swap(ready, made)
-            if self._last is ready:
-                self._last = made
-
-    def _for_graph(self) -> Ready | StagedReady:
-        return self._found(_shapes(self.graph)) or self._prepare(self.graph)
-
-    def _for_shapes(self, arrays: Mapping[str, Fed]) -> Ready | StagedReady:
-        found = self._found(tuple(a.shape for a in arrays.values()))
-        if found is not None:
-            return found
-        return self._prepare(self.graph.bind(shapes={n: a.shape for n, a in arrays.items()}))
-
-    def _found(self, key: _Shapes) -> Ready | StagedReady | None:
-        self._unforked()
-        with self._lock:
-            if self._closed:
-                raise PlanError(f"the session of {self.graph.name!r:.80} is closed; compile again")
-            found = self._ready.get(key)
-            if found is not None:
-                self._last = found
-            return found
-
-    def _unforked(self) -> None:
-        """Raise in a child of the process that made this session, before any lock is taken."""
-        if JOBS.forked:
-            raise no_more(f"session of {self.graph.name!r:.80}")
-
-    def _prepare(self, graph: Graph) -> Ready | StagedReady:
-        """Plan for new shapes; runs for shapes already planned go on meanwhile."""
-        key = _shapes(graph)
-        self._unforked()
-        with PREPARING:
-            found = self._found(key)
-            if found is not None:
-                return found
-            try:
-                made = self._made(graph)
-            except MemoryError as error:
-                raise self._no_memory("prepare") from error
-            with self._lock:
-                if not self._closed:
-                    self._last, self._graph = made, graph
-                    self._ready.put(key, made)
-            return made
-
-    def _made(self, graph: Graph) -> Ready | StagedReady:
-        self._fleet.refresh()
-        if graph.staged is None:
-            again, self._planned = self._planned, True
-            if not again:
-                return self._fleet.prepared(
-                    lambda: first_ready(graph, *self._fleet.now(), self._progress, self.graph)
-                )
-            kept = [ready for ready in self._ready.values() if isinstance(ready, Ready)]
-            from crossdock.runtime.prepare import prepare  # planning takes long to load
-
-            return self._fleet.prepared(
-                lambda: prepare(
-                    graph, *self._fleet.now(), self._progress, again=again, kept=kept,
-                    source=self.graph,
-                )
-            )  # fmt: skip
-        from crossdock.runtime.staged import StagedReady
-
-        return StagedReady(graph, graph.staged, self._fleet, self._progress)
-
-    def _bound(self) -> Ready | StagedReady:
-        found = self._last
-        if found is None and self._closed:
-            raise PlanError(f"the session of {self.graph.name!r:.80} is closed; compile again")
-        if found is None and self._graph is not None:
-            return self._prepare(self._graph)
-        if found is None:
-            raise PlanError(
-                f"graph {self.graph.name!r:.80} has symbols {', '.join(self.graph.symbols)} "
-                "without sizes; bind(shapes=...) or run first"
-            )
-        return found
+        self._plans.swap(ready, ready.replan)
 
 
 def _ended(outputs: dict[str, Any], donated: Sequence[DeviceArray]) -> dict[str, Any]:
@@ -529,8 +409,3 @@ def _as_is(receipt: Receipt) -> Receipt:
 
 def _plan(ready: Ready | StagedReady) -> Plan:
     return ready.program.plan if isinstance(ready, Ready) else ready.plan
-
-
-def _shapes(graph: Graph) -> _Shapes:
-    """What a prepared graph is kept by; a staged one has symbols where any shape will do."""
-    return tuple(tuple(spec.shape) for spec in graph.inputs.values())

@@ -16,8 +16,8 @@ from crossdock.devices.base import DeviceInfo
 from crossdock.devices.links import link_ends
 from crossdock.devices.topology import HOST_CPU
 from crossdock.runtime.errors import PlanError
+from crossdock.runtime.knowledge import group_capacity
 from crossdock.runtime.plan import HOST, Choice, Plan, Step
-from crossdock.runtime.prepare import group_capacity
 from crossdock.runtime.supposed import SupposedCosts
 from crossdock.runtime.target import Target
 from crossdock.scheduler import LinkModel

@@ -17,15 +17,14 @@ from crossdock.runtime.config import PREPARING, Config, Progress
 from crossdock.runtime.errors import LoadError, PlanError
 from crossdock.runtime.flips import batch_of
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.prepare import (
-    concerning,
+from crossdock.runtime.knowledge import (
     group_capacity,
     measure_missing,
     measure_parts,
-    simplify,
     target_here,
 )
+from crossdock.runtime.plan import HOST, Constraints, Plan
+from crossdock.runtime.prepare import concerning, simplify
 from crossdock.runtime.split_choice import Planned as WithParts
 from crossdock.runtime.target import Target
 from crossdock.runtime.whatif import Changes, Comparison

@@ -17,10 +17,10 @@ from crossdock.runtime.differential import to_onnx
 from crossdock.runtime.differential.recipe import Recipe
 from crossdock.runtime.emulation import candidates
 from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.knowledge import target_here
 from crossdock.runtime.plan import HOST, Constraints
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.prepare import target_here
 from crossdock.runtime.ready import make_ready
 from crossdock.runtime.split import SplitGraph, grow, rewrite
 from crossdock.runtime.split_choice import Planned

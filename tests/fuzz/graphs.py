@@ -13,7 +13,7 @@ import crossdock as xd
 from crossdock.devices import sim
 from crossdock.devices.machine import Machine
 from crossdock.devices.sim import SimSpec
-from crossdock.runtime import costing, prepare
+from crossdock.runtime import costing, knowledge
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Plan
 from crossdock.scheduler import CostModel, DeviceRates, LinkModel
@@ -43,7 +43,7 @@ def want() -> Any:
 def quiet() -> None:
     """Two simulated devices; nothing of this machine is measured, and nothing kept on disk."""
     empty = Machine("0", "cpu", 1, {}, "2026-01-01T00:00:00", quick=True, seconds=0.0)
-    prepare.probe = lambda **_: empty  # type: ignore[assignment]
+    knowledge.probe = lambda **_: empty  # type: ignore[assignment]
     for name in SIMS:
         sim.register(SimSpec(name.partition(":")[2]))
 

@@ -78,7 +78,7 @@ MUTANTS = [
         "memory",
         "the host's MemoryError reaches the caller",
         "runtime/session.py",
-        '        except MemoryError as error:\n            raise self._no_memory("run") from error\n',
+        '        except MemoryError as error:\n            raise no_memory(self.graph, "run") from error\n',
         "        except KeyboardInterrupt:\n            raise\n",
         ("tests/runtime/test_errors.py::test_a_host_without_memory_is_told_in_a_word_of_ours",),
     ),

@@ -160,7 +160,7 @@ MUTANTS = [
     Mutant(
         "fork",
         "a child may run a session",
-        "runtime/session.py",
+        "runtime/repertoire.py",
         '        if JOBS.forked:\n            raise no_more(f"session of',
         '        if False:\n            raise no_more(f"session of',
         (f"{LIFE}::test_a_forked_child_is_told_and_its_parent_goes_on",),
@@ -273,8 +273,8 @@ MUTANTS = [
     Mutant(
         "leak",
         "a closed session keeps its arenas",
-        "runtime/session.py",
-        "            self._closed = True\n            self._ready.clear()\n            self._last = None\n",
+        "runtime/repertoire.py",
+        "            self._closed = True\n            self.kept.clear()\n            self.last = None\n",
         "            self._closed = True\n",
         (f"{LIFE}::test_memory_is_given_back_with_the_session", LIFE),
     ),

@@ -14,7 +14,8 @@ from crossdock.devices.base import Device, DeviceInfo
 from crossdock.devices.machine import DeviceProfile
 from crossdock.devices.machine import Machine as MachineProfile
 from crossdock.devices.sim import SimQueue, SimSpec
-from crossdock.runtime import costing, prepare
+from crossdock.runtime import costing, knowledge
+from tests.fakes import cards, cupy_fake
 from tests.runtime.lazy_device import LazyDevice, World
 
 
@@ -42,6 +43,16 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> costing.CostStore:
     empty = costing.CostStore()
     monkeypatch.setattr(costing, "store", lambda: empty)
     return empty
+
+
+@pytest.fixture
+def fake(
+    opencl: DeviceInfo, monkeypatch: pytest.MonkeyPatch, costs: costing.CostStore
+) -> Iterator[cupy_fake.FakeCupy]:
+    """The fake cupy, which runs kernels on the OpenCL device."""
+    del opencl, costs
+    with cards.installed(monkeypatch) as made:
+        yield made
 
 
 class Machine:
@@ -92,7 +103,7 @@ def no_profile(*devices: DeviceProfile) -> MachineProfile:
 @pytest.fixture
 def machine(costs: costing.CostStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """Simulated devices, and costs of their own; the real ones are not probed."""
-    monkeypatch.setattr(prepare, "probe", lambda **_: no_profile())
+    monkeypatch.setattr(knowledge, "probe", lambda **_: no_profile())
     made = Machine()
     yield made
     made.end()

@@ -20,10 +20,10 @@ from crossdock.runtime.conduct import Conductor, conducts
 from crossdock.runtime.errors import Cancelled, DeviceError, DeviceHung, DeviceLost, ExecutionError
 from crossdock.runtime.executor import Run
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.knowledge import group_capacity
 from crossdock.runtime.plan import Constraints
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.prepare import group_capacity
 from crossdock.runtime.ready import Ready, make_ready
 from crossdock.runtime.segments import Segment
 from crossdock.runtime.split import SplitGraph

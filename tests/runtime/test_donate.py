@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import resource
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,16 +17,16 @@ from crossdock.devices import registry
 from crossdock.devices.base import Device
 from crossdock.devices.sim import Fault
 from crossdock.kernels.reference import evaluate
-from crossdock.runtime import costing
 from crossdock.runtime.errors import DeviceError, FeedError, MemoryBudget, Timeout
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.keeping import Donations, Slot
 from crossdock.runtime.program import Program
 from crossdock.runtime.session import Session
 from crossdock.runtime.tensor import TensorSpec
-from tests.fakes import cards, cupy_fake
+from tests.fakes import cupy_fake
 from tests.runtime.conftest import Gate, Machine
 from tests.runtime.lazy_device import World
+from tests.runtime.spread import Spread
 from tests.runtime.strategies import whole_feeds
 from tests.runtime.test_exchange import device, on
 from tests.runtime.test_exchange_cuda import Producer
@@ -300,22 +299,12 @@ def test_what_may_have_been_written_to_is_closed() -> None:
 
 def rounds_of(machine: Machine, made: tuple[Graph, dict[str, int]], seed: int) -> None:
     """Runs that are fed the memory of all that they may write to, against the reference."""
-    graph, where = made
-    world = World(seed)
-    ids = ["cpu:0", *(machine.lazy(name, world, peers=("a", "b")) for name in "abc")]
-    homes = [machine.device(name) for name in ids]
-    rules = xd.Constraints(pin={name: ids[at] for name, at in where.items()})
-    told = {name: ids[(seed + i) % 4] for i, name in enumerate(graph.inputs)}
-    with xd.compile(
-        graph, ids, constraints=rules, measure=False, feeds_on=told, outputs="device"
-    ) as session:
+    spread = Spread(machine, made, seed)
+    with spread.session("device") as session:
         for turn in range(2):
-            feeds = whole_feeds(graph, seed + turn)
-            want = evaluate(graph, feeds)
-            placed = {
-                name: on(homes[(seed + i + turn) % 4], np.asarray(array))
-                for i, (name, array) in enumerate(feeds.items())
-            }
+            feeds = whole_feeds(spread.graph, seed + turn)
+            want = evaluate(spread.graph, feeds)
+            placed = spread.placed(feeds, turn)
             got = session.run(placed, donate=list(placed), timeout=60)
             for name, array in got.items():
                 np.testing.assert_array_equal(array.numpy(), want[name], err_msg=name)
@@ -364,16 +353,6 @@ def test_a_place_that_is_written_too_early_is_found(
 
 
 # --- a card ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fake(
-    opencl: Any, monkeypatch: pytest.MonkeyPatch, costs: costing.CostStore
-) -> Iterator[cupy_fake.FakeCupy]:
-    """The fake cupy, which runs kernels on the OpenCL device."""
-    del opencl, costs
-    with cards.installed(monkeypatch) as made:
-        yield made
 
 
 def test_a_state_on_a_card_takes_no_new_memory(fake: cupy_fake.FakeCupy) -> None:

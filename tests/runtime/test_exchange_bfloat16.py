@@ -19,7 +19,7 @@ from crossdock.devices import cuda_exchange, dlpack
 from crossdock.runtime import costing
 from crossdock.runtime.errors import FeedError
 from crossdock.runtime.session import Session
-from tests.fakes import cards, cupy_fake
+from tests.fakes import cupy_fake
 from tests.runtime.test_exchange_cuda import ByDlpack, ByInterface, Producer
 
 pytestmark = pytest.mark.usefixtures("no_hang")
@@ -27,16 +27,6 @@ CARD = "cuda:0"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 VALUES = (np.arange(12).reshape(3, 4) - 5.5).astype(BFLOAT16)
 DOUBLE = (2 * VALUES.astype(np.float32)).astype(BFLOAT16)
-
-
-@pytest.fixture
-def fake(
-    opencl: Any, monkeypatch: pytest.MonkeyPatch, costs: costing.CostStore
-) -> Iterator[cupy_fake.FakeCupy]:
-    """The fake cupy, which runs kernels on the OpenCL device."""
-    del opencl, costs
-    with cards.installed(monkeypatch) as made:
-        yield made
 
 
 @contextmanager

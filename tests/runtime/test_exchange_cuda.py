@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,21 +17,11 @@ from crossdock.runtime.errors import FeedError, OutOfMemory
 from crossdock.runtime.ready import WINDOW
 from crossdock.runtime.session import Session
 from crossdock.scheduler import LinkModel
-from tests.fakes import cards, cupy_fake
+from tests.fakes import cupy_fake
 
 pytestmark = pytest.mark.usefixtures("no_hang")
 CARD = "cuda:0"
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
-
-
-@pytest.fixture
-def fake(
-    opencl: Any, monkeypatch: pytest.MonkeyPatch, costs: costing.CostStore
-) -> Iterator[cupy_fake.FakeCupy]:
-    """The fake cupy, which runs kernels on the OpenCL device."""
-    del opencl, costs
-    with cards.installed(monkeypatch) as made:
-        yield made
 
 
 class Producer:

@@ -36,7 +36,7 @@ def placed_graphs(draw: st.DrawFn) -> tuple[Graph, dict[str, int]]:
 
 def poison(session: Session) -> None:
     """Fill the next instance's memory on the host with NaN: what is read too early shows."""
-    pool = session._bound().pool
+    pool = session._plans.bound().pool
     instance = pool.take(Deadline())
     for buffer in instance.arenas.values():
         if isinstance(buffer, HostBuffer):

@@ -90,7 +90,7 @@ def test_a_hanging_device_lets_the_caller_go_at_the_deadline(
         with pytest.raises(Timeout):
             future.result(30)
         # Closing the device fails what hangs: its workers come back to life.
-        pool = session._bound().pool
+        pool = session._plans.bound().pool
     machine.forget(device)
     end = time.monotonic() + 30
     while len(pool.free) != pool._made:

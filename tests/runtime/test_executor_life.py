@@ -64,7 +64,7 @@ def check(session: Session, seed: int = 1) -> None:
 
 
 def pool_of(session: Session) -> Pool:
-    return session._bound().pool
+    return session._plans.bound().pool
 
 
 def all_free(pool: Pool, made: int) -> bool:

@@ -129,10 +129,10 @@ def test_a_host_op_of_a_staged_graph_does_not_run_where_it_may_not(tmp_path: Pat
 
 
 def test_a_device_that_failed_its_probe_is_named(machine: Machine, monkeypatch: Any) -> None:
-    from crossdock.runtime import prepare
+    from crossdock.runtime import knowledge
 
     device = machine.device(machine.sim("a"))
-    monkeypatch.setitem(prepare._PROBED, device.info.fingerprint, "failed its probe: wrong sums")
+    monkeypatch.setitem(knowledge._PROBED, device.info.fingerprint, "failed its probe: wrong sums")
     with pytest.raises(PlanError, match=r"sim:a has no kernel \[broken\] \(failed its probe"):
         xd.compile(graph(), "sim:a", measure=False, fallback="forbid")
 

@@ -16,7 +16,7 @@ from crossdock.devices.program import Work
 from crossdock.devices.sim import SimDevice
 from crossdock.kernels import table
 from crossdock.kernels.spec import OpCall
-from crossdock.runtime import costing, measure, prepare
+from crossdock.runtime import costing, knowledge, measure
 from crossdock.runtime.costing import CostStore
 from crossdock.runtime.graph import Graph
 from crossdock.scheduler import CostModel
@@ -149,8 +149,8 @@ def test_a_device_that_failed_its_probe_computes_nothing(
         probes.append(tuple(devices))
         return no_profile(failed)
 
-    monkeypatch.setattr(prepare, "probe", look)
-    monkeypatch.setattr(prepare, "_PROBED", {})
+    monkeypatch.setattr(knowledge, "probe", look)
+    monkeypatch.setattr(knowledge, "_PROBED", {})
     for _ in range(2):
         with xd.compile(graph(4), ["cpu:0", opencl.id], measure=1.0) as session:
             assert {s.device for s in session.plan.launches()} == {"cpu:0"}

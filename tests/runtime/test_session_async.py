@@ -80,7 +80,7 @@ async def test_a_cancelled_task_leaves_the_session_usable(machine: Machine, gate
                 await task
         gate.open.set()
         assert (await asyncio.wait_for(session.submit(feed(3)), 30))["y"][0] == 6
-        pool = session._bound().pool
+        pool = session._plans.bound().pool
         assert len(pool.free) == pool._made == 1
 
 

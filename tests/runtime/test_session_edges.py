@@ -281,13 +281,13 @@ def symbolic() -> Graph:
 
 
 def test_shapes_are_planned_once_each_and_the_oldest_go() -> None:
-    from crossdock.runtime.session import SHAPES_KEPT
+    from crossdock.runtime.repertoire import SHAPES_KEPT
 
     with xd.compile(symbolic(), "cpu:0", measure=False) as session:
         for n in [*range(1, SHAPES_KEPT + 3), 1]:
             np.testing.assert_array_equal(session.run({"x": np.ones((n, 2), np.float32)})["y"], -1)
             assert session.plan.steps[0].outputs
-        assert len(session._ready) == SHAPES_KEPT
+        assert len(session._plans.kept) == SHAPES_KEPT
 
 
 @pytest.mark.usefixtures("costs")  # what other tests measured would choose another kernel
@@ -301,7 +301,7 @@ def test_plans_for_several_shapes_share_their_weights(device: str) -> None:
         for n in (2, 5):
             x = np.full((n, 2), n, np.float32)
             np.testing.assert_allclose(session.run({"x": x})["y"], x @ w)
-        first, second = (ready.program.residents for ready in session._ready.values())
+        first, second = (ready.program.residents for ready in session._plans.kept.values())
         assert [id(v) for v in first.values()] == [id(v) for v in second.values()]
 
 
@@ -325,11 +325,11 @@ def test_shapes_after_the_first_are_planned_without_measuring_what_fits(
 
 def test_shapes_may_be_bound_before(costs: object) -> None:
     with xd.compile(symbolic(), "cpu:0", measure=False, dims={"n": 4}) as session:
-        first = session._bound()
+        first = session._plans.bound()
         session.run({"x": np.ones((4, 2), np.float32)})
-        assert session._bound() is first
+        assert session._plans.bound() is first
         session.bind({"x": (4, 2)})
-        assert session._bound() is first
+        assert session._plans.bound() is first
         with pytest.raises(FeedError, match="wants float32"):
             session.run({"x": np.ones((4, 3), np.float32)})
 
@@ -353,7 +353,7 @@ def test_planning_for_new_shapes_holds_up_no_run_of_known_ones(
         go.set()
         for future in futures:
             assert future.result(30)["y"].shape == (2, 2)
-        assert len(session._ready) == 2
+        assert len(session._plans.kept) == 2
 
 
 def test_a_session_closed_while_it_plans_stays_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +367,7 @@ def test_a_session_closed_while_it_plans_stays_closed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(prepare, "prepare", closing)
     session = xd.compile(symbolic(), "cpu:0", measure=False)
     session.run({"x": np.ones((2, 2), np.float32)})  # was under way when the session was closed
-    assert not session._ready
+    assert not session._plans.kept
     with pytest.raises(PlanError, match="closed"):
         session.run({"x": np.ones((2, 2), np.float32)})
 

@@ -341,7 +341,7 @@ def test_kept_stages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         for rows in (1, 2, 3, 4, 6, 8, 12, 24, 1):
             got = session.run({"x": x, "shape": np.array([rows, 24 // rows])})["y"]
             assert got.shape == (rows, 24 // rows)
-        (ready,) = session._ready.values()
+        (ready,) = session._plans.kept.values()
         assert len(ready) == 3
         assert len(ready._stages.kept) == 4
 

@@ -24,7 +24,7 @@ from crossdock.runtime.ready import WINDOW
 from crossdock.runtime.session import Session
 from crossdock.runtime.sites import Sites
 from tests.runtime.conftest import Machine
-from tests.runtime.lazy_device import World
+from tests.runtime.spread import Spread
 from tests.runtime.strategies import whole_feeds
 from tests.runtime.test_exchange import on
 from tests.runtime.test_executor import ADVERSARIAL, placed_graphs
@@ -201,23 +201,13 @@ def test_a_staged_graph_takes_its_inputs_on_the_host(machine: Machine) -> None:
 def test_answers_hold_wherever_inputs_lie_however_late_work_is_done(
     machine: Machine, made: tuple[Graph, dict[str, int]], seed: int, keep: bool
 ) -> None:
-    graph, where = made
-    world = World(seed)
-    ids = ["cpu:0", *(machine.lazy(name, world, peers=("a", "b")) for name in "abc")]
-    homes = [machine.device(name) for name in ids]
-    rules = xd.Constraints(pin={name: ids[at] for name, at in where.items()})
-    told = {name: ids[(seed + i) % 4] for i, name in enumerate(graph.inputs)}
-    stays = "device" if keep else "host"
-    with xd.compile(
-        graph, ids, constraints=rules, measure=False, feeds_on=told, outputs=stays
-    ) as session:
+    spread = Spread(machine, made, seed)
+    graph, stays = spread.graph, "device" if keep else "host"
+    with spread.session(stays) as session:
         for turn in range(3):
             feeds = whole_feeds(graph, seed + turn)
             want = evaluate(graph, feeds)
-            placed = {
-                name: on(homes[(seed + i + turn) % 4], np.asarray(array))
-                for i, (name, array) in enumerate(feeds.items())
-            }
+            placed = spread.placed(feeds, turn)
             how = [stays, "device", "host"][turn]
             got: dict[str, Any] = session.run(placed, outputs=how, timeout=60)
             if turn == 0:

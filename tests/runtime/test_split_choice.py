@@ -15,10 +15,10 @@ from crossdock.devices.sim import SimDevice
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime import costing
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.knowledge import group_capacity
 from crossdock.runtime.plan import Constraints, Plan
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.pool import Deadline
-from crossdock.runtime.prepare import group_capacity
 from crossdock.runtime.ready import make_ready
 from crossdock.runtime.split import SplitGraph, grow
 from crossdock.runtime.split_choice import Planned, plan_parts, plan_split
