@@ -131,5 +131,8 @@ if __name__ == "__main__":
     where = sys.argv[1] if sys.argv[1:] else opencl()
     for rows in (1, 64, 512):
         case = products(rows, 1024, 12)
-        made = rate(*case, where, 0.5, lambda runs: interleaved(runs, 15), threads=1)
+        try:
+            made = rate(*case, where, 0.5, lambda runs: interleaved(runs, 15), threads=1)
+        except xd.Error as error:
+            sys.exit(f"streaming: {error}")
         print(f"{where}, {rows} rows, {made.rung}: {made}")

@@ -11,13 +11,14 @@ plan is made in a process of its own: a crash is one line of the table.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -248,9 +249,23 @@ def _child(name: str, capability: str, environment: dict[str, str]) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    if argv[:1] == ["--one"]:
+        print(plan(*argv[1:]))  # noqa: T201 - a table for a person
+        return
+    parser = argparse.ArgumentParser(prog="python -m tests.kernels.cudnn_plans")
+    parser.add_argument("site", type=Path, help="where nvidia-cudnn-frontend is installed")
+    parser.add_argument("capability", nargs="*", default=list(CARDS), help=", ".join(CARDS))
+    given = parser.parse_args(argv)
+    if not (given.site / "cudnn").is_dir():
+        parser.error(
+            f"{given.site} has no cudnn; pip install --target {given.site} nvidia-cudnn-frontend "
+            "nvidia-cudnn-cu12"
+        )
+    for row in plans(given.site, given.capability):
+        print(" | ".join(row), flush=True)  # noqa: T201 - a table for a person
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "--one":
-        print(plan(*sys.argv[2:]))  # noqa: T201 - a table for a person
-    else:
-        for row in plans(Path(sys.argv[1]), sys.argv[2:] or list(CARDS)):
-            print(" | ".join(row), flush=True)  # noqa: T201 - a table for a person
+    main(sys.argv[1:])

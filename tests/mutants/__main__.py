@@ -33,7 +33,7 @@ PASSED, FAILED = 0, 1
 """What pytest ends with; anything else is a mistake in what is declared."""
 OPTIONS = ("-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-p", "no:xdist")
 
-CAUGHT, SURVIVED, BROKEN = "caught", "SURVIVED", "BROKEN"
+CAUGHT, SURVIVED, BROKEN, HUNG = "caught", "SURVIVED", "BROKEN", "hung"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Copy:
             finally:
                 _end(child.pid)
         if not said:
-            return CAUGHT, f"not done after {seconds:.0f} s"
+            return HUNG, f"not done after {seconds:.0f} s"
         if child.returncode < 0:
             return CAUGHT, f"ended by {signal.Signals(-child.returncode).name}"
         if child.returncode == PASSED:
@@ -129,14 +129,22 @@ def _end(group: int) -> None:
 
 
 def tried(mutant: Mutant, copy: Copy, patience: float = 1.0) -> Ended:
-    """Apply a mutant to a copy, run its tests, and put the copy right again."""
+    """Apply a mutant to a copy, run its tests, and put the copy right again.
+
+    One whose tests hang is caught, if they pass within the same time without it.
+    """
+    seconds = mutant.seconds * patience
     began, path = time.monotonic(), copy.root / mutant.file
     sound = path.read_text(encoding="utf-8")
     path.write_text(mutant.changed(sound), encoding="utf-8")
     try:
-        end, how = copy.run(mutant.tests, mutant.seconds * patience, slow=mutant.slow)
+        end, how = copy.run(mutant.tests, seconds, slow=mutant.slow)
     finally:
         path.write_text(sound, encoding="utf-8")
+    if end == HUNG:
+        passed, _ = copy.run(mutant.tests, seconds, slow=mutant.slow)
+        end = CAUGHT if passed == SURVIVED else BROKEN
+        how += "" if end == CAUGHT else ", nor without the change; see --patience"
     took = round(time.monotonic() - began, 1)
     return Ended(mutant.row, mutant.name, mutant.file, end, how, took)
 
@@ -197,6 +205,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, help="write what became of each to this file")
     given = parser.parse_args(argv)
     made = [m for m in mutants() if given.only in m.id]
+    if not made:
+        parser.error(f"no mutant has {given.only!r} in its row/name; rows are {', '.join(ROWS)}")
     ended = run(made, min(given.jobs, len(made)), given.patience)
     print(summary(ended))  # noqa: T201 - what the command shows
     if given.json is not None:

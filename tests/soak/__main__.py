@@ -50,10 +50,12 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the runs (default: all)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args()
+    parts = _parts(given.share)
+    chosen = {name: part for name, part in parts.items() if (given.only or "") in name}
+    if not chosen:
+        parser.error(f"no part has {given.only!r} in its name; there are {', '.join(parts)}")
     found: Found = []
-    for name, part in _parts(given.share).items():
-        if given.only and given.only not in name:
-            continue
+    for name, part in chosen.items():
         began = time.monotonic()
         made = part()
         found += made

@@ -288,6 +288,8 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     cases = chosen(corpus(given.seed), every=given.every, slow=given.all, only=given.only)
+    if not cases:
+        parser.error(f"no case's id starts with {given.only!r}")
     if given.onnxruntime:
         import onnxruntime
 
