@@ -62,11 +62,11 @@ def target(
 
 
 def two_branches(size: int = 64) -> Graph:
-    """x -> two products with weights -> their sum."""
+    """x -> two products with weights -> their sum; whole ones, so that sums are exact."""
     rng = np.random.default_rng(0)
     b = xd.GraphBuilder()
     x = b.input("x", (size, size))
-    w = [b.constant(rng.random((size, size)).astype(np.float32)) for _ in range(2)]
+    w = [b.constant(rng.integers(-4, 5, (size, size)).astype(np.float32)) for _ in "lr"]
     left = b.matmul(x, w[0], label="left")
     right = b.matmul(x, w[1], label="right")
     return b.build({"y": b.add(left, right, label="join")})
