@@ -71,19 +71,21 @@ class Direct:
             instance = self._free.pop()
         except IndexError:
             return None
-        made: _Copies | None = None
+        kept: _Kept | None = None
         turn: Turn | None = None
         try:
             began = perf_counter()
-            made = self._begun(instance, feeds, keeping)
-            if made is None:
+            if not _fed(instance, feeds):
+                return None
+            if keeping is not None and (kept := self._room(keeping)) is None:
                 return None
             if JOBS.ending or not self._brief:
                 turn = Turn(self._shares, self._flow)
                 self._take(turn)
             for call in (self._brief and instance.brief) or instance.calls:
                 call()
-            outputs = made.filled(instance.outputs)
+            made = instance.outputs
+            outputs = _copies(made) if kept is None else kept.filled(made)
             seconds = perf_counter() - began
             self._brief |= seconds < BRIEF  # what took so little once is no longer than that
             return outputs, seconds
@@ -93,21 +95,17 @@ class Direct:
         except Exception as error:
             raise failed(self._program, error) from error
         finally:
-            if made is not None:
-                made.over()
+            if kept is not None:
+                kept.over()
             self._free.append(instance)
             if turn is not None or self._pool.waiting:
                 self._tell(turn)
 
-    def _begun(
-        self, instance: Instance, feeds: Mapping[str, Any], keeping: Keeping | None
-    ) -> _Copies | None:
-        """Feed an instance, and what its outputs go to; None where the run takes the long way."""
-        if not _fed(instance, feeds):
-            return None
+    def _room(self, keeping: Keeping) -> _Kept | None:
+        """What outputs that stay go to; None where the long way has to make room for them."""
         try:
-            return _COPIES if keeping is None else _Kept(self._slots, keeping)
-        except OutOfMemory:  # the long way frees what can be done without
+            return _Kept(self._slots, keeping)
+        except OutOfMemory:
             return None
 
     def _take(self, turn: Turn) -> None:
@@ -127,29 +125,21 @@ def _fed(instance: Instance, feeds: Mapping[str, Any]) -> bool:
     """Copy the inputs in, if all are there as arrays that need no conversion."""
     for name, dims, dtype, target in instance.wanted:
         array = feeds.get(name)
-        if array.__class__ is DeviceArray:
-            array = array.here()
-        if array.__class__ is not ndarray or array.shape != dims or array.dtype != dtype:
+        if array.__class__ is not ndarray:
+            array = array.here() if array.__class__ is DeviceArray else None
+            if array is None:
+                return False
+        if array.shape != dims or array.dtype != dtype:
             return False
         target[...] = array
     return True
 
 
-class _Copies:
-    """Outputs as copies of what an instance made."""
-
-    def filled(self, made: Mapping[str, Array]) -> dict[str, Any]:
-        """The outputs, with what was made: the run has ended well."""
-        return {name: array.copy() for name, array in made.items()}
-
-    def over(self) -> None:
-        """Let go of what was taken for a run that has not ended well."""
+def _copies(made: Mapping[str, Array]) -> dict[str, Any]:
+    return {name: array.copy() for name, array in made.items()}
 
 
-_COPIES = _Copies()
-
-
-class _Kept(_Copies):
+class _Kept:
     """Memory for the outputs of a run that are to stay, in part of inputs donated for them."""
 
     def __init__(self, slots: Mapping[str, Slot], keeping: Keeping) -> None:

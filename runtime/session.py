@@ -72,6 +72,7 @@ class Session:
             None  # and arguments
         )
         self._keeping = Keeping(Ledger(config.constraints.memory))
+        self._usual = self._keeping if request.keeps(config.outputs) else None
         self._submissions = Submissions(graph.name, config.runs_at_once, config.waiting)
         self._plans = Repertoire(graph, config, progress, bound)
         self._fleet = self._plans.fleet
@@ -178,7 +179,7 @@ class Session:
         if timeout is None:
             done = self._directly(feeds, keeping)
             if done is not None:
-                return _ended(done, donated)
+                return _ended(done, donated) if donated else done
         done = self._run(feeds, request.deadline(timeout), profile=False, keeping=keeping).outputs
         return _ended(done, donated)
 
@@ -186,6 +187,8 @@ class Session:
         self, feeds: Mapping[str, Any], outputs: Where | None, donate: Sequence[str]
     ) -> tuple[Keeping | None, tuple[DeviceArray, ...]]:
         """Whether outputs are to stay, and the arrays that are donated; raises FeedError."""
+        if outputs is None and not donate:
+            return self._usual, ()
         keep = request.keeps(outputs or self.config.outputs)
         if not donate:
             return (self._keeping if keep else None), ()
