@@ -75,9 +75,9 @@ class Direct:
         turn: Turn | None = None
         try:
             began = perf_counter()
-            if not _fed(instance, feeds):
-                return None
-            if keeping is not None and (kept := self._room(keeping)) is None:
+            if not _fed(instance, feeds) or (
+                keeping is not None and (kept := self._room(keeping)) is None
+            ):
                 return None
             if JOBS.ending or not self._brief:
                 turn = Turn(self._shares, self._flow)
