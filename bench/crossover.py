@@ -25,7 +25,7 @@ import numpy as np
 
 import crossdock as xd
 from crossdock.devices import registry
-from crossdock.runtime import degrade, planner, prepare
+from crossdock.runtime import degrade, knowledge, planner, prepare
 
 RUNS = 40
 LEARN_SECONDS = 60.0
@@ -78,7 +78,7 @@ def predict(graph: Any, path: str) -> dict[str, Any]:
     """The plans for few runs and for many, written to files; what they say."""
     found: dict[str, Any] = {}
     opened = {d: registry.open_device(d, threads=1) for d in devices()}
-    target = prepare.target_here(opened, frozenset(opened))
+    target = knowledge.target_here(opened, frozenset(opened))
     passed = prepare.simplify(graph, xd.Constraints())
     for name, runs in (("few", 1), ("many", 1_000_000)):
         options = planner.Options(expected_runs=runs)

@@ -21,7 +21,7 @@ from timing import feeds_of, interleaved, opencl, same
 
 import crossdock as xd
 from crossdock.devices import registry
-from crossdock.runtime import costing, prepare
+from crossdock.runtime import costing, knowledge, prepare
 from crossdock.runtime.plan import Constraints
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.pool import Deadline
@@ -96,7 +96,7 @@ def _grid(graph: Any, devices: dict[str, Any]) -> Any:
     ids = tuple(devices)
     infos = tuple(d.info for d in devices.values())
     model = costing.store().model
-    capacity = prepare.group_capacity(infos)
+    capacity = knowledge.group_capacity(infos)
     for name in ids:
         target = Target(infos, frozenset([name]), model, capacity)
         whole = Planned(SplitGraph(graph), make_plan(graph, target, Options()))

@@ -43,9 +43,10 @@ import crossdock as xd
 from crossdock.devices import registry, throttle
 from crossdock.runtime import costing, planner, virtual, whatif
 from crossdock.runtime.config import Config
+from crossdock.runtime.knowledge import measure_parts, target_here
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.prediction import pace_factor
-from crossdock.runtime.prepare import measure_parts, simplify, target_here
+from crossdock.runtime.prepare import simplify
 from crossdock.runtime.split_choice import plan_split
 from crossdock.runtime.whatif import Changes
 

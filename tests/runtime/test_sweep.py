@@ -11,7 +11,7 @@ from crossdock.runtime import planner
 from crossdock.runtime.builder import GraphBuilder
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.prepare import group_capacity
+from crossdock.runtime.knowledge import group_capacity
 from crossdock.runtime.split_choice import plan_split
 from crossdock.runtime.sweep import Plans, Sweep, Sweeper, default_sets
 from crossdock.runtime.target import Target

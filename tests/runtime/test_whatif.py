@@ -13,9 +13,9 @@ from crossdock.runtime import costing, planner
 from crossdock.runtime.builder import GraphBuilder
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.knowledge import group_capacity
 from crossdock.runtime.plan import Plan
 from crossdock.runtime.prediction import run_mark
-from crossdock.runtime.prepare import group_capacity
 from crossdock.runtime.split_choice import plan_split
 from crossdock.runtime.target import Target
 from crossdock.runtime.whatif import Changes, Comparison, Why, changed, compare

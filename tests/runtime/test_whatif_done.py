@@ -12,8 +12,9 @@ from crossdock.devices import topology
 from crossdock.devices.sim import SimDevice
 from crossdock.runtime import costing, planner
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.knowledge import group_capacity
 from crossdock.runtime.plan import HOST, Constraints, Plan
-from crossdock.runtime.prepare import group_capacity, simplify
+from crossdock.runtime.prepare import simplify
 from crossdock.runtime.target import Target
 from crossdock.runtime.virtual import execute
 from crossdock.runtime.whatif import Changes, changed, placement
