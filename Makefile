@@ -90,6 +90,9 @@ format: $(EXTRA)-dev ## format the code and fix what the linter can
 .PHONY: types
 types: $(EXTRA)-dev ## check types
 	$(PY) -m mypy
+	MYPYPATH=.editable:. $(PY) -m mypy --config-file= --cache-dir=.mypy_cache/bench \
+		--python-version 3.11 --explicit-package-bases --ignore-missing-imports \
+		--check-untyped-defs --follow-imports=silent bench examples
 
 .PHONY: layers
 layers: $(EXTRA)-dev ## check who imports whom

@@ -84,11 +84,11 @@ def thousand_nodes() -> Plan:
     model = CostModel()
     infos = tuple(_device(i, model) for i in range(16))
     for info in infos[1:]:
-        for ends_ in ((infos[0], info), (info, infos[0])):
+        for source, target in ((infos[0], info), (info, infos[0])):
             link = LinkModel(5e-6, ((1.0, 20e9),))
-            model.set_link(*(e.fingerprint for e in ends_), link)
-    target = Target(infos, frozenset(d.id for d in infos), model)
-    return planner.make_plan(graph, target, planner.Options())
+            model.set_link(source.fingerprint, target.fingerprint, link)
+    devices = Target(infos, frozenset(d.id for d in infos), model)
+    return planner.make_plan(graph, devices, planner.Options())
 
 
 def _device(index: int, model: CostModel) -> DeviceInfo:

@@ -94,7 +94,9 @@ def crossdock(model: str, threads: int, feeds: Feeds) -> dict[str, float]:
 
 def live_bytes(program: Any) -> int:
     """The largest sum of values alive at a step of a program on one device."""
-    graph, roots, first, last = program.graph, program.roots, {}, {}
+    graph, roots = program.graph, program.roots
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
     launches = program.plan.launches()
     for i, step in enumerate(launches):
         for value in (*step.inputs, *step.outputs):

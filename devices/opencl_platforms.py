@@ -13,7 +13,7 @@ from typing import Any
 
 from crossdock.devices import opencl_cores, opencl_identity, topology
 from crossdock.devices.base import Cap, DeviceInfo
-from crossdock.runtime import settings
+from crossdock.runtime import kept, settings
 
 KIND = "opencl"
 
@@ -68,7 +68,10 @@ def _show_intels_runtime() -> None:
     vendors = ours / f"vendors-{hashlib.sha256(str(library).encode()).hexdigest()[:8]}"
     try:
         vendors.mkdir(mode=0o700, exist_ok=True)
-        (vendors / "intel.icd").write_text(str(library))
+        named, path = vendors / "intel.icd", os.fsencode(library)
+        if not named.exists() or named.read_bytes() != path:
+            # In one step: another process may be reading it, which would see no such runtime.
+            kept.replace(named, lambda write: write(path))
         for entry in Path("/etc/OpenCL/vendors").glob("*.icd"):
             if not (vendors / entry.name).exists():
                 (vendors / entry.name).symlink_to(entry)

@@ -232,6 +232,16 @@ def test_intels_runtime_is_found_in_the_environment(
     vendors = Path(os.environ["OCL_ICD_VENDORS"])
     monkeypatch.delenv("OCL_ICD_VENDORS")
     assert (vendors / "intel.icd").read_text() == str(library)
+    written = (vendors / "intel.icd").stat().st_ino
+    opencl_platforms._show_intels_runtime()
+    monkeypatch.delenv("OCL_ICD_VENDORS")
+    assert (vendors / "intel.icd").stat().st_ino == written  # others may be reading it
+    (vendors / "intel.icd").write_bytes(b"damaged \xff")
+    opencl_platforms._show_intels_runtime()
+    monkeypatch.delenv("OCL_ICD_VENDORS")
+    assert [p.read_text() for p in vendors.iterdir() if p.name.startswith("intel")] == [
+        str(library)
+    ]
 
 
 @pytest.mark.parametrize("name", ["POCL_AFFINITY", "DPCPP_CPU_PLACES", "DPCPP_CPU_CU_AFFINITY"])

@@ -6,12 +6,25 @@ Exit status 1 where a figure is over its bar. ``--share 0.01`` runs a hundredth 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.soak import callers, cancels, disk, endings, faults, figures, graphs, kills, steady
+from tests.soak import (
+    caches,
+    callers,
+    cancels,
+    disk,
+    endings,
+    faults,
+    figures,
+    graphs,
+    kills,
+    steady,
+)
 
 Found = list[figures.Figure]
 
@@ -32,6 +45,7 @@ def _parts(share: float) -> dict[str, Callable[[], Found]]:
         "exits": lambda: endings.exits(of(100)),
         "interrupts": lambda: endings.interrupts(of(100)),
         "disk": disk.disk,
+        "caches": lambda: caches.shared(of(1_600)),
         "faults": lambda: faults.faults(of(10_000)),
         "kills": lambda: kills.kills(of(2_000)),
     }
@@ -55,13 +69,17 @@ def main() -> int:
     if not chosen:
         parser.error(f"no part has {given.only!r} in its name; there are {', '.join(parts)}")
     found: Found = []
-    for name, part in chosen.items():
-        began = time.monotonic()
-        made = part()
-        found += made
-        print(f"{name}: {time.monotonic() - began:.0f} s")  # noqa: T201 - the summary
-        for figure in made:
-            print(" ", figure.line(), flush=True)  # noqa: T201 - the summary
+    with tempfile.TemporaryDirectory() as folder:
+        # Temporary files are counted, which other processes make as well.
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        for name, part in chosen.items():
+            began = time.monotonic()
+            made = part()
+            found += made
+            print(f"{name}: {time.monotonic() - began:.0f} s")  # noqa: T201 - the summary
+            for figure in made:
+                print(" ", figure.line(), flush=True)  # noqa: T201 - the summary
+        tempfile.tempdir = None
     if given.json:
         figures.save(found, given.json)
     failed = [f for f in found if not f.passed]

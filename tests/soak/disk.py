@@ -25,7 +25,8 @@ for device in xd.devices():
     graph = b.build({"y": b.softmax(b.matmul(x, b.tanh(x)), axis=1)})
     with xd.compile(graph, device.id, measure=0.5) as session:
         feeds = {"x": np.ones((64, 64), np.float32)}
-        assert np.allclose(session.run(feeds)["y"], 1 / 64)
+        y = session.run(feeds)["y"]  # of sums near 49, whose last bit is 4e-6
+        assert np.allclose(y, 1 / 64, rtol=1e-4), (device.id, abs(y * 64 - 1).max())
         session.profile(feeds)
 print("right")
 """
