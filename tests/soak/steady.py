@@ -13,7 +13,7 @@ from crossdock.devices import registry
 from crossdock.runtime.errors import Error
 from tests.soak import graphs
 from tests.soak.figures import Figure
-from tests.soak.usage import Usage, settled
+from tests.soak.usage import Usage, own_temporary_files, settled
 
 WARM_UP = 2_000
 ROWS = (1, 4, 16, 33)
@@ -21,6 +21,11 @@ ROWS = (1, 4, 16, 33)
 
 def runs(count: int) -> list[Figure]:
     """``count`` runs over four shapes, on each device and on both at once."""
+    with own_temporary_files():
+        return _runs(count)
+
+
+def _runs(count: int) -> list[Figure]:
     made = graphs.sessions()
     cases = [(name, rows, seed) for name in made for rows in ROWS for seed in (1, 2)]
     wants = {c: made[c[0]].run(graphs.feeds(*c[1:])) for c in cases}

@@ -8,7 +8,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,22 @@ class Usage:
                 for n in counts
             ),
         ]
+
+
+@contextmanager
+def own_temporary_files() -> Iterator[None]:
+    """A folder for the temporary files of this process, since others make theirs, too."""
+    with tempfile.TemporaryDirectory() as folder:
+        before = tempfile.tempdir, os.environ.get("TMPDIR")
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before[0]
+            if before[1] is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = before[1]
 
 
 def settled(now: Callable[[], Usage], before: Usage, seconds: float = 10.0) -> Usage:
