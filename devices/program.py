@@ -12,7 +12,7 @@ A step names its buffers by slot: ``In(i)`` the op's i-th operand, ``Out(i)`` it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -173,6 +173,17 @@ def fixed(step: Step) -> Step:
         fn, form = step.fixed
         return replace(step, fn=fn, form=form, fixed=None)
     return step
+
+
+def renamed(step: Step, names: Mapping[Slot, Slot]) -> Step:
+    """The step over other slots, by the slots it has; those without a name stay."""
+    if isinstance(step, ArrayCall):
+        ins = tuple(None if s is None else names.get(s, s) for s in step.ins)
+        return replace(step, ins=ins, outs=tuple(names.get(s, s) for s in step.outs))
+    args: tuple[Argument, ...] = tuple(
+        names.get(a, a) if isinstance(a, In | Out | Scratch | Packed) else a for a in step.args
+    )
+    return replace(step, args=args)
 
 
 def is_launch(step: Step) -> bool:

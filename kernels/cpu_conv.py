@@ -73,9 +73,9 @@ def lower_conv2d(call: OpCall, device: DeviceInfo) -> Lowered:
     """Lower a convolution to one native call over panels of pixels."""
     shape = geometry(call, device.compute_units)
     spec = TensorSpec("float32", (shape["groups"] * packed_size(shape),))
-    filters = call.constants.get(1)
+    packed = 1 in call.constants
     steps: list[Step] = []
-    if filters is None:
+    if not packed:
         slot: Slot = Scratch(0)
         weights = call.inputs[1]
         steps.append(
@@ -91,11 +91,9 @@ def lower_conv2d(call: OpCall, device: DeviceInfo) -> Lowered:
         scratch: tuple[int, ...] = (spec.nbytes,)
     else:
         slot, scratch = Packed(0), ()
-        packs = (Pack(lambda: pack_filter(filters, shape), spec),)
+        packs = (Pack(lambda: pack_filter(call.constants[1], shape), spec),)
     steps.append(_native(call, shape, slot))
-    return Lowered(
-        tuple(steps), scratch, packs, frozenset({1}) if filters is not None else frozenset()
-    )
+    return Lowered(tuple(steps), scratch, packs, frozenset({1} if packed else ()))
 
 
 def packed_size(shape: Mapping[str, int]) -> int:

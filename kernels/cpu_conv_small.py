@@ -68,9 +68,8 @@ def lower_small(call: OpCall, device: DeviceInfo) -> Lowered:
     form = form_of(epilogue)
     numbers = small_geometry(call, form, device.compute_units)
     packing = numbers | {"rows": form.channels, "block": numbers["channels"]}
-    filters = call.constants[1]
     size = numbers["groups"] * numbers["tiles"] * form.channels * numbers["taps"]
-    pack = Pack(lambda: pack_filter(filters, packing), TensorSpec("float32", (size,)))
+    pack = Pack(lambda: pack_filter(call.constants[1], packing), TensorSpec("float32", (size,)))
     bias = len(call.inputs) > 2 and call.inputs[2] is not None
     stride = numbers["sw"] if numbers["sw"] in (1, 2) else 0
     width = numbers["kw"] if numbers["kw"] <= UNROLLED else 0

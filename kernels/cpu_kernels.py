@@ -24,6 +24,7 @@ from crossdock.kernels import (
     cpu_quantized_pool,
     cpu_reduce,
     cpu_resample,
+    cpu_wide,
     cpu_window,
     cpu_winograd,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "cpu_quantized_pool",
     "cpu_reduce",
     "cpu_resample",
+    "cpu_wide",
     "cpu_window",
     "cpu_winograd",
 ]

@@ -6,8 +6,8 @@ runs the same body: array code through the op table, compiled code through the C
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,9 @@ from crossdock.kernels import table
 from crossdock.kernels.expression import Expr, parse
 from crossdock.kernels.spec import REQUIRED, Attrs, OpCall, OpSpec, Specs
 from crossdock.runtime.tensor import TensorSpec, to_numpy
+
+FUSIBLE = frozenset({"float32", "float16", "bfloat16"})
+"""Element types of products, convolutions and attentions that passes fuse with what is around."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,23 @@ class FusedBody:
     def dtype(self) -> str:
         """Element type of the result."""
         return self.steps[-1].dtype
+
+    def retyped(self, types: Mapping[str, str]) -> FusedBody:
+        """The same steps on other element types; attributes that name a type are of them, too."""
+
+        def named(value: Any) -> Any:
+            return types.get(value, value) if isinstance(value, str) else value
+
+        steps = (
+            replace(
+                step,
+                attrs={name: named(value) for name, value in step.attrs.items()},
+                dtype=named(step.dtype),
+                inputs=tuple(map(named, step.inputs)),
+            )
+            for step in self.steps
+        )
+        return FusedBody(tuple(steps))
 
     @cached_property
     def _text(self) -> str:

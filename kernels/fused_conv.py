@@ -15,7 +15,7 @@ from crossdock.devices.program import Work
 from crossdock.kernels import table
 from crossdock.kernels.fused import FusedBody
 from crossdock.kernels.ops_conv import COMMON
-from crossdock.kernels.spec import REQUIRED, Attrs, OpCall, OpSpec, Specs
+from crossdock.kernels.spec import REQUIRED, Attrs, Leading, OpCall, OpSpec, Specs
 from crossdock.runtime.tensor import TensorSpec
 
 NAME = "fused_conv2d"
@@ -29,8 +29,8 @@ def conv_of(call: OpCall) -> OpCall:
     if call.op != NAME:
         return call
     attrs = {key: value for key, value in call.attrs.items() if key != "body"}
-    constants = {i: a for i, a in call.constants.items() if i < 3}
-    return replace(call, op="conv2d", attrs=attrs, inputs=call.inputs[:3], constants=constants)
+    constants, inputs = Leading(call.constants, 3), call.inputs[:3]
+    return replace(call, op="conv2d", attrs=attrs, inputs=inputs, constants=constants)
 
 
 def body_of(call: OpCall) -> FusedBody | None:

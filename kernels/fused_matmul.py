@@ -14,7 +14,7 @@ from typing import Any
 from crossdock.devices.program import Work
 from crossdock.kernels import table
 from crossdock.kernels.fused import FusedBody, FusedStep
-from crossdock.kernels.spec import Attrs, OpCall, OpSpec, Specs
+from crossdock.kernels.spec import Attrs, Leading, OpCall, OpSpec, Specs
 from crossdock.runtime.tensor import TensorSpec
 
 NAME = "fused_matmul"
@@ -24,7 +24,7 @@ def product_of(call: OpCall) -> OpCall:
     """The product alone: a plain one is its own."""
     if call.op != NAME:
         return call
-    constants = {i: a for i, a in call.constants.items() if i < 2}
+    constants = Leading(call.constants, 2)
     return replace(call, op="matmul", attrs={}, inputs=call.inputs[:2], constants=constants)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.program import ArrayCall, In, Lowered, Out, Scratch, Slot, Step
+from crossdock.devices.program import In, Lowered, Out, Scratch, renamed
 from crossdock.kernels import table
 from crossdock.kernels.fused_conv import body_of, conv_of, residual_of
 from crossdock.kernels.grid_common import KINDS
@@ -41,14 +41,5 @@ def lower_fused_conv(call: OpCall, device: DeviceInfo) -> Lowered:
     if residual is not None:
         operands.append(Operand(In(3), residual.dtype, residual.dims))
     last = pointwise(steps_of(body), operands, result, device)
-    steps = tuple(into(step, between) for step in conv.steps)
+    steps = tuple(renamed(step, {Out(0): between}) for step in conv.steps)
     return replace(conv, steps=(*steps, last), scratch=(*conv.scratch, result.nbytes))
-
-
-def into(step: Step, slot: Slot) -> Step:
-    """A step of the convolution with its result in ``slot``."""
-    if isinstance(step, ArrayCall):
-        outs = tuple(slot if s == Out(0) else s for s in step.outs)
-        ins = tuple(slot if s == Out(0) else s for s in step.ins)
-        return replace(step, ins=ins, outs=outs)
-    return replace(step, args=tuple(slot if a == Out(0) else a for a in step.args))

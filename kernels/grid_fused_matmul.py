@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.program import In, Lowered, Scratch
+from crossdock.devices.program import In, Lowered, Out, Scratch, renamed
 from crossdock.kernels import table
 from crossdock.kernels.fused_matmul import NAME, product_of, whole_body
 from crossdock.kernels.grid_common import KINDS
 from crossdock.kernels.grid_emit import steps_of
-from crossdock.kernels.grid_fused_conv import into
 from crossdock.kernels.grid_pointwise import Operand, pointwise
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.kernels.table import kernel
@@ -46,5 +45,5 @@ def lower_fused_matmul(call: OpCall, device: DeviceInfo) -> Lowered:
         assert spec is not None
         operands.append(Operand(In(i), spec.dtype, spec.dims))
     last = pointwise(steps_of(body), operands, result, device)
-    steps = tuple(into(step, between) for step in product.steps)
+    steps = tuple(renamed(step, {Out(0): between}) for step in product.steps)
     return replace(product, steps=(*steps, last), scratch=(*product.scratch, result.nbytes))

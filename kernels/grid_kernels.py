@@ -33,6 +33,7 @@ from crossdock.kernels import (
     grid_scatter,
     grid_vectors,
     grid_weights,
+    grid_wide,
 )
 
 __all__ = [
@@ -66,4 +67,5 @@ __all__ = [
     "grid_scatter",
     "grid_vectors",
     "grid_weights",
+    "grid_wide",
 ]

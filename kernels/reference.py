@@ -156,16 +156,7 @@ def _attribute(value: Any, dtype: str) -> Any:
     if isinstance(value, Graph):
         return promoted(value, dtype)
     if isinstance(value, FusedBody):
-        steps = tuple(
-            dataclasses.replace(
-                step,
-                attrs={k: _attribute(v, dtype) for k, v in step.attrs.items()},
-                dtype=_attribute(step.dtype, dtype),
-                inputs=tuple(_attribute(d, dtype) for d in step.inputs),
-            )
-            for step in value.steps
-        )
-        return FusedBody(steps)
+        return value.retyped(dict.fromkeys(FLOATS, dtype))
     return value
 
 

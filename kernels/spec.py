@@ -7,7 +7,7 @@ costed, and one that does not fit leaves its reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +96,28 @@ class OpCall:
 def _short(value: Any) -> str:
     digest = getattr(value, "digest", None)
     return str(digest()[:12]) if callable(digest) else str(value)
+
+
+@dataclass(frozen=True)
+class Leading(Mapping[int, Array]):
+    """The constants among the first ``count`` operands; none is made before it is read."""
+
+    constants: Mapping[int, Array]
+    count: int
+
+    def __getitem__(self, index: int) -> Array:
+        if index >= self.count:
+            raise KeyError(index)
+        return self.constants[index]
+
+    def __contains__(self, index: object) -> bool:
+        return isinstance(index, int) and index < self.count and index in self.constants
+
+    def __iter__(self) -> Iterator[int]:
+        return (index for index in self.constants if index < self.count)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 When = Callable[[OpCall, DeviceInfo], str | None]

@@ -9,11 +9,10 @@ the op's scratch buffers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import (
-    Argument,
     ArrayCall,
     In,
     Lowered,
@@ -23,6 +22,7 @@ from crossdock.devices.program import (
     Scratch,
     Slot,
     Step,
+    renamed,
 )
 from crossdock.kernels import table
 from crossdock.kernels.precision import PLAIN
@@ -179,7 +179,7 @@ class _Assembly:
         names.update((Scratch(i), Scratch(at)) for i, at in enumerate(inner))
         names.update((Packed(i), Packed(len(self.packs) + i)) for i in range(len(lowered.packs)))
         self.packs += lowered.packs
-        self.steps += [_renamed(step, names) for step in lowered.steps]
+        self.steps += [renamed(step, names) for step in lowered.steps]
         self.free += inner
 
     def _slot(self, root: str) -> Slot:
@@ -229,14 +229,3 @@ def _giving(array: Array) -> Callable[[], Array]:
 
 def _slots(step: Step) -> list[object]:
     return [*step.ins, *step.outs] if isinstance(step, ArrayCall) else list(step.args)
-
-
-def _renamed(step: Step, names: Mapping[Slot, Slot]) -> Step:
-    """A step with its slots renamed."""
-    if isinstance(step, ArrayCall):
-        ins = tuple(None if s is None else names[s] for s in step.ins)
-        return replace(step, ins=ins, outs=tuple(names[s] for s in step.outs))
-    args: tuple[Argument, ...] = tuple(
-        names[a] if isinstance(a, In | Out | Scratch | Packed) else a for a in step.args
-    )
-    return replace(step, args=args)

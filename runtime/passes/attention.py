@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from crossdock.kernels.fused import FUSIBLE
 from crossdock.kernels.fused_attention import CORE, NAME, PLAIN, WIDEST, Extents
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.passes.normalization import unused
@@ -88,7 +89,7 @@ class _Fusion:
 
     def match(self, node: Node) -> _Match | None:
         """The attention that ends in a node's result."""
-        if self.specs[node.outputs[0]].dtype != "float32" or node.name in self.keep:
+        if self.specs[node.outputs[0]].dtype not in FUSIBLE or node.name in self.keep:
             return None
         if node.op == PLAIN:
             query, key, value = node.operands[:3]

@@ -11,7 +11,7 @@ import math
 from dataclasses import replace
 
 from crossdock.kernels import fused_conv, fused_matmul
-from crossdock.kernels.fused import FusedBody, FusedStep, body_of
+from crossdock.kernels.fused import FUSIBLE, FusedBody, FusedStep, body_of
 from crossdock.runtime.calls import op_call
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.passes.matmul import constant_product
@@ -50,12 +50,12 @@ FUSED = {
 
 
 def _plain(graph: Graph, node: Node) -> bool:
-    """A float32 convolution in the layouts that kernels with an epilogue have, or a product."""
+    """A convolution in the layouts that kernels with an epilogue have, or a product."""
     attrs = node.attrs
     if node.op != "conv2d":
         return attrs.get("body") is None and constant_product(graph, node)
     layouts = attrs["input_layout"] == "nchw" and attrs["filter_layout"] == "oihw"
-    return layouts and graph.specs[node.outputs[0]].dtype == "float32"
+    return layouts and graph.specs[node.outputs[0]].dtype in FUSIBLE
 
 
 def _joined(graph: Graph, node: Node, conv: Node) -> Node | None:
@@ -72,8 +72,9 @@ def _joined(graph: Graph, node: Node, conv: Node) -> Node | None:
     place = {value: 0, **dict.fromkeys(beside, 1)}
     place |= {v: -1 - i for i, v in enumerate(numbers)}
     at = [place[v] for v in node.operands]
+    dtype = graph.specs[value].dtype
     first = tuple(
-        FusedStep(fused_conv.SCALAR, {"value": n}, (), "float32", ()) for n in numbers.values()
+        FusedStep(fused_conv.SCALAR, {"value": n}, (), dtype, ()) for n in numbers.values()
     )
     steps = first + tuple(
         replace(step, args=tuple(at[a] if a >= 0 else a - len(first) for a in step.args))
@@ -95,12 +96,13 @@ def _number(graph: Graph, value: str) -> float | None:
 
 
 def _body(graph: Graph, node: Node) -> FusedBody | None:
-    """The steps of an elementwise op, of float32 alone."""
+    """The steps of an elementwise op, of the result's type alone."""
     if len(node.operands) != len(node.inputs) or len(node.outputs) != 1:
         return None
     body = body_of(op_call(graph, node))
     if body is None:
         return None
     steps: tuple[FusedStep, ...] = body.steps
-    plain = all(dtype == "float32" for s in steps for dtype in (*s.inputs, s.dtype))
+    whole = graph.specs[node.outputs[0]].dtype
+    plain = all(dtype == whole for s in steps for dtype in (*s.inputs, s.dtype))
     return body if plain else None

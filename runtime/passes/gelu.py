@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from crossdock.kernels.fused_gelu import CLOSE
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.passes.prune import prune
 from crossdock.runtime.passes.views import factor_of, number
-
-CLOSE = 1e-6
-"""Relative error of the constants, which exporters round."""
 
 
 def fuse_gelu(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
@@ -40,7 +38,8 @@ class _Chains:
     def gelu(self, erf: Node) -> Node | None:
         """The op for the chain around an error function."""
         scaled = self.factor(erf.operands[0])
-        if scaled is None or not math.isclose(scaled[1], math.sqrt(0.5), rel_tol=CLOSE):
+        close = CLOSE.get(self.graph.specs[erf.outputs[0]].dtype, 0.0)
+        if scaled is None or not math.isclose(scaled[1], math.sqrt(0.5), rel_tol=close):
             return None
         x, node = scaled[0], self.reader(erf)
         if node is None or node.op != "add" or not self.holds(node, erf.outputs[0], 1.0):

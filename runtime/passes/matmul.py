@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from crossdock.kernels import fused_attention, fused_matmul
+from crossdock.kernels.fused import FUSIBLE
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.passes.normalization import unused
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -53,11 +54,11 @@ def fuse_bias(graph: Graph, keep: frozenset[str] = frozenset()) -> Graph:
 
 
 def constant_product(graph: Graph, node: Node) -> bool:
-    """A float32 product with a constant matrix."""
+    """A product with a constant matrix, of a type that is fused."""
     right = graph.constants.get(node.operands[1])
     if right is None or node.operands[0] in graph.constants:
         return False
-    return math.prod(right.shape[:-2]) == 1 and graph.specs[node.outputs[0]].dtype == "float32"
+    return math.prod(right.shape[:-2]) == 1 and graph.specs[node.outputs[0]].dtype in FUSIBLE
 
 
 def _bias(graph: Graph, node: Node, product: Node) -> str | None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from crossdock.kernels.fused import FUSIBLE
 from crossdock.runtime.graph import Graph, Node
 
 
@@ -27,7 +28,7 @@ class View:
 def number(graph: Graph, value: str) -> float | None:
     """The finite number that a constant of one element is; it broadcasts to any shape."""
     array = graph.constants.get(value)
-    if array is None or array.size != 1 or array.dtype.kind not in "fiu":
+    if array is None or array.size != 1 or array.dtype.kind == "b":
         return None
     found = float(array.reshape(-1)[0])
     return found if math.isfinite(found) else None
@@ -37,7 +38,7 @@ def factor_of(graph: Graph, node: Node) -> tuple[str, float] | None:
     """What a node multiplies by a number, and the number; None where it does something else."""
     if node.op == "linear" and node.attrs["beta"] == 0.0:
         return node.operands[0], float(node.attrs["alpha"])
-    if node.op not in ("mul", "div") or graph.specs[node.outputs[0]].dtype != "float32":
+    if node.op not in ("mul", "div") or graph.specs[node.outputs[0]].dtype not in FUSIBLE:
         return None
     a, b = node.operands
     by = number(graph, b)
