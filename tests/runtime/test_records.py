@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -137,6 +138,7 @@ def test_what_is_kept_is_the_same_session(folder: Path, model: Path) -> None:
 def test_memory_is_what_the_plan_says(folder: Path, model: Path, prepared: list[str]) -> None:
     run(model)
     device = registry.open_device("cpu:0", threads=1)
+    gc.collect()
     device.allocate(1)  # what was freed before is counted by then
     before = device.gauge.used
     device.gauge.reset()
