@@ -181,6 +181,7 @@ typedef float4 f32x4;
 typedef float8 f32x8;
 typedef float16 f32x16;
 #ifdef __clang__ // the library's functions put a vector together piece by piece on PoCL
+#pragma clang diagnostic ignored "-Wpsabi" // of vectors wider than the device's, between its own
 #define X_VECTOR_IN(W, SPACE) \
     DEVICE OVERLOAD f32x##W x_load##W(SPACE const float *p) { \
         return *(SPACE const x_any##W *)p; \

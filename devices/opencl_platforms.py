@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossdock.devices import opencl_cores, opencl_identity, topology
+from crossdock.devices import opencl_cores, opencl_identity, opencl_pocl, topology
 from crossdock.devices.base import Cap, DeviceInfo
 from crossdock.runtime import kept, settings
 
@@ -31,7 +31,7 @@ def load() -> Any:
     mine = switch not in os.environ
     if mine:
         os.environ[switch] = "1"
-    _give_pocl_a_cache()
+    opencl_pocl.compiled()  # shows no device at all where it has no cache that it can write
     opencl_cores.give_threads_cores()
     _show_intels_runtime()
     try:
@@ -41,21 +41,6 @@ def load() -> Any:
     finally:
         if mine:
             del os.environ[switch]
-
-
-def _give_pocl_a_cache() -> None:
-    """PoCL shows no device at all where it cannot write its cache: give it a folder in ours."""
-    if "POCL_CACHE_DIR" in os.environ:
-        return
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    try:
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        writable = False
-    else:
-        writable = os.access(base, os.W_OK)
-    if not writable and (ours := settings.cache_dir()) is not None:
-        os.environ["POCL_CACHE_DIR"] = str(ours / "pocl")
 
 
 def _show_intels_runtime() -> None:

@@ -11,9 +11,10 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
+from crossdock.devices import opencl_pocl
 from crossdock.devices.dialect import assemble
 from crossdock.devices.program import GridLaunch
 from crossdock.runtime.errors import CompileError
@@ -25,7 +26,8 @@ _PYOPENCL = threading.Lock()
 """Held while pyopencl builds a program, since warnings are filtered meanwhile for all threads, and
 while it makes a kernel object."""
 
-_DRIVER_CACHES = ("Portable Computing Language", "NVIDIA CUDA")
+_POCL = "Portable Computing Language"
+_DRIVER_CACHES = (_POCL, "NVIDIA CUDA")
 """Platforms that keep what they built on disk themselves."""
 
 
@@ -126,7 +128,8 @@ class Programs:
                 with suppress(cl.Error):  # the driver takes it no more: it is built again
                     return cl.Program(self._context, [self._handle], [binary]).build()
             try:
-                program = cl.Program(self._context, text).build(list(OPTIONS))
+                with self._kept_by_us(text):
+                    program = cl.Program(self._context, text).build(list(OPTIONS))
             except cl.Error as error:
                 log = str(error)
                 return CompileError(
@@ -137,6 +140,13 @@ class Programs:
         if name is not None:
             FOLDER.save(name, bytes(program.get_info(cl.program_info.BINARIES)[0]))
         return program
+
+    def _kept_by_us(self, text: str) -> AbstractContextManager[None]:
+        """What PoCL makes of a text is kept by us, not in a folder that it shares."""
+        platform = self._handle.platform
+        pocl = opencl_pocl.compiled() if platform.name == _POCL else None
+        about = (platform.version, self._handle.name, self._handle.driver_version)
+        return nullcontext() if pocl is None else pocl.building(key(*about, *OPTIONS, text))
 
 
 def _first_error(log: str) -> str:

@@ -36,11 +36,17 @@ def key(*parts: str) -> str:
 
 
 class Folder:
-    """A private folder of files of at most ``limit`` bytes, by name; it is made when needed."""
+    """A private folder of files of at most ``limit`` bytes, by name; it is made when needed.
 
-    def __init__(self, name: str, limit: int) -> None:
+    ``root`` gives the folder that it is in.
+    """
+
+    def __init__(
+        self, name: str, limit: int, root: Callable[[], Path | None] = settings.cache_dir
+    ) -> None:
         self.name = name
         self.limit = limit
+        self.root = root
 
     def load(self, name: str) -> bytes | None:
         """The content kept under a name, or None."""
@@ -107,7 +113,7 @@ class Folder:
 
     def path(self) -> Path | None:
         """The folder, made if need be; None where there is none to be had."""
-        root = settings.cache_dir()
+        root = self.root()
         if root is None:
             if not settings.keeps_nothing():
                 _warn(Path("the cache folder"), "cannot be made or written")

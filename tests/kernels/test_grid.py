@@ -96,8 +96,6 @@ def test_case_as_on_a_gpu(case: Case, device_id: str) -> None:
 @pytest.mark.parametrize("op", ["arg_max", "max", "sign", "scatter_nd"])
 def test_texts_give_compilers_nothing_to_warn_of(op: str, dtype: str) -> None:
     """PoCL's compiler counts its warnings on stderr, whoever reads them."""
-    import pyopencl as cl
-
     device: Any = opened(opencl_ids()[0])
     a = np.ones((2, 3), dtype)
     operands = {
@@ -112,14 +110,30 @@ def test_texts_give_compilers_nothing_to_warn_of(op: str, dtype: str) -> None:
     for kernel in kernels:
         for step in kernel.lower(call, device.info).steps:
             assert isinstance(step, GridLaunch)
-            # A text of its own, which no cache has: PoCL warns where it compiles.
-            text = assemble(OPENCL_HEADER, step.defines, f"{step.source}\n// {uuid.uuid4()}\n")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", cl.CompilerWarning)
-                program = cl.Program(device.context, text).build(list(OPTIONS))
-            (handle,) = device.context.devices
-            log = program.get_build_info(handle, cl.program_build_info.LOG)
-            assert "warning" not in log
+            assert "warning" not in log_of(device, step.source, step.defines)
+
+
+def test_vectors_wider_than_the_devices_give_compilers_nothing_to_warn_of() -> None:
+    text = """
+    KERNEL BLOCK_SIZE(1, 1, 1) void f(GLOBAL float *RESTRICT x)
+    {
+        VSTORE16(x, VLOAD16(x) + SPLAT16(1.0f));
+    }
+    """
+    assert "warning" not in log_of(opened(opencl_ids()[0]), text, ())
+
+
+def log_of(device: Any, source: str, defines: tuple[tuple[str, str], ...]) -> str:
+    """What the compiler says of a text."""
+    import pyopencl as cl
+
+    # A text of its own, which no cache has: PoCL warns where it compiles.
+    text = assemble(OPENCL_HEADER, defines, f"{source}\n// {uuid.uuid4()}\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", cl.CompilerWarning)
+        program = cl.Program(device.context, text).build(list(OPTIONS))
+    (handle,) = device.context.devices
+    return str(program.get_build_info(handle, cl.program_build_info.LOG))
 
 
 def test_every_op_that_computes_runs_on_grids() -> None:

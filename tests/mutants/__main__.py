@@ -27,6 +27,8 @@ from tests.mutants.kit import ROOT, ROWS, Mutant, mutants, named
 
 ADDRESS_SPACE = 12 << 30
 """Bytes that the tests of a mutant may map: most of it is reserved by libraries, never used."""
+AT_ONCE = 8
+"""Times as many for all tests in one process, whose devices and libraries stay."""
 PACKAGES = ("devices", "kernels", "runtime", "scheduler")
 NOT_PASSED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 PASSED, FAILED = 0, 1
@@ -81,11 +83,16 @@ class Copy:
         for name in ("cache", "tmp"):
             (folder / name).mkdir(mode=0o700)
 
-    def run(self, tests: Sequence[str], seconds: float, *, slow: bool) -> tuple[str, str]:
-        """Run tests until one fails; how that ended, and the first that failed."""
+    def run(
+        self, tests: Sequence[str], seconds: float, *, slow: bool, most: int = ADDRESS_SPACE
+    ) -> tuple[str, str]:
+        """Run tests until one fails; how that ended, and the first that failed.
+
+        The process may map ``most`` bytes.
+        """
         command = ["-m", "pytest", *OPTIONS, *(() if slow else ("-m", "not slow")), *tests]
         with subprocess.Popen(
-            [sys.executable, "-c", LIMITED, str(ADDRESS_SPACE), *command],
+            [sys.executable, "-c", LIMITED, str(most), *command],
             cwd=self.root,
             env=self.env,
             stdin=subprocess.DEVNULL,
@@ -159,7 +166,9 @@ def run(made: Sequence[Mutant], at_once: int, patience: float) -> list[Ended]:
         copy = copies.get()
         for slow in (False, True):
             tests = named([m for m in made if m.slow == slow])
-            end, how = copy.run(tests, 3600, slow=slow) if tests else (SURVIVED, "")
+            end, how = SURVIVED, ""
+            if tests:
+                end, how = copy.run(tests, 3600, slow=slow, most=AT_ONCE * ADDRESS_SPACE)
             if end != SURVIVED:
                 sys.exit(f"the tests fail without any change: {how}")
         copies.put(copy)

@@ -67,7 +67,7 @@ for _ in range(int(builds)):
 RIGHT, WRONG, RAISED = 0, 1, 2
 
 
-KINDS = frozenset({"native", "opencl", "graphs", "costs", "machine"})
+KINDS = frozenset({"native", "opencl", "pocl", "graphs", "costs", "machine"})
 
 
 def shared(builds: int) -> list[Figure]:
