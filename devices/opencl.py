@@ -41,6 +41,7 @@ from crossdock.devices.opencl_platforms import KIND, found_devices, load
 from crossdock.devices.opencl_programs import Programs
 from crossdock.devices.program import GridLaunch, Scalar, Step
 from crossdock.devices.share import Share
+from crossdock.devices.worker import going_on
 from crossdock.runtime.errors import (
     CompileError,
     DeviceError,
@@ -383,6 +384,7 @@ class OpenCLDevice(Device):
         """Give each step a kernel object of its own, with its arguments set."""
         commands = ClCommands(self._programs)
         for item in bound:
+            going_on(f"recording for {self.info.id}")  # a kernel object takes up to a millisecond
             try:
                 commands.add(item)
             except self.cl.Error as error:

@@ -341,4 +341,4 @@ device.close()
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == ""
-    assert {path.name for path in tmp_path.iterdir()} <= {"pocl"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"crossdock"}
