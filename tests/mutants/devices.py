@@ -181,6 +181,7 @@ MUTANTS = [
         "            sound = not any(program.devices[d].gone or d in run.unsettled for d in ends)\n",
         "            sound = True\n",
         (EXHAUSTIVE, RECOVERY),
+        slow=True,
     ),
     Mutant(
         "sticky",
@@ -189,6 +190,7 @@ MUTANTS = [
         "            if write.good and not over.any():\n",
         "            if write.good:\n",
         (EXHAUSTIVE, RECOVERY),
+        slow=True,
     ),
     # --- lost devices ---
     Mutant(
