@@ -180,8 +180,9 @@ MUTANTS = [
         LINEAGE,
         "            sound = not any(program.devices[d].gone or d in run.unsettled for d in ends)\n",
         "            sound = True\n",
-        (EXHAUSTIVE, RECOVERY),
-        slow=True,
+        (
+            "tests/runtime/faults/test_lineage.py::test_what_is_on_a_device_that_is_not_sound_is_gone",
+        ),
     ),
     Mutant(
         "sticky",
@@ -189,8 +190,7 @@ MUTANTS = [
         LINEAGE,
         "            if write.good and not over.any():\n",
         "            if write.good:\n",
-        (EXHAUSTIVE, RECOVERY),
-        slow=True,
+        ("tests/runtime/faults/test_lineage.py::test_values_that_were_written_over_are_gone",),
     ),
     # --- lost devices ---
     Mutant(

@@ -80,7 +80,7 @@ MUTANTS = [
         "runtime/pool.py",
         "            if self.cancelled or JOBS.ending or (left is not None and left <= TURN):\n",
         "            if JOBS.ending or (left is not None and left <= TURN):\n",
-        (LIFE, POOL, f"{SHORT}::test_callers_who_give_up_are_free_at_once"),
+        (f"{LIFE}::test_a_wait_ends_where_its_caller_gives_up",),
     ),
     Mutant(
         "cancel",
@@ -112,7 +112,7 @@ MUTANTS = [
         "runtime/queued.py",
         "        except BaseException:\n            if not self._abandon():\n                self._release()\n            raise\n",
         "        except BaseException:\n            self._release()\n            raise\n",
-        (LIFE,),
+        (f"{LIFE}::test_an_interrupted_run_leaves_its_memory_to_the_worker",),
     ),
     Mutant(
         "cancel",
@@ -128,7 +128,7 @@ MUTANTS = [
         "runtime/submitted.py",
         "    if not future.set_running_or_notify_cancel():\n        return\n",
         "    future.set_running_or_notify_cancel()\n",
-        (f"{LIFE}::test_a_future_cancelled_before_its_turn_never_runs", LIFE),
+        (f"{LIFE}::test_a_job_that_is_begun_as_its_future_is_cancelled_runs_nothing",),
     ),
     Mutant(
         "cancel",
@@ -136,7 +136,7 @@ MUTANTS = [
         "runtime/pool.py",
         "            if done(TURN if left is None else min(TURN, left)):\n",
         "            if done(3600.0 if left is None else left):\n",
-        (LIFE, POOL, f"{SHORT}::test_control_c_interrupts_a_long_run"),
+        (f"{LIFE}::test_waits_are_in_short_turns",),
     ),
     Mutant(
         "cancel",

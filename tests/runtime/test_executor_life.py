@@ -34,9 +34,10 @@ from crossdock.runtime.errors import (
 )
 from crossdock.runtime.executor import Run
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.pool import Pool
+from crossdock.runtime.pool import TURN, Deadline, Pool
 from crossdock.runtime.segments import Segment
 from crossdock.runtime.session import Session
+from crossdock.runtime.submitted import RunFuture, _fulfil
 from tests.runtime.conftest import Gate, Machine
 from tests.runtime.lazy_device import World
 from tests.runtime.strategies import whole_feeds
@@ -100,6 +101,31 @@ def test_a_run_out_of_time_leaves_its_memory_to_the_worker(machine: Machine, gat
         assert all_free(pool, 1)
 
 
+def test_an_interrupted_run_leaves_its_memory_to_the_worker(
+    machine: Machine, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = Deadline.wait
+
+    def interrupted(self: Deadline, done: Callable[[float], bool]) -> bool:
+        def turn(_: float) -> bool:
+            if gate.reached.is_set():
+                raise KeyboardInterrupt
+            return done(0.01)
+
+        return wait(self, turn)
+
+    with on(machine.sim("a"), small(), runs_at_once=1) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(Deadline, "wait", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                session.run(whole_feeds(session.graph, 0))
+        pool = pool_of(session)
+        assert not pool.free, "the worker still uses the instance"
+        gate.open.set()
+        assert all_free(pool, 1)
+        check(session)
+
+
 def test_a_host_run_out_of_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
     from crossdock.devices.cpu import CpuQueue
 
@@ -143,6 +169,46 @@ def test_a_future_cancelled_before_its_turn_never_runs(machine: Machine, gate: G
         assert second.cancelled()
         assert not first.cancelled()
         check(session)
+
+
+def test_a_job_that_is_begun_as_its_future_is_cancelled_runs_nothing() -> None:
+    future, ran = RunFuture(Deadline()), []
+
+    def run(feeds: Any, _: Deadline) -> dict[str, Any]:
+        ran.append(feeds)
+        return {}
+
+    assert future.cancel()
+    _fulfil(future, run, {}, Deadline())
+    assert future.cancelled()
+    assert not ran
+
+
+def test_waits_are_in_short_turns() -> None:
+    turns: list[float] = []
+
+    def done(seconds: float) -> bool:
+        turns.append(seconds)
+        return len(turns) == 3
+
+    for deadline in (Deadline(), Deadline(3600.0)):
+        turns.clear()
+        assert deadline.wait(done)
+        assert max(turns) <= TURN
+
+
+def test_a_wait_ends_where_its_caller_gives_up() -> None:
+    deadline, waited = Deadline(), []
+    waiter = threading.Thread(
+        target=lambda: waited.append(deadline.wait(lambda seconds: time.sleep(0.001) or False)),
+        daemon=True,
+    )
+    waiter.start()
+    time.sleep(0.02)
+    assert waiter.is_alive()
+    deadline.cancel()
+    waiter.join(10)
+    assert waited == [False]
 
 
 def test_a_future_cancelled_while_it_runs_frees_its_caller_at_once(
