@@ -232,10 +232,7 @@ MUTANTS = [
         "runtime/executor.py",
         "        if JOBS.ending:\n            raise no_more(what)\n",
         "",
-        (
-            f"{LIFE}::test_a_process_ends_at_once_with_work_in_flight",
-            f"{SHORT}::test_processes_end_with_work_in_flight",
-        ),
+        (f"{LIFE}::test_a_run_begins_nothing_more_when_the_process_ends",),
     ),
     # --- leaks ---
     Mutant(
@@ -292,11 +289,7 @@ MUTANTS = [
         "runtime/files.py",
         "        os.close(fd)\n        what = ",
         "        what = ",
-        (
-            f"{SHORT}::test_loads_and_failed_loads_leave_nothing_behind",
-            LIMITS,
-            "tests/runtime/loaders/test_content.py",
-        ),
+        ("tests/runtime/loaders/test_content.py::test_what_is_no_file_does_not_stay_open",),
     ),
     Mutant(
         "leak",

@@ -23,7 +23,7 @@ from crossdock.devices import registry
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.host_memory import Budget
 from crossdock.devices.sim import SimQueue
-from crossdock.devices.worker import Worker
+from crossdock.devices.worker import JOBS, Worker
 from crossdock.kernels.reference import evaluate
 from crossdock.runtime.errors import (
     Cancelled,
@@ -247,6 +247,32 @@ def test_a_run_given_up_begins_nothing_more(
         assert before < all_of_it
         gate.open.set()
         assert all_free(pool_of(session), 1)
+        assert len(begun) == before
+
+
+def test_a_run_begins_nothing_more_when_the_process_ends(
+    machine: Machine, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    given = Run._given
+
+    def counted(self: Run, part: Segment, *args: Any) -> Any:
+        begun.append(part.index)
+        return given(self, part, *args)
+
+    monkeypatch.setattr(Run, "_given", counted)
+    with on(machine.sim("a"), small(), runs_at_once=1) as session:
+        all_of_it = len(session.ready().program.segments)
+        future = session.submit(whole_feeds(session.graph, 0))
+        assert gate.reached.wait(10)
+        before = len(begun)
+        assert before < all_of_it
+        with monkeypatch.context() as patch:
+            patch.setattr(JOBS, "ending", True)
+            gate.open.set()
+            with pytest.raises(Cancelled, match="the process is ending"):
+                future.result(30)
+            assert all_free(pool_of(session), 1)
         assert len(begun) == before
 
 

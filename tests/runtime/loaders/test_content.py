@@ -15,6 +15,7 @@ import pytest
 from onnx import helper
 
 from crossdock.runtime.errors import LoadError, MalformedModel, UnsafeModel, UnsupportedModel
+from crossdock.runtime.files import open_regular
 from crossdock.runtime.loaders import load
 
 
@@ -122,3 +123,14 @@ def test_a_missing_package_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(LoadError, match=r"pip install crossdock\[onnx\]"):
         load(data)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are listed on Linux")
+def test_what_is_no_file_does_not_stay_open(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    before = len(os.listdir("/proc/self/fd"))
+    for path in (tmp_path, tmp_path / "pipe.onnx"):
+        for _ in range(5):
+            with pytest.raises(UnsafeModel):
+                open_regular(path, "model")
+    assert len(os.listdir("/proc/self/fd")) == before
