@@ -54,7 +54,7 @@ def test_what_is_compiled_is_kept_and_damage_is_found(home: Path) -> None:
     kept = home / "crossdock" / "pocl"
     whole = contents(kept)
     assert whole
-    assert all(b".so" in content.partition(b"\n")[0] for content in whole.values())
+    assert any(b".so" in content.partition(b"\n")[0] for content in whole.values())
     assert not list((home / "crossdock").glob("pocl-*"))  # the process's own folder
     assert not (home / "pocl").exists()  # PoCL's usual one
     times = {p: p.stat().st_mtime_ns for p in kept.iterdir()}
