@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from crossdock.runtime.errors import Cancelled, DeviceError, Error, ExecutionError
 
-EXIT_SECONDS = 1.7
+EXIT_SECONDS = 1.4
 """How long the end of the process waits for jobs: a thread that the interpreter kills inside of a
 driver's code takes the process down with it."""
 

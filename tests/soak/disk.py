@@ -71,6 +71,6 @@ def _run(cache: Path, limit: str, what: str) -> list[Figure]:
         print(done.stderr[-2000:], file=sys.stderr)  # noqa: T201 - what went wrong
     bad = what != "a folder, none bytes"
     return [
-        Figure("S10", f"wrong ({what})", wrong, 0),
+        Figure("S10", f"wrong ({what})", int(wrong), 0),
         Figure("S10", f"warnings missing or too many ({what})", abs(len(said) - bad), 0),
     ]
