@@ -13,6 +13,7 @@ ops that need no arithmetic on them; the built graph is then bound by replaying 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -373,8 +374,12 @@ class GraphBuilder(Operators):
     def _check_size(self, op: str, spec: TensorSpec) -> None:
         if self._strict and 0 in spec.shape:
             raise ShapeError(f"{op}: no dimension may be 0; the shape is {spec}")
-        if spec.is_static and spec.nbytes >= LARGEST:
-            raise ShapeError(f"{op}: {spec} has {spec.nbytes:,} bytes, beyond 2^63 - 1")
+        if not spec.is_static:
+            return
+        # Of an empty tensor, too: array libraries refuse what would be too large but for a 0.
+        spanned = math.prod(max(1, d) for d in spec.dims) * to_numpy(spec.dtype).itemsize
+        if spanned >= LARGEST:
+            raise ShapeError(f"{op}: {spec} spans {spanned:,} bytes, beyond 2^63 - 1")
 
 
 def _node(call: _Call) -> Node:

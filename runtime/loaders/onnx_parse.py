@@ -142,6 +142,11 @@ class _Parser:
         found: dict[str, int] = {}
         for item in imports:
             domain = domain_name(text(item.domain))
+            if not 0 <= item.version < 1 << 31:
+                raise self.fail(
+                    f"it imports version {item.version} of the operator set {shown(domain)}, "
+                    "of which there is none"
+                )
             if found.setdefault(domain, item.version) != item.version:
                 raise self.fail(f"it imports two versions of the operator set {shown(domain)}")
         return found

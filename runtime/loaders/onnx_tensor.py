@@ -132,7 +132,8 @@ def _decoded(proto: Any, shape: tuple[int, ...], where: str) -> Array:
 def checked_shape(dims: Any, where: str) -> tuple[int, ...]:
     """A TensorProto's dims as a shape; raises MalformedModel where it is none."""
     shape = tuple(int(d) for d in dims)
-    if len(shape) > MAX_RANK or any(d < 0 for d in shape) or math.prod(shape) >= 1 << 60:
+    spanned = math.prod(max(1, d) for d in shape)  # numpy refuses an empty array over it, too
+    if len(shape) > MAX_RANK or any(d < 0 for d in shape) or spanned >= 1 << 59:
         raise MalformedModel(f"{where}: {list(shape)[:MAX_RANK]} is no shape of a tensor")
     return shape
 
