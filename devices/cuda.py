@@ -44,7 +44,7 @@ from crossdock.devices.cuda_queue import CudaCommands, CudaExecutable, CudaQueue
 from crossdock.devices.dialect import CUDA_HEADER, assemble, misfit
 from crossdock.devices.program import ArrayCall, GridLaunch, Scalar, Step
 from crossdock.devices.share import Share
-from crossdock.devices.worker import going_on
+from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.errors import CompileError, DeviceError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
 
@@ -365,7 +365,8 @@ class CudaDevice(Device):
             return CudaCommands([self._call(item) for item in bound], bound)
 
     def _call(self, item: Bound) -> Callable[[], Any]:
-        going_on(f"recording for {self.info.id}")
+        if JOBS.ending:
+            raise no_more(f"recording for {self.info.id}")
         executable = item.executable
         assert isinstance(executable, CudaExecutable)
         step = executable.step

@@ -41,7 +41,7 @@ from crossdock.devices.opencl_platforms import KIND, found_devices, load
 from crossdock.devices.opencl_programs import Programs
 from crossdock.devices.program import GridLaunch, Scalar, Step
 from crossdock.devices.share import Share
-from crossdock.devices.worker import going_on
+from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.errors import (
     CompileError,
     DeviceError,
@@ -384,7 +384,8 @@ class OpenCLDevice(Device):
         """Give each step a kernel object of its own, with its arguments set."""
         commands = ClCommands(self._programs)
         for item in bound:
-            going_on(f"recording for {self.info.id}")  # a kernel object takes up to a millisecond
+            if JOBS.ending:  # a kernel object takes up to a millisecond
+                raise no_more(f"recording for {self.info.id}")
             try:
                 commands.add(item)
             except self.cl.Error as error:

@@ -31,7 +31,7 @@ def load() -> Any:
     mine = switch not in os.environ
     if mine:
         os.environ[switch] = "1"
-    opencl_pocl.compiled()  # shows no device at all where it has no cache that it can write
+    opencl_pocl.compiled()  # PoCL shows no device where it has no folder that it can write to
     opencl_cores.give_threads_cores()
     _show_intels_runtime()
     try:

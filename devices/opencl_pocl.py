@@ -35,7 +35,7 @@ MOST = 1 << 30
 """Bytes of all that is kept."""
 ROOM = 1 << 20
 """Bytes that a file must be able to have: as many as the largest that PoCL writes."""
-_PROGRAM = "program.bc"
+_PROGRAM, _USED = "program.bc", "last_accessed"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _EXECUTABLE = ".so"
 
@@ -44,8 +44,7 @@ def _root() -> Path | None:
     """Where it is kept: beside PoCL's usual folder, or where this project keeps its own."""
     if settings.keeps_nothing():
         return None
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = base / "crossdock"
+    root = settings.usual_cache_dir()
     with suppress(OSError):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.access(root, os.W_OK):
@@ -66,6 +65,7 @@ class Compiled:
         self._homes: dict[str, str] = {}  # a program's folder, relative to ``place``
         self._kept: dict[str, frozenset[str]] = {}  # the files of it that are kept
         self._open: set[str] = set()  # programs without a kernel so far
+        self._seen: set[str] = set()  # folders of programs that were there before
         self._mutex = threading.RLock()
 
     @contextmanager
@@ -73,15 +73,17 @@ class Compiled:
         """While a program is built: what is kept of it is there, and what is made of it is kept."""
         with self._mutex:
             self._bring(name)
-            before = self._programs()
-            yield
-            new = self._programs() - before
-            if len(new) == 1:
-                self._homes[name] = new.pop()
-                self._open.add(name)
-            for each in [n for n in self._open if n != name]:
+            try:
+                yield
+            finally:
+                if not self._taken(name):
+                    there = self._programs()
+                    new, self._seen = there - self._seen, there
+                    if len(new) == 1:
+                        self._homes[name] = new.pop()
+                        self._open.add(name)
+            for each in list(self._open):
                 self._keep(each)
-            self._keep(name)
 
     def end(self) -> None:
         """Keep what has come since, and remove the folder."""
@@ -92,6 +94,11 @@ class Compiled:
                 self._keep(name)
         shutil.rmtree(self.place, ignore_errors=True)
         os.close(self._lock)
+
+    def _taken(self, name: str) -> bool:
+        """Whether PoCL has built from what was brought, or built before, and so left its mark."""
+        home = self._homes.get(name)
+        return home is not None and (self.place / home / _USED).exists()
 
     def _programs(self) -> set[str]:
         found: set[str] = set()
@@ -143,6 +150,7 @@ class Compiled:
                 target.write_bytes(data)
                 target.chmod(0o700 if place.endswith(_EXECUTABLE) else 0o600)
             self._homes[name] = home
+            self._seen.add(home)
             self._kept[name] = frozenset(files)
             if not any(file.endswith(_EXECUTABLE) for file in files):
                 self._open.add(name)

@@ -61,12 +61,6 @@ def no_more(what: str) -> Error:
     return Cancelled(f"{what} was cancelled: the process is ending")
 
 
-def going_on(what: str) -> None:
-    """Raise in a thread that is at something long, where the process is ending meanwhile."""
-    if JOBS.ending:
-        raise no_more(what)
-
-
 def run_job(job: Callable[[], None]) -> None:
     """Call a job; one that raises is reported, so that its thread goes on with the others."""
     try:

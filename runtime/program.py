@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device
-from crossdock.devices.worker import going_on
+from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.binding import CompiledOp, bind_op
 from crossdock.runtime.ends import Ends, ends
 from crossdock.runtime.errors import OutOfMemory
@@ -272,7 +272,8 @@ class _Binder:
             return
         bound: list[Bound] = []
         for index in part.steps:
-            going_on(f"run of {program.graph.name!r:.80}")  # of thousands it takes a second
+            if JOBS.ending:  # of thousands it takes a second
+                raise no_more(f"run of {program.graph.name!r:.80}")
             bound += self._bind_launch(program.plan.steps[index])
         device = program.devices[part.device]
         with blaming(device):

@@ -45,16 +45,18 @@ def cache_dir() -> Path | None:
     if keeps_nothing():
         return None
     given = os.environ.get("CROSSDOCK_CACHE_DIR", "")
-    if given:
-        path = Path(given)
-    else:
-        base = os.environ.get("XDG_CACHE_HOME", "")
-        path = (Path(base) if base else Path.home() / ".cache") / "crossdock"
+    path = Path(given) if given else usual_cache_dir()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return None
     return path if os.access(path, os.W_OK) else None
+
+
+def usual_cache_dir() -> Path:
+    """Return where the cache directory is unless the user names another one."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "crossdock"
 
 
 CACHE_BYTES = 4 << 30

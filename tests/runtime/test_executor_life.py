@@ -227,17 +227,21 @@ def test_a_future_cancelled_while_it_runs_frees_its_caller_at_once(
         check(session)
 
 
-def test_a_run_given_up_begins_nothing_more(
-    machine: Machine, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[int] = []
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The segments that runs have begun, by index."""
+    found: list[int] = []
     given = Run._given
 
     def counted(self: Run, part: Segment, *args: Any) -> Any:
-        begun.append(part.index)
+        found.append(part.index)
         return given(self, part, *args)
 
     monkeypatch.setattr(Run, "_given", counted)
+    return found
+
+
+def test_a_run_given_up_begins_nothing_more(machine: Machine, gate: Gate, begun: list[int]) -> None:
     with on(machine.sim("a"), small(), runs_at_once=1) as session:
         all_of_it = len(session.ready().program.segments)
         future = session.submit(whole_feeds(session.graph, 0))
@@ -251,16 +255,8 @@ def test_a_run_given_up_begins_nothing_more(
 
 
 def test_a_run_begins_nothing_more_when_the_process_ends(
-    machine: Machine, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, gate: Gate, begun: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun: list[int] = []
-    given = Run._given
-
-    def counted(self: Run, part: Segment, *args: Any) -> Any:
-        begun.append(part.index)
-        return given(self, part, *args)
-
-    monkeypatch.setattr(Run, "_given", counted)
     with on(machine.sim("a"), small(), runs_at_once=1) as session:
         all_of_it = len(session.ready().program.segments)
         future = session.submit(whole_feeds(session.graph, 0))
