@@ -134,6 +134,8 @@ class Kernel:
     sums whose bits hang on how many threads there are. ``rounds`` names the format
     (``kernels.precision``) that float32 operands are rounded to; "" where they are not.
     ``declines``: a library is asked when it is compiled, and may have nothing for an op that fits.
+    ``dtypes``: an op without an operand or result of one of these types is none that it could run;
+    empty, where it could run any.
     """
 
     name: str
@@ -147,6 +149,7 @@ class Kernel:
     steady: bool = True
     rounds: str = ""
     declines: bool = False
+    dtypes: frozenset[str] = frozenset()
 
     def lowered(self, call: OpCall, device: DeviceInfo) -> Lowered:
         """The op by this kernel; without a step where the result has no element.

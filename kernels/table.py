@@ -103,6 +103,7 @@ def kernel(
     steady: bool = True,
     rounds: str = "",
     declines: bool = False,
+    dtypes: Iterable[str] = (),
 ) -> Callable[[Callable[[OpCall, DeviceInfo], Lowered]], Callable[[OpCall, DeviceInfo], Lowered]]:
     """Decorator: register the function as the ``lower`` of a kernel candidate for ``op``.
 
@@ -125,6 +126,7 @@ def kernel(
                 steady,
                 rounds,
                 declines,
+                frozenset(dtypes),
             )
         )
         return lower
@@ -176,8 +178,9 @@ def candidates(call: OpCall, device: DeviceInfo) -> Candidates:
     _load_for(device.kind)
     fitting: list[Kernel] = []
     rejected: list[tuple[str, str]] = []
+    there = {s.dtype for s in (*call.inputs, *call.outputs) if s is not None}
     for entry in (*_KERNELS.get(call.op, ()), *_KERNELS.get("*", ())):
-        if device.kind not in entry.kinds:
+        if device.kind not in entry.kinds or (entry.dtypes and entry.dtypes.isdisjoint(there)):
             continue
         why = entry.when(call, device)
         if why is None:

@@ -88,14 +88,13 @@ def _of_wide(value: Any) -> Any:
 
 def _apart(call: OpCall) -> str | None:
     """Why an op is none that float32 serves, whatever the device."""
-    specs = [s for s in (*call.inputs, *call.outputs) if s is not None]
-    if HALVES.isdisjoint(s.dtype for s in specs):
-        return "no half-precision operand or result"
     if body_of(call) is not None:
         return "elementwise kernels read half types"
     if table.op(call.op).alias:
         return f"{call.op} is a view of its operand's bytes"
-    return Refusal("an operand is empty", Cause.SIZE) if any(s.size == 0 for s in specs) else None
+    if any(s.size == 0 for s in (*call.inputs, *call.outputs) if s is not None):
+        return Refusal("an operand is empty", Cause.SIZE)
+    return None
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,7 @@ class Widening:
                 when=partial(self._fits, steady),
                 rank=rank,
                 steady=steady,
+                dtypes=HALVES,
             )(partial(self._lower, steady))
 
     def _fits(self, steady: bool, call: OpCall, device: DeviceInfo) -> str | None:

@@ -91,3 +91,10 @@ def test_fused_steps_and_their_attributes_are_of_float32() -> None:
     assert body.retyped({"float16": "float32"}) == FusedBody(
         (FusedStep("cast", {"data_type": "float32"}, (0,), "float32", ("float32",)),)
     )
+
+
+def test_ops_without_half_types_are_not_told_of_it() -> None:
+    call = called("matmul", *[TensorSpec("float32", (64, 64))] * 2)
+    found = table.candidates(call, CPU)
+    named = {k.name for k in found.fitting} | {name for name, _ in found.rejected}
+    assert not any("wide" in name for name in named)
