@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.soak import graphs
+from crossdock.devices import registry
 from tests.soak.figures import Figure
 
 BUILDERS = 8
@@ -67,13 +67,17 @@ for _ in range(int(builds)):
 RIGHT, WRONG, RAISED = 0, 1, 2
 
 
-KINDS = frozenset({"native", "opencl", "pocl", "graphs", "costs", "machine"})
+KINDS = frozenset({"native", "graphs", "costs", "machine"})
+OF_DRIVERS = {"Portable": "pocl", "": "opencl"}
+"""What a driver's programs are kept as, by what it is called."""
 
 
 def shared(builds: int) -> list[Figure]:
-    """``builds`` builds in all, by eight processes, on the host and the first OpenCL device."""
-    dice, damaged = random.Random(9), Counter[str]()
-    each, devices = -(-builds // BUILDERS), ["cpu:0", *graphs.opencl()]
+    """``builds`` builds in all, by eight processes, on the host and every OpenCL device."""
+    dice, damaged, each = random.Random(9), Counter[str](), -(-builds // BUILDERS)
+    found = registry.probe_all(["opencl"])[0].devices
+    devices = ["cpu:0", *(d.id for d in found)]
+    kinds = KINDS | {next(k for n, k in OF_DRIVERS.items() if n in d.driver) for d in found}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for index in range(MODELS):
@@ -81,7 +85,7 @@ def shared(builds: int) -> list[Figure]:
         builders = [_builder(folder, seed, each, devices) for seed in range(BUILDERS)]
         while any(builder.poll() is None for builder in builders):
             with suppress(OSError):  # it was replaced meanwhile
-                damaged[_damage(folder / "crossdock", dice)] += 1
+                damaged[_damage(folder / "crossdock", dice.choice(sorted(kinds)), dice)] += 1
             time.sleep(PAUSE)
         ends, said = Counter[int](), Counter[str]()
         for seed in range(BUILDERS):
@@ -90,7 +94,6 @@ def shared(builds: int) -> list[Figure]:
     del damaged[""]
     for line, count in said.items():
         print(f"{count:6} x {line}", file=sys.stderr)  # noqa: T201 - a driver's, or an error
-    kinds = KINDS if len(devices) > 1 else KINDS - {"opencl"}
     what = f"of {each * BUILDERS:,} builds, {damaged.total():,} files damaged"
     crashed = sum(count for end, count in ends.items() if end not in (RIGHT, WRONG, RAISED))
     return [
@@ -150,9 +153,8 @@ def _share(each: int, damaged: int) -> float:
     return round(each * BUILDERS / max(1, damaged), 3)
 
 
-def _damage(cache: Path, dice: random.Random) -> str:
+def _damage(cache: Path, kind: str, dice: random.Random) -> str:
     """Damage a file of a kind, in one of several ways; the kind, or nothing where there is none."""
-    kind = dice.choice(sorted(KINDS))
     files = [*(cache / kind).glob("*"), *cache.glob(f"{kind}*.json")]
     files = [file for file in files if not file.name.startswith("new-")]
     if not files:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.soak import callers, cancels, endings, graphs, kills, steady
+from tests.soak import caches, callers, cancels, endings, graphs, kills, steady
 from tests.soak.figures import assert_passed
 
 pytestmark = pytest.mark.skipif(
@@ -50,3 +50,7 @@ def test_control_c_interrupts_a_long_run(device: str) -> None:
 
 def test_processes_of_devices_may_be_killed() -> None:
     assert_passed(kills.kills(30))
+
+
+def test_builds_in_a_cache_that_is_damaged_meanwhile_are_right() -> None:
+    assert_passed([f for f in caches.shared(16) if "16 builds" in f.what])
