@@ -62,6 +62,8 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the runs (default: all)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args()
+    if not 0 < given.share <= 1:
+        parser.error(f"--share is {given.share:g}; give a share of the runs above 0, up to 1")
     parts = _parts(given.share)
     chosen = {name: part for name, part in parts.items() if (given.only or "") in name}
     if not chosen:
