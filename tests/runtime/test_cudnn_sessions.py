@@ -12,10 +12,10 @@ import pytest
 import crossdock as xd
 from crossdock.kernels import cublaslt_attention
 from crossdock.kernels.reference import evaluate
-from crossdock.runtime import costing, refused
+from crossdock.runtime import refused
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.tensor import Array, to_numpy
-from tests.fakes import cards, cudnn_fake, cupy_fake
+from tests.fakes import cudnn_fake, cupy_fake
 
 
 def network() -> tuple[Graph, dict[str, Array], Array]:
@@ -31,14 +31,10 @@ def network() -> tuple[Graph, dict[str, Array], Array]:
 
 
 @pytest.fixture
-def cupy(
-    opencl: Any, monkeypatch: pytest.MonkeyPatch, costs: costing.CostStore
-) -> Iterator[cupy_fake.FakeCupy]:
-    """A card on the fake cupy, without cuDNN."""
-    del opencl, costs
-    with cards.installed(monkeypatch) as fake:
-        yield fake
-        refused.forget()
+def cupy(fake: cupy_fake.FakeCupy) -> Iterator[cupy_fake.FakeCupy]:
+    """A card on the fake cupy, without cuDNN; what it refused is forgotten after."""
+    yield fake
+    refused.forget()
 
 
 def check(session: Any, feeds: dict[str, Array], want: Array) -> list[str]:
