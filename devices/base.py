@@ -42,6 +42,7 @@ class Cap(enum.StrEnum):
     PROFILING = "profiling"  # events carry device time stamps
     COPY_QUEUES = "copy_queues"  # transfers have queues of their own
     REPLAY = "replay"  # launches that nothing parts are captured once, and replayed as a graph
+    REBIND = "rebind"  # commands can be had again with other memory for some of their steps
     FLOAT16 = "float16"  # arithmetic in float16
     FLOAT64 = "float64"  # arithmetic in float64
     VIRTUAL_TIME = "virtual_time"  # simulated: times are on a virtual clock
@@ -124,6 +125,14 @@ class Buffer(ABC):
     @abstractmethod
     def release(self) -> None:
         """Give the memory back now; later use is an error."""
+
+    def place(self) -> int | None:
+        """Where the memory begins, on devices whose rebound commands do not keep it alive.
+
+        Commands bound to it are good for whatever lies there later, of as many bytes. None on
+        other devices.
+        """
+        return None
 
     def array(self, spec: TensorSpec) -> Array:
         """The memory as a host array without a copy (only with Cap.HOST_MEMORY)."""
@@ -371,6 +380,16 @@ class Device(ABC):
     @abstractmethod
     def record(self, bound: Sequence[Bound]) -> CommandBuffer:
         """Make a command buffer from bound steps."""
+
+    def rebind(self, commands: CommandBuffer, changed: Mapping[int, Bound]) -> CommandBuffer:
+        """Commands of ``record`` with other memory for some of their steps, by place.
+
+        What was made for the other steps is shared, so that one of the two is executed at a time.
+        Only on devices with Cap.REBIND.
+        """
+        raise DeviceError(
+            f"{self.info.id} binds no memory anew to {len(changed)} of {len(commands)} steps"
+        )
 
     @abstractmethod
     def close(self) -> None:

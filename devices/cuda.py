@@ -32,6 +32,7 @@ from crossdock.devices.base import (
     Bound,
     Buffer,
     Cap,
+    CommandBuffer,
     Device,
     DeviceInfo,
     Executable,
@@ -63,6 +64,7 @@ _CAPS = frozenset(
         Cap.PROFILING,
         Cap.COPY_QUEUES,
         Cap.REPLAY,
+        Cap.REBIND,
         Cap.FLOAT16,
         Cap.FLOAT64,
     }
@@ -363,6 +365,13 @@ class CudaDevice(Device):
         """Make every call with its arrays and arguments in place."""
         with translated(self):
             return CudaCommands([self._call(item) for item in bound], bound)
+
+    def rebind(self, commands: CommandBuffer, changed: Mapping[int, Bound]) -> CudaCommands:
+        """Make some calls anew; they keep no memory alive."""
+        assert isinstance(commands, CudaCommands)
+        with translated(self):
+            calls = {at: self._call(commands.unowned(item)) for at, item in changed.items()}
+            return commands.rebound(calls)
 
     def _call(self, item: Bound) -> Callable[[], Any]:
         if JOBS.ending:

@@ -1,7 +1,7 @@
 """Consecutive kernel launches of a command buffer as a CUDA graph: captured once, then replayed.
 
 Buffers are bound when commands are recorded, so a graph's arguments never change. Array calls are
-not captured: they part the launches into segments.
+not captured, and neither is what is bound anew: they part the launches into segments.
 """
 
 from __future__ import annotations

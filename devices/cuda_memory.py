@@ -130,6 +130,16 @@ class CudaBuffer(Buffer):
         """The memory as a cupy array, without a copy."""
         return self.device.cp.ndarray(spec.dims, to_numpy(spec.dtype), memptr=self.pointer)
 
+    def place(self) -> int:
+        """The address."""
+        return int(self.pointer.ptr)
+
+    def unowned(self) -> CudaBuffer:
+        """The same memory, which this one does not keep alive."""
+        cp, index = self.device.cp, self.device.index
+        memory = cp.cuda.UnownedMemory(self.place(), self.nbytes, None, index)
+        return CudaBuffer(self.device, cp.cuda.MemoryPointer(memory, 0), self.nbytes, foreign=True)
+
     def view(self, offset: int, nbytes: int) -> CudaBuffer:
         """A window into this buffer."""
         info = self.device.info

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from crossdock.devices.base import (
     check_copy,
 )
 from crossdock.devices.cuda_blas import Prepared
-from crossdock.devices.cuda_graph import Segment, segments
+from crossdock.devices.cuda_graph import Call, Segment, segments
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
 from crossdock.devices.cuda_peer import Bridge
 from crossdock.devices.program import ArrayCall, GridLaunch, is_launch
@@ -54,9 +56,8 @@ class CudaExecutable(Executable):
 class CudaCommands(CommandBuffer):
     """Calls ready to be made on a stream, in order; they keep their memory alive."""
 
-    def __init__(self, calls: Sequence[Callable[[], Any]], bound: Sequence[Bound]) -> None:
-        self.calls = tuple(calls)
-        self.parts = segments(self.calls, [_launches(item) for item in bound])
+    def __init__(self, calls: Sequence[Call], bound: Sequence[Bound]) -> None:
+        self.calls: Sequence[Call] = tuple(calls)
         self.labels = [item.label for item in bound]
         self.roots = {
             buffer.root
@@ -64,9 +65,46 @@ class CudaCommands(CommandBuffer):
             for buffer in item.buffers.values()
             if isinstance(buffer, CudaBuffer)
         }
+        self._launches = tuple(_launches(item) for item in bound)
+        self._parted: dict[frozenset[int], Sequence[Segment | Call | int]] = {}
+
+    @cached_property
+    def parts(self) -> list[Segment | Call]:
+        """What is replayed as a graph, and the calls between."""
+        return segments(self.calls, self._launches)
 
     def __len__(self) -> int:
         return len(self.calls)
+
+    def rebound(self, calls: Mapping[int, Call]) -> CudaCommands:
+        """The same with other calls at some places, which part the graphs.
+
+        The graphs between them are made once for all that have the same places. What these calls
+        use is kept alive by who runs them.
+        """
+        places = frozenset(calls)
+        if places not in self._parted:
+            self._parted[places] = self._between(places)
+        made = copy(self)
+        made.calls = _Changed(self.calls, calls)
+        made.parts = [calls[p] if isinstance(p, int) else p for p in self._parted[places]]
+        return made
+
+    def unowned(self, item: Bound) -> Bound:
+        """The same step over memory that it does not keep alive, unless these commands do."""
+        buffers = {
+            slot: buffer.unowned()
+            if isinstance(buffer, CudaBuffer) and buffer.root not in self.roots
+            else buffer
+            for slot, buffer in item.buffers.items()
+        }
+        return replace(item, buffers=buffers)
+
+    def _between(self, places: frozenset[int]) -> Sequence[Segment | Call | int]:
+        """What is replayed, with the places where other calls come in."""
+        launches = [kept and i not in places for i, kept in enumerate(self._launches)]
+        marked: list[Any] = [i if i in places else call for i, call in enumerate(self.calls)]
+        return segments(marked, launches)
 
     def run(self, cp: Any, stream: Any) -> None:
         """Make every call on the stream, which has to be the current one."""
@@ -80,6 +118,20 @@ class CudaCommands(CommandBuffer):
     def notes(self) -> tuple[str, ...]:
         """Why launches are not replayed as graphs, where the driver refused."""
         return tuple(p.reason for p in self.parts if isinstance(p, Segment) and p.reason)
+
+
+@dataclass(frozen=True)
+class _Changed(Sequence[Call]):
+    """Calls with others in some places."""
+
+    calls: Sequence[Call]
+    others: Mapping[int, Call]
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.others.get(at) or self.calls[at]
 
 
 class CudaQueue(Queue):

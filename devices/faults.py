@@ -23,7 +23,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -460,6 +460,15 @@ class FaultDevice(Device):
         """Record every step by itself."""
         self.touch()
         return FaultCommands([self.inner.record([item]) for item in bound])
+
+    def rebind(self, commands: CommandBuffer, changed: Mapping[int, Bound]) -> FaultCommands:
+        """Record some steps anew."""
+        self.touch()
+        assert isinstance(commands, FaultCommands)
+        parts = enumerate(commands.parts)
+        return FaultCommands(
+            [self.inner.record([changed[i]]) if i in changed else old for i, old in parts]
+        )
 
     def close(self) -> None:
         """Let go what hangs; the device inside stays open."""

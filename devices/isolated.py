@@ -76,7 +76,7 @@ def _outer(info: DeviceInfo) -> DeviceInfo:
     return replace(
         info,
         id=f"{KIND}:{info.id}",
-        caps=(info.caps - {Cap.HOST_MEMORY, Cap.MAP, Cap.PROFILING}) | {Cap.EVENTS},
+        caps=(info.caps - {Cap.HOST_MEMORY, Cap.MAP, Cap.PROFILING, Cap.REBIND}) | {Cap.EVENTS},
         fingerprint=f"{info.fingerprint}|in a process of its own",
         details={**info.details, "process": "its own"},
     )

@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -107,22 +108,45 @@ class ClExecutable(Executable):
     step: GridLaunch
 
 
+class _Launch(NamedTuple):
+    """A kernel object with its arguments set."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    label: str
+
+
 class ClCommands(CommandBuffer):
     """Kernels with their arguments set, in order; it keeps their memory alive."""
 
     def __init__(self, programs: Programs) -> None:
-        self.launches: list[tuple[Any, tuple[int, ...], tuple[int, ...]]] = []
-        self.labels: list[str] = []
+        self.steps: list[_Launch | None] = []
         self.roots: set[ClBuffer] = set()
         self._keep: list[Any] = []
         self._programs = programs
         self._borrowed: list[tuple[GridLaunch, Any]] = []
 
     def __len__(self) -> int:
-        return len(self._borrowed)
+        return len(self.steps)
 
-    def add(self, item: Bound) -> None:
-        """Append a bound step, with a kernel object of its own until the command buffer ends."""
+    @cached_property
+    def launches(self) -> list[_Launch]:
+        """The steps that launch anything."""
+        return [step for step in self.steps if step is not None]
+
+    def rebound(self, changed: Mapping[int, Bound]) -> ClCommands:
+        """The same with other memory for some steps."""
+        made = ClCommands(self._programs)
+        made.roots |= self.roots
+        made._keep.append(self)
+        made.steps = [
+            made.bound(changed[at]) if at in changed else step for at, step in enumerate(self.steps)
+        ]
+        return made
+
+    def bound(self, item: Bound) -> _Launch | None:
+        """A bound step, with a kernel object of its own until the command buffer ends."""
         executable = item.executable
         assert isinstance(executable, ClExecutable)
         step = executable.step
@@ -138,9 +162,7 @@ class ClCommands(CommandBuffer):
             kernel.set_arg(i, memory)
             self._keep.append(memory)
             self.roots.add(buffer.root)
-        if all(step.grid):
-            self.launches.append((kernel, step.grid, step.block))
-            self.labels.append(item.label)
+        return _Launch(kernel, step.grid, step.block, item.label) if all(step.grid) else None
 
     def __del__(self) -> None:
         for step, kernel in self._borrowed:
@@ -175,10 +197,10 @@ class ClQueue(Queue):
             event.wait()
             offset = self._clock_offset()
             begin = events[0].profile.start * 1e-9 + offset
-            for label, done in zip(commands.labels, events, strict=True):
+            for launch, done in zip(commands.launches, events, strict=True):
                 # The next launch waits in the queue already: what it takes to start counts as its.
                 end = max(done.profile.end * 1e-9 + offset, begin)
-                spans.append(Span(label, begin, end))
+                spans.append(Span(launch.label, begin, end))
                 begin = end
         return event
 
@@ -196,8 +218,8 @@ class ClQueue(Queue):
         if self.device.home is not None:
             opencl_cores.settle(self.device.home)
         try:
-            for kernel, grid, block in commands.launches:
-                event = enqueue(queue, kernel, grid, block, None, wait_for)
+            for launch in commands.launches:
+                event = enqueue(queue, launch.kernel, launch.grid, launch.block, None, wait_for)
                 wait_for = None
                 if every:
                     events.append(event)
@@ -387,10 +409,18 @@ class OpenCLDevice(Device):
             if JOBS.ending:  # a kernel object takes up to a millisecond
                 raise no_more(f"recording for {self.info.id}")
             try:
-                commands.add(item)
+                commands.steps.append(commands.bound(item))
             except self.cl.Error as error:
                 raise self.failure(error) from error
         return commands
+
+    def rebind(self, commands: CommandBuffer, changed: Mapping[int, Bound]) -> ClCommands:
+        """Give some steps other kernel objects, with their arguments set."""
+        assert isinstance(commands, ClCommands)
+        try:
+            return commands.rebound(changed)
+        except self.cl.Error as error:
+            raise self.failure(error) from error
 
     def map(self, buffer: Buffer, spec: TensorSpec) -> Array:
         """The buffer as a host array, for reading and writing (no copy with Cap.MAP).

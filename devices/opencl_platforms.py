@@ -109,7 +109,7 @@ def _describe(cl: Any, device_id: str, handle: Any) -> DeviceInfo:
     physical = opencl_identity.physical_id(cl, handle)
     uuid = opencl_identity.device_uuid(cl, handle)
     extensions = frozenset(handle.extensions.split())
-    caps = {Cap.GRID, Cap.EVENTS, Cap.PROFILING, Cap.COPY_QUEUES}
+    caps = {Cap.GRID, Cap.EVENTS, Cap.PROFILING, Cap.COPY_QUEUES, Cap.REBIND}
     caps |= {Cap.MAP} if handle.host_unified_memory else set()
     caps |= {Cap.FLOAT16} if "cl_khr_fp16" in extensions else set()
     caps |= {Cap.FLOAT64} if "cl_khr_fp64" in extensions else set()

@@ -186,6 +186,12 @@ def renamed(step: Step, names: Mapping[Slot, Slot]) -> Step:
     return replace(step, args=args)
 
 
+def slots(step: Step) -> frozenset[Slot]:
+    """The slots that a step names."""
+    named = (*step.ins, *step.outs) if isinstance(step, ArrayCall) else step.args
+    return frozenset(s for s in named if isinstance(s, In | Out | Scratch | Packed))
+
+
 def is_launch(step: Step) -> bool:
     """Whether a device that replays launches may replay this one."""
     return isinstance(step, GridLaunch) or (isinstance(step, ArrayCall) and step.captured)

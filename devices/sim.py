@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ from crossdock.runtime.tensor import Array, TensorSpec
 KIND = "sim"
 CAPS = frozenset(
     {Cap.ARRAY, Cap.EVENTS, Cap.PROFILING, Cap.COPY_QUEUES, Cap.FLOAT16, Cap.FLOAT64}
-    | {Cap.VIRTUAL_TIME}
+    | {Cap.REBIND, Cap.VIRTUAL_TIME}
 )
 FAULTS = ("oom", "launch", "lost", "slow", "hang")
 
@@ -437,6 +437,12 @@ class SimDevice(Device):
     def record(self, bound: Sequence[Bound]) -> SimCommands:
         """Make views once; a step takes its predicted seconds where it has them."""
         return SimCommands([self._timed(item) for item in bound])
+
+    def rebind(self, commands: CommandBuffer, changed: Mapping[int, Bound]) -> SimCommands:
+        """Make other views for some steps."""
+        assert isinstance(commands, SimCommands)
+        steps = enumerate(commands.steps)
+        return SimCommands([self._timed(changed[i]) if i in changed else old for i, old in steps])
 
     def _timed(self, item: Bound) -> _Timed:
         executable = item.executable

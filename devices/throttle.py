@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from crossdock.devices import sim
@@ -126,6 +126,10 @@ class ThrottledDevice(Device):
     def record(self, bound: Sequence[Bound]) -> CommandBuffer:
         """Record for the real device."""
         return self._device.record(bound)
+
+    def rebind(self, commands: CommandBuffer, changed: Mapping[int, Bound]) -> CommandBuffer:
+        """Rebind for the real device."""
+        return self._device.rebind(commands, changed)
 
     def close(self) -> None:
         """Nothing of its own to release; the real device stays open."""

@@ -71,6 +71,11 @@ class Config:
         return MEASURE_SECONDS if self.measure is True else float(self.measure)
 
     @property
+    def looks(self) -> bool:
+        """Whether what runs copy or compute is looked at."""
+        return self.check_finite or self.checks is not None
+
+    @property
     def permission(self) -> Permission:
         """What kernels may lose."""
         return Permission(strict=self.strict, precision=self.precision)

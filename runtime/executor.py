@@ -16,7 +16,7 @@ import numpy as np
 
 from crossdock.devices import registry
 from crossdock.devices.attended import attend, await_event
-from crossdock.devices.base import Buffer, Device, Event, Queue, Span
+from crossdock.devices.base import Buffer, CommandBuffer, Device, Event, Queue, Span
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.checks import Checks
 from crossdock.runtime.conduct import Conductor
@@ -267,8 +267,14 @@ class Run:
         self._turn.leave(device)
 
     def _stop(self, *, on: bool) -> None:
-        for commands in self.instance.commands.values():
+        for commands in self._all_commands():
             commands.stop(on)
+
+    def _all_commands(self) -> Iterator[CommandBuffer]:
+        """Those of the instance, and those over arrays that are used where they lie."""
+        yield from self.instance.commands.values()
+        if self.care.transit is not None:
+            yield from self.care.transit.commands.values()
 
     def _feed(self, feeds: Mapping[str, Array]) -> None:
         windows = self.program.windows.inputs
@@ -287,8 +293,7 @@ class Run:
             if transit is not None and transit.kept
             else collected(self.program.windows, made, {} if transit is None else transit.brought)
         )
-        noted = (note for commands in self.instance.commands.values() for note in commands.notes)
-        notes = tuple(noted)
+        notes = tuple(note for commands in self._all_commands() for note in commands.notes)
         seconds = time.perf_counter() - began
         if transit is None:
             return Outcome(dict(outputs), seconds, self.spans or {}, began, notes)
@@ -334,6 +339,9 @@ class Run:
             spans = self.spans.setdefault(f"{part.device}/{part.role}", [])
         if commands is None:
             return self._copied(part, queue, waits, spans)
+        transit = self.care.transit
+        if transit is not None and part.index in transit.commands:
+            commands, waits = transit.commands[part.index], [*waits, *transit.ready(part.index)]
         if part.index not in self._sampled:
             return queue.execute(commands, waits, spans)
         from crossdock.runtime.recompute import Recomputed  # ops take long to load

@@ -49,7 +49,7 @@ def counted(
             replayed[step.index] = op
     return replace(
         plan,
-        steps=replays.told(plan.steps, replayed) if replayed else plan.steps,
+        steps=replays.told(plan.steps, replayed, roots) if replayed else plan.steps,
         devices=tuple(
             replace(
                 part,

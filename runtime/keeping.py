@@ -132,6 +132,10 @@ class Donations:
                 return made
         return None
 
+    def reuse(self, made: DeviceArray) -> bool:
+        """Whether an output has the memory of an input."""
+        return any(made is taken for taken in self._taken.values())
+
     def done(self) -> None:
         """The run has ended well: what was donated is its outputs', or free."""
         for array in self._arrays:

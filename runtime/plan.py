@@ -485,7 +485,8 @@ def step_line(step: Step) -> str:
         how = f" by {step.detail}" if step.detail else ""
         what = f"{step.moves} {step.name} {step.src}->{step.dst} {step.nbytes} B{how}"
         if step.src == step.dst:
-            what = f"{step.moves} {step.name} on {step.dst} {step.nbytes} B"
+            where = f" {step.detail}" if step.detail else ""
+            what = f"{step.moves} {step.name} on {step.dst} {step.nbytes} B{where}"
     else:
         rounded = f" in {step.rounds}" if step.rounds else ""
         what = f"{step.op} {step.name} [{step.kernel}]{rounded}"

@@ -132,7 +132,7 @@ def _settles(
     """Whether a plan is run before it is kept, and its runs are compared with what it says."""
     if not config.measure or not options.plain or planned.plan.rungs:
         return False  # ops within a budget that is short, or for energy, are as they were placed
-    if config.check_finite or config.checks is not None:
+    if config.looks:
         return False  # runs are timed one by one, and not as ordinary ones
     return not _simulated(devices)
 
@@ -228,7 +228,7 @@ def _planning(config: Config, devices: Mapping[str, Device]) -> tuple[Target, pl
         config.expected_runs,
         search=config.search,
         objective=config.objective,
-        sites=config.sites.within(devices),
+        sites=replace(config.sites.within(devices), in_place=not config.looks),
     )
     return target, options
 

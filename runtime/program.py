@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from crossdock.runtime.binding import CompiledOp, bind_op
 from crossdock.runtime.ends import Ends, ends
 from crossdock.runtime.errors import OutOfMemory
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.in_place import Users, users
 from crossdock.runtime.keeping import Slot
 from crossdock.runtime.losses import blaming
+from crossdock.runtime.lru import LruCache
 from crossdock.runtime.order import step_clocks
 from crossdock.runtime.plan import HOST, Plan, Step
 from crossdock.runtime.plan_parts import Key, Streamed
@@ -28,6 +31,9 @@ from crossdock.runtime.tensor import Array, TensorSpec
 
 if TYPE_CHECKING:
     from crossdock.runtime.split import Window
+
+REBOUND = 32
+"""Commands over callers' arrays that an instance keeps."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +106,35 @@ class Program:
         return self.clocks[first].get(queue, 0) > place
 
     @cached_property
+    def users(self) -> Mapping[tuple[str, str], Users]:
+        """What uses the inputs and outputs on each device, by root."""
+        outputs = (self.roots[value] for value in self.graph.outputs.values())
+        ends = frozenset((*self.graph.inputs, *outputs)) - self.graph.constants.keys()
+        return users(self.plan.steps, self.segments, self.roots, ends)
+
+    @cached_property
+    def places(self) -> Mapping[int, int]:
+        """Where the calls of each launch begin in the commands of its segment."""
+        made: dict[int, int] = {}
+        for part in self.segments:
+            at = 0
+            for index in part.steps:
+                made[index] = at
+                at += len(self.ops[index].executables) if index in self.ops else 0
+        return made
+
+    @cached_property
     def stays(self) -> Mapping[str, Streamed]:
         """The weights that each run brings, by the name of the step that copies them."""
         return {stay.name: stay for stay in self.plan.streamed}
+
+    @cached_property
+    def brought(self) -> Mapping[tuple[str, str], Mapping[Key, Streamed]]:
+        """The weights that each run brings, by the device and name of the op that they are for."""
+        made: dict[tuple[str, str], dict[Key, Streamed]] = {}
+        for stay in self.plan.streamed:
+            made.setdefault((stay.device, stay.op), {})[stay.key] = stay
+        return made
 
     @property
     def held(self) -> Mapping[tuple[str, Key], int]:
@@ -142,7 +174,8 @@ class Instance:
 
     ``wanted`` are the inputs as (name, dimensions, dtype, array); ``calls`` do all that a program
     of the host alone does, in order, and others have none; ``brief`` does the same for one that
-    takes some microseconds, where there is a better way for that.
+    takes some microseconds, where there is a better way for that. ``rebound`` are commands over
+    callers' arrays, see ``rebinding``.
     """
 
     arenas: dict[str, Buffer]
@@ -150,10 +183,13 @@ class Instance:
     copies: dict[int, tuple[Buffer, Array | Buffer]]  # segment -> device buffer, other end
     inputs: dict[str, Array]
     outputs: dict[str, Array]
-    scratch: list[Buffer] = field(default_factory=list)
+    scratch: dict[str, list[Buffer]] = field(default_factory=dict)
     wanted: tuple[tuple[str, tuple[int, ...], np.dtype[Any], Array], ...] = ()
     calls: tuple[Callable[[], object], ...] = ()
     brief: tuple[Callable[[], object], ...] = ()
+    rebound: LruCache[tuple[object, ...], CommandBuffer] = field(
+        default_factory=lambda: LruCache(REBOUND)
+    )
 
 
 def instantiate(program: Program) -> Instance:
@@ -179,16 +215,13 @@ def buffer_of(program: Program, instance: Instance, value: str, device: str) -> 
 class _Binder:
     def __init__(self, program: Program) -> None:
         self.program = program
-        self._stays: dict[tuple[str, str], dict[Key, Streamed]] = {}
-        for stay in program.plan.streamed:
-            self._stays.setdefault((stay.device, stay.op), {})[stay.key] = stay
         arenas = {
             d.id: self._allocate(d.id, d.arena_bytes, "arena")
             for d in program.plan.devices
             if d.arena_bytes
         }
         self.instance = Instance(arenas, {}, {}, {}, {})
-        self._scratch = self._allocate_scratch()
+        self.instance.scratch = self._allocate_scratch()
         graph = program.graph
         for name, spec in graph.inputs.items():
             if name not in program.ends.takes:
@@ -226,12 +259,10 @@ class _Binder:
                 if i == len(want):
                     want.append(1)
                 want[i] = max(want[i], n)
-        made = {
+        return {
             device: [self._allocate(device, n, "scratch") for n in wanted]
             for device, wanted in sizes.items()
         }
-        self.instance.scratch = [b for buffers in made.values() for b in buffers]
-        return made
 
     def _allocate(self, device_id: str, nbytes: int, label: str) -> Buffer:
         device = self.program.devices[device_id]
@@ -253,7 +284,7 @@ class _Binder:
         program = self.program
         step = program.plan.steps[part.steps[0]]
         if step.brings_weight:
-            here = self._place(program.stays[step.name])
+            here = _place(self.instance, program.stays[step.name])
             self.instance.copies[part.index] = here, program.streamed[step.name]
             return
         if step.arrives or step.departs:
@@ -274,27 +305,37 @@ class _Binder:
         for index in part.steps:
             if JOBS.ending:  # of thousands it takes a second
                 raise no_more(f"run of {program.graph.name!r:.80}")
-            bound += self._bind_launch(program.plan.steps[index])
+            bound += bind_launch(program, self.instance, program.plan.steps[index])
         device = program.devices[part.device]
         with blaming(device):
             self.instance.commands[part.index] = device.record(bound)
 
-    def _bind_launch(self, step: Step) -> list[Bound]:
-        op = self.program.ops[step.index]
-        roots = self.program.roots
-        stays = self._stays.get((step.device, step.name), {})
-        brought = {key: self._place(stay) for key, stay in stays.items()}
-        inputs = [
-            None
-            if v is None or i in op.lowered.unused
-            else brought.get((roots[v], None)) or self._at(v, step.device)
-            for i, v in enumerate(step.inputs)
-        ]
-        packed = {pack: buffer for (_, pack), buffer in brought.items() if pack is not None}
-        outputs = [self._at(v, step.device) for v in step.outputs]
-        scratch = self._scratch.get(step.device, [])[: len(op.lowered.scratch)]
-        return bind_op(op, inputs, outputs, scratch, step.name, step.seconds, packed)
 
-    def _place(self, stay: Streamed) -> Buffer:
-        """Where a weight lies that each run brings, while its op needs it."""
-        return self.instance.arenas[stay.device].view(stay.offset, stay.nbytes)
+def bind_launch(
+    program: Program,
+    instance: Instance,
+    step: Step,
+    lying: Mapping[tuple[str, str], Buffer] = MappingProxyType({}),
+) -> list[Bound]:
+    """A launch with the instance's memory, or what ``lying`` has, by root and device."""
+    op, roots, device = program.ops[step.index], program.roots, step.device
+    stays = program.brought.get((device, step.name), {})
+    brought = {key: _place(instance, stay) for key, stay in stays.items()}
+
+    def at(value: str) -> Buffer:
+        found = lying.get((roots[value], device))
+        return buffer_of(program, instance, value, device) if found is None else found
+
+    inputs = [
+        None if v is None or i in op.lowered.unused else brought.get((roots[v], None)) or at(v)
+        for i, v in enumerate(step.inputs)
+    ]
+    packed = {pack: buffer for (_, pack), buffer in brought.items() if pack is not None}
+    outputs = [at(v) for v in step.outputs]
+    scratch = instance.scratch.get(device, [])[: len(op.lowered.scratch)]
+    return bind_op(op, inputs, outputs, scratch, step.name, step.seconds, packed)
+
+
+def _place(instance: Instance, stay: Streamed) -> Buffer:
+    """Where a weight lies that each run brings, while its op needs it."""
+    return instance.arenas[stay.device].view(stay.offset, stay.nbytes)

@@ -184,11 +184,12 @@ class QueuedRun(Run):
                 self._check()
                 waits = self._waits(part) if part.waits else ()
                 self._check()
-                last = self._do(part, waits)
+                event = self._do(part, waits)
+                last = last if event is None else event  # one that copies nothing has none
                 point = self._points.get(part.index)
                 if point is not None:
                     self._flush(part)
-                    point.signal(last)
+                    point.signal(event)
             if last is not None:
                 self._flush(parts[-1])
                 self._wait_for(last, parts[-1].device)

@@ -207,7 +207,7 @@ class Ready:
             raise
         give = partial(self.pool.give, instance)
         try:
-            transit = self._transit(arrays, keeping)
+            transit = self._transit(instance, arrays, keeping)
         except BaseException:
             give()
             raise
@@ -243,12 +243,15 @@ class Ready:
             return run.watched(arrays, deadline)
         return run.inline(arrays) if host else run.conducted(arrays, deadline)
 
-    def _transit(self, arrays: Mapping[str, Fed], keeping: Keeping | None) -> Transit | None:
-        verified = self.checks is not None and self.checks.transfers
+    def _transit(
+        self, instance: Instance, arrays: Mapping[str, Fed], keeping: Keeping | None
+    ) -> Transit | None:
+        checks = self.checks
+        looks = {"checked": checks is not None, "verified": checks is not None and checks.transfers}
         with suppress(NoRoom):
-            return begin(self.program, arrays, keeping, verified=verified)
+            return begin(self.program, instance, arrays, keeping, **looks)
         free_caches()
-        return begin(self.program, arrays, keeping, verified=verified)
+        return begin(self.program, instance, arrays, keeping, **looks)
 
     @cached_property
     def direct(self) -> Direct | None:

@@ -8,7 +8,7 @@ all the same; it then takes other copies than planned.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -20,10 +20,14 @@ from crossdock.runtime.graph import Graph
 
 @dataclass(frozen=True)
 class Sites:
-    """The device of each input that is not on the host, by name, and the outputs that stay."""
+    """The device of each input that is not on the host, by name, and the outputs that stay.
+
+    ``in_place``: they may be used where they lie, which runs that are looked at do not.
+    """
 
     feeds: Mapping[str, str] = field(default_factory=dict)
     stays: tuple[str, ...] = ()
+    in_place: bool = field(default=True, compare=False)
 
     @property
     def plain(self) -> bool:
@@ -38,7 +42,7 @@ class Sites:
     def within(self, devices: Collection[str]) -> Sites:
         """With the inputs of other devices on the host."""
         feeds = {name: device for name, device in self.feeds.items() if device in devices}
-        return Sites(feeds, self.stays)
+        return replace(self, feeds=feeds)
 
     def __str__(self) -> str:
         feeds = ", ".join(f"{name!r:.80} on {device}" for name, device in self.feeds.items())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from crossdock.kernels.fused import FusedBody
 from crossdock.kernels.refusal import cause_of
-from crossdock.runtime import costing
+from crossdock.runtime import costing, in_place
 from crossdock.runtime.costing import Offers
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.order import plan_arenas, with_waits
@@ -70,6 +70,9 @@ def build(
     if late:
         hold_back(drafts.drafts, roots)
     ordered = _order(drafts.drafts)
+    if sites.in_place:
+        infos = {d.id: d for d in devices}
+        ordered = in_place.planned(graph, ordered, roots, infos, target.link)
     waited = with_waits(ordered)
     arenas = plan_arenas(graph, waited, devices, roots)
     parts = tuple(

@@ -1,10 +1,11 @@
-"""Inputs and outputs of a run that stay off the host: copied on their device, not over a link.
+"""Inputs and outputs of a run that stay off the host: where they lie, or copied on their device.
 
 A plan copies inputs from where it has them, by default the host, and outputs to the host or to
-where they stay. Where an input lies elsewhere than planned, or an output is to be elsewhere, that
-step of the plan copies between the caller's array and the arena: at the same place in the same
-queue, so that every wait and every lifetime in the arena holds as planned. What the host needs for
-itself goes there still.
+where they stay. An array that lies on a device, or is to stay there, is read and written where it
+lies, if launches of that device alone use it; the plan's copy is left out then. Where an input
+lies elsewhere than planned, or others need it, that step of the plan copies between the caller's
+array and the arena: at the same place in the same queue, so that every wait and every lifetime in
+the arena holds as planned. What the host needs for itself goes there still.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from crossdock.devices.base import Buffer, Device, Event, Queue
+from crossdock.devices.base import Buffer, CommandBuffer, Device, Event, Queue
 from crossdock.devices.links import link_ends
 from crossdock.runtime.device_array import DeviceArray, Ledger
 from crossdock.runtime.errors import Cancelled, Error, OutOfMemory, Timeout
+from crossdock.runtime.in_place import made_once, worth
 from crossdock.runtime.keeping import Donations, Keeping, Slot
 from crossdock.runtime.plan import HOST, Step
-from crossdock.runtime.program import Program
+from crossdock.runtime.program import Instance, Program
+from crossdock.runtime.rebinding import rebound
 from crossdock.runtime.tensor import Array, to_numpy
+from crossdock.scheduler import LinkModel
 
 Fed = Array | DeviceArray
 
@@ -49,11 +53,14 @@ class Transit:
     copied on the device; ``spared`` are the segments of which nothing else is copied. ``hosted``
     has by segment the host's end of a copy that the plan has between other memories. ``pulled`` has
     bytes that crossed a link beside the plan, by link, and ``astray`` the segments that crossed
-    another link than planned. ``verified``: copies are to pass the host, which reads both ends
-    back. ``donations`` are inputs that are given up for outputs.
+    another link than planned. ``checked``: what is copied or computed is looked at, so that all of
+    it lies in the arena; ``verified``: copies are to pass the host, which reads both ends back.
+    ``lying`` are the arrays used where they lie, by root and device, and ``commands`` those over
+    them, by segment. ``donations`` are inputs that are given up for outputs.
     """
 
     program: Program
+    checked: bool = False
     verified: bool = False
     feeds: dict[str, Array] = field(default_factory=dict)
     fed: set[str] = field(default_factory=set)
@@ -65,6 +72,8 @@ class Transit:
     hosted: dict[int, Array] = field(default_factory=dict)
     astray: set[int] = field(default_factory=set)
     pulled: dict[str, int] = field(default_factory=dict)
+    lying: dict[tuple[str, str], DeviceArray] = field(default_factory=dict)
+    commands: dict[int, CommandBuffer] = field(default_factory=dict)
     donations: Donations | None = None
 
     def feed(self, name: str, value: Fed) -> None:
@@ -87,12 +96,14 @@ class Transit:
         if isinstance(value, DeviceArray):
             owner = value.owner
             near = step.dst != HOST and self._direct(owner, device, step.nbytes)
-            if owner is device or near:
+            if owner is device and step.dst != HOST and self._lies(step.name, value):
+                far = value.device
+            elif owner is device or near:
                 self.arrivals[index], far = value, value.device
             else:
                 self._pull(value, HOST)
                 value = value.numpy()
-        if index not in self.arrivals:
+        if far == HOST and index not in self.arrivals:
             self.hosted[index] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
         if far == step.dst != step.src:
             self.spared.add(index)
@@ -123,12 +134,45 @@ class Transit:
             device = program.devices[name]
             own = device is array.owner
             if own or self._direct(array.owner, device, array.nbytes):
-                self.arrivals[index] = array
+                if not (own and self._lies(root, array)):
+                    self.arrivals[index] = array
                 self.spared.add(index)
                 near.add(name)
                 if not own:
                     self._pull(array, name)
         return near
+
+    def _lies(self, root: str, array: DeviceArray, departs: int | None = None) -> bool:
+        """Let an array be used where it lies, if all that uses it there can.
+
+        ``departs`` is the segment that the plan has for copying it from there, of an output.
+        """
+        program, key = self.program, (root, array.device)
+        found = program.users.get(key)
+        if found is None or self.checked or program.watched or found.copies - {departs}:
+            return False
+        place, info = array.memory().place(), array.owner.info
+        if place is not None and place % info.alignment:
+            return False
+        if not worth(info, _link(array.owner, array.owner), array.nbytes, found.count):
+            return False
+        self.lying[key] = array
+        return True
+
+    def bind(self, instance: Instance) -> None:
+        """Make the commands over the arrays that are used where they lie."""
+        try:
+            lying = {key: array.memory() for key, array in self.lying.items()}
+            self.commands = rebound(self.program, instance, lying)
+        except BaseException as error:
+            self._not_begun(error)
+            raise
+
+    def ready(self, index: int) -> Sequence[Event]:
+        """What a segment waits for that uses arrays where they lie."""
+        users = self.program.users
+        mine = (a for key, a in self.lying.items() if index in users[key].launches)
+        return [event for array in mine for event in array.ready]
 
     def _direct(self, source: Device, target: Device, nbytes: int) -> bool:
         """Whether a device copies from another itself, and no slower than through the host.
@@ -137,11 +181,8 @@ class Transit:
         """
         if self.verified or not target.copies_from(source):
             return False
-        from crossdock.runtime import costing  # takes long to load
-
-        model, host = costing.store().model, self.program.devices[HOST].info
-        ends = (source.info, target.info), (source.info, host), (host, target.info)
-        links = [model.link(*link_ends(*pair)) for pair in ends]
+        host = self.program.devices[HOST]
+        links = [_link(*pair) for pair in ((source, target), (source, host), (host, target))]
         if any(link is None for link in links):
             return True
         own, down, up = (link.seconds(nbytes) for link in links if link is not None)
@@ -173,11 +214,15 @@ class Transit:
             if keeping.donated:
                 self.donations = Donations(keeping.donated)
             self._keep(keeping.ledger)
-        except BaseException:  # whose frames hold the memory there was
-            self.failed(None)
-            for array in self.kept.values():
-                array.close()
+        except BaseException:
+            self._not_begun(None)
             raise
+
+    def _not_begun(self, error: BaseException | None) -> None:
+        """Give back what the run has taken: the frames of its error hold the memory there was."""
+        self.failed(error)
+        for array in self.kept.values():
+            array.close()
 
     def _keep(self, ledger: Ledger) -> None:
         program, graph = self.program, self.program.graph
@@ -189,12 +234,24 @@ class Transit:
             except OutOfMemory as error:
                 raise NoRoom(error, slot.owner.info.id) from error
             self.kept[name] = made
-            if stays is not None:
-                self.departures.setdefault(stays, []).append(made)
-            elif where is not None:
-                self.departures.setdefault(where, []).append(made)
-                if not program.ends.host_reads(root):
-                    self.spared.add(where)
+            home = where if stays is None else stays
+            if home is None:
+                continue
+            if stays is None and not program.ends.host_reads(root):
+                self.spared.add(home)
+            if not self._written(root, made, home):
+                self.departures.setdefault(home, []).append(made)
+
+    def _written(self, root: str, made: DeviceArray, home: int) -> bool:
+        """Let an output be made where it stays, if it is the only one there is of its value.
+
+        One in the memory of an input has to wait until nothing reads that any more.
+        """
+        program = self.program
+        spared = home in self.spared or home in program.ends.callers
+        taken = self.donations is not None and self.donations.reuse(made)
+        only = made_once(program.graph, program.roots, root)
+        return spared and only and not taken and self._lies(root, made, home)
 
     def _reused(self, slot: Slot, place: int | None) -> DeviceArray | None:
         """An output in the memory of an input that is donated, where nothing reads that any more.
@@ -205,7 +262,9 @@ class Transit:
             return None
 
         def after(array: DeviceArray) -> bool:
-            reads = (index for index, source in self.arrivals.items() if source is array)
+            reads = {index for index, source in self.arrivals.items() if source is array}
+            for key, source in self.lying.items():
+                reads.update(self.program.users[key].launches if source is array else ())
             return place is None or all(self.program.follows(place, read) for read in reads)
 
         return self.donations.output(slot, -1 if place is None else place, after)
@@ -266,6 +325,8 @@ class Transit:
         """Hold no array any more: the run is over, and a cycle may keep it for a while."""
         for held in (self.feeds, self.kept, self.arrivals, self.departures, self.hosted):
             held.clear()
+        self.lying.clear()
+        self.commands.clear()
 
     @property
     def avoided(self) -> tuple[Step, ...]:
@@ -278,13 +339,26 @@ class Transit:
         return tuple(map(self._step, sorted(self.astray)))
 
 
+def _link(source: Device, target: Device) -> LinkModel | None:
+    """The link as it was measured."""
+    from crossdock.runtime import costing  # takes long to load
+
+    return costing.store().model.link(*link_ends(source.info, target.info))
+
+
 def begin(
-    program: Program, feeds: Mapping[str, Fed], keeping: Keeping | None, *, verified: bool = False
+    program: Program,
+    instance: Instance,
+    feeds: Mapping[str, Fed],
+    keeping: Keeping | None,
+    *,
+    checked: bool = False,
+    verified: bool = False,
 ) -> Transit | None:
     """What a run with these inputs does on devices; None where all is as planned.
 
-    ``keeping`` is for outputs that are to stay; without it none are. ``verified``: what passes
-    between two devices goes over the host.
+    ``keeping`` is for outputs that are to stay; without it none are. ``checked``: no array is used
+    where it lies; ``verified``: what passes between two devices goes over the host.
 
     Raises:
         NoRoom: a device has no memory for an output that is to stay.
@@ -296,11 +370,12 @@ def begin(
     resident = any(array.__class__ is DeviceArray for array in feeds.values())
     if not planned and keeping is None and not resident:
         return None
-    made = Transit(program, verified)
+    made = Transit(program, checked, verified)
     for name, value in feeds.items():
         made.feed(name, value)
     if keeping is not None:
         made.keep(keeping)
     else:
         made.bring()
+    made.bind(instance)
     return made

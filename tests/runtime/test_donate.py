@@ -343,7 +343,7 @@ def test_a_place_that_is_written_too_early_is_found(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def rounds() -> None:
-        for seed in range(12):
+        for seed in range(60):
             early(machine, seed)
 
     rounds()

@@ -18,7 +18,7 @@ from crossdock.devices import cuda_exchange, registry
 from crossdock.devices.base import Buffer, Event
 from crossdock.devices.cuda import CudaDevice, CudaQueue
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent
-from crossdock.runtime import costing
+from crossdock.runtime import costing, rebinding
 from crossdock.runtime.device_array import DeviceArray
 from crossdock.runtime.errors import Error
 from crossdock.runtime.intake import Intake
@@ -125,6 +125,13 @@ def windows(self: Transit, keeping: Any, *, keep: Any = Transit.keep) -> None:
         array._buffer = _SAME.setdefault((id(self.program), name), array._buffer)
 
 
+def stale(program: Any, instance: Any, index: int, lying: Any) -> Any:
+    """Commands over callers' arrays are bound once."""
+    return instance.rebound.get_or_make(
+        (index,), lambda: rebinding._made(program, instance, index, lying)
+    )
+
+
 _SAME: dict[tuple[int, str], Any] = {}
 
 
@@ -174,6 +181,18 @@ MUTANTS: dict[str, tuple[Any, str, Any, str]] = {
         "__del__",
         dropped,
         "freed while stream",
+    ),
+    "no wait before an array is read where it lies": (
+        Transit,
+        "ready",
+        lambda self, index: [],
+        "without waiting for its event",
+    ),
+    "commands over the memory of a run before": (
+        rebinding,
+        "_commands",
+        stale,
+        "Arrays are not equal",
     ),
     "one buffer for the outputs of all runs": (
         Transit,
