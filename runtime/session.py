@@ -155,7 +155,8 @@ class Session:
         Args:
             feeds: an array for each input, by name (see the class for staged graphs): of numpy, a
                 ``DeviceArray``, or of any library that exports DLPack or the CUDA array interface.
-                What lies on a device that reads it is copied there, not over the host.
+                What lies on a device that reads it is read where it lies, or copied there; it may
+                not be changed while the run is on.
             outputs: "host" for numpy's arrays, or "device" for ``DeviceArray``s that stay on the
                 devices that make them (those of a staged graph on the host); None is as compiled.
             donate: names of inputs, fed as ``DeviceArray``s, that are given up: the run may write
