@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from bench.gpu_check.sections import cards, conformance, models, operators
 from bench.timing import interleaved
 from crossdock.devices import registry
 from crossdock.devices.base import DeviceInfo, Probe
+from crossdock.runtime import tensor
+from crossdock.runtime.cases import of_op
 from tests.cards import CARD, WITH_CUDNN
 from tests.fakes import cupy_fake
 
@@ -305,6 +308,19 @@ def test_two_cards_are_checked_where_there_are_two(
     assert rows["a plan over two cards is right"].state == MET
     assert rows["its value passes the host by"].state == MET
     assert rows["one card through CUDA and OpenCL"].state == NOT_RUN
+
+
+def test_cases_of_a_type_that_is_not_here_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package ml_dtypes may be missing where a card is checked."""
+    cases = [replace(case) for case in of_op("scaled_dot_product_attention")]  # nothing drawn yet
+    tensor.to_numpy.cache_clear()
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    found, reasons = operators.buildable(cases)
+    tensor.to_numpy.cache_clear()
+    here = [str(case) for case in cases if "bfloat16" not in case.dtypes]
+    assert list(map(str, found)) == here
+    assert reasons == {str(next(iter(reasons))): len(cases) - len(here)}
+    assert "pip install ml_dtypes" in next(iter(reasons))
 
 
 def test_each_kernel_of_a_library_has_a_case() -> None:

@@ -6,7 +6,8 @@ their kernels runs on the first case that it takes of each element type, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from bench.gpu_check.place import Place
 from bench.gpu_check.report import Report
@@ -16,6 +17,7 @@ from crossdock.runtime import costing
 from crossdock.runtime.cases import CASES, Case
 from crossdock.runtime.cli.verify_cases import chosen
 from crossdock.runtime.cli.verify_check import check
+from crossdock.runtime.errors import Unavailable
 
 SHOWN = 20
 LIBRARIES = ("cublas", "cudnn")
@@ -28,9 +30,12 @@ ENOUGH = 10.0
 def run(place: Place, report: Report) -> None:
     """Counts; each failure by name; and the reasons for which cases have no kernel."""
     device = place.open()
-    cases = chosen(REHEARSED if place.rehearsal else (), quick=True)
+    cases, _ = buildable(chosen(REHEARSED if place.rehearsal else (), quick=True))
     if not place.rehearsal:
-        cases += [case for case in of_libraries(device.info) if case not in cases]
+        every, lacking_types = buildable(CASES)
+        cases += [case for case in of_libraries(device.info, every) if case not in cases]
+        for reason, count in lacking_types.items():
+            report.not_run(f"{count} cases of a type that is not here", reason)
     findings, missing, late = [], [], set()
     for op in dict.fromkeys(case.op for case in cases):
         if place.left < ENOUGH:
@@ -54,11 +59,25 @@ def run(place: Place, report: Report) -> None:
         report.not_run(f"{len(late)} ops", f"out of time: {', '.join(sorted(late))}")
 
 
-def of_libraries(info: DeviceInfo) -> Iterator[Case]:
+def buildable(cases: Iterable[Case]) -> tuple[list[Case], Counter[str]]:
+    """The cases whose element types numpy has here, and how many others there are by reason."""
+    found: list[Case] = []
+    reasons: Counter[str] = Counter()
+    for case in cases:
+        try:
+            case.build()
+        except Unavailable as error:
+            reasons[str(error)] += 1
+        else:
+            found.append(case)
+    return found, reasons
+
+
+def of_libraries(info: DeviceInfo, cases: Iterable[Case] = CASES) -> Iterator[Case]:
     """The first case of each kernel that calls a library and each element type."""
     seen: set[tuple[str, str, str]] = set()
     without: set[str] = set()
-    for case in (case for case in CASES if case.op not in without):
+    for case in (case for case in cases if case.op not in without):
         for call in costing.op_calls(case.build()[0]).values():
             there = table.candidates(call, info)
             names = [*(k.name for k in there.fitting), *(name for name, _ in there.rejected)]
