@@ -19,6 +19,7 @@ from crossdock.devices.dialect import CUDA_HEADER, assemble
 from tests import nvrtc
 from tests.cards import CARD, WITH_CUDNN
 from tests.cases import CASES
+from tests.kernels.fused_cases import FUSED
 from tests.kernels.texts import Text, apart, texts_of
 
 FILE = Path(__file__).parent / "kernels" / "nvrtc_usage.json"
@@ -44,7 +45,7 @@ def named() -> dict[str, Text]:
     """Every distinct kernel text for a card by a name that outlives changes of the text."""
     found: dict[str, Text] = {}
     seen: Counter[str] = Counter()
-    for text, origin in texts_of(CASES, CARD, WITH_CUDNN).items():
+    for text, origin in texts_of((*CASES, *FUSED), CARD, WITH_CUDNN).items():
         seen[origin] += 1
         found[f"{origin}, text {seen[origin]}" if seen[origin] > 1 else origin] = text
     return found

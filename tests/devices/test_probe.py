@@ -222,7 +222,7 @@ def test_the_cuda_kind_is_probed_through_its_driver(
         registry.close_all()
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", ["sm_70", "sm_80", "sm_90", "sm_100"])
 def test_nvrtc_builds_the_kernels(arch: str) -> None:
     if nvrtc.library() is None:
         pytest.skip(nvrtc.ABSENT)

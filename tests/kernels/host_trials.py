@@ -11,11 +11,13 @@ from crossdock.kernels import table
 from crossdock.runtime.cases.special import SPECIAL, is_of_values
 from crossdock.runtime.cli.verify_check import judge
 from tests.cases import CASES, Case
+from tests.kernels.fused_cases import FUSED
 from tests.kernels.host_run import Found, Job
 from tests.kernels.test_cpu import instance
 
 FIRST = list({case.op: case for case in reversed(CASES)}.values())[::-1]
 VALUES = [case for case in SPECIAL if is_of_values(case)]
+EVERY = (*CASES, *VALUES, *FUSED)
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,14 @@ SHARE = 4
 def quick(info: DeviceInfo) -> list[Trial]:
     """The first case of every op, and one of each kernel that none of them runs.
 
-    Of kernels of many ops, every fourth op.
+    Of kernels of many ops, every fourth op; and every fourth case of what passes make.
     """
     runs = runnable(FIRST, info)
     left = {id(t) for name in MANY for i, t in enumerate(_of(name, runs)) if i % SHARE}
     chosen = [trial for trial in runs if id(trial) not in left]
+    chosen += runnable(FUSED[::SHARE], info)
     seen = {trial.kernel for trial in chosen}
-    for trial in runnable((*CASES, *VALUES), info):
+    for trial in runnable(EVERY, info):
         if trial.kernel not in seen:
             seen.add(trial.kernel)
             chosen.append(trial)

@@ -23,8 +23,9 @@ from tests.cards import CARD
 from tests.cases import CASES, Case
 from tests.devices import teams
 from tests.kernels import host_build, host_run
+from tests.kernels.fused_cases import FUSED
 from tests.kernels.host_run import Found, Job
-from tests.kernels.host_trials import VALUES, complaints, quick, runnable, trials
+from tests.kernels.host_trials import EVERY, VALUES, complaints, quick, runnable, trials
 
 pytestmark = pytest.mark.skipif(not host_build.compiler(), reason=host_build.ABSENT)
 
@@ -48,7 +49,7 @@ INFOS = [
 @pytest.mark.parametrize("info", INFOS)
 def test_every_kernel(info: DeviceInfo, tmp_path: Path) -> None:
     chosen = quick(info)
-    every = {trial.kernel for trial in trials((*CASES, *VALUES), info)}
+    every = {trial.kernel for trial in trials(EVERY, info)}
     assert every - {trial.kernel for trial in chosen} == (EXCLUDED if info is PROCESSOR else set())
     found = host_run.run([t.job for t in chosen], tmp_path, processor=info is PROCESSOR)
     assert complaints(chosen, found) == []
@@ -56,7 +57,7 @@ def test_every_kernel(info: DeviceInfo, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("info", [CARD, PROCESSOR], ids=["card", "processor"])
-@pytest.mark.parametrize("cases", [CASES, VALUES], ids=["cases", "values"])
+@pytest.mark.parametrize("cases", [CASES, VALUES, FUSED], ids=["cases", "values", "fused"])
 def test_every_case(cases: Sequence[Case], info: DeviceInfo, tmp_path: Path) -> None:
     chosen = runnable(cases, info)
     found = host_run.run([t.job for t in chosen], tmp_path, processor=info is PROCESSOR)

@@ -33,14 +33,19 @@ def texts_of(cases: Iterable[Case], *infos: DeviceInfo) -> dict[Text, str]:
     return found
 
 
+_KERNEL = re.compile(r"\bKERNEL\b.*?\bvoid\s+(\w+)\s*\(", re.S)
+
+
 def apart(number: int, text: Text) -> str:
     """A text that can stand with others in one file: names and macros of its own.
 
-    Its entry is ``entry_number`` in a namespace ``n`` and the number.
+    Its entry is ``entry_number`` in a namespace ``n`` and the number, and so are its other kernels.
     """
     source, defines, entry = text
+    kernels = dict.fromkeys((entry, *_KERNEL.findall(source)))
     macros = [name for name, _ in defines] + re.findall(r"^\s*#\s*define\s+(\w+)", source, re.M)
     lines = [f"#define {name} {value}" for name, value in defines]
-    lines += [f"#define {entry} {entry}_{number}", f"namespace n{number} {{", source, "}"]
-    lines += [f"#undef {name.partition('(')[0]}" for name in (*dict.fromkeys(macros), entry)]
+    lines += [f"#define {name} {name}_{number}" for name in kernels]
+    lines += [f"namespace n{number} {{", source, "}"]
+    lines += [f"#undef {name.partition('(')[0]}" for name in dict.fromkeys((*macros, *kernels))]
     return "\n".join(lines) + "\n"
