@@ -62,32 +62,17 @@ def runnable(cases: Iterable[Case], info: DeviceInfo) -> list[Trial]:
     return [trial for trial in trials(cases, info) if not excluded(trial)]
 
 
-MANY = ("grid.elementwise", "grid.reduce")
-"""Kernels of many ops, whose texts differ in one expression: the cases with the slow tests take
-them all, and on OpenCL every op is run."""
-
-SHARE = 4
-
-
 def quick(info: DeviceInfo) -> list[Trial]:
-    """The first case of every op, and one of each kernel that none of them runs.
-
-    Of kernels of many ops, every fourth op; and every fourth case of what passes make.
+    """The first case of every op, what passes make, and a case of each kernel that none of them
+    runs.
     """
-    runs = runnable(FIRST, info)
-    left = {id(t) for name in MANY for i, t in enumerate(_of(name, runs)) if i % SHARE}
-    chosen = [trial for trial in runs if id(trial) not in left]
-    chosen += runnable(FUSED[::SHARE], info)
+    chosen = runnable((*FIRST, *FUSED), info)
     seen = {trial.kernel for trial in chosen}
     for trial in runnable(EVERY, info):
         if trial.kernel not in seen:
             seen.add(trial.kernel)
             chosen.append(trial)
     return chosen
-
-
-def _of(kernel: str, chosen: Iterable[Trial]) -> list[Trial]:
-    return [trial for trial in chosen if trial.kernel == kernel]
 
 
 def complaint(trial: Trial, found: Found) -> str:

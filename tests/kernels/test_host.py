@@ -23,7 +23,6 @@ from tests.cards import CARD
 from tests.cases import CASES, Case
 from tests.devices import teams
 from tests.kernels import host_build, host_run
-from tests.kernels.fused_cases import FUSED
 from tests.kernels.host_run import Found, Job
 from tests.kernels.host_trials import EVERY, VALUES, complaints, quick, runnable, trials
 
@@ -57,7 +56,7 @@ def test_every_kernel(info: DeviceInfo, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("info", [CARD, PROCESSOR], ids=["card", "processor"])
-@pytest.mark.parametrize("cases", [CASES, VALUES, FUSED], ids=["cases", "values", "fused"])
+@pytest.mark.parametrize("cases", [CASES, VALUES], ids=["cases", "values"])
 def test_every_case(cases: Sequence[Case], info: DeviceInfo, tmp_path: Path) -> None:
     chosen = runnable(cases, info)
     found = host_run.run([t.job for t in chosen], tmp_path, processor=info is PROCESSOR)
