@@ -56,6 +56,11 @@ WARP = 32
 """Threads of a warp on every card; the kernel dialect counts on it, too."""
 MAX_GRID = (2**31 - 1, 65535, 65535)
 
+MOST_RETURNED, RETURNED_PART = 32, 16
+"""Arrays that others were lent and gave back, and their part of the budget, that are left lying
+before the host waits for the whole card to have their memory again.
+"""
+
 _CAPS = frozenset(
     {
         Cap.GRID,
@@ -175,9 +180,9 @@ class CudaDevice(Device):
         self.index = int(info.id.partition(":")[2])
         self.budget = info.memory_bytes if limit is None else min(limit, info.memory_bytes)
         self.lost = ""
-        self.returned = False  # memory that others had been lent
         self.pool = cp.cuda.MemoryPool()
         self.dropped: deque[Any] = deque()
+        self.returned: deque[tuple[Any, int]] = deque()  # that others had been lent, and its bytes
         self._share = Share(info.id, self.budget, info.memory_bytes, info.physical_id)
         self._share.reclaim = weakref.WeakMethod(self._give_back)
         self.gauge = self._share.gauge
@@ -231,9 +236,6 @@ class CudaDevice(Device):
             with translated(self):
                 for queue in self.users:
                     queue.stream.synchronize()
-                if self.returned:  # by whom a stream of their own may still use it
-                    self.returned = False
-                    self.cp.cuda.Device(self.index).synchronize()
 
     def _reclaim(self, wanted: int) -> None:
         """Free what was dropped, waiting for it only where memory is short; any thread."""
@@ -248,6 +250,22 @@ class CudaDevice(Device):
                     queue.forget()
                 self.dropped.clear()
                 self._count()
+            if short or self._much_returned():
+                self._settle()
+                self._count()
+
+    def _much_returned(self) -> bool:
+        held = [nbytes for _, nbytes in list(self.returned)]
+        return len(held) >= MOST_RETURNED or sum(held) > self.budget // RETURNED_PART
+
+    def _settle(self) -> None:
+        """Free what others had been lent: streams of theirs may still use it."""
+        found = []
+        with suppress(IndexError):  # another thread may take some
+            while self.returned:
+                found.append(self.returned.popleft())
+        if found:
+            self.cp.cuda.Device(self.index).synchronize()
 
     def _give_back(self, wanted: int) -> None:
         """Let the card's other devices have what the pool keeps; any thread."""
@@ -418,7 +436,10 @@ class CudaDevice(Device):
             queue.forget()
         self.dropped.clear()
         if not self.lost:
-            self.pool.free_all_blocks()
+            with translated(self):
+                self._settle()
+                self.pool.free_all_blocks()
+        self.returned.clear()
 
 
 def _library(executable: Executable) -> Prepared | None:

@@ -100,24 +100,14 @@ def _dense(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     return tuple(itemsize * int(np.prod(shape[i + 1 :], dtype=np.int64)) for i in range(len(shape)))
 
 
-class Lent:
-    """A buffer that an array of another library keeps alive."""
-
-    def __init__(self, buffer: CudaBuffer) -> None:
-        self._buffer = buffer
-
-    def __del__(self) -> None:
-        # Whoever had the array may have work on a stream of its own that still uses it.
-        self._buffer.device.returned = True
-
-
 def lend(device: CudaDevice, buffer: Buffer, spec: TensorSpec) -> Any:
     """A cupy array in a buffer's memory; of bfloat16, what shares the same bits of cupy's."""
     assert isinstance(buffer, CudaBuffer)
     cp, bits = device.cp, spec.dtype == "bfloat16"
     with translated(device):
         pointer = buffer.pointer.ptr
-        memory = cp.cuda.UnownedMemory(pointer, buffer.nbytes, Lent(buffer), device.index)
+        buffer.root.lent = True
+        memory = cp.cuda.UnownedMemory(pointer, buffer.nbytes, buffer, device.index)
         pointed = cp.cuda.MemoryPointer(memory, 0)
         dtype = np.dtype("uint16" if bits else spec.dtype)
         made = cp.ndarray(spec.dims, dtype, memptr=pointed)

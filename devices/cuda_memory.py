@@ -106,6 +106,7 @@ class CudaBuffer(Buffer):
         self.device: CudaDevice = device
         self.nbytes = nbytes
         self.foreign = foreign
+        self.lent = False  # to another library, which may have work of its own that uses it
         self._root = root
         self._pointer = pointer
 
@@ -159,7 +160,10 @@ class CudaBuffer(Buffer):
     def __del__(self) -> None:
         # A stream may still be using it, and a collector is no place to wait: the device frees it.
         if self._pointer is not None and self._root is None and not self.foreign:
-            self.device.dropped.append(self._pointer)
+            if self.lent:
+                self.device.returned.append((self._pointer, self.nbytes))
+            else:
+                self.device.dropped.append(self._pointer)
 
 
 @dataclass

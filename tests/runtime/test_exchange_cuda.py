@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import crossdock as xd
-from crossdock.devices import registry
+from crossdock.devices import cuda, registry
 from crossdock.devices.links import link_ends
 from crossdock.runtime import costing
 from crossdock.runtime.errors import FeedError, OutOfMemory
@@ -156,6 +156,53 @@ def test_memory_comes_back_and_counts(fake: cupy_fake.FakeCupy) -> None:
         with pytest.raises(OutOfMemory, match=r"output 'y'.*close arrays kept on cuda:0"):
             session.run({"x": VALUES}, outputs="device")
         np.testing.assert_array_equal(session.run({"x": VALUES})["y"], 2 * VALUES)
+
+
+def given_back(fake: cupy_fake.FakeCupy, session: Session, library: Producer) -> None:
+    """A kept output that another library works with, and lets go while it does."""
+    kept = session.run({"x": VALUES}, outputs="device")["y"]
+    with library.stream:
+        taken = fake.from_dlpack(kept)
+        taken += 1
+    del taken, kept
+    gc.collect()
+
+
+def test_runs_wait_for_the_whole_card_only_now_and_then(
+    fake: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams of another library may use what it gives back, and only the whole card knows."""
+    library, waits = Producer(fake), 0
+
+    def synchronize(self: Any, *, before: Any = cupy_fake.Device.synchronize) -> None:
+        nonlocal waits
+        waits += 1
+        before(self)
+
+    monkeypatch.setattr(cupy_fake.Device, "synchronize", synchronize)
+    device = registry.open_device(CARD)
+    with on_card() as session:
+        for _ in range(3):
+            np.testing.assert_array_equal(session.run({"x": VALUES})["y"], 2 * VALUES)
+        assert waits == 0
+        for _ in range(2 * cuda.MOST_RETURNED + 1):
+            given_back(fake, session, library)
+        assert waits == 2
+        device.allocate(device._share.free + VALUES.nbytes).release()  # there is room after it
+        assert waits == 3
+    library.release()
+
+
+def test_little_memory_is_left_lying_after_others_had_it(fake: cupy_fake.FakeCupy) -> None:
+    library = Producer(fake)
+    with on_card() as session:
+        session.run({"x": VALUES})
+        device = registry.open_device(CARD)
+        device.budget = 20 * cuda.RETURNED_PART * VALUES.nbytes
+        for _ in range(cuda.MOST_RETURNED - 2):
+            given_back(fake, session, library)
+            assert sum(nbytes for _, nbytes in device.returned) <= 21 * VALUES.nbytes
+    library.release()
 
 
 def test_the_memory_of_a_feed_is_let_go_after_the_run(fake: cupy_fake.FakeCupy) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossdock.devices import cuda_exchange, registry
+from crossdock.devices import cuda, cuda_exchange, registry
 from crossdock.devices.base import Buffer, Event
 from crossdock.devices.cuda import CudaDevice, CudaQueue
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent
@@ -84,6 +84,7 @@ def fake(
 ) -> cupy_fake.FakeCupy:
     """The fake cupy, which runs kernels on the OpenCL device."""
     del opencl, costs
+    monkeypatch.setattr(cuda, "MOST_RETURNED", 1)
     return cupy_fake.install(monkeypatch)
 
 
@@ -168,12 +169,12 @@ MUTANTS: dict[str, tuple[Any, str, Any, str]] = {
         DeviceArray,
         "close",
         hasty,
-        "used after it was freed",
+        "freed while stream",
     ),
     "lent memory used again at once": (
-        cuda_exchange.Lent,
-        "__del__",
-        lambda self: None,
+        CudaDevice,
+        "_settle",
+        lambda self: self.returned.clear(),
         "freed while stream",
     ),
     "memory freed by the collector": (
