@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from crossdock.runtime.device_array import DeviceArray
-from crossdock.runtime.errors import Error, FeedError
+from crossdock.runtime.errors import FeedError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.intake import Intake
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
@@ -46,7 +46,7 @@ def _checked(name: str, spec: TensorSpec, value: Any) -> Array | DeviceArray:
         if array.dtype == to_numpy(spec.dtype) and array.shape == spec.shape:
             return array
         have = TensorSpec.of(cast("Array", array))
-    except (Error, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the library that the array is of raises
         raise FeedError(f"input {name!r:.80} wants {spec}: {error}") from error
     if have.dtype != spec.dtype:
         raise FeedError(

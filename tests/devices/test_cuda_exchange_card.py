@@ -1,4 +1,4 @@
-"""Arrays shared with cupy and torch on a real card; the fake one stands in for it elsewhere."""
+"""Arrays shared with cupy, torch and jax on a real card; a fake card stands in for it elsewhere."""
 
 from __future__ import annotations
 
@@ -70,3 +70,17 @@ def test_torch_tensors_go_in_and_out(session: xd.Session) -> None:
     np.testing.assert_array_equal(host, torch.relu(x + x).cpu().numpy())
     with pytest.raises(xd.Error, match="not in C order"):
         session.run({"x": torch.randn(COLUMNS, ROWS, device="cuda:0").T})
+
+
+def test_jax_arrays_go_in_and_out(session: xd.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the card's memory is for all
+    jax = pytest.importorskip("jax", reason="jax is not installed")
+    if jax.default_backend() != "gpu":
+        pytest.skip("jax is installed without CUDA")
+    x = jax.random.normal(jax.random.key(0), (ROWS, COLUMNS))
+    y = jax.numpy.from_dlpack(session.run({"x": x}, outputs="device")["y"])
+    assert session.receipt.links == {}
+    assert y.devices() == x.devices()
+    np.testing.assert_array_equal(np.asarray(y), np.maximum(2 * np.asarray(x), 0))
+    again = session.run({"x": y}, outputs="device")["y"]
+    np.testing.assert_array_equal(again.numpy(), 2 * np.asarray(y))

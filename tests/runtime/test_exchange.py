@@ -52,6 +52,13 @@ class Library:
         return self._array.__dlpack__(**options)
 
 
+class Guarded(Library):
+    """It lets numpy have nothing, as torch does where a gradient is wanted."""
+
+    def __array__(self, *given: Any, **options: Any) -> Any:
+        raise RuntimeError("detach it first")
+
+
 def three(device: str, **options: Any) -> Session:
     """y = relu(2 x) and z = -y on a device, and h = y + x on the host."""
     b = xd.GraphBuilder()
@@ -98,6 +105,7 @@ def test_host_memory_of_another_library_is_read_where_it_is(machine: Machine) ->
         (Library(VALUES.astype(np.float64)), r"wants float32\[3,4\], got float64\[3,4\]"),
         (Library(VALUES.T), r"got float32\[4,3\]"),
         (Library(VALUES, error="has a gradient"), "wants float32"),
+        (Guarded(VALUES, error="has a gradient"), "wants float32.*detach it first"),
         (Library(VALUES, (10, 1), error="no"), "ROCm device 1, which this session does not use"),
         (Library(VALUES, (99, 0), error="no\nway"), "type 99, device 0.*Library says: no way"),
     ],
@@ -113,6 +121,20 @@ def test_a_library_that_copies_to_the_host_is_asked_to(machine: Machine) -> None
         made = session.run({"x": Library(VALUES, (10, 1))})
         np.testing.assert_array_equal(made["y"], 2 * VALUES)
         assert any("48 bytes) came to the host" in note for note in session.receipt.notes)
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_arrays_of_libraries_that_are_installed_go_in_and_out(machine: Machine, name: str) -> None:
+    library: Any = pytest.importorskip(name, reason=f"{name} is not installed")
+    make = library.from_numpy if name == "torch" else library.numpy.asarray
+    taken = library.from_dlpack if name == "torch" else library.numpy.from_dlpack
+    array = make(VALUES)
+    assert np.shares_memory(Intake({}).take("x", array), np.from_dlpack(array))
+    with three("cpu:0") as session:
+        np.testing.assert_array_equal(session.run({"x": array})["y"], 2 * VALUES)
+        kept = session.run({"x": array}, outputs="device")["y"]
+        again = session.run({"x": taken(kept)}, outputs="device")["y"]
+        np.testing.assert_array_equal(np.asarray(taken(again)), 4 * VALUES)
 
 
 # --- outputs --------------------------------------------------------------------------------------
