@@ -23,6 +23,9 @@ NOT_READY = 600
 STICKY = frozenset({46, 214, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999})
 """Statuses after which a context answers nothing else (CUDA runtime API, cudaError_t)."""
 
+PINNED = 1
+"""cudaMemoryTypeHost: memory of the host that the driver knows."""
+
 CHUNK = 4 << 20
 """Bytes of one of the two staging buffers a copy stream has."""
 
@@ -228,10 +231,12 @@ class Staging:
 
 
 def is_pinned(cp: Any, array: Array) -> bool:
-    """True where an array lies in memory that cupy has pinned."""
+    """True where an array lies in pinned memory: cupy's, or what another library has pinned."""
     base: Any = array
     while base is not None:
         if isinstance(base, cp.cuda.PinnedMemoryPointer):
             return True
         base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
-    return False
+    if not array.nbytes:
+        return False
+    return int(cp.cuda.runtime.pointerGetAttributes(array.ctypes.data).type) == PINNED

@@ -74,6 +74,23 @@ def test_pinned_arrays_are_not_staged(device: CudaDevice) -> None:
     assert np.array_equal(target, source)
 
 
+def test_what_another_library_has_pinned_is_not_staged(
+    device: CudaDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory is known to the driver alone."""
+    pinned = device.cp.machine.allocate(4096, pinned=True)
+    source = np.from_dlpack(pinned.memory[:1200].view(np.float32).reshape(10, 30))
+    source[:] = np.arange(300).reshape(10, 30)
+    buffer = device.allocate(source.nbytes)
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_memory.Staging, "upload", None)
+        device.queues["upload"].write(buffer, source).wait()
+    assert np.array_equal(download(device, buffer, source), source)
+    assert not cuda_memory.is_pinned(device.cp, source.copy())
+    assert not cuda_memory.is_pinned(device.cp, np.empty(0, np.uint8))
+    device.cp.machine.free(pinned)
+
+
 def test_memory_in_use_is_freed_when_its_work_is_done(device: CudaDevice) -> None:
     x, y = upload(device, np.ones(100, np.float32)), device.allocate(400)
     commands = record(device, (axpb_array(100, 2, 1), {In(0): x, Out(0): y}))

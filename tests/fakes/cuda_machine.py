@@ -283,6 +283,13 @@ class Machine:
             raise self.problem("a question on which card host memory lies")
         return found.device
 
+    def kind(self, address: int) -> tuple[int, int]:
+        """The device and cudaMemoryType of an address: 0 unregistered, 1 pinned, 2 a device's."""
+        found = self.find(Range(address, 0))
+        if found is None:
+            return -2, 0
+        return (0, 1) if found.device is None else (found.device, 2)
+
     # --- work ------------------------------------------------------------------------------------
 
     def submit(

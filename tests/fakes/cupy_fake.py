@@ -217,7 +217,8 @@ class _Runtime(ModuleType):
             raise CUDARuntimeError(self._machine.sticky)
 
     def pointerGetAttributes(self, ptr: int) -> Any:  # noqa: N802
-        return SimpleNamespace(device=self._machine.home(ptr))
+        device, kind = self._machine.kind(ptr)
+        return SimpleNamespace(device=device, type=kind)
 
     def getDeviceCount(self) -> int:  # noqa: N802 - cupy's names, here and below
         return self._machine.devices
