@@ -165,6 +165,11 @@ def minilm(f: Layers, ids: Value, batch: int) -> Value:
     return _bert(f, ids, batch, layers=6, width=384, heads=12)
 
 
+def bert(f: Layers, ids: Value, batch: int) -> Value:
+    """BERT's base (Devlin et al. 2019): twelve layers, 768 wide, 12 heads, 128 tokens."""
+    return _bert(f, ids, batch, layers=12, width=768, heads=12)
+
+
 def _bert(f: Layers, ids: Value, batch: int, *, layers: int, width: int, heads: int) -> Value:
     shape = (batch, TOKENS, width)
     x = f.embed(ids, "words", VOCABULARY, width)
@@ -226,6 +231,7 @@ NETS = (
     Net("mobilenet", _image(3, 224), mobilenet),
     Net("minilm", _tokens, minilm),
     Net("unet block", _image(UNET, SIDE), unet),
+    Net("bert base", _tokens, bert),
 )
 
 

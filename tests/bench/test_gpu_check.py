@@ -236,7 +236,8 @@ def test_networks_have_the_shapes_of_their_kind(net: nets.Net) -> None:
     (shape,) = [graph.specs[name].dims for name in graph.outputs.values()]
     want = {
         "resnet50": (2, 1000), "mobilenet": (2, 1000), "minilm": (2, 128, 384),
-        "unet block": (2, 320, 64, 64), "two convolutions": (2, 10), "attention": (2, 128, 32),
+        "unet block": (2, 320, 64, 64), "bert base": (2, 128, 768), "two convolutions": (2, 10),
+        "attention": (2, 128, 32),
     }  # fmt: skip
     assert shape == want[net.name]
 
