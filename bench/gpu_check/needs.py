@@ -13,8 +13,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossdock.devices import cuda, cuda_dnn, registry, topology
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -31,6 +29,9 @@ class Need:
         return f"missing: {self.what} ({self.without}); {self.fix}"
 
 
+VITAL = ("numpy", "numba")
+"""Packages without which nothing of crossdock can be imported, or runs on the processor."""
+
 PACKAGES = (
     ("pytest", "no device conformance, no CUDA tests", "pip install pytest"),
     ("torch", "no comparison of networks", "pip install torch"),
@@ -42,12 +43,39 @@ PACKAGES = (
 )
 """Packages that sections ask for: name, what is lost without, the fix."""
 
-PIECES = ("numpy", "numba", "cupy", *(name for name, *_ in PACKAGES))
 VERSIONS = ("crossdock", "numpy", "numba", "llvmlite", "torch", "triton", "onnx", "onnxruntime")
 
 
 def missing(*, card: bool) -> list[Need]:
     """Everything that is not here; what no run is possible without comes first."""
+    found = [
+        Need(f"package {name}", "nothing runs", f"pip install {name}", vital=True)
+        for name in VITAL
+        if importlib.util.find_spec(name) is None
+    ]
+    if not found:
+        found += _of_the_card(card=card)
+    elif card and importlib.util.find_spec("cupy") is None:
+        found.append(
+            Need("package cupy", "no card can be reached", "pip install cupy-cuda12x[ctk]")
+        )
+    found += [
+        Need(f"package {name}", without, fix)
+        for name, without, fix in PACKAGES
+        if importlib.util.find_spec(name) is None
+    ]
+    if importlib.util.find_spec("torch") is not None and not _compiler():
+        found.append(
+            Need("a C compiler", "torch.compile cannot build its launchers", "apt-get install gcc")
+        )
+    if not (ROOT / ".models").is_dir():
+        found.append(Need("folder .models", "no trained models", "run `make models`"))
+    return found
+
+
+def _of_the_card(*, card: bool) -> list[Need]:
+    from crossdock.devices import cuda, cuda_dnn
+
     found: list[Need] = []
     probe = cuda.probe()
     if card and not probe.devices:
@@ -64,17 +92,6 @@ def missing(*, card: bool) -> list[Need]:
                     cuda_dnn.FIX,
                 )
             )
-    found += [
-        Need(f"package {name}", without, fix)
-        for name, without, fix in PACKAGES
-        if importlib.util.find_spec(name) is None
-    ]
-    if importlib.util.find_spec("torch") is not None and not _compiler():
-        found.append(
-            Need("a C compiler", "torch.compile cannot build its launchers", "apt-get install gcc")
-        )
-    if not (ROOT / ".models").is_dir():
-        found.append(Need("folder .models", "no trained models", "run `make models`"))
     return found
 
 
@@ -85,6 +102,8 @@ def _compiler() -> str | None:
 
 def facts(device: str) -> dict[str, object]:
     """The device, the versions and the machine, for the report's head."""
+    from crossdock.devices import registry, topology
+
     infos = {info.id: info for info in registry.devices()}
     info = infos.get(device, infos["cpu:0"])
     return {

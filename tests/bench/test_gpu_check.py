@@ -21,7 +21,7 @@ from bench.gpu_check.place import Place
 from bench.gpu_check.report import FAILED, MET, MISSED, NOT_RUN, Report, read_rows, summary, table
 from bench.gpu_check.sections import cards, conformance, models, operators
 from bench.timing import interleaved
-from crossdock.devices import registry
+from crossdock.devices import cuda, registry
 from crossdock.devices.base import DeviceInfo, Probe
 from crossdock.runtime import tensor
 from crossdock.runtime.cases import of_op
@@ -147,8 +147,8 @@ def test_without_a_card_it_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     absent = Probe("cuda", (), "there is no NVIDIA driver", "install NVIDIA's driver")
-    monkeypatch.setattr(needs.cuda, "probe", lambda: absent)
-    monkeypatch.setattr(needs.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(cuda, "probe", lambda: absent)
+    has_only(monkeypatch, *needs.VITAL)
     needs.main(rehearse=False)
     found = json.loads(capfd.readouterr().out)
     assert found["device"] is None
@@ -159,6 +159,40 @@ def test_without_a_card_it_says_what_is_missing(
     monkeypatch.setattr(runner, "_preflight", lambda _: found)
     assert runner.main([]) == runner.NO_CARD
     assert capfd.readouterr().out.splitlines() == found["missing"]
+
+
+def has_only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Of packages these alone are installed."""
+    monkeypatch.setattr(
+        needs.importlib.util, "find_spec", lambda name: name if name in names else None
+    )
+
+
+def test_without_what_everything_is_made_of_it_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    has_only(monkeypatch, "numba", "torch")
+    needs.main(rehearse=False)
+    found = json.loads(capfd.readouterr().out)
+    assert found["device"] is None
+    assert found["missing"][:2] == [
+        "missing: package numpy (nothing runs); pip install numpy",
+        "missing: package cupy (no card can be reached); pip install cupy-cuda12x[ctk]",
+    ]
+
+
+def test_what_says_so_needs_nothing_but_python() -> None:
+    for module in ("bench.gpu_check.runner", "bench.gpu_check.needs"):
+        code = f"import sys, {module}; print('numpy' in sys.modules, 'crossdock' in sys.modules)"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == ["False", "False"]
+
+
+def test_every_section_is_described() -> None:
+    said = (ROOT / "CUDA.md").read_text(encoding="utf-8")
+    assert [s.name for s in runner.SECTIONS if f"| `{s.name}` |" not in said] == []
 
 
 def test_an_unknown_section_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
