@@ -137,6 +137,11 @@ def test_single_launches_make_no_segment() -> None:
 
 ILLEGAL: dict[str, Callable[[Any, Any, Any], object]] = {
     "an allocation": lambda cp, stream, array: cp.cuda.MemoryPool().malloc(16),
+    "an allocation of pinned memory": lambda cp, stream, array: cp.cuda.alloc_pinned_memory(16),
+    "a copy that waits": lambda cp, stream, array: cp.cuda.runtime.memcpy(
+        array.data.ptr, array.data.ptr, 16, 3
+    ),
+    "a wait for the device": lambda cp, stream, array: cp.cuda.Device().synchronize(),
     "a wait for the stream": lambda cp, stream, array: stream.synchronize(),
     "an event's record": lambda cp, stream, array: stream.record(),
     "an array call": lambda cp, stream, array: cp.add(array, 1),

@@ -178,6 +178,7 @@ class FakeCuda(ModuleType):
         return (get_ident() << 8) + self.machine.device + 1
 
     def alloc_pinned_memory(self, nbytes: int) -> Any:
+        self.machine.refuse_capture("an allocation of pinned memory")
         return PinnedMemoryPointer.make(self.machine, nbytes)
 
     @contextmanager
@@ -265,6 +266,7 @@ class _Runtime(ModuleType):
     def memcpy(self, dst: int, src: int, size: int, kind: int) -> None:
         """A copy that waits for everything, also of host memory that is not pinned."""
         self.check()
+        self._machine.refuse_capture("a copy that waits")
         self._machine.finish()
         ctypes.memmove(dst, src, size)
 
