@@ -33,5 +33,5 @@ def importable() -> None:
 
 
 def environment() -> dict[str, str]:
-    """The environment for the processes of sections."""
-    return {**os.environ, "PYTHONUNBUFFERED": "1"}
+    """The environment for the processes of sections; torch keeps there what it compiles."""
+    return {"TORCHINDUCTOR_FX_GRAPH_CACHE": "1", **os.environ, "PYTHONUNBUFFERED": "1"}

@@ -43,6 +43,9 @@ PACKAGES = (
 )
 """Packages that sections ask for: name, what is lost without, the fix."""
 
+COMPUTE_MODE, SHARED = 20, 0
+"""cudaDevAttrComputeMode, and cudaComputeModeDefault."""
+
 VERSIONS = ("crossdock", "numpy", "numba", "llvmlite", "torch", "triton", "onnx", "onnxruntime")
 
 
@@ -102,7 +105,7 @@ def _compiler() -> str | None:
 
 def facts(device: str) -> dict[str, object]:
     """The device, the versions and the machine, for the report's head."""
-    from crossdock.devices import registry, topology
+    from crossdock.devices import cuda, registry, topology
 
     infos = {info.id: info for info in registry.devices()}
     info = infos.get(device, infos["cpu:0"])
@@ -114,6 +117,7 @@ def facts(device: str) -> dict[str, object]:
         "commit": _commit(),
         "memory_bytes": info.memory_bytes,
         "details": dict(info.details),
+        "shared": info.kind == cuda.KIND and _shared(device),
         "devices": sorted(infos),
         "cpu": topology.cpu_model(),
         "cores": topology.cpu_count(),
@@ -121,6 +125,14 @@ def facts(device: str) -> dict[str, object]:
         "python": platform.python_version(),
         "packages": versions(),
     }
+
+
+def _shared(device: str) -> bool:
+    """Whether the card lets several processes use it at once."""
+    import cupy as cp
+
+    index = int(device.partition(":")[2])
+    return int(cp.cuda.runtime.deviceGetAttribute(COMPUTE_MODE, index)) == SHARED
 
 
 def _read(path: str) -> str | None:

@@ -6,6 +6,7 @@ generator seeded by the name, so that both makers have the same ones in whatever
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,8 +80,9 @@ class Layers(Protocol):
         """The axes in another order."""
 
 
+@functools.cache
 def weight(name: str, shape: tuple[int, ...], scale: float, around: float = 0.0) -> Array:
-    """Normal numbers of a name, float32."""
+    """Normal numbers of a name, float32; drawn once, for every batch and precision."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     return (around + scale * rng.standard_normal(shape, dtype=np.float32)).astype(np.float32)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import math
 import os
@@ -26,6 +27,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -45,6 +47,8 @@ SLOWER = 3.0
 """Times a section's own seconds that a rehearsal may take: a pretended card is slow."""
 SAVING = 3.0
 """Seconds between two looks at what a section has found so far."""
+MOST_AHEAD, CORES_AHEAD = 3, 4
+"""Processes that compile ahead, and the cores that there are for each: sections need some, too."""
 GRACE = 5.0
 """Seconds that a section may take beyond its limit to end by itself."""
 
@@ -53,19 +57,21 @@ GRACE = 5.0
 class Section:
     """A section: its module's name, its seconds, and whether it calls the card itself.
 
-    In a rehearsal without the fake cupy, those run that do not, on the processor.
+    In a rehearsal without the fake cupy, those run that do not, on the processor. Beside those that
+    are not ``timed`` others may use the machine.
     """
 
     name: str
     seconds: float
     card: bool = False
+    timed: bool = True
 
 
 SECTIONS = (
-    Section("conformance", 45, card=True),
-    Section("operators", 100),
-    Section("models", 60),
-    Section("faults", 20, card=True),
+    Section("conformance", 45, card=True, timed=False),
+    Section("operators", 100, timed=False),
+    Section("models", 60, timed=False),
+    Section("faults", 20, card=True, timed=False),
     Section("copies", 20, card=True),
     Section("cards", 20, card=True),
     Section("overlap", 20, card=True),
@@ -132,10 +138,14 @@ def _run_all(args: argparse.Namespace, facts: dict[str, object]) -> tuple[list[R
     """The rows of every section wanted, and the seconds that they took."""
     begun = time.monotonic()
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for section in SECTIONS:
-            if args.sections and section.name not in args.sections:
-                continue
+    wanted = [s for s in SECTIONS if not args.sections or s.name in args.sections]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as beside:
+        if not args.rehearse and facts["shared"]:
+            for command in ahead(wanted):
+                beside.callback(_end, _begun(command, subprocess.DEVNULL))
+        for section in wanted:
+            if section.timed:
+                beside.close()
             left = args.seconds - (time.monotonic() - begun) - GRACE
             path = Path(folder) / f"{section.name}.jsonl"
             save = partial(_save, args, facts, tuple(rows), path, begun)
@@ -144,6 +154,16 @@ def _run_all(args: argparse.Namespace, facts: dict[str, object]) -> tuple[list[R
             rows += read_rows(path)
             print(f"{section.name}: {time.monotonic() - begun:.0f} s so far", flush=True)
     return rows, time.monotonic() - begun
+
+
+def ahead(wanted: Sequence[Section]) -> list[list[str]]:
+    """Commands that compile torch's networks while sections prove the card; none without torch."""
+    compared = any(section.name == "networks" for section in wanted)
+    if not compared or wanted[0].timed or importlib.util.find_spec("torch") is None:
+        return []
+    parts = max(1, min(MOST_AHEAD, (os.cpu_count() or 1) // CORES_AHEAD))
+    command = [sys.executable, "-m", "bench.gpu_check.ahead"]
+    return [[*command, str(part), str(parts)] for part in range(parts)]
 
 
 def _save(
@@ -193,9 +213,7 @@ def supervise(
 
     ``save`` is called now and then meanwhile: this process may be ended, too.
     """
-    child = subprocess.Popen(
-        command, cwd=ROOT, env=layout.environment(), stdout=2, start_new_session=True
-    )
+    child = _begun(command)
     end = time.monotonic() + limit + grace
     try:
         while (status := _status(child, end - time.monotonic())) is None:
@@ -208,6 +226,14 @@ def supervise(
     if status:
         died = f"signal {-status}" if status < 0 else f"status {status}"
         report.failed("the section", f"its process ended with {died}; its output is above")
+
+
+def _begun(command: Sequence[str], said: int = 2) -> subprocess.Popen[bytes]:
+    """A process of its own group, whose output goes to ``said``."""
+    return subprocess.Popen(
+        command, cwd=ROOT, env=layout.environment(), stdout=said,
+        stderr=None if said == 2 else said, start_new_session=True,
+    )  # fmt: skip
 
 
 def _status(child: subprocess.Popen[bytes], left: float) -> int | None:

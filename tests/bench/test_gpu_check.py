@@ -143,6 +143,76 @@ def test_what_a_section_has_found_is_saved_while_it_runs(
     assert read_rows(report.path) == []
 
 
+def test_torch_is_compiled_ahead_beside_what_times_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_only(monkeypatch, "torch")
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    proof = [section for section in runner.SECTIONS if not section.timed]
+    timed = [section for section in runner.SECTIONS if section.timed]
+    assert [section.name for section in proof] == ["conformance", "operators", "models", "faults"]
+    assert list(runner.SECTIONS) == [*proof, *timed]
+    commands = runner.ahead(runner.SECTIONS)
+    assert [command[2:] for command in commands] == [
+        ["bench.gpu_check.ahead", str(part), "3"] for part in range(3)
+    ]
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert len(runner.ahead(runner.SECTIONS)) == 1
+    assert runner.ahead(proof) == runner.ahead(timed) == []
+    has_only(monkeypatch)
+    assert runner.ahead(runner.SECTIONS) == []
+
+
+def test_what_compiles_ahead_is_ended_before_anything_is_timed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+    seen: list[tuple[bool, bool]] = []
+
+    def begin(*given: Any, before: Any = runner._begun) -> Any:
+        begun.append(before(*given))
+        return begun[-1]
+
+    def run(section: runner.Section, *_: Any) -> None:
+        seen.append((section.timed, begun[0].poll() is None))
+
+    sleep = [sys.executable, "-c", "import time; time.sleep(99)"]
+    monkeypatch.setattr(runner, "ahead", lambda _: [sleep])
+    monkeypatch.setattr(runner, "_begun", begin)
+    monkeypatch.setattr(runner, "_run_one", run)
+    args = runner._parser().parse_args(["--out", str(tmp_path)])
+    facts = {"device": "a card", "shared": True, "created": "2026-01-01", "rehearsal": False}
+    runner._run_all(args, facts)
+    assert len(begun) == 1
+    assert all(timed is not alive for timed, alive in seen)
+    assert {timed for timed, _ in seen} == {True, False}
+    begun.clear()
+    seen.clear()
+    monkeypatch.setattr(runner, "_run_one", lambda *_: None)
+    runner._run_all(args, {**facts, "shared": False})
+    assert begun == [], "a card that one process may use"
+
+
+def test_a_card_says_whether_processes_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = cupy_fake.install(monkeypatch)
+    assert needs.facts("cuda:0")["shared"] is True
+    monkeypatch.setattr(fake.cuda.runtime, "deviceGetAttribute", lambda *_: 3)
+    assert needs.facts("cuda:0")["shared"] is False
+    assert needs.facts("cpu:0")["shared"] is False
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch's own
+def test_networks_are_compiled_ahead() -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    from bench.gpu_check.ahead import compile_all
+    from bench.gpu_check.sections.networks import EXACT
+
+    def wrong(*_: Any) -> Any:
+        raise ValueError("no such network")
+
+    plan = [(2, EXACT, net) for net in (replace(nets.TINY[0], made=wrong), *nets.TINY)]
+    assert compile_all(plan, "cpu") == 2
+
+
 def test_without_a_card_it_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -224,6 +224,10 @@ class _Runtime(ModuleType):
     def getDeviceCount(self) -> int:  # noqa: N802 - cupy's names, here and below
         return self._machine.devices
 
+    def deviceGetAttribute(self, attrib: int, device: int) -> int:  # noqa: N802
+        assert attrib == 20, "cudaDevAttrComputeMode"
+        return 0
+
     def getDeviceProperties(self, index: int) -> dict[str, Any]:  # noqa: N802
         return {
             "name": b"Fake GPU", "totalGlobalMem": self._machine.memory, "clockRate": 1000000,
