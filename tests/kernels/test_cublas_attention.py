@@ -206,9 +206,11 @@ COPY = "KERNEL BLOCK_SIZE(1, 1, 1) void f(CONSTANT float *x, GLOBAL float *y) "
 COPY += "{ y[GLOBAL_ID(0)] = x[GLOBAL_ID(0)]; }"
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not host_build.compiler(), reason=host_build.ABSENT)
-@pytest.mark.parametrize("dtype", ["float32", *UNIT])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param("float32", marks=pytest.mark.slow), "float16",
+              pytest.param("bfloat16", marks=pytest.mark.slow)]
+)  # fmt: skip
 def test_the_launch_between_under_the_sanitizers(tmp_path: Path, dtype: str) -> None:
     """Index for index, on blocks of the heap of exact sizes: scores become shares in place.
 

@@ -329,9 +329,10 @@ COPY = "KERNEL BLOCK_SIZE(1, 1, 1) void f(CONSTANT u16 *x, GLOBAL u16 *y) "
 COPY += "{ y[GLOBAL_ID(0)] = x[GLOBAL_ID(0)]; }"
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not host_build.compiler(), reason=host_build.ABSENT)
-@pytest.mark.parametrize("shape", [(2, 1, 5, 150), (2, 1, 5, 1)])
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 5, 150), pytest.param((2, 1, 5, 1), marks=pytest.mark.slow)]
+)
 def test_the_launches_under_the_sanitizers(tmp_path: Path, shape: tuple[int, ...]) -> None:
     """Index for index, on blocks of the heap of exact sizes."""
     sizes = Extents(2, 3, 3, 5, 150, 8, 8)
