@@ -386,6 +386,15 @@ def test_devices_take_turns() -> None:
     assert models.by_turns(made, [info.id]).pin == {}
 
 
+def test_a_machine_without_opencl_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Probe("opencl", (), "no ICD is there", "install one")
+    monkeypatch.setattr(registry, "probe_all", lambda _: [absent])
+    assert models.without_opencl() == "no ICD is there; install one"
+    shown = Probe("opencl", (CARD,))
+    monkeypatch.setattr(registry, "probe_all", lambda _: [shown])
+    assert models.without_opencl() == ""
+
+
 def test_the_marked_tests_are_found() -> None:
     assert any(name.endswith("test_cuda_card.py") for name in conformance.marked())
 

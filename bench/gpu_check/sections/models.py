@@ -31,6 +31,8 @@ TOLERANCE = 1e-4
 def run(place: Place, report: Report) -> None:
     """Networks built in code, whole numbers bit by bit, and trained models where there are any."""
     sets = device_sets(place)
+    if not place.rehearsal and (why := without_opencl()):
+        report.not_run("plans over the processor, the card and OpenCL", why)
     _whole_numbers(sets, report)
     for net in TINY if place.rehearsal else NETS:
         if place.left < ENOUGH:
@@ -51,6 +53,12 @@ def device_sets(place: Place) -> dict[str, list[str]]:
     if opencl and not place.rehearsal:
         sets["+".join(both + opencl)] = both + opencl
     return sets
+
+
+def without_opencl() -> str:
+    """Why there is no OpenCL device, or nothing where there is one."""
+    (probe,) = registry.probe_all(["opencl"])
+    return "" if probe.devices else f"{probe.reason}; {probe.fix}"
 
 
 def by_turns(made: Any, ids: list[str]) -> xd.Constraints:
