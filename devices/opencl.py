@@ -126,6 +126,7 @@ class ClCommands(CommandBuffer):
         self._keep: list[Any] = []
         self._programs = programs
         self._borrowed: list[tuple[GridLaunch, Any]] = []
+        self._rebound: dict[frozenset[int], tuple[ClCommands, Mapping[int, Any]]] = {}
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -135,38 +136,74 @@ class ClCommands(CommandBuffer):
         """The steps that launch anything."""
         return [step for step in self.steps if step is not None]
 
+    def add(self, item: Bound) -> None:
+        """Append a bound step, with a kernel object of its own until the command buffer ends."""
+        kernel, memory = self._kernel(item)
+        self.steps.append(_launch(kernel, item))
+        for buffer in memory.values():
+            self._keep.append(buffer.memory)
+            self.roots.add(buffer.root)
+
     def rebound(self, changed: Mapping[int, Bound]) -> ClCommands:
-        """The same with other memory for some steps."""
-        made = ClCommands(self._programs)
-        made.roots |= self.roots
-        made._keep.append(self)
-        made.steps = [
-            made.bound(changed[at]) if at in changed else step for at, step in enumerate(self.steps)
-        ]
+        """The same with other memory for some steps, which is kept alive by who runs them.
+
+        Those that change the same steps are one, whose arguments are set again each time.
+        """
+        places = frozenset(changed)
+        if places in self._rebound:
+            made, kernels = self._rebound[places]
+        else:
+            made, kernels = ClCommands(self._programs), {}
+            made._keep, made.steps = self._keep, list(self.steps)
+            for at, item in changed.items():
+                kernels[at], _ = made._kernel(item)
+                made.steps[at] = _launch(kernels[at], item)
+            self._rebound[places] = made, kernels
+        made.roots = set(self.roots)
+        for at, item in changed.items():
+            for i, buffer in _memory(item).items():
+                if buffer.root not in self.roots:
+                    kernels[at].set_arg(i, buffer.memory)
+                    made.roots.add(buffer.root)
         return made
 
-    def bound(self, item: Bound) -> _Launch | None:
-        """A bound step, with a kernel object of its own until the command buffer ends."""
-        executable = item.executable
-        assert isinstance(executable, ClExecutable)
-        step = executable.step
+    def _kernel(self, item: Bound) -> tuple[Any, Mapping[int, ClBuffer]]:
+        """A kernel object with a step's arguments set, and the memory among these."""
+        step, memory = _step(item), _memory(item)
         kernel = self._programs.borrow(step)
         self._borrowed.append((step, kernel))
         for i, arg in enumerate(step.args):
             if isinstance(arg, Scalar):
                 kernel.set_arg(i, arg.value.tobytes())  # pyopencl takes twice as long for scalars
-                continue
-            buffer = item.buffers[arg]
-            assert isinstance(buffer, ClBuffer)
-            memory = buffer.memory
-            kernel.set_arg(i, memory)
-            self._keep.append(memory)
-            self.roots.add(buffer.root)
-        return _Launch(kernel, step.grid, step.block, item.label) if all(step.grid) else None
+            else:
+                kernel.set_arg(i, memory[i].memory)
+        return kernel, memory
 
     def __del__(self) -> None:
         for step, kernel in self._borrowed:
             self._programs.give_back(step, kernel)
+
+
+def _step(item: Bound) -> GridLaunch:
+    assert isinstance(item.executable, ClExecutable)
+    return item.executable.step
+
+
+def _launch(kernel: Any, item: Bound) -> _Launch | None:
+    """What is launched of a step; an empty grid is not."""
+    step = _step(item)
+    return _Launch(kernel, step.grid, step.block, item.label) if all(step.grid) else None
+
+
+def _memory(item: Bound) -> Mapping[int, ClBuffer]:
+    """The memory among a step's arguments, by number."""
+    found = {}
+    for i, arg in enumerate(_step(item).args):
+        if not isinstance(arg, Scalar):
+            buffer = item.buffers[arg]
+            assert isinstance(buffer, ClBuffer)
+            found[i] = buffer
+    return found
 
 
 class ClQueue(Queue):
@@ -409,7 +446,7 @@ class OpenCLDevice(Device):
             if JOBS.ending:  # a kernel object takes up to a millisecond
                 raise no_more(f"recording for {self.info.id}")
             try:
-                commands.steps.append(commands.bound(item))
+                commands.add(item)
             except self.cl.Error as error:
                 raise self.failure(error) from error
         return commands

@@ -104,14 +104,11 @@ def planned(
     return made
 
 
-def touching(
-    step: Step, lowered: Lowered, roots: Mapping[str, str], values: Collection[str]
-) -> list[int]:
-    """The calls of an op that use some values, by number."""
-    read = (i for i, v in enumerate(step.inputs) if v is not None and roots[v] in values)
-    named: set[Slot] = {In(i) for i in read}
-    named |= {Out(i) for i, v in enumerate(step.outputs) if roots[v] in values}
-    return [i for i, call in enumerate(lowered.steps) if slots(call) & named]
+def named_slots(step: Step, roots: Mapping[str, str], values: Collection[str]) -> dict[Slot, str]:
+    """The operands and results of an op that are among some values, with these."""
+    named: dict[Slot, str] = {In(i): roots[v] for i, v in enumerate(step.inputs) if v is not None}
+    named.update((Out(i), roots[v]) for i, v in enumerate(step.outputs))
+    return {slot: root for slot, root in named.items() if root in values}
 
 
 def apart(
@@ -124,8 +121,8 @@ def apart(
             lying.setdefault(step.device, set()).add(roots[step.name])
     if not lying:
         return frozenset()
-    return frozenset(
-        (index, number)
-        for index, op in lowered.items()
-        for number in touching(steps[index], op, roots, lying.get(steps[index].device, ()))
-    )
+    found: set[tuple[int, int]] = set()
+    for index, op in lowered.items():
+        named = named_slots(steps[index], roots, lying.get(steps[index].device, ()))
+        found.update((index, i) for i, call in enumerate(op.steps) if slots(call) & named.keys())
+    return frozenset(found)

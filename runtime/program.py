@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crossdock.devices.base import Bound, Buffer, CommandBuffer, Device
+from crossdock.devices.program import Slot as StepSlot
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.binding import CompiledOp, bind_op
 from crossdock.runtime.ends import Ends, ends
@@ -55,6 +55,8 @@ class Program:
     ``given_up`` are devices that hold nothing for it any more.
     ``streamed`` has the weights that each run brings, by the name of the step that copies them, in
     host memory: contiguous bytes.
+    ``may_lie`` says of values, by root, device and the segment that would copy it, whether they may
+    lie in a caller's array.
     ``watched``: a launch is a segment of its own, and its results are looked at (``finite``).
     """
 
@@ -69,6 +71,7 @@ class Program:
     streamed: Mapping[str, Array] = field(default_factory=dict)
     watched: bool = False
     given_up: set[str] = field(default_factory=set)
+    may_lie: dict[tuple[str, str, int | None], bool] = field(default_factory=dict)
 
     @cached_property
     def offsets(self) -> Mapping[str, Mapping[str, int]]:
@@ -168,6 +171,15 @@ class Program:
         return all(s.device == HOST for s in self.segments)
 
 
+@dataclass(frozen=True, slots=True)
+class Over:
+    """A call over callers' arrays: its place in the commands, and which slots they fill."""
+
+    place: int
+    bound: Bound
+    slots: tuple[tuple[StepSlot, tuple[str, str]], ...]
+
+
 @dataclass
 class Instance:
     """Arenas and what is bound to them: one run at a time.
@@ -175,7 +187,8 @@ class Instance:
     ``wanted`` are the inputs as (name, dimensions, dtype, array); ``calls`` do all that a program
     of the host alone does, in order, and others have none; ``brief`` does the same for one that
     takes some microseconds, where there is a better way for that. ``rebound`` are commands over
-    callers' arrays, see ``rebinding``.
+    callers' arrays, and ``over`` the calls in them that are, by segment and values; see
+    ``rebinding``.
     """
 
     arenas: dict[str, Buffer]
@@ -190,6 +203,7 @@ class Instance:
     rebound: LruCache[tuple[object, ...], CommandBuffer] = field(
         default_factory=lambda: LruCache(REBOUND)
     )
+    over: dict[tuple[object, ...], tuple[Over, ...]] = field(default_factory=dict)
 
 
 def instantiate(program: Program) -> Instance:
@@ -311,27 +325,19 @@ class _Binder:
             self.instance.commands[part.index] = device.record(bound)
 
 
-def bind_launch(
-    program: Program,
-    instance: Instance,
-    step: Step,
-    lying: Mapping[tuple[str, str], Buffer] = MappingProxyType({}),
-) -> list[Bound]:
-    """A launch with the instance's memory, or what ``lying`` has, by root and device."""
+def bind_launch(program: Program, instance: Instance, step: Step) -> list[Bound]:
+    """A launch with the instance's memory."""
     op, roots, device = program.ops[step.index], program.roots, step.device
     stays = program.brought.get((device, step.name), {})
     brought = {key: _place(instance, stay) for key, stay in stays.items()}
-
-    def at(value: str) -> Buffer:
-        found = lying.get((roots[value], device))
-        return buffer_of(program, instance, value, device) if found is None else found
-
     inputs = [
-        None if v is None or i in op.lowered.unused else brought.get((roots[v], None)) or at(v)
+        None
+        if v is None or i in op.lowered.unused
+        else brought.get((roots[v], None)) or buffer_of(program, instance, v, device)
         for i, v in enumerate(step.inputs)
     ]
     packed = {pack: buffer for (_, pack), buffer in brought.items() if pack is not None}
-    outputs = [at(v) for v in step.outputs]
+    outputs = [buffer_of(program, instance, v, device) for v in step.outputs]
     scratch = instance.scratch.get(device, [])[: len(op.lowered.scratch)]
     return bind_op(op, inputs, outputs, scratch, step.name, step.seconds, packed)
 

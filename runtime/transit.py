@@ -19,7 +19,7 @@ from crossdock.devices.base import Buffer, CommandBuffer, Device, Event, Queue
 from crossdock.devices.links import link_ends
 from crossdock.runtime.device_array import DeviceArray, Ledger
 from crossdock.runtime.errors import Cancelled, Error, OutOfMemory, Timeout
-from crossdock.runtime.in_place import made_once, worth
+from crossdock.runtime.in_place import Users, made_once, worth
 from crossdock.runtime.keeping import Donations, Keeping, Slot
 from crossdock.runtime.plan import HOST, Step
 from crossdock.runtime.program import Instance, Program
@@ -147,14 +147,17 @@ class Transit:
 
         ``departs`` is the segment that the plan has for copying it from there, of an output.
         """
-        program, key = self.program, (root, array.device)
-        found = program.users.get(key)
-        if found is None or self.checked or program.watched or found.copies - {departs}:
+        program, owner, key = self.program, array.owner, (root, array.device)
+        mark = (*key, departs)
+        if mark not in program.may_lie:
+            found = program.users.get(key, Users())
+            alone = not (program.watched or found.copies - {departs})
+            fit = worth(owner.info, _link(owner, owner), array.nbytes, found.count)
+            program.may_lie[mark] = alone and fit
+        if self.checked or not program.may_lie[mark]:
             return False
-        place, info = array.memory().place(), array.owner.info
-        if place is not None and place % info.alignment:
-            return False
-        if not worth(info, _link(array.owner, array.owner), array.nbytes, found.count):
+        place = array.memory().place()
+        if place is not None and place % owner.info.alignment:
             return False
         self.lying[key] = array
         return True
