@@ -116,7 +116,8 @@ def test_instances_share_weights_and_no_arena(machine: Machine) -> None:
     first, second = instantiate(made), instantiate(made)
 
     def ranges(instance: Any) -> list[tuple[int, int]]:
-        buffers = [*instance.arenas.values(), *instance.scratch]
+        scratch = (b for buffers in instance.scratch.values() for b in buffers)
+        buffers = [*instance.arenas.values(), *scratch]
         assert all(isinstance(b, HostBuffer) for b in buffers)
         return [(b.address(), b.address() + b.nbytes) for b in buffers]
 
