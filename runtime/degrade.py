@@ -21,7 +21,7 @@ from crossdock.runtime.graph_edits import kept_aside, made_again
 from crossdock.runtime.horizon import best_over_runs
 from crossdock.runtime.lives import Idle, Lane
 from crossdock.runtime.plan import HOST, Plan
-from crossdock.runtime.plan_parts import Rung
+from crossdock.runtime.plan_parts import Edit, Rung
 from crossdock.runtime.planner import Known, Options, Planning
 from crossdock.runtime.simulate import simulate
 from crossdock.runtime.split import SplitGraph, grow, rewrite
@@ -99,7 +99,7 @@ class _State:
     plan: Plan
     key: tuple[float, float, float]
     planning: Planning
-    edits: tuple[str, ...] = ()
+    edits: tuple[Edit, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -154,7 +154,7 @@ class _Ladder:
         before = len(state.edits)
         self.left = max(TRIALS, EFFORT // max(1, len(state.where)))
         state = state if self._hopeless(state) else rung(state)
-        self._note(name, state.plan, state.edits[before:], taken=state.fits)
+        self._note(name, state.plan, [*map(str, state.edits[before:])], taken=state.fits)
         return state
 
     def _told(self, taken: Rung) -> tuple[Rung, ...]:
@@ -178,7 +178,7 @@ class _Ladder:
             return []
         state, plan = min(known, key=lambda pair: (not self._fits(pair[1]), self._seconds(pair[1])))
         fits = self._fits(plan)
-        edits = (*state.edits, streams.said(state.planning, plan, fits=fits))
+        edits = (*map(str, state.edits), streams.said(state.planning, plan, fits=fits))
         self._note("stream", plan, edits, taken=fits)
         return [Planned(state.split, replace(plan, rungs=tuple(self.rungs)))] if fits else []
 
@@ -269,6 +269,7 @@ class _Ladder:
             lower_bound=min(self.first.lower_bound, plan.predicted),
             devices=tuple(replace(d, single_seconds=alone[d.id]) for d in plan.devices),
             rungs=tuple(self.rungs),
+            edits=state.edits,
         )
 
     def _planning(self, graph: Graph, where: Mapping[str, str]) -> Planning:
@@ -292,7 +293,7 @@ class _Ladder:
     # --- judging ----------------------------------------------------------------------------------
 
     def _state(
-        self, split: SplitGraph, where: Mapping[str, str], edits: tuple[str, ...] = ()
+        self, split: SplitGraph, where: Mapping[str, str], edits: tuple[Edit, ...] = ()
     ) -> _State | None:
         """The best frugal plan of a graph; None where a device cannot run what it is given."""
         try:
@@ -347,25 +348,23 @@ class _Ladder:
         maker = state.split.graph.producers().get(idle.value)
         if maker is None or maker.name in self.keep or self._spent():
             return None
-        found = made_again(state.split.graph, idle.value, _late(lane, idle))
-        return self._with(state, found, device, f"{idle.value} made again on {device}")
+        late = _late(lane, idle)
+        found = made_again(state.split.graph, idle.value, late)
+        return self._with(state, found, Edit("again", idle.value, late, device))
 
     def _spilled(self, state: _State, device: str, idle: Idle, lane: Lane) -> _State | None:
-        if device == HOST:
+        if device == HOST or self._spent():
             return None
-        found = (
-            None if self._spent() else kept_aside(state.split.graph, idle.value, _late(lane, idle))
-        )
-        return self._with(state, found, HOST, f"{idle.value} kept on {HOST} meanwhile")
+        late = _late(lane, idle)
+        found = kept_aside(state.split.graph, idle.value, late)
+        return self._with(state, found, Edit("aside", idle.value, late, HOST))
 
-    def _with(
-        self, state: _State, found: tuple[Graph, str] | None, device: str, said: str
-    ) -> _State | None:
+    def _with(self, state: _State, found: tuple[Graph, str] | None, edit: Edit) -> _State | None:
         if found is None:
             return None
         graph, name = found
-        where = {**state.where, name: device}
-        return self._state(replace(state.split, graph=graph), where, (*state.edits, said))
+        where = {**state.where, name: edit.device}
+        return self._state(replace(state.split, graph=graph), where, (*state.edits, edit))
 
     # --- split: parts one after the other ---------------------------------------------------------
 
@@ -422,11 +421,13 @@ class _Ladder:
         for node in split.graph.nodes:
             if node.name not in old:
                 where[node.name] = state.where.get(node.name.rpartition(".part")[0], device)
-        said = f"{region.seed} and {len(region.nodes) - 1} more in {parts} parts"
-        return self._state(split, where, (*state.edits, said))
+        size = state.split.graph.specs[seed.outputs[0]].dims[axis]
+        shares = tuple(n * size // region.units for n in sizes)
+        edit = Edit("split", region.seed, region.nodes, axis=axis, sizes=shares)
+        return self._state(split, where, (*state.edits, edit))
 
 
-def _late(lane: Lane, idle: Idle) -> set[str]:
+def _late(lane: Lane, idle: Idle) -> tuple[str, ...]:
     """The ops that touch a value once it is no longer idle."""
     places = lane.touches[idle.value]
-    return {lane.names[at] for at in places if at >= idle.until}
+    return tuple(lane.names[at] for at in places if at >= idle.until)

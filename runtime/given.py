@@ -1,7 +1,8 @@
 """Running a plan that is given: all that safety hangs on is worked out anew from the graph.
 
-A plan file may say anything. Placement, order and kernels are taken from it; which step waits for
-which, where values lie in memory and what is copied follows from those, and a plan that says
+A plan file may say anything. Placement, order and kernels are taken from it, and waits beyond those
+that steps need, as plans within a memory budget have them; for which other steps each has to wait,
+where values and weights lie in memory and what is copied follows from those, and a plan that says
 otherwise is refused. So a damaged plan can be slow, but never reads what is not there.
 """
 
@@ -11,15 +12,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from crossdock.devices.base import DeviceInfo
+from crossdock.devices.program import Lowered
 from crossdock.kernels.kernel_set import kernel_set
 from crossdock.kernels.precision import Permission
 from crossdock.kernels.spec import Kernel, OpCall
 from crossdock.runtime import costing, emulation, footprint, steps
 from crossdock.runtime.errors import PlanError, StalePlan
+from crossdock.runtime.given_weights import arrivals, check_regions, check_weights
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.order import plan_arenas, with_waits
-from crossdock.runtime.plan import HOST, Plan, Split, Step
-from crossdock.runtime.split import SplitGraph, grow, rewrite
+from crossdock.runtime.order import placed, with_waits
+from crossdock.runtime.plan import HOST, Plan, Step, check_steps
+from crossdock.runtime.plan_data import damaged
 from crossdock.runtime.staleness import Situation
 from crossdock.runtime.target import Target
 
@@ -31,47 +34,12 @@ def situation(graph: Graph, target: Target) -> Situation:
     )
 
 
-def in_parts(plan: Plan, graph: Graph) -> SplitGraph:
-    """The graph with the ops in parts that a plan has in parts.
-
-    Raises:
-        PlanError: the graph has no such parts.
-    """
-    made = SplitGraph(graph)
-    for split in plan.splits:
-        if split.taken:
-            made = _in_parts(made, split)
-    return made
-
-
-def _in_parts(made: SplitGraph, split: Split) -> SplitGraph:
-    seed = next((n for n in made.graph.nodes if n.name == split.seed), None)
-    dims = () if seed is None else made.graph.specs[seed.outputs[0]].dims
-    if seed is None or split.axis >= len(dims) or not dims[split.axis]:
-        raise _damaged(f"there is no op {split.seed!r} to split along axis {split.axis}")
-    size = dims[split.axis]
-    kept = frozenset(n.name for n in made.graph.nodes if n.name not in split.ops)
-    region = grow(made.graph, seed, split.axis, kept)
-    shares = () if region is None else tuple(n * region.units // size for n in split.sizes)
-    sound = (
-        region is not None
-        and region.nodes == split.ops
-        and sum(split.sizes) == size
-        and all(s > 0 for s in shares)
-        and tuple(s * size // region.units for s in shares) == split.sizes
-    )
-    if not sound:
-        raise _damaged(f"{split.seed!r} does not split into {list(split.sizes)[:8]}")
-    assert region is not None
-    return rewrite(made, region, shares)
-
-
 def checked(plan: Plan, graph: Graph, target: Target) -> Plan:
     """The plan, if its waits, copies and memory are those that its placement and order need.
 
     Args:
         plan: fresh for the graph it is of.
-        graph: that graph, in parts.
+        graph: that graph, changed as the plan says.
         target: with the plan's devices.
 
     Raises:
@@ -83,35 +51,28 @@ def checked(plan: Plan, graph: Graph, target: Target) -> Plan:
         raise StalePlan(
             f"the plan is for the devices {', '.join(plan.device_ids())}, in that order; plan again"
         )
-    if plan.streamed or any(part.region_bytes for part in plan.devices):
-        raise _damaged("it brings weights, and was not fitted into a memory budget")
+    check_steps(plan)
     ordered = _Order(graph, plan, target.peers).steps()
     waited = with_waits(ordered)
-    roots = costing.alias_roots(graph)
-    arenas = plan_arenas(graph, waited, target.devices, roots)
-    parts = tuple(
-        replace(
-            part,
-            arena_bytes=arenas[part.id].nbytes,
-            offsets=arenas[part.id].offsets,
-        )
-        for part in plan.devices
-    )
-    made = replace(plan, steps=tuple(waited), devices=parts)
     infos = {d.id: d for d in target.devices}
+    roots = costing.alias_roots(graph)
     kernels = _Kernels(graph, infos)
     for step in plan.launches():
         _check_permitted(step, kernels.of(step)[0], target.permission)
-    made = footprint.counted(made, graph, kernels.of, infos, {})
+    if plan.streamed:
+        check_weights(plan, graph, roots, kernels.lowered)
+    check_regions(plan, graph, waited, roots, target.devices)
+    made = placed(replace(plan, steps=tuple(waited)), graph, target.devices, roots)
+    made = footprint.counted(made, graph, kernels.of, infos, kernels.lowerings)
     if made != plan:
-        raise _damaged("its waits or its memory are not those of its steps")
+        raise damaged("its waits or its memory are not those of its steps")
     return made
 
 
 def _check_permitted(step: Step, kernel: Kernel, permission: Permission) -> None:
     """Refuse a kernel that loses more than is permitted now, or other bits than the plan says."""
     if step.rounds != kernel.rounds:
-        raise _damaged(f"op {step.name!r:.80} rounds to {kernel.rounds!r}, not {step.rounds!r}")
+        raise damaged(f"op {step.name!r:.80} rounds to {kernel.rounds!r}, not {step.rounds!r}")
     if (why := permission.refuses(kernel)) is not None:
         raise PlanError(
             f"op {step.name!r:.80} of the plan has kernel {kernel.name}: {why}; plan again"
@@ -123,6 +84,12 @@ class _Kernels:
 
     def __init__(self, graph: Graph, devices: Mapping[str, DeviceInfo]) -> None:
         self.calls, self.devices = costing.op_calls(graph), devices
+        self.lowerings: footprint.Lowerings = {}
+
+    def lowered(self, step: Step) -> Lowered:
+        """What a step's kernel is lowered to."""
+        kernel, call = self.of(step)
+        return footprint.lowered(kernel, call, self.devices[step.device], self.lowerings)
 
     def of(self, step: Step) -> tuple[Kernel, OpCall]:
         """A step's kernel; raises StalePlan where it is not here."""
@@ -148,22 +115,23 @@ class _Order:
             (name, HOST): None for name in graph.inputs if name not in self.sites
         }
         self.kept: set[str] = set()
+        self.arrivals = arrivals(plan)
 
     def steps(self) -> list[Step]:
         """The steps, each waiting for all that makes what it reads."""
         made = []
         for step in self.plan.steps:
             if step.seconds < 0 or step.start < 0 or step.low < 0:
-                raise _damaged(f"step #{step.index} takes less than no time")
+                raise damaged(f"step #{step.index} takes less than no time")
             needs = self._launch(step) if step.kind == "launch" else self._copy(step)
-            made.append(replace(step, waits=tuple(sorted(set(needs)))))
+            made.append(replace(step, waits=tuple(sorted({*step.waits, *needs}))))
         if self.nodes:
-            raise _damaged(f"it has no step for {next(iter(self.nodes))!r}")
+            raise damaged(f"it has no step for {next(iter(self.nodes))!r}")
         for value in self.graph.outputs.values():
             root = self.roots[value]
             there = root in self.graph.constants or root in self.kept
             if not there and (root, HOST) not in self.at:
-                raise _damaged(f"{value!r} never comes to the host")
+                raise damaged(f"{value!r} never comes to the host")
         return made
 
     def _launch(self, step: Step) -> list[int]:
@@ -172,13 +140,15 @@ class _Order:
             step.op, step.inputs, step.outputs
         )  # fmt: skip
         if not same or step.queue != f"{step.device}/compute" or step.src or step.dst:
-            raise _damaged(f"step #{step.index} ({step.name!r}) is no op of the graph, or it twice")
+            raise damaged(f"step #{step.index} ({step.name!r}) is no op of the graph, or it twice")
         needs = self._needs(step, [v for v in step.inputs if v is not None], step.device)
         for value in step.outputs:
             self._put(step, value, step.device)
-        return needs
+        return needs + self.arrivals.get(step.index, [])
 
     def _copy(self, step: Step) -> list[int]:
+        if step.brings_weight:
+            return []
         value = step.name
         spec = self.graph.specs.get(value)
         far = step.src if step.dst == HOST else step.dst
@@ -192,7 +162,7 @@ class _Order:
             and step.nbytes == spec.nbytes
         )
         if not sound:
-            raise _damaged(f"step #{step.index} copies nothing that the graph has")
+            raise damaged(f"step #{step.index} copies nothing that the graph has")
         needs = self._needs(step, [*map(str, step.inputs)], step.src)
         if step.departs:
             self.kept.add(value)
@@ -220,16 +190,12 @@ class _Order:
             if root in self.graph.constants:
                 continue
             if (root, device) not in self.at:
-                raise _damaged(f"step #{step.index} reads {root!r}, which is not on {device}")
+                raise damaged(f"step #{step.index} reads {root!r}, which is not on {device}")
             maker = self.at[root, device]
             needs += [] if maker is None else [maker]
         return needs
 
     def _put(self, step: Step, value: str, device: str) -> None:
         if (value, device) in self.at:
-            raise _damaged(f"step #{step.index} puts {value!r} on {device} a second time")
+            raise damaged(f"step #{step.index} puts {value!r} on {device} a second time")
         self.at[value, device] = step.index
-
-
-def _damaged(what: str) -> PlanError:
-    return PlanError(f"the plan is damaged: {what}; plan again")

@@ -15,11 +15,15 @@ from functools import cached_property
 from crossdock.devices.base import DeviceInfo
 from crossdock.kernels import table
 from crossdock.kernels.by_image import ImageProgram, ImageStep, lowered_alone
+from crossdock.kernels.precision import Permission
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime import costing
 from crossdock.runtime.calls import alias_roots, is_alias, op_call
 from crossdock.runtime.cut_rules import Cut, cut
 from crossdock.runtime.graph import Graph, Node
+from crossdock.runtime.order import plan_arenas
+from crossdock.runtime.plan import HOST, Step
+from crossdock.runtime.plan_parts import ImageRow
 from crossdock.runtime.planner import Options, make_plan
 from crossdock.runtime.target import Target
 
@@ -43,8 +47,8 @@ class _Image:
 
 def by_image(
     graph: Graph, target: Target, host: DeviceInfo, thread: DeviceInfo, measure: Measure
-) -> Graph | None:
-    """The graph with the ops for which it pays in one that takes image after image.
+) -> ImageRow | None:
+    """The ops that are done sooner by taking image after image through all of them.
 
     Args:
         graph: a static graph.
@@ -71,7 +75,43 @@ def by_image(
     row = [one for one in found[first:last] if one is not None]
     if len(row) < LEAST:
         return None
-    return _Joining(graph, row, images, replace(target, devices=(thread,))).made()
+    joining = _Joining(graph, row, images)
+    if not joining.sound:
+        return None
+    plan = make_plan(joining.body, replace(target, devices=(thread,)), Options())
+    steps = plan.launches()
+    return ImageRow(
+        tuple(one.node.name for one in row),
+        tuple(step.name for step in steps),
+        tuple(step.kernel for step in steps),
+    )
+
+
+def joined(graph: Graph, row: ImageRow, thread: DeviceInfo, permission: Permission) -> Graph | None:
+    """The graph with the ops of a row in one that takes image after image.
+
+    Args:
+        graph: a static graph.
+        row: of it; one that anybody made up is refused.
+        thread: one thread of the processor.
+        permission: what kernels may lose.
+
+    Returns:
+        None where the graph has no such row, or its images cannot be computed so.
+    """
+    images, names = _images(graph), [n.name for n in graph.nodes]
+    if images < 2 or not row.ops or row.ops[0] not in names:
+        return None
+    first = names.index(row.ops[0])
+    nodes = graph.nodes[first : first + len(row.ops)]
+    if tuple(n.name for n in nodes) != row.ops:
+        return None
+    found = [_image(graph, node, images) for node in nodes]
+    joining = _Joining(graph, [one for one in found if one is not None], images)
+    if len(joining.row) < len(nodes) or not joining.sound:
+        return None
+    program = joining.program(row, thread, permission)
+    return None if program is None else joining.made(program)
 
 
 def _images(graph: Graph) -> int:
@@ -157,15 +197,16 @@ class _Joining:
     graph: Graph
     row: Sequence[_Image]
     images: int
-    target: Target
 
-    def made(self) -> Graph | None:
-        """The graph with the op; None where a result of it lies in another's bytes."""
-        roots = alias_roots(self.body)
-        ends = [roots[v] for v in self.body.outputs.values()]
-        if len(set(ends)) < len(ends) or any(v != e for v, e in zip(self._ends, ends, strict=True)):
-            return None
-        attrs = {"body": self.body, "images": self.images, "program": self._program(roots)}
+    @property
+    def sound(self) -> bool:
+        """Whether every result has bytes of its own."""
+        ends = [self._roots[v] for v in self._ends]
+        return len(set(ends)) == len(ends) and tuple(ends) == self._ends
+
+    def made(self, program: ImageProgram) -> Graph:
+        """The graph with the op."""
+        attrs = {"body": self.body, "images": self.images, "program": program}
         name = f"{self.row[0].node.name}.by_image"
         joined = Node(name, "by_image", tuple(self.body.inputs), self._ends, attrs)
         gone = {one.node.name for one in self.row}
@@ -206,18 +247,58 @@ class _Joining:
         read |= set(self.graph.outputs.values())
         return tuple(v for one in self.row for v in one.node.outputs if v in read)
 
-    def _program(self, roots: Mapping[str, str]) -> ImageProgram:
-        plan = make_plan(self.body, self.target, Options())
-        nodes = {n.name: n for n in self.body.nodes}
-        part = plan.devices[0]
-        steps = tuple(
-            ImageStep(
-                op_call(self.body, nodes[s.name]),
-                s.kernel,
-                tuple(None if v is None else roots[v] for v in s.inputs),
-                tuple(roots[v] for v in s.outputs),
-            )
-            for s in plan.launches()
+    @cached_property
+    def _roots(self) -> Mapping[str, str]:
+        return alias_roots(self.body)
+
+    def program(
+        self, row: ImageRow, thread: DeviceInfo, permission: Permission
+    ) -> ImageProgram | None:
+        """How the body is run, with values where the order of the steps lets them lie.
+
+        None where a step is missing or reads what is not made yet, or there is no such kernel.
+        """
+        nodes = {one.node.name: one.node for one in self.row if not is_alias(one.node)}
+        if sorted(row.order) != sorted(nodes) or len(row.kernels) != len(row.order):
+            return None
+        there = {*self.body.inputs, *self.body.constants}
+        made: list[ImageStep] = []
+        for node, kernel in zip((nodes[name] for name in row.order), row.kernels, strict=True):
+            call = op_call(self.body, node)
+            reads = tuple(None if v is None else self._roots[v] for v in node.inputs)
+            sound = all(v is None or v in there for v in reads)
+            if not sound or not _runs_alone(call, kernel, thread, permission):
+                return None
+            made.append(ImageStep(call, kernel, reads, tuple(self._roots[v] for v in node.outputs)))
+            there.update(node.outputs)
+        steps = [_step(i, nodes[name]) for i, name in enumerate(row.order)]
+        arena = plan_arenas(self.body, steps, [thread], self._roots)[thread.id]
+        return ImageProgram(
+            tuple(made), arena.offsets, arena.nbytes, tuple(self.body.inputs), self._ends
         )
-        ends = tuple(roots[v] for v in self._ends)
-        return ImageProgram(steps, part.offsets, part.arena_bytes, tuple(self.body.inputs), ends)
+
+
+def _runs_alone(call: OpCall, name: str, thread: DeviceInfo, permission: Permission) -> bool:
+    """Whether there is a kernel of that name for one thread, which loses no more than it may."""
+    found = next((k for k in table.candidates(call, thread).fitting if k.name == name), None)
+    allowed = found is not None and permission.refuses(found) is None
+    return allowed and lowered_alone(call, name, thread) is not None
+
+
+def _step(index: int, node: Node) -> Step:
+    """An op of a body as a step of the thread that takes an image through it."""
+    return Step(
+        index=index,
+        kind="launch",
+        device=HOST,
+        queue=f"{HOST}/compute",
+        name=node.name,
+        inputs=node.inputs,
+        outputs=node.outputs,
+        waits=(),
+        start=0.0,
+        seconds=0.0,
+        low=0.0,
+        high=0.0,
+        source="",
+    )

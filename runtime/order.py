@@ -14,7 +14,7 @@ from crossdock.devices.base import DeviceInfo
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.joins import places
 from crossdock.runtime.memory import Arena, Tenant, plan_arena
-from crossdock.runtime.plan import HOST, Step
+from crossdock.runtime.plan import HOST, Plan, Step
 from crossdock.runtime.plan_parts import Streamed
 
 
@@ -164,6 +164,41 @@ def plan_arenas(
         arena = plan_arena(list(tenants.values()), alignment)
         offsets = {v: arena.offsets[p.within] + p.offset for v, p in inner.items()}
         result[info.id] = replace(arena, offsets={**arena.offsets, **offsets})
+    return result
+
+
+def placed(
+    plan: Plan, graph: Graph, devices: Sequence[DeviceInfo], roots: Mapping[str, str]
+) -> Plan:
+    """The plan with values, and weights that steps bring, where ``plan_arenas`` has them."""
+    arenas = plan_arenas(graph, plan.steps, devices, roots, plan.streamed)
+    names = {stay.name for stay in plan.streamed}
+    parts = tuple(
+        replace(
+            part,
+            arena_bytes=arenas[part.id].nbytes,
+            offsets={v: at for v, at in arenas[part.id].offsets.items() if v not in names},
+        )
+        for part in plan.devices
+    )
+    stays = (replace(s, offset=arenas[s.device].offsets[s.name]) for s in plan.streamed)
+    return replace(plan, devices=parts, streamed=tuple(stays))
+
+
+def most_brought(
+    graph: Graph,
+    steps: Sequence[Step],
+    devices: Sequence[DeviceInfo],
+    roots: Mapping[str, str],
+    streamed: Sequence[Streamed],
+) -> dict[str, int]:
+    """Bytes of the weights that steps bring, of which most are there at once, by device."""
+    lives = _Lives(graph, steps, roots, streamed)
+    result = {}
+    for info in devices:
+        keys = [(stay, (stay.name, stay.device)) for stay in streamed if stay.device == info.id]
+        tenants = [Tenant(s.name, s.nbytes, lives.born[k], tuple(lives.last[k])) for s, k in keys]
+        result[info.id] = plan_arena(tenants, max(64, info.alignment)).live_bytes
     return result
 
 

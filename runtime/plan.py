@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from crossdock.kernels.precision import HIGHEST
 from crossdock.runtime import plan_data
 from crossdock.runtime.errors import PlanError
-from crossdock.runtime.plan_parts import Goal, Horizon, Rung, Streamed
+from crossdock.runtime.plan_parts import Edit, Goal, Horizon, ImageRow, Rung, Streamed
 
-SCHEMA = "crossdock-plan/5"
+SCHEMA = "crossdock-plan/6"
 HOST = "cpu:0"
 """The device whose memory is the host's: graph inputs and outputs live there."""
 
@@ -222,7 +222,8 @@ class Plan:
     has run before. ``graph`` is the digest of the graph after the passes, ``passes`` names these in
     order, ``kernels`` is the digest of the kernel set, ``cost_model`` the version of the costs:
     with the devices' drivers and fingerprints, what a plan is fresh for. ``precision`` is what
-    kernels were permitted to lose. ``streamed`` are the weights that do not stay on their devices:
+    kernels were permitted to lose. ``splits``, then ``edits``, then ``rows`` make of the graph the
+    one that the steps are of. ``streamed`` are the weights that do not stay on their devices:
     steps bring them in each run. ``explainer`` holds what the plan was made from,
     ``algorithms`` by which algorithm of a library an op runs and how that was chosen, by name, once
     it is ready to run, and ``told`` what the devices had to do without in its last run; none of
@@ -246,6 +247,8 @@ class Plan:
     splits: tuple[Split, ...] = ()
     goal: Goal = field(default_factory=Goal)
     rungs: tuple[Rung, ...] = ()
+    edits: tuple[Edit, ...] = ()
+    rows: tuple[ImageRow, ...] = ()
     streamed: tuple[Streamed, ...] = ()
     horizon: Horizon = field(default_factory=Horizon)
     precision: str = HIGHEST
@@ -425,7 +428,7 @@ class Plan:
         if schema != SCHEMA:
             raise PlanError(f"plan schema {plan_data.shown(schema)} is not {SCHEMA!r}; plan again")
         made: Plan = plan_data.read(cls, data, "the plan", _PARTS)
-        _check_steps(made)
+        check_steps(made)
         return made
 
     def dumps(self) -> str:
@@ -453,15 +456,18 @@ _PARTS: Mapping[str, type[Any]] = {
     "Split": Split,
     "Goal": Goal,
     "Rung": Rung,
+    "Edit": Edit,
+    "ImageRow": ImageRow,
     "Streamed": Streamed,
     "Horizon": Horizon,
 }
 
 
-def _check_steps(plan: Plan) -> None:
+def check_steps(plan: Plan) -> None:
+    """Raise PlanError for a plan with a step out of place, or one that waits for a later one."""
     known = {HOST, *plan.device_ids()}
     if len(set(plan.device_ids())) < len(plan.devices):
-        raise PlanError("the plan is damaged: a device is given twice; plan again")
+        raise plan_data.damaged("a device is given twice")
     for i, step in enumerate(plan.steps):
         ends = (step.src, step.dst) if step.kind == "copy" else ()
         sound = (
@@ -472,9 +478,8 @@ def _check_steps(plan: Plan) -> None:
             and all(0 <= w < i for w in step.waits)
         )
         if not sound:
-            raise PlanError(
-                f"the plan is damaged: step #{i} ({step.name!r}) has a wrong index, kind, device, "
-                "queue or wait; plan again"
+            raise plan_data.damaged(
+                f"step #{i} ({step.name!r}) has a wrong index, kind, device, queue or wait"
             )
 
 

@@ -21,6 +21,11 @@ LARGEST = 1 << 63
 """Integers are below this."""
 
 
+def damaged(what: str) -> PlanError:
+    """The error for a plan that nothing that makes plans has made."""
+    return PlanError(f"the plan is damaged: {what}; plan again")
+
+
 def dump(data: Mapping[str, Any]) -> str:
     """Canonical JSON of plain data; NaN and infinities are refused.
 

@@ -77,6 +77,50 @@ class Rung:
         )
 
 
+@dataclass(frozen=True)
+class Edit:
+    """A change of the graph for which its plan takes less memory; later ones may be of its nodes.
+
+    Attributes:
+        kind: "again" (a value is made a second time), "aside" (a copy of a value is read), or
+            "split" (ops in parts that run one after the other).
+        name: the value; of a split the op that it grew from.
+        ops: who reads the new value; of a split the ops that are cut.
+        device: where the new value is; of a split "".
+        axis: of a split, of the first result of the op that it grew from.
+        sizes: of its parts along that axis.
+    """
+
+    kind: str
+    name: str
+    ops: tuple[str, ...]
+    device: str = ""
+    axis: int = 0
+    sizes: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        if self.kind == "again":
+            return f"{self.name} made again on {self.device}"
+        if self.kind == "aside":
+            return f"{self.name} kept on {self.device} meanwhile"
+        return f"{self.name} and {len(self.ops) - 1} more in {len(self.sizes)} parts"
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """Ops of a batch in one that takes image after image (``runtime.images``).
+
+    Attributes:
+        ops: the nodes, which are in a row in the graph.
+        order: those of them that compute, in the order in which an image passes through them.
+        kernels: of these, for one image and one thread.
+    """
+
+    ops: tuple[str, ...]
+    order: tuple[str, ...]
+    kernels: tuple[str, ...]
+
+
 Key = tuple[str, int | None]
 """A weight: the constant's name and None, or an op's and the number of its packed constant."""
 

@@ -18,6 +18,7 @@ from crossdock.runtime import (
     explain,
     fallback,
     given,
+    given_graph,
     images,
     measure,
     passes,
@@ -209,13 +210,15 @@ def _by_image(
             calls, [device], target.model, budget_s=left, permission=target.permission
         )
 
-    made = images.by_image(graph, target, host.info, thread.info, partial(measured, thread))
-    if made is None:
+    row = images.by_image(graph, target, host.info, thread.info, partial(measured, thread))
+    made = None if row is None else images.joined(graph, row, thread.info, target.permission)
+    if row is None or made is None:
         return ready
     joined = (n for n in made.nodes if n.op == "by_image")
     measured(host, {n.name: op_call(made, n) for n in joined})
     found = planner.make_plan(made, target, options)
-    return settling.rival(ready, Planned(SplitGraph(made), replace(found, graph=plan.graph)))
+    found = replace(found, graph=plan.graph, rows=(row,))
+    return settling.rival(ready, Planned(SplitGraph(made), found))
 
 
 def _planning(config: Config, devices: Mapping[str, Device]) -> tuple[Target, planner.Options]:
@@ -278,17 +281,7 @@ def _given(plan: Plan, graph: Graph, target: Target, options: planner.Options) -
         MemoryBudget: it needs more memory than there is, or a constraint allows.
     """
     check_fresh(plan, given.situation(graph, target))
-    if plan.rungs:
-        raise StalePlan(
-            f"the plan of {plan.graph_name!r} was fitted into a memory budget for the run it was "
-            "made for; plan again, with constraints.memory"
-        )
-    if any(step.op == "by_image" for step in plan.steps):
-        raise StalePlan(
-            f"the plan of {plan.graph_name!r} takes ops image by image as they measured in the "
-            "process that made it; plan again, with split=False for a plan to keep"
-        )
-    split = given.in_parts(plan, graph)
+    split = given_graph.remade(plan, graph, target)
     made = given.checked(plan, split.graph, target)
     planner.check_memory(made, rules.Rules(options.constraints, target, graph))
     return Planned(split, made)

@@ -15,7 +15,7 @@ brought lie evenly between them, since a link that is busy all the time brings m
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -23,7 +23,8 @@ import numpy as np
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.runtime import costing, footprint, goals
-from crossdock.runtime.order import plan_arenas, with_waits
+from crossdock.runtime.graph_edits import fresh
+from crossdock.runtime.order import placed, with_waits
 from crossdock.runtime.plan import HOST, Plan, Step
 from crossdock.runtime.plan_parts import Key, Streamed
 from crossdock.runtime.planner import Planning
@@ -322,8 +323,8 @@ class Lane:
 
     def _stay(self, reader: Reader, key: Key, offset: int, taken: set[str]) -> Streamed:
         weight, pack = key
-        name = f"{weight} for {reader.name}" if pack is None else f"{weight} packed {pack}"
-        name = _fresh(name, taken)
+        name = name_of(key, reader.name, taken)
+        taken.add(name)
         constant = weight if pack is None else ""
         nbytes = reader.weights[key]
         return Streamed(name, self.device, reader.name, constant, pack, offset, nbytes)
@@ -362,13 +363,10 @@ def _reversed(number: int) -> int:
     return int(f"{number:032b}"[::-1], 2)
 
 
-def _fresh(name: str, taken: set[str]) -> str:
-    number, made = 0, name
-    while made in taken:
-        number += 1
-        made = f"{name}.{number}"
-    taken.add(made)
-    return made
+def name_of(key: Key, op: str, taken: Container[str]) -> str:
+    """The name of what brings a weight for an op: none of those taken."""
+    weight, pack = key
+    return fresh(f"{weight} for {op}" if pack is None else f"{op} packed {pack}", taken)
 
 
 def _merged(steps: Sequence[Step], copies: Sequence[tuple[float, Step, int]]) -> tuple[Step, ...]:
@@ -396,20 +394,9 @@ def _merged(steps: Sequence[Step], copies: Sequence[tuple[float, Step, int]]) ->
 def _finished(planning: Planning, plan: Plan) -> Plan:
     """The plan with its arenas, what it takes of the devices, and its times."""
     graph, target = planning.graph, planning.target
-    steps = with_waits(plan.steps)
     roots = costing.alias_roots(graph)
-    arenas = plan_arenas(graph, steps, target.devices, roots, plan.streamed)
-    names = {stay.name for stay in plan.streamed}
-    parts = (
-        replace(
-            part,
-            arena_bytes=arenas[part.id].nbytes,
-            offsets={v: at for v, at in arenas[part.id].offsets.items() if v not in names},
-        )
-        for part in plan.devices
-    )
-    stays = (replace(s, offset=arenas[s.device].offsets[s.name]) for s in plan.streamed)
-    plan = replace(plan, steps=tuple(steps), devices=tuple(parts), streamed=tuple(stays))
+    steps = tuple(with_waits(plan.steps))
+    plan = placed(replace(plan, steps=steps), graph, target.devices, roots)
     made = simulate(plan, target.capacity)
     starts = zip(plan.steps, made.start.tolist(), strict=True)
     more, spread = overhead(plan, target.model), spread_of(plan.steps)

@@ -52,9 +52,10 @@ def joined(graph: Graph, threads: int, faster: float) -> Graph | None:
 
     note(costing.op_calls(graph), host, 1.0)
     target = Target((host,), frozenset({host.id}), model)
-    return images.by_image(
+    row = images.by_image(
         graph, target, host, thread, lambda calls: note(calls, thread, 1.0 / faster)
     )
+    return None if row is None else images.joined(graph, row, thread, target.permission)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
