@@ -115,7 +115,8 @@ class _Lives:
         for step in steps:
             if step.brings_weight:
                 self._hold((step.name, step.dst), step, write=True)
-            for name in brought.get((step.device, step.name), ()):
+            reader = (step.device, step.name) if step.kind == "launch" else ("", "")
+            for name in brought.get(reader, ()):  # a value may have an op's name
                 self._hold((name, step.device), step, write=False)
 
     def _touch(self, value: str, device: str, step: Step, *, write: bool) -> None:
