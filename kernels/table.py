@@ -10,6 +10,7 @@ import importlib
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Lowered
@@ -152,7 +153,14 @@ def foreign_names() -> list[str]:
     """Every kernel registered from outside of this package as "op name", sorted."""
     load()
     found = (k for kernels in _KERNELS.values() for k in kernels)
-    return sorted(f"{k.op} {k.name}" for k in found if not k.lower.__module__.startswith(HOME))
+    return sorted(f"{k.op} {k.name}" for k in found if not _written(k.lower).startswith(HOME))
+
+
+def _written(lower: Callable[..., object]) -> str:
+    """The module that a function is written in: a partial one says that of ``functools``."""
+    while isinstance(lower, partial):
+        lower = lower.func
+    return lower.__module__
 
 
 @dataclass(frozen=True)

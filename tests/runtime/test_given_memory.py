@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,18 +18,21 @@ from hypothesis import strategies as st
 
 import crossdock as xd
 from crossdock.devices import registry
+from crossdock.devices.base import DeviceInfo
 from crossdock.runtime import costing
 from crossdock.runtime.errors import MemoryBudget, PlanError
 from crossdock.runtime.graph import Graph
-from crossdock.runtime.plan import Plan, Step
+from crossdock.runtime.plan import Plan
 from crossdock.runtime.session import Session
+from tests.fakes import cupy_fake
 from tests.runtime import test_degrade
 from tests.runtime.conftest import Machine
 from tests.runtime.lazy_device import World
+from tests.runtime.strategies import whole_feeds
 from tests.runtime.test_degrade import device as device
 from tests.runtime.test_executor import ADVERSARIAL, check_runs
 from tests.runtime.test_plan import JUNK, paths
-from tests.runtime.test_streams import free_plan, linked, weighted_graphs
+from tests.runtime.test_streams import chain, free_plan, linked, resampled, squeezed, weighted_graphs
 
 pytestmark = pytest.mark.usefixtures("no_hang")
 
@@ -289,3 +296,77 @@ def test_what_is_damaged_of_weights_is_named(
         xd.compile(layers(), plan=broken(fitted), measure=False)
     assert str(found.value).startswith("the plan is damaged: ")
     assert str(found.value).endswith("; plan again")
+
+
+AGAIN = """
+import contextlib, sys
+import numpy as np, pytest
+import crossdock as xd
+from tests.fakes import cards
+from tests.runtime.test_streams import chain
+device, plan, feeds, outs = sys.argv[1:]
+with pytest.MonkeyPatch.context() as patch:
+    fake = cards.installed(patch) if device.startswith("cuda:") else contextlib.nullcontext()
+    with fake, xd.compile(chain(), plan=xd.Plan.loads(open(plan).read())) as session:
+        np.savez(outs, **session.run(dict(np.load(feeds))))
+        print(session.receipt.plan, session.receipt.streamed)
+"""
+
+
+def in_a_fresh_process(device: str, place: Path) -> None:
+    """Hold a plan that brings weights to what it does in a process that did not make it."""
+    graph, feeds = chain(), whole_feeds(chain(), 0)
+    with squeezed(graph, device, 0.6) as session:
+        plan, want = session.plan, session.run(feeds)
+        streamed = session.receipt.streamed
+    assert plan.streamed
+    (place / "plan.json").write_text(plan.dumps())
+    np.savez(place / "feeds.npz", **feeds)
+    files = [str(place / name) for name in ("plan.json", "feeds.npz", "outs.npz")]
+    done = subprocess.run(
+        [sys.executable, "-c", AGAIN, device, *files],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "CROSSDOCK_CACHE_DIR": "off"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{plan.digest()} {streamed}\n"
+    with np.load(place / "outs.npz") as got:
+        for name, array in want.items():
+            np.testing.assert_array_equal(got[name], array)
+
+
+def test_a_saved_plan_brings_weights_in_a_fresh_process(
+    opencl: DeviceInfo, machine: Machine, tmp_path: Path
+) -> None:
+    assert machine is not None
+    in_a_fresh_process(opencl.id, tmp_path)
+
+
+def test_a_saved_plan_of_a_card_brings_weights_in_a_fresh_process(
+    fake: cupy_fake.FakeCupy, machine: Machine, tmp_path: Path
+) -> None:
+    assert fake is not None
+    assert machine is not None
+    in_a_fresh_process("cuda:0", tmp_path)
+
+
+def test_packed_weights_of_a_saved_plan_are_brought(opencl: DeviceInfo, machine: Machine) -> None:
+    assert machine is not None
+    graph = resampled()
+    feeds = whole_feeds(graph, 0)
+    part = free_plan(graph, opencl.id).device(opencl.id)
+    rules = xd.Constraints(memory={opencl.id: part.run_bytes + 0.7 * part.fixed_bytes})
+    with xd.compile(graph, opencl.id, constraints=rules, measure=False, split=False) as session:
+        plan, want = session.plan, session.run(feeds)["y"]
+    packed = [one for one in plan.streamed if one.pack is not None]
+    with given_again(graph, plan) as session:
+        for _ in range(2):
+            np.testing.assert_array_equal(session.run(feeds)["y"], want)
+    other = replace(packed[0], pack=7)
+    broken = replace(plan, streamed=tuple(other if s is packed[0] else s for s in plan.streamed))
+    with pytest.raises(PlanError, match="reads no weight"):
+        xd.compile(graph, plan=broken, measure=False)

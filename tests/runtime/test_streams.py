@@ -359,14 +359,18 @@ def test_opencl_keeps_within_its_budget(opencl: DeviceInfo, machine: Machine) ->
         assert machine is not None
 
 
-def test_packed_weights_are_brought_too(opencl: DeviceInfo, machine: Machine) -> None:
-    """Those of resampling, which OpenCL kernels take in a layout of their own."""
+def resampled() -> Graph:
+    """Ops whose weights, made for resampling, OpenCL kernels take in a layout of their own."""
     b = xd.GraphBuilder()
     y = b.input("x", (1, 1, 24, 24))
     for i in range(6):
         size = 36 if i % 2 == 0 else 24
         y = b.resample2d(y, sizes=[size, size], mode="linear", label=f"r{i}")
-    graph = b.build({"y": y})
+    return b.build({"y": y})
+
+
+def test_packed_weights_are_brought_too(opencl: DeviceInfo, machine: Machine) -> None:
+    graph = resampled()
     feeds = whole_feeds(graph, 0)
     with compiled(graph, [opencl.id]) as session:
         want, part = session.run(feeds)["y"], session.plan.device(opencl.id)
