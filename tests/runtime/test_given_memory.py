@@ -1,4 +1,4 @@
-"""Plans within a memory budget that are given: they run as they did, and no damaged one does harm."""
+"""Plans within a memory budget that are given: they run as they did, damaged ones do no harm."""
 
 from __future__ import annotations
 
@@ -32,7 +32,14 @@ from tests.runtime.strategies import whole_feeds
 from tests.runtime.test_degrade import device as device
 from tests.runtime.test_executor import ADVERSARIAL, check_runs
 from tests.runtime.test_plan import JUNK, paths
-from tests.runtime.test_streams import chain, free_plan, linked, resampled, squeezed, weighted_graphs
+from tests.runtime.test_streams import (
+    chain,
+    free_plan,
+    linked,
+    resampled,
+    squeezed,
+    weighted_graphs,
+)
 
 pytestmark = pytest.mark.usefixtures("no_hang")
 
@@ -87,6 +94,7 @@ def test_plans_that_bring_weights_run_again_however_late_work_is_done(
         return
     with session:
         plan = session.plan
+    machine.lazy("tight", World(seed), memory_bytes=budget)
     with given_again(graph, plan, runs_at_once=2) as session:
         check_runs(session, graph, seed)
         assert session.receipt.streamed == (
@@ -150,17 +158,15 @@ def nodes_of(data: Any, at: tuple[str | int, ...]) -> Any:
 def of_weights(data: Any) -> Iterator[tuple[str | int, ...]]:
     """Where a plan's data says something of its weights, waits, memory and edits."""
     for at in paths(data):
-        if not at or not isinstance(at[0], str):
-            continue
-        field = at[-1]
-        if at[0] in ("streamed", "edits", "splits", "rows"):
+        if len(at) > 2 and at[0] == "steps":
+            step = data["steps"][at[1]]
+            found = at[2] == "waits" or not (step["inputs"] or step["outputs"])
+        elif len(at) > 2 and at[0] == "devices":
+            found = at[2] in ("offsets", "region_bytes", "arena_bytes")
+        else:
+            found = len(at) > 1 and at[0] in ("streamed", "edits", "splits", "rows")
+        if found:
             yield at
-        elif at[0] == "devices" and {"offsets", "region_bytes", "arena_bytes"} & set(at):
-            yield at
-        elif at[0] == "steps" and len(at) > 2 and field not in ("choices", "reason", "detail"):
-            weight = not data["steps"][at[1]]["inputs"] and not data["steps"][at[1]]["outputs"]
-            if weight or "waits" in at:
-                yield at
 
 
 OTHER = st.sampled_from(["near", "zero", "elsewhere", "remove", "double", "swap", "junk"])
@@ -168,7 +174,7 @@ OTHER = st.sampled_from(["near", "zero", "elsewhere", "remove", "double", "swap"
 
 def damage(data: Any, draw: st.DataObject) -> None:
     """Change one thing of a plan's data."""
-    at = draw.draw(st.sampled_from([p for p in of_weights(data) if len(p) > 1 or data[p[0]]]))
+    at = draw.draw(st.sampled_from([*of_weights(data)]))
     parent, key, how = nodes_of(data, at[:-1]), at[-1], draw.draw(OTHER)
     value = parent[key]
     if how == "near" and isinstance(value, int):
@@ -201,8 +207,7 @@ def test_damaged_weights_are_right_or_refused(
     late(seed)
     try:
         session = xd.compile(graph, plan=Plan.loads(json.dumps(broken)), measure=False)
-    except PlanError as error:
-        assert "\n" not in str(error)
+    except PlanError:
         return
     with session:
         check_runs(session, graph, seed)

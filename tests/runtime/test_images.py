@@ -11,11 +11,13 @@ import pytest
 
 import crossdock as xd
 from crossdock.devices.base import DeviceInfo
+from crossdock.kernels.precision import PLAIN
 from crossdock.kernels.reference import evaluate
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime import costing, images, passes
 from crossdock.runtime.calls import op_call
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.plan_parts import ImageRow
 from crossdock.runtime.target import Target
 from crossdock.scheduler import CostModel
 from tests.kernels.cpu_run import candidate, device, execute
@@ -23,7 +25,7 @@ from tests.kernels.cpu_run import candidate, device, execute
 IMAGES = 5
 
 
-def network(batch: int = IMAGES) -> Graph:
+def source(batch: int = IMAGES) -> Graph:
     """Convolutions with a concatenation and a pool, then a product; all with random weights."""
     rng = np.random.default_rng(0)
     b = xd.GraphBuilder()
@@ -36,11 +38,16 @@ def network(batch: int = IMAGES) -> Graph:
     left, right = b.conv2d(h, w(16, 32, 1, 1)), b.conv2d(h, w(16, 32, 3, 3), padding=[1, 1, 1, 1])
     h = b.max_pool2d(b.concat([left, right], axis=1), window_dimensions=[2, 2], strides=[2, 2])
     h = b.reduce_mean(h, axes=[2, 3], keep_dimensions=False)
-    return passes.run(b.build({"y": b.matmul(h, w(32, 10))}))
+    return b.build({"y": b.matmul(h, w(32, 10))})
 
 
-def joined(graph: Graph, threads: int, faster: float) -> Graph | None:
-    """The graph joined where an op of one image is known to take 1 / ``faster`` of the batch's."""
+def network(batch: int = IMAGES) -> Graph:
+    """The same as it is planned."""
+    return passes.run(source(batch))
+
+
+def found_row(graph: Graph, threads: int, faster: float) -> ImageRow | None:
+    """The ops to join where one image of each is known to take 1 / ``faster`` of the batch."""
     model = CostModel()
     thread, host = device(1).info, device(threads).info
 
@@ -52,10 +59,15 @@ def joined(graph: Graph, threads: int, faster: float) -> Graph | None:
 
     note(costing.op_calls(graph), host, 1.0)
     target = Target((host,), frozenset({host.id}), model)
-    row = images.by_image(
+    return images.by_image(
         graph, target, host, thread, lambda calls: note(calls, thread, 1.0 / faster)
     )
-    return None if row is None else images.joined(graph, row, thread, target.permission)
+
+
+def joined(graph: Graph, threads: int, faster: float) -> Graph | None:
+    """The graph with these ops in one."""
+    row = found_row(graph, threads, faster)
+    return None if row is None else images.joined(graph, row, device(1).info, PLAIN)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
