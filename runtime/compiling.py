@@ -82,13 +82,14 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
         split: cut an op, or ops that share a dimension, into parts for several devices where that
             is predicted to pay; only for latency, where devices compute at once, and for the first
             shapes that a session is prepared for. And take ops of a batch image by image, where
-            that measures faster; such a plan cannot be given as ``plan`` again.
+            that measures faster.
         strict: only kernels of the ops' plain arithmetic: no Winograd convolution, which has a
             larger error (bounded by ``CROSSDOCK_FAST_ERROR``) and spreads an infinity or NaN over
             a tile of results; and subnormal weights stay what they are, however slow.
         plan: a plan to run, made before for the same graph, constraints and devices; nothing is
-            planned or measured then, and shapes that it is not for are refused. It may come from a
-            file that nobody vouches for.
+            planned or measured then, and shapes that it is not for are refused. It keeps what it
+            does to fit its memory, and is refused where ``constraints.memory``, or a device, has
+            less than it takes. It may come from a file that nobody vouches for.
         resident: inputs that keep a value from run to run, by name: copied once to the devices
             that read them, as weights are, and not fed any more.
         feeds_on: the device that the inputs of runs lie on, or one for each by the input's name;

@@ -7,8 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from crossdock.devices.base import DeviceInfo
 from crossdock.devices.machine import Machine
 from crossdock.runtime.plan import Plan
 
@@ -67,6 +71,36 @@ def test_a_saved_plan_is_run(call: Any, model: Path, tmp_path: Path) -> None:
     got = call(*common, "--dim", "N=65")
     assert got.status == 2
     assert "is for another graph" in got.err
+
+
+def test_a_saved_plan_that_brings_weights_is_run(
+    call: Any, opencl: DeviceInfo, tmp_path: Path
+) -> None:
+    """The file that ``plan --memory`` saves says all that a run within that memory takes."""
+    model, path = tmp_path / "products.onnx", tmp_path / "p.json"
+    weights = [np.eye(64, dtype=np.float32) * (i + 1) for i in range(6)]
+    names = ["x", *(f"y{i}" for i in range(6))]
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 64]) for n in (names[0], names[-1])
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(6)],
+        "products",
+        ends[:1],
+        ends[1:],
+        [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets), str(model))
+    here = ("--measure", "0", "--device", opencl.id)
+    got = call("plan", model, *here, "--memory", f"{opencl.id}=70000", "--save", path)
+    assert got.status == 0, got.err
+    made = Plan.loads(path.read_text())
+    assert made.streamed
+    got = call("run", model, "--measure", "0", "--repeat", "1", "--plan", path, "--json", "-")
+    assert got.status == 0, got.err
+    assert got.json["receipt"]["plan"] == made.digest()
+    assert sum(got.json["receipt"]["streamed"].values()) == sum(made.streamed_bytes().values())
 
 
 def test_a_file_that_is_no_plan_is_named(call: Any, tmp_path: Path) -> None:
