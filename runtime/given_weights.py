@@ -69,7 +69,8 @@ def check_weights(
             step = ops[stay.op]
             read[stay.op] = footprint.weights(step, lowered(step), graph, roots)
         nbytes = read[stay.op].pop(stay.key, None)
-        known = stay.name == name_of(stay.key, stay.op, taken) and not (stay.weight and stay.pack)
+        known = stay.name == name_of(stay.key, stay.op, taken)
+        known = known and (stay.pack is None or not stay.weight)
         if nbytes != stay.nbytes or not known:
             raise damaged(f"{stay.op!r:.80} reads no weight {stay.name!r:.80} of {stay.nbytes} B")
         taken.add(stay.name)

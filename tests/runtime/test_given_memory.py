@@ -23,6 +23,7 @@ from crossdock.runtime import costing
 from crossdock.runtime.errors import MemoryBudget, PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Plan
+from crossdock.runtime.plan_parts import Streamed
 from crossdock.runtime.session import Session
 from tests.fakes import cupy_fake
 from tests.runtime import test_degrade
@@ -371,7 +372,25 @@ def test_packed_weights_of_a_saved_plan_are_brought(opencl: DeviceInfo, machine:
     with given_again(graph, plan) as session:
         for _ in range(2):
             np.testing.assert_array_equal(session.run(feeds)["y"], want)
-    other = replace(packed[0], pack=7)
-    broken = replace(plan, streamed=tuple(other if s is packed[0] else s for s in plan.streamed))
-    with pytest.raises(PlanError, match="reads no weight"):
+    for other in (replace(packed[0], pack=7), replace(packed[0], weight="x")):
+        stays = tuple(other if s is packed[0] else s for s in plan.streamed)
+        with pytest.raises(PlanError, match="reads no weight"):
+            xd.compile(graph, plan=replace(plan, streamed=stays), measure=False)
+
+
+def test_the_host_brings_nothing_to_itself(machine: Machine) -> None:
+    assert machine is not None
+    graph = chain()
+    plan = free_plan(graph, "cpu:0")
+    op = plan.launches()[0]
+    (weight,) = (v for v in op.inputs if v in graph.constants)
+    nbytes = graph.constants[str(weight)].nbytes
+    stay = Streamed(f"{weight} for {op.name}", "cpu:0", op.name, str(weight), None, 0, nbytes)
+    copy = replace(
+        op, index=0, kind="copy", queue="cpu:0/download", name=stay.name, inputs=(), outputs=(),
+        src="cpu:0", dst="cpu:0", nbytes=nbytes,
+    )  # fmt: skip
+    later = (replace(s, index=s.index + 1, waits=(0,) if s is op else ()) for s in plan.steps)
+    broken = replace(plan, steps=(copy, *later), streamed=(stay,))
+    with pytest.raises(PlanError, match="brings no weight to an op"):
         xd.compile(graph, plan=broken, measure=False)
