@@ -22,8 +22,9 @@ from crossdock.devices.base import Device
 class Rate:
     """A run that brings its weights, in seconds and bytes.
 
-    ``predicted`` and ``measured`` are of a whole run, ``whole`` of one without a budget. ``alone``
-    is what the copies of the weights take one after the other, with nothing beside them.
+    ``predicted`` and ``measured`` are of a whole run, ``whole_predicted`` and ``whole`` of one
+    without a budget, whose prediction is off by what the machine's pace has moved. ``alone`` is
+    what the copies of the weights take one after the other, with nothing beside them.
     """
 
     nbytes: int
@@ -31,6 +32,7 @@ class Rate:
     peak: int
     predicted: float
     measured: float
+    whole_predicted: float
     whole: float
     alone: float
     error: float
@@ -49,8 +51,8 @@ class Rate:
     def __str__(self) -> str:
         return (
             f"{self.nbytes / 1e6:.1f} MB of weights a run: predicted {self.predicted * 1e3:.2f} "
-            f"ms, measured {self.measured * 1e3:.2f} ({self.whole * 1e3:.2f} with no budget), "
-            f"{self.rate / 1e9:.2f} GB/s, {self.share:.0%} of the link's rate by itself"
+            f"ms, measured {self.measured * 1e3:.2f} (with no budget "
+            f"{self.whole_predicted * 1e3:.2f}, {self.whole * 1e3:.2f}), {self.rate / 1e9:.2f} GB/s, {self.share:.0%} of the link's rate by itself"
         )
 
 
@@ -101,6 +103,7 @@ def rate(
                 budget=budget,
                 peak=session.plan.device(device).peak_bytes,
                 predicted=estimate.seconds,
+                whole_predicted=whole.estimate().seconds,
                 error=max(_error(got[name], want[name]) for name in want),
                 rung=session.plan.rungs[-1].name,
                 **found,
