@@ -52,7 +52,8 @@ class Rate:
         return (
             f"{self.nbytes / 1e6:.1f} MB of weights a run: predicted {self.predicted * 1e3:.2f} "
             f"ms, measured {self.measured * 1e3:.2f} (with no budget "
-            f"{self.whole_predicted * 1e3:.2f}, {self.whole * 1e3:.2f}), {self.rate / 1e9:.2f} GB/s, {self.share:.0%} of the link's rate by itself"
+            f"{self.whole_predicted * 1e3:.2f}, {self.whole * 1e3:.2f}), "
+            f"{self.rate / 1e9:.2f} GB/s, {self.share:.0%} of the link's rate by itself"
         )
 
 

@@ -23,7 +23,7 @@ from crossdock.runtime import costing
 from crossdock.runtime.errors import MemoryBudget, PlanError
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Plan
-from crossdock.runtime.plan_parts import Streamed
+from crossdock.runtime.plan_parts import Edit, Streamed
 from crossdock.runtime.session import Session
 from tests.fakes import cupy_fake
 from tests.runtime import test_degrade
@@ -256,52 +256,64 @@ def fewer_waits(plan: Plan, *, weights: bool) -> Plan:
     return replace(plan, steps=tuple(made))
 
 
-@pytest.mark.parametrize(
-    ("broken", "said"),
-    [
-        (lambda p: stays(p, weight="constant_5"), "reads no weight"),
-        (lambda p: stays(p, weight=""), "reads no weight"),
-        (lambda p: stays(p, weight="none"), "reads no weight"),
-        (lambda p: stays(p, pack=0), "reads no weight"),
-        (lambda p: stays(p, weight="", pack=1 << 62), "reads no weight"),
-        (lambda p: stays(p, nbytes=8), "brings no weight to an op"),
-        (lambda p: steps(stays(p, nbytes=8), 0, nbytes=8), "reads no weight .* of 8 B"),
-        (lambda p: stays(p, name="other"), "brings no weight to an op"),
-        (lambda p: steps(stays(p, name="other"), 0, name="other"), "reads no weight 'other'"),
-        (lambda p: steps(stays(p, name="last"), 0, name="last"), "reads no weight 'last'"),
-        (lambda p: stays(p, op="last.part1"), "reads no weight"),
-        (lambda p: stays(p, op="none"), "brings no weight to an op"),
-        (lambda p: stays(p, device="cpu:0"), "brings no weight to an op"),
-        (lambda p: stays(p, offset=p.streamed[0].offset + 64), "its memory are not those"),
-        (lambda p: stays(p, offset=1 << 40), "its memory are not those"),
-        (lambda p: replace(p, streamed=p.streamed[1:]), "brings no weight to an op"),
-        (lambda p: replace(p, streamed=()), "brings no weight to an op"),
-        (lambda p: replace(p, streamed=(*p.streamed, p.streamed[0])), "or one brings two"),
-        (lambda p: steps(p, 0, name=p.streamed[1].name), "brings no weight to an op"),
-        (lambda p: steps(p, 0, nbytes=1 << 40), "brings no weight to an op"),
-        (lambda p: steps(p, 0, queue="sim:card/download"), "brings no weight to an op"),
-        (lambda p: steps(p, 0, src="sim:card"), "brings no weight to an op"),
-        (lambda p: steps(p, 0, dst="cpu:0"), "brings no weight to an op"),
-        (late_copy, "brings no weight to an op"),
-        (lambda p: fewer_waits(p, weights=True), "weights of .* B pass through"),
-        (lambda p: fewer_waits(p, weights=False), "weights of .* B pass through|its waits"),
-        (lambda p: regions(p, 64), "weights of .* B pass through 64 B"),
-        (lambda p: regions(p, 1 << 40), "weights of .* B pass through"),
-        (lambda p: steps(p, -1, waits=(len(p.steps) - 1,)), "or wait"),
-        (lambda p: replace(p, edits=()), "copies nothing that the graph has"),
-        (lambda p: replace(p, edits=(*p.edits, p.edits[0])), "no op 'kept' to split"),
-        (lambda p: replace(p, edits=(replace(p.edits[0], sizes=(31, 1)),)), "the plan is damaged"),
-        (lambda p: replace(p, edits=(replace(p.edits[0], kind="other"),)), "cannot be changed by"),
-        (lambda p: replace(p, edits=(replace(p.edits[0], kind="again"),)), "cannot be changed by"),
-    ],
-)  # fmt: skip
-def test_what_is_damaged_of_weights_is_named(
-    broken: Callable[[Plan], Plan], said: str, fitted: Plan
-) -> None:
-    with pytest.raises(PlanError, match=said) as found:
-        xd.compile(layers(), plan=broken(fitted), measure=False)
-    assert str(found.value).startswith("the plan is damaged: ")
-    assert str(found.value).endswith("; plan again")
+DAMAGE: list[tuple[Callable[[Plan], Plan], str]] = [
+    (lambda p: stays(p, weight="constant_5"), "reads no weight"),
+    (lambda p: stays(p, weight=""), "reads no weight"),
+    (lambda p: stays(p, weight="none"), "reads no weight"),
+    (lambda p: stays(p, pack=0), "reads no weight"),
+    (lambda p: stays(p, weight="", pack=1 << 62), "reads no weight"),
+    (lambda p: stays(p, nbytes=8), "brings no weight to an op"),
+    (lambda p: steps(stays(p, nbytes=8), 0, nbytes=8), "reads no weight .* of 8 B"),
+    (lambda p: stays(p, name="other"), "brings no weight to an op"),
+    (lambda p: steps(stays(p, name="other"), 0, name="other"), "reads no weight 'other'"),
+    (lambda p: steps(stays(p, name="last"), 0, name="last"), "reads no weight 'last'"),
+    (lambda p: stays(p, op="last.part1"), "reads no weight"),
+    (lambda p: stays(p, op="none"), "brings no weight to an op"),
+    (lambda p: stays(p, device="cpu:0"), "brings no weight to an op"),
+    (lambda p: stays(p, offset=p.streamed[0].offset + 64), "its memory are not those"),
+    (lambda p: stays(p, offset=1 << 40), "its memory are not those"),
+    (lambda p: replace(p, streamed=p.streamed[1:]), "brings no weight to an op"),
+    (lambda p: replace(p, streamed=()), "brings no weight to an op"),
+    (lambda p: replace(p, streamed=(*p.streamed, p.streamed[0])), "or one brings two"),
+    (lambda p: steps(p, 0, name=p.streamed[1].name), "brings no weight to an op"),
+    (lambda p: steps(p, 0, nbytes=1 << 40), "brings no weight to an op"),
+    (lambda p: steps(p, 0, queue="sim:card/download"), "brings no weight to an op"),
+    (lambda p: steps(p, 0, src="sim:card"), "brings no weight to an op"),
+    (lambda p: steps(p, 0, dst="cpu:0"), "brings no weight to an op"),
+    (late_copy, "brings no weight to an op"),
+    (lambda p: fewer_waits(p, weights=True), "weights of .* B pass through"),
+    (lambda p: fewer_waits(p, weights=False), "weights of .* B pass through|its waits"),
+    (lambda p: regions(p, 64), "weights of .* B pass through 64 B"),
+    (lambda p: regions(p, 1 << 40), "weights of .* B pass through"),
+    (lambda p: steps(p, -1, waits=(len(p.steps) - 1,)), "or wait"),
+    (lambda p: replace(p, edits=()), "copies nothing that the graph has"),
+    (lambda p: replace(p, edits=(*p.edits, p.edits[0])), "no op 'kept' to split"),
+    (lambda p: replace(p, edits=(replace(p.edits[0], sizes=(31, 1)),)), "the plan is damaged"),
+    (lambda p: replace(p, edits=(replace(p.edits[0], kind="other"),)), "cannot be changed by"),
+    (lambda p: replace(p, edits=(replace(p.edits[0], kind="again"),)), "cannot be changed by"),
+    (lambda p: replace(p, edits=(Edit("again", "none", ("last",)),)), "cannot be changed by"),
+    (lambda p: replace(p, edits=(Edit("aside", "none", ("last",)),)), "cannot be changed by"),
+    (lambda p: replace(p, edits=(Edit("aside", "kept", ("m0", "m0")),)), "cannot be changed"),
+]
+
+
+def test_what_is_damaged_of_weights_is_named(fitted: Plan) -> None:
+    for broken, said in DAMAGE:
+        with pytest.raises(PlanError, match=said) as found:
+            xd.compile(layers(), plan=broken(fitted), measure=False)
+        assert str(found.value).startswith("the plan is damaged: ")
+        assert str(found.value).endswith("; plan again")
+
+
+def test_names_that_the_caller_has_given_are_not_given_again(machine: Machine) -> None:
+    assert machine is not None
+    b = xd.GraphBuilder()
+    cut = b.relu(b.input("x", (4, 4)), label="cut")
+    graph = b.build({"y": b.cumulative_sum(cut, axis=0, label="cut.part0")})
+    plan = free_plan(graph, "cpu:0")
+    edit = Edit("split", "cut", ("cut",), axis=0, sizes=(2, 2))
+    with pytest.raises(PlanError, match=r"changes the graph to none .*'cut\.part0'"):
+        xd.compile(graph, plan=replace(plan, edits=(edit,)), measure=False)
 
 
 AGAIN = """
