@@ -36,6 +36,7 @@ ROWS = {
     "worker": "worker killed",
     "disk": "disk full, read-only cache",
     "damage": "damaged cache or profile",
+    "plan": "damaged or made-up plan",
     "shared": "several processes, one cache",
     "threads": "concurrent run() on one session",
     "cancel": "cancel, timeout, Ctrl-C",
@@ -76,9 +77,9 @@ class Mutant:
 
 def mutants() -> list[Mutant]:
     """All of them, in the order of the rows."""
-    from tests.mutants import caches, devices, models, numbers, runs
+    from tests.mutants import caches, devices, models, numbers, plans, runs
 
-    made = [m for part in (models, numbers, devices, caches, runs) for m in part.MUTANTS]
+    made = [m for part in (models, numbers, devices, caches, plans, runs) for m in part.MUTANTS]
     return sorted(made, key=lambda m: list(ROWS).index(m.row))
 
 
