@@ -87,10 +87,11 @@ def check_regions(
 
     Or where that is larger than all that is brought; ``steps`` are the plan's with their waits.
     """
-    most = most_brought(graph, steps, devices, roots, plan.streamed)
+    most = most_brought(graph, steps, devices, roots, plan.streamed) if plan.streamed else {}
     for info in devices:
         alignment = max(64, info.alignment)
         sizes = [-(-s.nbytes // alignment) for s in plan.streamed if s.device == info.id]
         region = plan.device(info.id).region_bytes
-        if not most[info.id] <= region <= sum(sizes) * alignment:
-            raise damaged(f"weights of {most[info.id]} B pass through {region} B of {info.id}")
+        there = most.get(info.id, 0)
+        if not there <= region <= sum(sizes) * alignment:
+            raise damaged(f"weights of {there} B pass through {region} B of {info.id}")

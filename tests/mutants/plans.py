@@ -49,7 +49,7 @@ MUTANTS = [
     ),
     _guard(
         "more weights may be there than the region holds", WEIGHTS,
-        "if not most[info.id] <= region <=", "if not region <=",
+        "if not there <= region <=", "if not region <=",
     ),
     _guard(
         "the weights of a plan are believed", GIVEN,
