@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from crossdock.devices.base import Device, Span
 from crossdock.runtime import costing
@@ -21,7 +22,6 @@ from crossdock.runtime.ready import Ready
 from crossdock.runtime.rehearsal import at_once
 from crossdock.runtime.session import Session
 from crossdock.runtime.target import Target
-from crossdock.runtime.tensor import Array
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Measurement:
     ops: tuple[Op, ...]
 
 
-def measure_accuracy(session: Session, feeds: Mapping[str, Array], repeat: int) -> Measurement:
+def measure_accuracy(session: Session, feeds: Mapping[str, Any], repeat: int) -> Measurement:
     """Run a session's graph, whole and with every step timed, and compare.
 
     Args:
         session: compiled with measuring, so that it has rehearsed its plan.
-        feeds: inputs.
+        feeds: inputs, as ``Session.run`` takes them.
         repeat: timed runs of each kind.
     """
     session.run(feeds)
@@ -90,7 +90,7 @@ def measure_accuracy(session: Session, feeds: Mapping[str, Array], repeat: int) 
     return expected.compared(_middle(run_paces), statistics.median(runs), _middle(op_paces), times)
 
 
-def _staged(session: Session, feeds: Mapping[str, Array], repeat: int) -> Measurement:
+def _staged(session: Session, feeds: Mapping[str, Any], repeat: int) -> Measurement:
     """The same for a graph that runs in stages: their plans joined, at the usual pace."""
     runs: list[float] = []
     found: dict[str, list[float]] = {}

@@ -100,6 +100,16 @@ class DeviceArray:
         """Memory of another library, while a run reads it."""
         return cls(owner, lent.buffer, lent.spec, lent.ready)
 
+    @classmethod
+    def put(cls, owner: Device, array: Array, label: str = "") -> DeviceArray:
+        """A copy of a numpy array on an opened device; ``label`` names it in errors.
+
+        Raises:
+            OutOfMemory: the device has no room for it.
+            DeviceError: the device fails.
+        """
+        return cls(owner, owner.upload(array, label), TensorSpec.of(array))
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes."""

@@ -140,6 +140,11 @@ class Graph:
         return tuple(seen)
 
     @property
+    def fed(self) -> Mapping[str, object]:
+        """What it is fed, by name: specs, or what ``staged`` says of each input's type."""
+        return self.inputs if self.staged is None else self.staged.inputs
+
+    @property
     def output_specs(self) -> dict[str, TensorSpec]:
         """Spec of each output by output name."""
         return {name: self.specs[value] for name, value in self.outputs.items()}

@@ -29,26 +29,23 @@ def target_of(config: Config, devices: Mapping[str, Device], asked: frozenset[st
     Copies that are to be looked at go through the host, which reads both ends back.
     """
     here = target_here(devices, asked)
-    aside = dict.fromkeys(
-        config.sites.devices - asked, "holds inputs, and is not among the devices asked for"
-    )
     made = replace(
         here,
         devices=(*here.devices, *config.lost),
-        broken={**here.broken, **aside, **config.broken},
+        broken={**here.broken, **config.broken},
         watts=config.watts,
         permission=config.permission,
         peers={} if config.checks and config.checks.transfers else here.peers,
     )
-    if not config.deterministic:
-        return made
-    return replace(  # nothing that was measured or built meanwhile counts
-        made,
-        model=CostModel(),
-        broken=dict(config.broken),
-        built=frozenset(),
-        permission=replace(config.permission, same_bits=config.strict),
-    )
+    if config.deterministic:  # nothing that was measured or built meanwhile counts
+        made = replace(
+            made,
+            model=CostModel(),
+            broken=dict(config.broken),
+            built=frozenset(),
+            permission=replace(config.permission, same_bits=config.strict),
+        )
+    return made.holding(config.sites.devices)
 
 
 def target_here(devices: Mapping[str, Device], asked: frozenset[str]) -> Target:

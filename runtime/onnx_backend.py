@@ -175,7 +175,7 @@ def device_id(device: str) -> str:
 
 def input_names(graph: Graph) -> tuple[str, ...]:
     """Names of a graph's inputs, in order."""
-    return tuple(graph.inputs if graph.staged is None else graph.staged.inputs)
+    return tuple(graph.fed)
 
 
 def node_model(

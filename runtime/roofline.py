@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from crossdock.devices.machine import Rates
 from crossdock.devices.program import Work
@@ -17,7 +18,6 @@ from crossdock.runtime import costing
 from crossdock.runtime.accuracy import op_seconds
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.session import Session
-from crossdock.runtime.tensor import Array
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def timed(
 
 
 def profile(
-    session: Session, feeds: Mapping[str, Array], repeat: int, rates: Mapping[str, Rates]
+    session: Session, feeds: Mapping[str, Any], repeat: int, rates: Mapping[str, Rates]
 ) -> tuple[Timed, ...]:
     """Time every op of a session's graph within runs of it.
 
     Args:
         session: of a graph that does not run in stages.
-        feeds: inputs.
+        feeds: inputs, as ``Session.run`` takes them.
         repeat: runs, of which each op's median counts.
         rates: what devices sustain, by id.
 

@@ -296,8 +296,11 @@ class Session:
         return held
 
     def profile(self, feeds: Mapping[str, Any]) -> Outcome:
-        """Run once with every step timed (slower: steps are waited for one by one)."""
-        return self._run(feeds, Deadline(), profile=True)
+        """Run once with every step timed (slower: steps are waited for one by one).
+
+        Outputs are where they were compiled to be, so that the steps are those of the plan.
+        """
+        return self._run(feeds, Deadline(), profile=True, keeping=self._usual)
 
     def close(self) -> None:
         """Release arenas and weights; devices stay open for other sessions.

@@ -22,7 +22,7 @@ from crossdock.runtime.ready import Ready
 from crossdock.runtime.rehearsal import Contender, compare_runs, rehearse
 from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.target import Target
-from crossdock.runtime.tensor import Array, TensorSpec
+from crossdock.runtime.tensor import Array
 from crossdock.runtime.transit import Fed
 from crossdock.scheduler import Source
 
@@ -203,8 +203,7 @@ class Rehearsed:
         devices, placed = self._ready.program.devices, dict[str, Fed](feeds)
         for name, where in self._ready.sites.feeds.items():
             if where in devices:
-                array, owner = feeds[name], devices[where]
-                placed[name] = DeviceArray(owner, owner.upload(array, name), TensorSpec.of(array))
+                placed[name] = DeviceArray.put(devices[where], feeds[name], name)
         return placed
 
 

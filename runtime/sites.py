@@ -65,19 +65,19 @@ def sites_of(graph: Graph, feeds_on: str | Mapping[str, str] | None, outputs: st
         raise PlanError(f"outputs is 'host' or 'device'; it is {outputs!r:.80}")
     told: Any = {} if feeds_on is None else feeds_on
     if isinstance(told, str):
-        told = dict.fromkeys(graph.inputs, told)
+        told = dict.fromkeys(graph.fed, told)
     if not isinstance(told, Mapping) or not all(isinstance(d, str) for d in told.values()):
         raise PlanError(
             f"feeds_on={feeds_on!r:.80}: give the id of the device that all inputs lie on, or one "
             "for each by the input's name"
         )
-    unknown = [repr(name) for name in told if name not in graph.inputs]
+    unknown = [repr(name) for name in told if name not in graph.fed]
     if unknown:
         raise PlanError(
             f"feeds_on names {', '.join(unknown)}, no input of graph {graph.name!r:.80}; it has "
-            f"{', '.join(graph.inputs)}"
+            f"{', '.join(graph.fed)}"
         )
-    feeds = {name: told[name] for name in graph.inputs if told.get(name, HOST) != HOST}
+    feeds = {name: told[name] for name in graph.fed if told.get(name, HOST) != HOST}
     if graph.staged is not None:
         if feeds:
             raise PlanError(

@@ -142,10 +142,12 @@ class Sweeper:
         if batch not in self._bound:
             self._bound[batch] = self._at(batch, False)
         graph, target, plans = self._bound[batch]
-        infos = tuple(d for d in target.devices if d.id in (HOST, *devices))
+        sites = self._options.sites.within({d.id for d in target.devices})
+        infos = tuple(d for d in target.devices if d.id in {HOST, *devices, *sites.devices})
         narrowed = replace(target, devices=infos, asked=frozenset(devices))
+        options = replace(self._options, sites=sites)
         try:
-            made = plans(graph, narrowed, self._options).plan
+            made = plans(graph, narrowed.holding(sites.devices), options).plan
         except PlanError as error:
             return Point(batch, devices, None, reason=str(error))
         return Point(

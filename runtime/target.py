@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from crossdock.devices.base import DeviceInfo
@@ -71,6 +71,13 @@ class Target:
             TYPICAL_BYTES
         )
         return self.link(a, b).seconds(TYPICAL_BYTES) <= staged
+
+    def holding(self, devices: Collection[str]) -> Target:
+        """The same, where devices hold inputs; those that were not asked for compute nothing."""
+        aside = dict.fromkeys(
+            set(devices) - self.asked, "holds inputs, and is not among the devices asked for"
+        )
+        return replace(self, broken={**aside, **self.broken})
 
     def measured_links(self) -> frozenset[tuple[str, str]]:
         """(source, target) ids of the links whose speed is known."""

@@ -61,7 +61,7 @@ def changed(target: Target, changes: Changes) -> Target:
     infos = tuple(
         replace(d, memory_bytes=int(changes.memory.get(d.id, d.memory_bytes)))
         for d in target.devices
-        if d.id in asked | {HOST}
+        if d.id == HOST or d.id not in changes.without
     )
     made = replace(target, devices=infos, asked=asked)
     if not changes.links and changes.cores is None and changes.threads is None:

@@ -13,8 +13,8 @@ from crossdock.devices import registry
 from crossdock.runtime.accuracy import Measurement, measure_accuracy
 from crossdock.runtime.cli import options
 from crossdock.runtime.cli.calibrate import calibrate_missing
-from crossdock.runtime.cli.compiling import compiled
-from crossdock.runtime.cli.inputs import about, load_model, only_for, prepare
+from crossdock.runtime.cli.compiling import compiled, placed
+from crossdock.runtime.cli.inputs import about, load_model, only_for, others_alone, prepare
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, add_row, make_table
 from crossdock.runtime.cli.text import millis, percent, seconds, short
@@ -104,12 +104,13 @@ def accuracy(
     rows: list[Row] = []
     skipped: list[dict[str, Any]] = []
     for path, graph in loaded:
-        own = only_for(graph, feeding, [g for _, g in loaded])
+        graphs = [g for _, g in loaded]
+        own, where = only_for(graph, feeding, graphs), placing.besides(others_alone(graph, graphs))
         bound, feeds = prepare(path, graph, own, output.note)
         for chosen in sets:
             try:
                 with output.progress(f"{path} on {' '.join(chosen)}") as tick, about(path):
-                    made = measure(bound, feeds, placing, chosen, repeat, tick)
+                    made = measure(bound, feeds, where, chosen, repeat, tick)
                 rows.append(Row(path, chosen, made))
             except PlanError as error:
                 output.note(f"{path} on {', '.join(chosen)}: left out: {error}")
@@ -138,7 +139,7 @@ def measure(
 ) -> Measurement:
     """Run a model on a set of devices, whole and with every step timed."""
     with compiled(graph, placing, progress, devices=devices) as session:
-        return measure_accuracy(session, feeds, repeat)
+        return measure_accuracy(session, placed(session, feeds), repeat)
 
 
 def _show(rows: Sequence[Row], worst: int, output: Output) -> None:

@@ -57,7 +57,7 @@ def prepare(
         feeds: dict[str, Array] = {}
         rng = np.random.default_rng(given.seed)
         sizes = known_sizes(graph, given, files)
-        for name, kind in inputs_of(bound).items():
+        for name, kind in bound.fed.items():
             array = files.get(name)
             if array is None:
                 spec = bound.inputs.get(name)
@@ -74,11 +74,6 @@ def prepare(
                     say(f"input {name!r}: {spec} generated (seed {given.seed})")
             feeds[name] = array
         return bound, feeds
-
-
-def inputs_of(graph: Graph) -> Mapping[str, object]:
-    """What a graph is fed, by name."""
-    return graph.inputs if graph.staged is None else graph.staged.inputs
 
 
 def bind(graph: Graph, given: Feeding, files: Mapping[str, Array] | None = None) -> Graph:
@@ -135,12 +130,17 @@ def generate(spec: TensorSpec, rng: np.random.Generator) -> Array:
     return np.asarray(rng.integers(0, 2, spec.dims), to_numpy(spec.dtype))
 
 
+def others_alone(graph: Graph, others: Sequence[Graph]) -> set[str]:
+    """The inputs that others of several graphs have, and this one has not."""
+    return {name for other in others for name in other.fed} - set(graph.fed)
+
+
 def only_for(graph: Graph, given: Feeding, others: Sequence[Graph]) -> Feeding:
     """The options that concern a graph, where several graphs are given the same options.
 
     An option that concerns none of ``others`` stays, and is refused for what it is.
     """
-    inputs = {name for g in others for name in inputs_of(g)} - set(inputs_of(graph))
+    inputs = others_alone(graph, others)
     symbols = {d for g in others for d in _symbols(g)} - set(_symbols(graph))
     return Feeding(
         tuple(f for f in given.files if f.partition("=")[0] not in inputs),
@@ -211,7 +211,7 @@ def _filled(name: str, spec: TensorSpec, number: float) -> Array:
 def _split(graph: Graph, text: str) -> tuple[str | None, str]:
     """Name and file of an ``--input``; names and files may hold ``=``, so all places are tried."""
     for at, character in enumerate(text):
-        if character == "=" and text[:at] in inputs_of(graph):
+        if character == "=" and text[:at] in graph.fed:
             return text[:at], text[at + 1 :]
     if "=" in text and not Path(text).exists():
         _check_name(graph, text.partition("=")[0], "--input")
@@ -226,6 +226,6 @@ def _tensors(path: str) -> dict[str, Array]:
 
 
 def _check_name(graph: Graph, name: str, flag: str) -> None:
-    if name not in inputs_of(graph):
-        there = ", ".join(f"{n} ({s})" for n, s in inputs_of(graph).items())
+    if name not in graph.fed:
+        there = ", ".join(f"{n} ({s})" for n, s in graph.fed.items())
         raise FeedError(f"{flag}: the model has no input {name!r}; it has {there}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -14,8 +14,13 @@ from crossdock.runtime import passes
 from crossdock.runtime.config import MEASURE_SECONDS
 from crossdock.runtime.errors import PlanError
 from crossdock.runtime.fallback import ALLOW, WORDS, Fallback
+from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import Constraints
+from crossdock.runtime.sites import Sites, sites_of
 from crossdock.scheduler.objective import Objective
+
+if TYPE_CHECKING:
+    from crossdock.runtime.session import Where
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -150,6 +155,24 @@ class Placing:
     fallback: Fallback = ALLOW
     skip_passes: tuple[str, ...] = ()
     precision: str = HIGHEST
+    feeds_on: tuple[tuple[str | None, str], ...] = ()
+    outputs: Where | None = None
+
+    def sites(self, graph: Graph) -> Sites:
+        """Where the inputs of a graph lie, and which outputs stay; raises PlanError."""
+        return sites_of(graph, self.lying(graph), self.outputs or "host")
+
+    def lying(self, graph: Graph) -> dict[str, str]:
+        """The device of each input that is said to lie on one: what is said of it by name first."""
+        told: dict[str, str] = {}
+        for name, device in self.feeds_on:
+            told |= dict.fromkeys(graph.fed, device) if name is None else {}
+        return told | {name: device for name, device in self.feeds_on if name is not None}
+
+    def besides(self, inputs: Collection[str]) -> Placing:
+        """The same but for where some inputs lie."""
+        kept = tuple(pair for pair in self.feeds_on if pair[0] not in inputs)
+        return replace(self, feeds_on=kept)
 
     def constraints(self) -> Constraints:
         """As the planner takes them."""
@@ -199,6 +222,19 @@ def fallback(text: str) -> Fallback:
         ) from None
 
 
+def _lying(
+    _ctx: click.Context, param: click.Parameter, given: Sequence[str]
+) -> tuple[tuple[str | None, str], ...]:
+    """Pairs of an input's name, None for all of them, and the device that it lies on."""
+    found: list[tuple[str | None, str]] = []
+    for text in given:
+        name, sign, device = text.rpartition("=")
+        if not device or (sign and not name):
+            raise click.BadParameter(f"{text!r} is not of the form {param.metavar}")
+        found.append((name if sign else None, device))
+    return tuple(found)
+
+
 def _grouped(pairs: Sequence[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
     result: dict[str, tuple[str, ...]] = {}
     for name, value in pairs:
@@ -241,6 +277,8 @@ def placing(command: Command) -> Command:
             fallback=given.pop("fallback"),
             skip_passes=given.pop("no_pass"),
             precision=given.pop("precision"),
+            feeds_on=given.pop("feeds_on"),
+            outputs=given.pop("outputs"),
         )
         return command(*args, **given)
 
@@ -282,6 +320,13 @@ def placing(command: Command) -> Command:
                      help="What products of float32 matrices may lose: high lets a device round "
                      "operands to TF32, fast to bfloat16 too; where it has such kernels, and they "
                      "are faster."),
+        click.option("--feeds-on", metavar="DEVICE|NAME=DEVICE", multiple=True, callback=_lying,
+                     help="The device that the inputs lie on before a run, or one of them; may be "
+                     "given several times (default: the host). It need not be one to place ops "
+                     "on."),
+        click.option("--outputs", type=click.Choice(["host", "device"]),
+                     help="Where the outputs of a run are to be: brought to the host, or left on "
+                     "the devices that make them (default: the host)."),
         no_pass,
     )  # fmt: skip
 

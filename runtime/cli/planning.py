@@ -25,6 +25,7 @@ from crossdock.runtime.knowledge import (
 )
 from crossdock.runtime.plan import HOST, Constraints, Plan
 from crossdock.runtime.prepare import concerning, simplify
+from crossdock.runtime.sites import ON_HOST, Sites
 from crossdock.runtime.split_choice import Planned as WithParts
 from crossdock.runtime.target import Target
 from crossdock.runtime.whatif import Changes, Comparison
@@ -77,8 +78,8 @@ def plan_model(
 ) -> Planned:
     """Plan a static graph; kernels not measured before are measured where the devices are here.
 
-    Of a ``stage`` of a graph, constraints may name ops that are in others. ``source`` is the graph
-    before its symbols were bound.
+    Of a ``stage`` of a graph, constraints may name ops that are in others, and inputs and outputs
+    are on the host. ``source`` is the graph before its symbols were bound.
 
     Raises:
         PlanError: no plan, or an option names a device that there is not.
@@ -86,17 +87,18 @@ def plan_model(
         DeviceError: a device cannot be opened.
     """
     constraints = placing.constraints()
+    sites = ON_HOST if stage else placing.sites(graph)
     if stage:
         constraints = concerning(graph, constraints)
     passes_of = partial(simplify, constraints=constraints, skip=placing.skip_passes)
     batch = None if source is None else batch_of(source, graph, passes_of)
     graph = passes_of(graph)
-    scene = scene_of(graph, placing, machine, progress)
+    scene = scene_of(graph, placing, machine, progress, sites)
     target = scene.target
     # Without a profile, --threads opens the processor's device with so many: nothing is supposed.
     threads = None if machine is None else placing.threads
     changes = asked.resolve({d.id for d in target.devices}, threads)
-    options = options_of(placing, constraints)
+    options = options_of(placing, constraints, sites)
     before, unplanned = None, ""
     if changes:
         try:
@@ -104,6 +106,7 @@ def plan_model(
         except PlanError as error:
             unplanned = str(error)
     other = whatif.changed(target, changes) if changes else target
+    options = replace(options, sites=sites.within({d.id for d in other.devices}))
     made = scene.plan(graph, other, options)
     fallback.check(made.plan, other.asked, placing.fallback, made.split.graph)
     found = None
@@ -117,10 +120,10 @@ def plan_model(
     return Planned(split.graph, plan, other, found, unplanned)
 
 
-def options_of(placing: Placing, constraints: Constraints) -> planner.Options:
+def options_of(placing: Placing, constraints: Constraints, sites: Sites) -> planner.Options:
     """The planner's options; raises PlanError for an objective that there is not."""
-    wanted = objective(placing.objective)
-    return planner.Options(placing.policy, constraints, placing.expected_runs, objective=wanted)
+    wanted, runs = objective(placing.objective), placing.expected_runs
+    return planner.Options(placing.policy, constraints, runs, objective=wanted, sites=sites)
 
 
 @dataclass(frozen=True)
@@ -142,28 +145,38 @@ class Scene:
 
 
 def scene_of(
-    graph: Graph, placing: Placing, machine: Machine | None, progress: Progress | None
+    graph: Graph,
+    placing: Placing,
+    machine: Machine | None,
+    progress: Progress | None,
+    sites: Sites = ON_HOST,
 ) -> Scene:
-    """The devices here, their kernels measured; or those of a profile.
+    """The devices here, their kernels measured; or those of a profile. ``sites`` are planned for.
 
     Raises:
         PlanError: an option names a device that there is not.
         LoadError: the profile has no processor to feed the devices.
         DeviceError: a device cannot be opened.
     """
-    config = Config(threads=placing.threads, measure=placing.budget, precision=placing.precision)
+    config = Config(
+        threads=placing.threads, measure=placing.budget, precision=placing.precision, sites=sites
+    )
     if machine is not None:
-        return Scene(_as_asked(_profiled(graph, machine, placing), placing), config, {})
+        target = _profiled(graph, machine, placing, sites)
+        return Scene(_as_asked(target.holding(sites.devices), placing), config, {})
     there = [info.id for info in registry.devices()]
-    there += [name for name in placing.devices if name not in there and registry.is_there(name)]
-    asked = _chosen(there, placing)
+    named = (*placing.devices, *sites.devices)
+    there += [name for name in named if name not in there and registry.is_there(name)]
+    asked = _chosen(there, placing, sites)
     devices = {
         name: registry.open_device(name, threads=placing.threads)
-        for name in dict.fromkeys((HOST, *sorted(asked)))
+        for name in dict.fromkeys((HOST, *sorted(asked | sites.devices)))
     }
+    config = replace(config, devices=tuple(sorted(asked)))
     with PREPARING:
         measure_missing(graph, config, devices, progress)
-    return Scene(_as_asked(target_here(devices, asked), placing), config, devices)
+    target = target_here(devices, asked).holding(sites.devices)
+    return Scene(_as_asked(target, placing), config, devices)
 
 
 def _as_asked(target: Target, placing: Placing) -> Target:
@@ -172,20 +185,24 @@ def _as_asked(target: Target, placing: Placing) -> Target:
     return replace(target, watts=watts, permission=Permission(precision=placing.precision))
 
 
-def _chosen(ids: Sequence[str], placing: Placing) -> frozenset[str]:
-    """The devices that ops are placed on."""
-    for name in placing.devices:
-        if name not in ids:
-            raise PlanError(f"--device {name}: no such device; there are {', '.join(sorted(ids))}")
+def _chosen(ids: Sequence[str], placing: Placing, sites: Sites) -> frozenset[str]:
+    """The devices that ops are placed on; those that inputs lie on have to be there as well."""
+    for flag, names in (("device", placing.devices), ("feeds-on", sorted(sites.devices))):
+        for name in names:
+            if name not in ids:
+                raise PlanError(
+                    f"--{flag} {name}: no such device; there are {', '.join(sorted(ids))}"
+                )
     return frozenset(placing.devices or ids)
 
 
-def _profiled(graph: Graph, machine: Machine, placing: Placing) -> Target:
+def _profiled(graph: Graph, machine: Machine, placing: Placing, sites: Sites) -> Target:
     found = {d.id: d.info for d in machine.devices if d.status is Status.PASS and d.info}
     if HOST not in found:
         raise LoadError(f"the profile has no working {HOST}, which feeds the other devices")
-    asked = _chosen(list(found), placing)
-    infos = tuple(found[name] for name in dict.fromkeys((HOST, *found)) if name in asked | {HOST})
+    asked = _chosen(list(found), placing, sites)
+    used = {HOST} | asked | sites.devices
+    infos = tuple(found[name] for name in dict.fromkeys((HOST, *found)) if name in used)
     return Target(
         infos,
         asked,

@@ -12,7 +12,7 @@ from crossdock.devices.machine import Rates
 from crossdock.devices.probe import probe
 from crossdock.runtime import roofline
 from crossdock.runtime.cli import options
-from crossdock.runtime.cli.compiling import compiled
+from crossdock.runtime.cli.compiling import compiled, placed
 from crossdock.runtime.cli.inputs import about, load_model, prepare
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import Output, add_row, make_table
@@ -57,7 +57,7 @@ def profile(
         session = compiled(graph, placing, tick)
     with session, about(model):
         rates = _rates(sorted({s.device for s in session.plan.launches()}), placing, output)
-        rows = roofline.profile(session, feeds, repeat, rates)
+        rows = roofline.profile(session, placed(session, feeds), repeat, rates)
     _show(model, rows, top, output)
     output.json({"schema": "crossdock-profile/1", "model": model, "ops": [_form(r) for r in rows]})
 

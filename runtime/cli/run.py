@@ -15,7 +15,7 @@ import click
 import numpy as np
 
 from crossdock.runtime.cli import options
-from crossdock.runtime.cli.compiling import compiled
+from crossdock.runtime.cli.compiling import compiled, on_host, placed
 from crossdock.runtime.cli.inputs import about, load_model, prepare
 from crossdock.runtime.cli.options import Feeding, Placing
 from crossdock.runtime.cli.output import (
@@ -30,6 +30,7 @@ from crossdock.runtime.cli.page import page
 from crossdock.runtime.cli.plan_diff import read_plan
 from crossdock.runtime.cli.text import clean, millis, percent, short, size
 from crossdock.runtime.cli.trace_view import run_trace
+from crossdock.runtime.device_array import DeviceArray
 from crossdock.runtime.errors import LoadError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.receipt import Receipt
@@ -42,9 +43,10 @@ NOTES = 10
 
 @dataclass(frozen=True)
 class _Result:
-    """What the runs gave."""
+    """What the runs gave: outputs on the host, and where those are that stayed on a device."""
 
     outputs: dict[str, Any]
+    stayed: dict[str, str]
     runs: list[float]
     receipt: Receipt
 
@@ -71,7 +73,12 @@ class _Result:
     help="Write a trace of one more run, every step timed, for ui.perfetto.dev.",
 )
 @click.option("--html", metavar="FILE", help="Write the plan as a page, with one more run's times.")
-@click.option("--plan", "given", metavar="FILE", help="Run a saved plan instead of planning.")
+@click.option(
+    "--plan",
+    "given",
+    metavar="FILE",
+    help="Run a saved plan instead of planning; inputs lie, and outputs stay, where it has them.",
+)
 @click.option("--output", "folder", metavar="DIR", help="Write the outputs as npy files.")
 @options.json_option
 def run(
@@ -93,6 +100,7 @@ def run(
     with output.progress("compiling") as tick, about(model):
         session = compiled(graph, placing, tick, plan=plan)
     with session:
+        feeds = placed(session, feeds)
         result = _runs(session, feeds, repeat)
         _report(session, result, output)
         if folder is not None:
@@ -109,20 +117,24 @@ def run(
         output.json(_json(model, session, result))
 
 
-def _runs(session: Session, feeds: Mapping[str, Array], repeat: int) -> _Result:
+def _runs(session: Session, feeds: Mapping[str, Any], repeat: int) -> _Result:
     outputs = session.run(feeds)
     runs = []
     for _ in range(repeat):
+        outputs.clear()  # what stayed on a device is given up before the next run is timed
         begin = time.perf_counter()
         outputs = session.run(feeds)
         runs.append(time.perf_counter() - begin)
-    return _Result(outputs, runs, session.receipt)
+    stayed = {n: v.device for n, v in outputs.items() if isinstance(v, DeviceArray)}
+    return _Result(on_host(outputs), stayed, runs, session.receipt)
 
 
 def _report(session: Session, result: _Result, output: Output) -> None:
     table = make_table("Outputs", ("output", "type", ">min", ">mean", ">max", "note"))
     for name, array in result.outputs.items():
         row = describe(array)
+        where = f"stayed on {result.stayed[name]}" if name in result.stayed else ""
+        row["note"] = ", ".join(filter(None, (row["note"], where)))
         cells = [f"{row[k]:.6g}" if row[k] is not None else "-" for k in ("min", "mean", "max")]
         add_row(table, ((short(name, 60), "bold"), row["type"], *cells, row["note"]))
     output.table(table)
@@ -239,12 +251,14 @@ def _json(model: str, session: Session, result: _Result) -> dict[str, Any]:
     return {
         "schema": "crossdock-run/1",
         "model": model,
+        "feeds_on": dict(session.config.sites.feeds),
         "outputs": [
             {
                 "name": name,
                 "dtype": type_name(value) if isinstance(value, np.ndarray) else None,
                 "shape": list(value.shape) if isinstance(value, np.ndarray) else None,
                 **describe(value),
+                "stayed_on": result.stayed.get(name),
             }
             for name, value in result.outputs.items()
         ],

@@ -29,6 +29,7 @@ def plan_stages(
     progress: Progress | None,
 ) -> Planned:
     """Plan every stage that these feeds lead to, and join the plans; errors as ``plan_model``."""
+    placing.sites(graph)  # stages take their inputs on the host: refuses others
     planner = _Planner(graph.name, placing, asked, machine, progress)
     staged.open().run(staged.checked(feeds), planner)
     if planner.last is None:  # the host does it all

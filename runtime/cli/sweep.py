@@ -87,7 +87,7 @@ def sweep(
     graph = load_model(model)
     with output.progress("planning") as tick, about(model):
         source = _Source(graph, batch_dim, feeding, placing, asked, profile, tick)
-        plans = options_of(placing, placing.constraints())
+        plans = options_of(placing, placing.constraints(), placing.sites(graph))
         made = Sweeper(source.at, plans).sweep(batches, sets)
     if profile is not None:
         output.line(*origin(machine, profile))
@@ -124,7 +124,8 @@ class _Source:
         bound = bind(self.graph, self._bound(batch))
         graph = simplify(bound, self._placing.constraints(), self._placing.skip_passes)
         placing = self._placing if measure else replace(self._placing, measure=0.0)
-        scene = scene_of(graph, placing, self._profile, self._progress)
+        sites = placing.sites(self.graph)
+        scene = scene_of(graph, placing, self._profile, self._progress, sites)
         target = scene.target
         threads = None if self._profile is None else placing.threads
         changes = self._asked.resolve({d.id for d in target.devices}, threads)

@@ -83,5 +83,6 @@ def steps_table(plan: Plan) -> Table:
 def _what(step: Step) -> Text:
     name = short(step.name, NAME)
     if step.kind == "copy":
-        return styled(f"copy {name} {step.src}->{step.dst} {size(step.nbytes)}")
+        where = f"{step.src}->{step.dst}" if step.src != step.dst else f"on {step.dst}"
+        return styled(f"{step.moves} {name} {where} {size(step.nbytes)}")
     return styled((step.op, "bold"), f" {name}" if name != step.op else "")

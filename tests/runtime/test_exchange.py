@@ -21,7 +21,6 @@ from crossdock.runtime.errors import DeviceError, FeedError, MemoryBudget, OutOf
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.intake import Intake
 from crossdock.runtime.session import Session
-from crossdock.runtime.tensor import TensorSpec
 from tests.runtime.conftest import Machine
 from tests.runtime.lazy_device import World
 from tests.runtime.strategies import whole_feeds
@@ -73,7 +72,7 @@ def three(device: str, **options: Any) -> Session:
 
 def on(device: Device, array: np.ndarray) -> DeviceArray:
     """An array on a device."""
-    return DeviceArray(device, device.upload(array), TensorSpec.of(array))
+    return DeviceArray.put(device, array)
 
 
 @pytest.fixture(params=["cpu:0", "opencl:0", "sim:a"])

@@ -89,7 +89,9 @@ def test_runs_that_differ_from_what_was_planned_are_right_and_told_of(machine: M
         np.testing.assert_array_equal(far.numpy(), -VALUES)
         assert session.receipt.links == {f"{B}->cpu:0": BYTES, f"cpu:0->{A}": BYTES}
         profiled = session.profile({"x": on(a, VALUES)})
-        np.testing.assert_array_equal(profiled.outputs["y"], -VALUES)
+        stayed: Any = profiled.outputs["y"]  # as it was compiled to
+        assert stayed.device == A
+        np.testing.assert_array_equal(stayed.numpy(), -VALUES)
     with one_op(devices=[A]) as session:  # and the other way round
         kept = session.run({"x": on(a, VALUES)}, outputs="device")["y"]
         np.testing.assert_array_equal(kept.numpy(), -VALUES)
@@ -143,6 +145,15 @@ def test_a_device_that_was_not_asked_for_holds_inputs_and_computes_nothing(
         assert "holds inputs, and is not among" in session.plan.explain_op("neg")
         np.testing.assert_array_equal(session.run({"x": on(a, VALUES)})["y"], -VALUES)
         assert session.receipt.links[f"{A}->{B}"] == BYTES
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_it_computes_nothing_where_it_would_be_the_best_either(
+    machine: Machine, deterministic: bool
+) -> None:
+    pair(machine, bandwidth=1e9, launch_s=1e-3, peers=("a",))
+    with one_op(devices=[B], feeds_on=A, outputs="device", deterministic=deterministic) as session:
+        assert {s.device for s in session.plan.launches()} == {B}
 
 
 def test_a_plan_for_devices_is_kept_and_given_again(machine: Machine) -> None:

@@ -29,6 +29,11 @@ function values(title, list) {
   return list.length ? [html("h4", {}, title), ...list.map((v) => html("div", {}, v))] : [];
 }
 
+function copied(s) {
+  return s.src === s.dst ? ["copies", `${bytes(s.nbytes)} within ${s.dst}`]
+    : ["moves", `${bytes(s.nbytes)} from ${s.src} to ${s.dst}`];
+}
+
 function stepDetails(index) {
   const s = DATA.steps[index];
   const got = stepMeasured(s);
@@ -36,7 +41,7 @@ function stepDetails(index) {
     ["step", `#${index}`],
     ["queue", html("span", {}, chip(s.device), s.queue)],
     s.kernel ? ["kernel", s.kernel] : null,
-    s.kind === "copy" ? ["moves", `${bytes(s.nbytes)} from ${s.src} to ${s.dst}`] : null,
+    s.kind === "copy" ? copied(s) : null,
     ["starts", seconds(s.start)],
     ["predicted", `${seconds(s.seconds)} (${seconds(s.low)} \u2013 ${seconds(s.high)}, ${s.source})`],
     got === null ? null : ["measured", `${seconds(got)} (${ratio(got, s.seconds)} predicted)`],
