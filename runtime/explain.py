@@ -233,7 +233,8 @@ class Explainer:
     def _head_room(self, plan: Plan, step: Step, device: str) -> int:
         """Bytes left on a device with the op there; its operands count in full where it is not."""
         info = self.target.info(device)
-        rules = Rules(self.options.constraints, self.target, self.graph, self.options.homes)
+        options = self.options
+        rules = Rules(options.constraints, self.target, self.graph, options.homes, options.sites)
         room = rules.memory(info) - plan.device(device).peak_bytes
         if device != step.device:
             values = dict.fromkeys((*self._nodes[step.name].operands, *step.outputs))

@@ -36,7 +36,10 @@ class Constraints:
         max_share: largest share of the predicted seconds of all ops that may be spent on a device,
             from 0 to 1, by device id.
         residency: the devices that the results of a node, op, pattern or graph input may live on:
-            whatever reads them is on one of these, and they are copied nowhere else.
+            whatever reads them is on one of these, and they are copied nowhere else. A graph's
+            inputs have to lie on one of these, on the host unless ``feeds_on`` says otherwise, and
+            outputs stay on a device (``outputs="device"``) where the host is none of them; runs
+            that have them elsewhere are refused.
     """
 
     pin: Mapping[str, str] = field(default_factory=dict)

@@ -120,7 +120,7 @@ class Planning:
         self.known = Known() if known is None else known
         self.placed = [n for n in graph.nodes if not costing.is_alias(n)]
         self.offered = self.known.offered(graph, self.placed, target, options.kernels)
-        self.rules = Rules(options.constraints, target, graph, options.homes)
+        self.rules = Rules(options.constraints, target, graph, options.homes, options.sites)
         self.wanted = Wanted(options.objective, target.watts, options.constraints.max_share)
         self.edges = edges_of(graph, self.placed)
 
@@ -129,7 +129,7 @@ class Planning:
         made = copy.copy(self)
         made.__dict__.pop("_problem", None)
         made.target, made.options = target, options
-        made.rules = Rules(options.constraints, target, self.graph, options.homes)
+        made.rules = Rules(options.constraints, target, self.graph, options.homes, options.sites)
         made.wanted = Wanted(options.objective, target.watts, options.constraints.max_share)
         return made
 

@@ -278,12 +278,15 @@ def _given(plan: Plan, graph: Graph, target: Target, options: planner.Options) -
     Raises:
         StalePlan: it is for others.
         PlanError: it is damaged.
+        NoPlacement: it breaks a residency.
         MemoryBudget: it needs more memory than there is, or a constraint allows.
     """
     check_fresh(plan, given.situation(graph, target))
     split = given_graph.remade(plan, graph, target)
     made = given.checked(plan, split.graph, target)
-    planner.check_memory(made, rules.Rules(options.constraints, target, graph))
+    held = rules.Rules(options.constraints, target, graph, sites=given.sites_of(made, graph))
+    held.check_residency(made)
+    planner.check_memory(made, held)
     return Planned(split, made)
 
 

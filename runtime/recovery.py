@@ -103,8 +103,8 @@ class Rescue:
         if self._deadline.over():
             raise late(self._ready.program, self._deadline)
         try:
-            feeds = lineage.feeds(rest)
             ready = self._fleet.prepared(partial(self._placed, rest))
+            feeds = lineage.feeds(rest)  # after it was found that inputs may be on the host
         except PlanError as why:
             raise hopeless(error, why) from why
         self._tell(error, action, ready.program.plan)

@@ -59,11 +59,24 @@ def check(graph: object, config: Config) -> None:
             f"policy {config.policy!r} places for latency alone, in any shares; objective "
             f"{config.objective} and max_share need policy='auto'"
         )
+    if config.constraints.residency and (config.check_finite or config.checks is not None):
+        _check_seen(config.constraints)
     if config.policy != "auto":
         _check_policy(config.policy)
     if config.skip_passes:
         _check_passes(config.skip_passes)
     _check_values(config)
+
+
+def _check_seen(constraints: Constraints) -> None:
+    """Refuse to look at values that may not be on the host, which is where they are looked at."""
+    from crossdock.runtime.residency import private  # takes long to load
+
+    for label in private(constraints.residency):
+        raise PlanError(
+            f"residency {label!r} keeps values off {HOST}, where check_finite and verify look at "
+            f"them: leave these out, or add {HOST} to the label"
+        )
 
 
 def _check_passes(names: tuple[str, ...]) -> None:

@@ -3,18 +3,21 @@
 A label names ops or graph inputs and the devices that their results may live on. The op itself and
 everything that reads a result, under another shape too, must then be on one of these devices, and
 so must the host where the value would pass through it: on its way between two devices, or as an
-input or output of the graph. What is computed from the value is a value of its own.
+input that comes from it or an output that goes there. An input that lies on a device has to be
+allowed on that one. What is computed from the value is a value of its own.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from crossdock.runtime.calls import alias_roots, is_alias
-from crossdock.runtime.errors import NoPlacement, PlanError
+from crossdock.runtime.errors import PlanError
 from crossdock.runtime.graph import Graph, Node
-from crossdock.runtime.plan import HOST
+from crossdock.runtime.plan import HOST, Plan
+from crossdock.runtime.sites import Sites
 
 Labels = Mapping[str, Sequence[str] | str]
 
@@ -24,44 +27,113 @@ def matches(pattern: str, node: Node) -> bool:
     return pattern in (node.name, node.op) or fnmatch.fnmatchcase(node.name, pattern)
 
 
+@dataclass(frozen=True)
+class _Hold:
+    """What a label does to a value: that of an op or an input, ``owner``, stays on ``homes``."""
+
+    label: str
+    owner: str
+    homes: frozenset[str]
+
+    def said(self, node: str = "") -> str:
+        """The rule in words; for ``node``, which touches the value."""
+        whose = "its result" if self.owner == node else f"the value of {self.owner!r}"
+        return f"residency {self.label!r} keeps {whose} on {', '.join(sorted(self.homes))}"
+
+
 class Residency:
     """Labels resolved against a graph.
 
     Raises:
         PlanError: a label matches nothing, names an unknown device, or devices that exchange values
             through the host without it.
-        NoPlacement: a labelled value is an input or output of the graph and may not be on the host.
     """
 
-    def __init__(self, labels: Labels, graph: Graph, known: Sequence[str]) -> None:
-        self._homes: dict[str, list[tuple[str, str, frozenset[str]]]] = {}
-        roots = alias_roots(graph)
-        for label, given in labels.items():
-            homes = frozenset([given] if isinstance(given, str) else given)
-            _check_devices(label, homes, known)
+    def __init__(self, labels: Labels, graph: Graph, known: Collection[str] | None = None) -> None:
+        """``known`` are the devices that there are; None where that has been looked at."""
+        self.graph, self._roots = graph, alias_roots(graph)
+        self._nodes: dict[str, list[_Hold]] = {}
+        self._values: dict[str, list[_Hold]] = {}
+        for label, homes in _homes_of(labels).items():
+            if known is not None:
+                _check_devices(label, homes, known)
             named = dict(_labelled(graph, label))
             if not named:
                 raise PlanError(f"residency {label!r} matches no op and no input of the graph")
-            values = {roots[v]: name for name, results in named.items() for v in results}
-            _check_ends(graph, roots, label, homes, values)
+            values = {self._roots[v]: name for name, results in named.items() for v in results}
+            for value, owner in values.items():
+                self._values.setdefault(value, []).append(_Hold(label, owner, homes))
             for node in graph.nodes:
-                touched = [roots[v] for v in (*node.operands, *node.outputs)]
-                owner = next((values[r] for r in touched if r in values), None)
-                if owner is not None and not is_alias(node):
-                    self._homes.setdefault(node.name, []).append((label, owner, homes))
+                touched = [self._roots[v] for v in (*node.operands, *node.outputs)]
+                found = next((values[r] for r in touched if r in values), None)
+                if found is not None and not is_alias(node):
+                    self._nodes.setdefault(node.name, []).append(_Hold(label, found, homes))
 
     def banned(self, node: str, device: str) -> str:
         """Why a node may not be on a device; empty where it may."""
-        for label, owner, homes in self._homes.get(node, ()):
-            if device not in homes:
-                whose = "its result" if owner == node else f"the value of {owner!r}"
-                return f"residency {label!r} keeps {whose} on {', '.join(sorted(homes))}"
+        holds = self._nodes.get(node, ())
+        return next((hold.said(node) for hold in holds if device not in hold.homes), "")
+
+    def astray(self, sites: Sites) -> str:
+        """Which input lies, or output goes, where its label bars it, and the fix; else empty."""
+        for name in self.graph.inputs:
+            for hold in self._values.get(name, ()):
+                device = sites.feeds.get(name, HOST)
+                if device not in hold.homes:
+                    return (
+                        f"{hold.said()}, but it is the graph's input {name!r}, which lies on "
+                        f"{device}: add {device} to the label, or have the input on "
+                        f"{' or '.join(sorted(hold.homes))} (feeds_on)"
+                    )
+        for name, said in self.off_host.items():
+            if name not in sites.stays:
+                return (
+                    f"{said}, but it is the graph's output {name!r}, which goes to {HOST}: add "
+                    f"{HOST} to the label, or let outputs stay (outputs='device')"
+                )
+        return ""
+
+    @property
+    def off_host(self) -> dict[str, str]:
+        """The outputs of the graph that may not go to the host, by name, with the rule."""
+        return {
+            name: hold.said()
+            for name, value in self.graph.outputs.items()
+            for hold in self._values.get(self._roots[value], ())
+            if HOST not in hold.homes
+        }
+
+    def broken(self, plan: Plan) -> str:
+        """How a plan breaks a label: by an op's place, or a copy's end; empty where it does not."""
+        whole = {step.name for step in plan.launches()}
+        for name, holds in self._nodes.items():
+            if name not in whole:
+                return f"{holds[0].said(name)}, and the plan has {name!r} in parts"
+        for step in plan.steps:
+            if step.kind == "launch":
+                said = self.banned(step.name, step.device)
+                if said:
+                    return f"{said}, and the plan has {step.name!r} on {step.device}"
+                continue
+            for hold in self._values.get(self._roots.get(step.name, step.name), ()):
+                for device in (step.src, step.dst):
+                    if device not in hold.homes:
+                        return f"{hold.said()}, and the plan copies it {step.src}->{step.dst}"
         return ""
 
     @property
     def nodes(self) -> frozenset[str]:
         """The nodes that labels bear upon: those that make or read a labelled value."""
-        return frozenset(self._homes)
+        return frozenset(self._nodes)
+
+
+def _homes_of(labels: Labels) -> dict[str, frozenset[str]]:
+    return {n: frozenset([to] if isinstance(to, str) else to) for n, to in labels.items()}
+
+
+def private(labels: Labels) -> list[str]:
+    """The labels of values that may not be on the host."""
+    return [label for label, homes in _homes_of(labels).items() if HOST not in homes]
 
 
 def _labelled(graph: Graph, label: str) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -74,7 +146,7 @@ def _labelled(graph: Graph, label: str) -> Iterator[tuple[str, tuple[str, ...]]]
             yield node.name, node.outputs
 
 
-def _check_devices(label: str, homes: frozenset[str], known: Sequence[str]) -> None:
+def _check_devices(label: str, homes: frozenset[str], known: Collection[str]) -> None:
     unknown = sorted(homes - set(known))
     if unknown or not homes:
         raise PlanError(
@@ -86,24 +158,3 @@ def _check_devices(label: str, homes: frozenset[str], known: Sequence[str]) -> N
             f"residency {label!r} names {', '.join(sorted(homes))}, which exchange values through "
             f"{HOST}; name one of them, or {HOST} too"
         )
-
-
-def _check_ends(
-    graph: Graph,
-    roots: Mapping[str, str],
-    label: str,
-    homes: frozenset[str],
-    values: Mapping[str, str],
-) -> None:
-    if HOST in homes:
-        return
-    outputs = {roots[value]: name for name, value in graph.outputs.items()}
-    for value, owner in values.items():
-        end = f"output {outputs[value]!r}" if value in outputs else ""
-        end = f"input {value!r}" if value in graph.inputs else end
-        if end:
-            raise NoPlacement(
-                f"residency {label!r} keeps the value of {owner!r} on {', '.join(sorted(homes))}, "
-                f"but it is the graph's {end}, which is on {HOST}: add {HOST} to the label, or "
-                "take the op out of it"
-            )

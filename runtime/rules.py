@@ -9,11 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from crossdock.devices.base import DeviceInfo
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.runtime import costing
-from crossdock.runtime.errors import PlanError
+from crossdock.runtime.errors import NoPlacement, PlanError
 from crossdock.runtime.graph import Graph, Node
 from crossdock.runtime.plan import HOST, Constraints, DevicePlan, Plan
 from crossdock.runtime.residency import Residency
 from crossdock.runtime.residency import matches as matches
+from crossdock.runtime.sites import ON_HOST, Sites
 from crossdock.runtime.target import Target
 
 
@@ -26,8 +27,14 @@ class Rules:
         target: Target,
         graph: Graph,
         homes: Mapping[str, str] | None = None,
+        sites: Sites = ON_HOST,
     ) -> None:
-        """``homes`` holds the device of nodes that have only one, by name."""
+        """``homes`` holds the device of nodes that have only one, by name.
+
+        Raises:
+            PlanError: a constraint matches nothing, or names a device that there is not.
+            NoPlacement: by ``sites``, an input lies, or an output goes, where its label bars it.
+        """
         self._homes = homes or {}
         self._given = given
         self._target = target
@@ -62,6 +69,13 @@ class Rules:
                     f"{', '.join(sorted(known))}, and shares from 0 to 1"
                 )
         self._residency = Residency(given.residency, graph, sorted(known))
+        if astray := self._residency.astray(sites):
+            raise NoPlacement(astray)
+
+    def check_residency(self, plan: Plan) -> None:
+        """Raise NoPlacement for a plan, made elsewhere, that breaks a residency."""
+        if broken := self._residency.broken(plan):
+            raise NoPlacement(f"{broken}; plan again")
 
     def without(self, device: str) -> Rules:
         """The same rules, with no op on a device whose memory is too small."""
@@ -126,13 +140,7 @@ def named(graph: Graph, constraints: Constraints) -> frozenset[str]:
     """The nodes that constraints bear upon: passes and splits leave them as they are."""
     patterns = (*constraints.pin, *constraints.forbid)
     found = {n.name for n in graph.nodes if any(matches(p, n) for p in patterns)}
-    readers = Residency(constraints.residency, graph, _devices_of(constraints)).nodes
-    return frozenset(found) | readers
-
-
-def _devices_of(constraints: Constraints) -> list[str]:
-    """The devices that labels name: whether there are such is for ``Rules`` to say."""
-    return [device for _, device in _flat(constraints.residency)]
+    return frozenset(found) | Residency(constraints.residency, graph).nodes
 
 
 def _flat(forbid: Mapping[str, Sequence[str] | str]) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from crossdock.devices.base import Device
 from crossdock.runtime import request
 from crossdock.runtime.config import PREPARING, Config, Progress
 from crossdock.runtime.device_array import DeviceArray, Ledger
-from crossdock.runtime.errors import DeviceError, Error, PlanError
+from crossdock.runtime.errors import DeviceError, Error, FeedError, PlanError
 from crossdock.runtime.executor import Outcome
 from crossdock.runtime.feeds import arrays_of
 from crossdock.runtime.future import RunFuture
@@ -29,6 +29,7 @@ from crossdock.runtime.submitted import Submissions
 from crossdock.runtime.through import Attempt, run_through
 
 if TYPE_CHECKING:
+    from crossdock.runtime.residency import Residency
     from crossdock.runtime.staged import StagedReady
 
 Where = Literal["host", "device"]
@@ -68,6 +69,7 @@ class Session:
         self.graph = graph
         self.config = config
         self._told: tuple[str, ...] = ()
+        self._labels: Residency | None = None
         self._receipt: tuple[Callable[..., Receipt], *tuple[Any, ...]] | None = (
             None  # and arguments
         )
@@ -355,6 +357,8 @@ class Session:
         arrays = intake.on_host(feeds) if staged else arrays_of(self.graph, feeds, intake)
         ready = self._plans.for_graph() if staged else self._plans.for_shapes(arrays)
         if isinstance(ready, Ready):
+            if self.config.constraints.residency:
+                self._hold(ready.graph, sites_now(ready.graph, arrays, keep=keeping is not None))
             outcome, rescue = run_through(
                 self._fleet, ready, arrays, deadline, profile=profile, keeping=keeping
             )
@@ -375,6 +379,16 @@ class Session:
             if keeping is not None:
                 outcome.outputs = hosted(self.devices[HOST], outcome.outputs, keeping.ledger)
         return outcome
+
+    def _hold(self, graph: Graph, now: Sites) -> None:
+        """Raise FeedError for a run that has an input, or wants an output, where that is barred."""
+        from crossdock.runtime.residency import Residency  # takes long to load
+
+        labels = self.config.constraints.residency
+        if self._labels is None or self._labels.graph is not graph:
+            self._labels = Residency(labels, graph)
+        if astray := self._labels.astray(now):
+            raise FeedError(astray)
 
     def _learn(self, ready: Ready, outcome: Outcome, *, profile: bool) -> None:
         """Keep the times of a profiled run; plan again where runs take too long."""

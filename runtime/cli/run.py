@@ -31,9 +31,11 @@ from crossdock.runtime.cli.plan_diff import read_plan
 from crossdock.runtime.cli.text import clean, millis, percent, short, size
 from crossdock.runtime.cli.trace_view import run_trace
 from crossdock.runtime.device_array import DeviceArray
-from crossdock.runtime.errors import LoadError
+from crossdock.runtime.errors import LoadError, PlanError
 from crossdock.runtime.executor import Outcome
+from crossdock.runtime.plan import HOST
 from crossdock.runtime.receipt import Receipt
+from crossdock.runtime.residency import Residency
 from crossdock.runtime.session import Session
 from crossdock.runtime.tensor import Array
 
@@ -100,6 +102,7 @@ def run(
     with output.progress("compiling") as tick, about(model):
         session = compiled(graph, placing, tick, plan=plan)
     with session:
+        _check_printed(session)
         feeds = placed(session, feeds)
         result = _runs(session, feeds, repeat)
         _report(session, result, output)
@@ -115,6 +118,14 @@ def run(
                 write_text(html, page(session.plan, known, outcome=outcome))
                 output.note(f"wrote {html}")
         output.json(_json(model, session, result))
+
+
+def _check_printed(session: Session) -> None:
+    """Raise PlanError for an output that may not be on the host, where it is printed from."""
+    labels = session.config.constraints.residency
+    if labels and session.graph.staged is None:
+        for name, said in Residency(labels, session.ready().graph).off_host.items():
+            raise PlanError(f"{said}, and run prints output {name!r}: add {HOST} to the label")
 
 
 def _runs(session: Session, feeds: Mapping[str, Any], repeat: int) -> _Result:

@@ -90,6 +90,11 @@ def test_an_output_off_the_host_is_refused() -> None:
         plan_of(private(), residency={"after": A.id})
 
 
+def test_an_input_off_the_host_is_refused() -> None:
+    with pytest.raises(NoPlacement, match=r"the graph's input 'x', which lies on cpu:0: add cpu:0"):
+        plan_of(private(), residency={"x": A.id})
+
+
 @pytest.mark.parametrize(
     ("labels", "said"),
     [

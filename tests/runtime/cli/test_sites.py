@@ -240,3 +240,25 @@ def test_a_model_that_runs_in_stages_takes_its_inputs_on_the_host(
     assert got.status == 2
     assert "runs in stages" in got.err.splitlines()[-1]
     assert call(command, staged, *fast, "--feeds-on", "cpu:0", "--outputs", "device").status == 0
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "explain"])
+def test_an_input_that_lies_where_a_label_bars_it_is_bad_input(
+    call: Any, model: Path, two: Machine, command: str
+) -> None:
+    where = ("--device", A, "--measure", "0", "--feeds-on", A, "--residency", "x=cpu:0")
+    got = call(command, model, *SIZE, *where)
+    assert got.status == 2
+    said = got.err.splitlines()[-1]
+    assert "residency 'x' keeps the value of 'x' on cpu:0" in said
+    assert f"input 'x', which lies on {A}: add {A} to the label" in said
+
+
+def test_run_prints_no_output_that_may_not_be_on_the_host(
+    call: Any, model: Path, two: Machine
+) -> None:
+    where = ("--device", A, "--feeds-on", A, "--outputs", "device", "--residency", f"sum={A}")
+    assert call("plan", model, *SIZE, "--measure", "0", *where).status == 0
+    got = call("run", model, *SIZE, *PLAIN, *where)
+    assert (got.status, got.out) == (2, "")
+    assert "run prints output 'y': add cpu:0 to the label" in got.err.splitlines()[-1]
