@@ -96,8 +96,7 @@ def compile(  # noqa: A001 - the public name, used as crossdock.compile
             those not named come from the host. A plan is made for that: what lies on a device need
             not be copied to it, and is read where it lies if launches alone use it. A device that
             is not among ``devices`` holds inputs and computes nothing. Runs may be fed from
-            elsewhere all the same, and a session that is, for long, plans again. No op is split
-            then.
+            elsewhere all the same, and a session that is, for long, plans again.
         outputs: "device" plans for outputs that stay where they are made, and makes that what runs
             do unless they are told otherwise.
         check_finite: end a run with NotFinite that names the first op, in the graph's order, that

@@ -85,9 +85,10 @@ class Conductor:
             part = queue.popleft()
             known = (self._events[w] for w in part.waits)
             event = self._do(part, [e for e in known if e is not None])
-            self._events[part.index] = event
             if event is not None:
                 self._last.pop(part.role, None)
                 self._last[part.role] = event
+            # Without an event it is done, which those before it in the queue need not be.
+            self._events[part.index] = self._last.get(part.role)
             moved = True
         return moved

@@ -25,7 +25,7 @@ from crossdock.runtime.plan_parts import Edit, Rung
 from crossdock.runtime.planner import Known, Options, Planning
 from crossdock.runtime.simulate import simulate
 from crossdock.runtime.split import SplitGraph, grow, rewrite
-from crossdock.runtime.split_choice import Planned, plan_split
+from crossdock.runtime.split_choice import Planned, plan_split, unsplit
 from crossdock.runtime.split_cost import Measure
 from crossdock.runtime.target import Target
 
@@ -53,7 +53,7 @@ def plan_within(graph: Graph, target: Target, options: Options) -> Planned:
     planning = Planning(graph, target, options, known)
     plan = planning.draft()
     if not planning.rules.over_budget(plan):
-        return Planned(SplitGraph(graph), plan)
+        return Planned(unsplit(graph, options.sites), plan)
     return _Ladder(planning, plan).descend()
 
 
@@ -125,7 +125,7 @@ class _Ladder:
     def descend(self) -> Planned:
         """The first rung that fits, or the fastest of the last; raises MemoryBudget for none."""
         where = {s.name: s.device for s in self.first.launches()}
-        state = self._state(SplitGraph(self.planning.graph), where)
+        state = self._state(SplitGraph(self.planning.graph), where)  # windows take the least memory
         assert state is not None, "the placement of a plan can be planned again"
         self.order = state.plan.policy
         reordered = state

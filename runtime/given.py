@@ -23,7 +23,6 @@ from crossdock.runtime.graph import Graph
 from crossdock.runtime.order import placed, with_waits
 from crossdock.runtime.plan import HOST, Plan, Step, check_steps
 from crossdock.runtime.plan_data import damaged
-from crossdock.runtime.sites import Sites
 from crossdock.runtime.staleness import Situation
 from crossdock.runtime.target import Target
 
@@ -102,13 +101,6 @@ class _Kernels:
             f"op {step.name!r} was planned with kernel {step.kernel!r}, which is not here for "
             f"{step.device}; plan again"
         )
-
-
-def sites_of(plan: Plan, graph: Graph) -> Sites:
-    """Where a plan has the inputs of a graph lie, and which outputs stay."""
-    roots = costing.alias_roots(graph)
-    kept = {step.name for step in plan.steps if step.departs}
-    return Sites(plan.feeds_on, tuple(n for n, v in graph.outputs.items() if roots[v] in kept))
 
 
 class _Order:

@@ -18,7 +18,9 @@ from crossdock.runtime.graph_edits import kept_aside, made_again
 from crossdock.runtime.plan import HOST, Plan
 from crossdock.runtime.plan_data import damaged
 from crossdock.runtime.plan_parts import Edit, ImageRow
+from crossdock.runtime.sites import Sites
 from crossdock.runtime.split import SplitGraph, grow, rewrite
+from crossdock.runtime.split_choice import unsplit
 from crossdock.runtime.target import Target
 
 _AGAIN = {"again": made_again, "aside": kept_aside}
@@ -35,7 +37,11 @@ def remade(plan: Plan, graph: Graph, target: Target) -> SplitGraph:
     Raises:
         PlanError: the graph has not what is to be changed.
     """
-    made = SplitGraph(graph)
+    if not graph.outputs.keys() >= set(plan.stays):
+        raise damaged(f"it has outputs stay that the graph has not: {list(plan.stays)[:8]}")
+    made = SplitGraph(graph)  # within a memory budget parts are windows of the host's memory
+    if not plan.edits:
+        made = unsplit(graph, Sites(plan.feeds_on, plan.stays))
     try:
         for split in plan.splits:
             if split.taken:

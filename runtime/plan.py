@@ -227,7 +227,8 @@ class Plan:
     with the devices' drivers and fingerprints, what a plan is fresh for. ``precision`` is what
     kernels were permitted to lose. ``splits``, then ``edits``, then ``rows`` make of the graph the
     one that the steps are of. ``streamed`` are the weights that do not stay on their devices:
-    steps bring them in each run. ``explainer`` holds what the plan was made from,
+    steps bring them in each run. ``stays`` names the outputs that are planned to stay where they
+    are made. ``explainer`` holds what the plan was made from,
     ``algorithms`` by which algorithm of a library an op runs and how that was chosen, by name, once
     it is ready to run, and ``told`` what the devices had to do without in its last run; none of
     them is part of the data.
@@ -255,6 +256,7 @@ class Plan:
     streamed: tuple[Streamed, ...] = ()
     horizon: Horizon = field(default_factory=Horizon)
     precision: str = HIGHEST
+    stays: tuple[str, ...] = ()
     schema: str = SCHEMA
     algorithms: Mapping[str, str] = field(
         default_factory=dict, compare=False, repr=False, metadata={"data": False}

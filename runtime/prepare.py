@@ -101,8 +101,7 @@ def prepare(
         ready = make(_given(config.plan, graph, target, options))
         stale = staleness(ready.program.plan, given.situation(graph, target))
         return ready.with_plan(ready.program.plan, tuple(stale.values()))
-    whole = again or not options.sites.plain  # else a part of an input would pass the host
-    splitting = replace(config, split=config.split and not whole)
+    splitting = replace(config, split=config.split and not again)
     planned = _planned(graph, splitting, target, options, devices, fits=again)
     same = None if rival is None else _placed_as(rival, graph, target, options)
     if not _settles(config, options, planned, devices):
@@ -148,8 +147,8 @@ def resited(
 ) -> Ready:
     """Plan again for runs whose inputs and outputs are elsewhere; holds ``PREPARING``.
 
-    Ops move only where that is faster than to leave them where they are; ops in parts, of which
-    there are none for these sites, only where that is faster than runs have been of late.
+    Ops move only where that is faster than to leave them where they are; ops in parts, which are
+    cut elsewhere for these sites, only where that is faster than runs have been of late.
     """
     asked = tuple(devices) if config.devices is None else config.devices
     config = replace(config, sites=sites, devices=asked)
@@ -284,7 +283,7 @@ def _given(plan: Plan, graph: Graph, target: Target, options: planner.Options) -
     check_fresh(plan, given.situation(graph, target))
     split = given_graph.remade(plan, graph, target)
     made = given.checked(plan, split.graph, target)
-    held = rules.Rules(options.constraints, target, graph, sites=given.sites_of(made, graph))
+    held = rules.Rules(options.constraints, target, graph, sites=Sites(made.feeds_on, made.stays))
     held.check_residency(made)
     planner.check_memory(made, held)
     return Planned(split, made)

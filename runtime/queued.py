@@ -185,7 +185,8 @@ class QueuedRun(Run):
                 waits = self._waits(part) if part.waits else ()
                 self._check()
                 event = self._do(part, waits)
-                last = last if event is None else event  # one that copies nothing has none
+                # One that copies nothing has none: those before it in the queue need not be done.
+                last = last if event is None else event
                 point = self._points.get(part.index)
                 if point is not None:
                     self._flush(part)

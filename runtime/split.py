@@ -4,7 +4,8 @@ A *region* is a set of ops that are cut along one dimension that all of them sha
 batch, the rows of a product, the output channels of a convolution with what follows it elementwise.
 Inside of it parts feed parts; only at its borders values are sliced and joined. Constants are
 sliced ahead, and where the border is the graph's own, no op is needed: parts of an input are filled
-from windows of the array that is fed, and an output's parts are written into windows of the result.
+from windows of the array that is fed, and an output's parts are written into windows of the result,
+as long as these are in the host's memory.
 """
 
 from __future__ import annotations
@@ -41,18 +42,30 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """Inputs and outputs that have no windows, as the host's arrays have: ops slice and join them.
+
+    They lie on a device, or stay on the one that makes them.
+    """
+
+    inputs: frozenset[str] = frozenset()
+    outputs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class SplitGraph:
     """A graph with some of its ops in parts.
 
     ``inputs`` and ``outputs`` say of which window of which array of the caller's an input or output
-    of ``graph`` is; those not named are the caller's own. ``parts`` holds the number of the part
-    that a node belongs to, by node name.
+    of ``graph`` is; those not named are the caller's own, and those in ``whole`` always are.
+    ``parts`` holds the number of the part that a node belongs to, by node name.
     """
 
     graph: Graph
     inputs: Mapping[str, Window] = field(default_factory=dict)
     outputs: Mapping[str, Window] = field(default_factory=dict)
     parts: Mapping[str, int] = field(default_factory=dict)
+    whole: Whole = Whole()
 
 
 @dataclass(frozen=True)
@@ -178,6 +191,7 @@ class _Rewriting:
         self.inputs = dict(self.graph.inputs)
         self.windows = dict(given.inputs)
         self.belongs = dict(given.parts)
+        self._windowed = self.graph.inputs.keys() - self.windows.keys() - given.whole.inputs
         self.parts: dict[str, list[str]] = {}
 
     def made(self) -> SplitGraph:
@@ -200,7 +214,7 @@ class _Rewriting:
             specs=self.specs,
         ).check()
         kept = {k: w for k, w in self.windows.items() if k in graph.inputs}
-        return SplitGraph(graph, kept, windows, self.belongs)
+        return SplitGraph(graph, kept, windows, self.belongs, self.given.whole)
 
     def _outputs(self) -> tuple[dict[str, str], dict[str, Window]]:
         """Outputs by name, those that are made in the region in parts; and their windows."""
@@ -208,7 +222,7 @@ class _Rewriting:
         outputs: dict[str, str] = {}
         windows = dict(self.given.outputs)
         for name, value in self.graph.outputs.items():
-            if value not in made or name in windows:
+            if value not in made or name in windows or name in self.given.whole.outputs:
                 outputs[name] = value
                 continue
             for i in range(len(self.sizes)):
@@ -285,7 +299,7 @@ class _Rewriting:
             array = np.ascontiguousarray(window.of(self.constants[value]))
             array.flags.writeable = False
             self.constants[name] = array
-        elif value in self.graph.inputs and value not in self.windows:
+        elif value in self._windowed:
             self.inputs[name] = self.specs[name]
             self.windows[name] = window
         else:

@@ -17,7 +17,8 @@ from crossdock.runtime.errors import MemoryBudget, NoPlacement
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST, Plan, Split
 from crossdock.runtime.planner import Options, make_plan
-from crossdock.runtime.split import Region, SplitGraph, grow, rewrite
+from crossdock.runtime.sites import Sites
+from crossdock.runtime.split import Region, SplitGraph, Whole, grow, rewrite
 from crossdock.runtime.split_cost import (
     Measure,
     RegionCost,
@@ -46,6 +47,11 @@ class Planned:
 
     split: SplitGraph
     plan: Plan
+
+
+def unsplit(graph: Graph, sites: Sites) -> SplitGraph:
+    """A graph with no op in parts, and what of it stays whole where some are."""
+    return SplitGraph(graph, whole=Whole(frozenset(sites.feeds), frozenset(sites.stays)))
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def plan_split(
     Raises:
         NoPlacement, MemoryBudget, PlanError: as ``make_plan``.
     """
-    whole = whole or Planned(SplitGraph(graph), make_plan(graph, target, options))
+    whole = whole or Planned(unsplit(graph, options.sites), make_plan(graph, target, options))
     devices = computing_devices(target)
     if options.policy != "auto" or len(devices) < 2 or options.constraints.max_share:
         return whole
@@ -120,7 +126,8 @@ def _candidates(graph: Graph, target: Target, options: Options, modelled: bool) 
             if region is None:
                 continue
             seen |= {(n, region.axes[nodes[n].outputs[0]]) for n in region.nodes}
-            cost = RegionCost(SplitGraph(graph), region, target, devices)
+            sites = options.sites
+            cost = RegionCost(unsplit(graph, sites), region, target, devices, sites)
             if len(cost.devices) > 1:
                 found.append(_Candidate(region, cost, cost.best() if modelled else cost.guess()))
     return found
@@ -233,8 +240,10 @@ def plan_parts(
             homes[name] = shares.devices[split.parts[name]]
     if measure is not None:
         calls = _placed_calls(split.graph)
+        border = calls.keys() - homes.keys() - {n.name for n in whole.split.graph.nodes}
+        near = border if not options.sites.plain else set[str]()  # slices and joins on devices
         for device in dict.fromkeys((HOST, *homes.values())):
-            own = {n: c for n, c in calls.items() if homes.get(n, HOST) == device}
+            own = {n: c for n, c in calls.items() if homes.get(n, HOST) == device or n in near}
             measure(device, own)
     try:
         plan = make_plan(split.graph, target, replace(options, homes=homes))

@@ -18,6 +18,7 @@ from crossdock.runtime import costing
 from crossdock.runtime.calls import is_alias, op_call
 from crossdock.runtime.graph import Graph
 from crossdock.runtime.plan import HOST
+from crossdock.runtime.sites import ON_HOST, Sites
 from crossdock.runtime.split import Region, SplitGraph, rewrite
 from crossdock.runtime.target import Target
 from crossdock.scheduler import Estimate, Source
@@ -98,9 +99,15 @@ class RegionCost:
     """Costs of one region whole and in parts, on the devices that may have one each."""
 
     def __init__(
-        self, given: SplitGraph, region: Region, target: Target, devices: Sequence[DeviceInfo]
+        self,
+        given: SplitGraph,
+        region: Region,
+        target: Target,
+        devices: Sequence[DeviceInfo],
+        sites: Sites = ON_HOST,
     ) -> None:
-        self.given, self.region, self.target = given, region, target
+        """What other ops make and read is taken to be on the host, the graph's ends where said."""
+        self.given, self.region, self.target, self.sites = given, region, target, sites
         self.devices = {d.id: d for d in devices}
         graph = given.graph
         self.nodes = [n for n in graph.nodes if n.name in set(region.nodes)]
@@ -117,6 +124,9 @@ class RegionCost:
                 self._trust[name] = max(total.doubt, FITTED)
                 self._variance[name] = total.variance
         self._inside = {v for n in self.nodes for v in n.outputs}
+        self._home = min(
+            self.devices, key=lambda d: self._curves[d].seconds(region.units), default=HOST
+        )
         self._in = self._read()
         self._out = self._written()
         self.extra = 0.0
@@ -166,9 +176,11 @@ class RegionCost:
                 continue
             at = made.parts.get(node.name)
             (aside if at is None else parts[at])[node.name] = op_call(made.graph, node)
-        if measure is not None and aside:
-            measure(HOST, aside)
-        self.extra = self._sum(HOST, aside).seconds
+        self.extra = 0.0
+        for device, calls in self._borders(made.graph, aside).items():
+            if measure is not None:
+                measure(device, calls)
+            self.extra += self._sum(device, calls).seconds
         variance = 0.0
         for device, size, calls in zip(shares.devices, shares.sizes, parts, strict=True):
             if measure is not None:
@@ -218,15 +230,45 @@ class RegionCost:
         """Seconds until a device has its part, has computed it and has handed it back."""
         if units <= 0:
             return 0.0
-        seconds = self._curves[device].seconds(units)
-        if device == HOST:
-            return seconds
-        host, info = self.target.info(HOST), self.target.info(device)
-        up, down = self.target.link(host, info), self.target.link(info, host)
+        seconds = self._curves[device].seconds(units) + (HAND_OVER_S if device != HOST else 0.0)
         share = units / self.region.units
-        seconds += HAND_OVER_S
-        seconds += sum(up.seconds(n * share if cut else n) for n, cut in self._in)
-        return seconds + sum(down.seconds(n * share) for n in self._out)
+        for n, cut, where in self._in:
+            seconds += self._moved(where, device, n * share if cut else n)
+        return seconds + sum(self._moved(device, where, n * share) for n, where in self._out)
+
+    def _moved(self, src: str, dst: str, nbytes: float) -> float:
+        """Seconds of a copy, in one piece or through the host."""
+        if src == dst:
+            return 0.0
+        target = self.target
+        a, b, host = target.info(src), target.info(dst), target.info(HOST)
+        if HOST in (src, dst) or (src, dst) in target.direct:
+            return target.link(a, b).seconds(nbytes)
+        return target.link(a, host).seconds(nbytes) + target.link(host, b).seconds(nbytes)
+
+    def _borders(self, graph: Graph, aside: Mapping[str, OpCall]) -> dict[str, dict[str, OpCall]]:
+        """Slices and joins by the device that does them: where what they read or make is."""
+        found: dict[str, dict[str, OpCall]] = {}
+        for node in graph.nodes:
+            if node.name in aside:
+                where = next((self._lies(v) for v in node.operands if v in graph.inputs), HOST)
+                stays = any(self._stays(v) for v in node.outputs)
+                device = self._home if stays else where
+                found.setdefault(device, {})[node.name] = aside[node.name]
+        return found
+
+    def _lies(self, value: str) -> str:
+        """Where a value from outside is: an input of a device that computes nothing has to come."""
+        where = self.sites.feeds.get(value, HOST)
+        return where if where in self.devices else HOST
+
+    def _stays(self, value: str) -> bool:
+        """Whether a value is an output that stays where the region makes it, and nothing else."""
+        graph, inside = self.given.graph, {n.name for n in self.nodes}
+        names = [name for name, made in graph.outputs.items() if made == value]
+        if not names or not set(names) <= set(self.sites.stays):
+            return False
+        return not any(value in n.operands for n in graph.nodes if n.name not in inside)
 
     def _sum(self, device: str, calls: Mapping[str, OpCall]) -> _Total:
         """The total of ops on a device; unknown where it cannot run one of them."""
@@ -239,23 +281,26 @@ class RegionCost:
             total.add(Estimate.unknown() if offer is None else offer.estimate)
         return total
 
-    def _read(self) -> list[tuple[float, bool]]:
-        """Bytes of each value that the region reads from outside, and whether it is cut."""
+    def _read(self) -> list[tuple[float, bool, str]]:
+        """Bytes of each value that the region reads from outside, if it is cut, and where it is."""
         graph = self.given.graph
         read = {v for n in self.nodes for v in n.operands} - self._inside
         return [
-            (float(graph.specs[v].nbytes), v in self.region.axes)
+            (float(graph.specs[v].nbytes), v in self.region.axes, self._lies(v))
             for v in sorted(read)
             if v not in graph.constants
         ]
 
-    def _written(self) -> list[float]:
-        """Bytes of each value that others read from the region."""
+    def _written(self) -> list[tuple[float, str]]:
+        """Bytes of each value that others read from the region, and where it goes."""
         graph = self.given.graph
         inside = set(self.region.nodes)
         read = {v for n in graph.nodes if n.name not in inside for v in n.operands}
         read |= set(graph.outputs.values())
-        return [float(graph.specs[v].nbytes) for v in sorted(read & self._inside)]
+        return [
+            (float(graph.specs[v].nbytes), self._home if self._stays(v) else HOST)
+            for v in sorted(read & self._inside)
+        ]
 
     def _seed_value(self) -> str:
         seed = next(n for n in self.nodes if n.name == self.region.seed)

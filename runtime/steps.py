@@ -104,6 +104,7 @@ def build(
         expected_runs=expected_runs,
         cost_model="",
         passes=graph.passes,
+        stays=sites.stays,
     )
 
 
@@ -245,7 +246,7 @@ class _Drafts:
                 )
 
     def _staying(self) -> dict[str, None]:
-        """The values that stay; parts of an output go to the host, where they are put together."""
+        """The values that stay; windows of an output go to the host, and are put together there."""
         outputs = self.graph.outputs.items()
         return dict.fromkeys(self.roots[v] for name, v in outputs if name in self.sites.stays)
 

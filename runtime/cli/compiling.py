@@ -31,7 +31,7 @@ def compiled(
     feeds_on, outputs = placing.lying(graph), placing.outputs
     if plan is not None:
         feeds_on = feeds_on or plan.feeds_on
-        outputs = outputs or ("device" if any(s.departs for s in plan.steps) else "host")
+        outputs = outputs or ("device" if plan.stays else "host")
     return compile(
         graph,
         devices=devices or placing.devices or "auto",

@@ -17,18 +17,28 @@ from crossdock.devices.base import Device
 from crossdock.devices.registry import lose
 from crossdock.devices.sim import SimSpec
 from crossdock.kernels.reference import evaluate
+from crossdock.runtime import costing
+from crossdock.runtime.conduct import conducts
 from crossdock.runtime.errors import FeedError, NotFinite, PlanError
 from crossdock.runtime.graph import Graph
+from crossdock.runtime.order import with_waits
+from crossdock.runtime.planner import Options, make_plan
+from crossdock.runtime.pool import Deadline
 from crossdock.runtime.program import Program
-from crossdock.runtime.ready import WINDOW
+from crossdock.runtime.ready import WINDOW, Ready, make_ready
 from crossdock.runtime.session import Session
 from crossdock.runtime.sites import Sites
+from crossdock.runtime.split import SplitGraph
+from crossdock.runtime.split_choice import Planned
+from crossdock.runtime.target import Target
 from tests.runtime.conftest import Machine
+from tests.runtime.lazy_device import World
 from tests.runtime.spread import Spread
 from tests.runtime.strategies import whole_feeds
 from tests.runtime.test_exchange import on
 from tests.runtime.test_executor import ADVERSARIAL, placed_graphs
 from tests.runtime.test_session_staged import reshaping
+from tests.runtime.test_split_choice import known
 
 pytestmark = pytest.mark.usefixtures("no_hang")
 A, B = "sim:a", "sim:b"
@@ -227,6 +237,51 @@ def test_answers_hold_wherever_inputs_lie_however_late_work_is_done(
                 found = array if how == "host" else array.numpy()
                 np.testing.assert_array_equal(found, want[name], err_msg=name)
                 assert found.dtype == want[name].dtype
+
+
+def passed_on(machine: Machine, seed: int, *, outputs: str) -> tuple[Ready, Graph]:
+    """near = -first + last on the host, last copied after -first by one queue; first is put out."""
+    b = xd.GraphBuilder()
+    first, last = b.input("first", (2, 2)), b.input("last", (2, 2))
+    far = b.neg(first, label="far")
+    graph = b.build({"y": b.reshape(first, (4,)), "z": b.add(far, last, label="near")})
+    a = machine.lazy("a", World(seed))
+    known(machine, [a])
+    rules = xd.Constraints(pin={"far": A, "near": "cpu:0"})
+    sites = Sites({"first": A, "last": A}, ("y", "z") if outputs == "device" else ())
+    devices = {name: machine.device(name) for name in ("cpu:0", a)}
+    infos = tuple(d.info for d in devices.values())
+    target = Target(infos, frozenset(devices), costing.store().model)
+    plan = make_plan(graph, target, Options(constraints=rules, sites=sites))
+    steps = sorted(plan.steps, key=lambda s: (s.name == "near", s.name == "last"))
+    at = {s.index: i for i, s in enumerate(steps)}
+    moved = [
+        replace(s, index=i, waits=tuple(sorted(at[w] for w in s.waits)))
+        for i, s in enumerate(steps)
+    ]
+    ends = tuple(s.index for s in moved if s.dst == "cpu:0" and s.name != "first")
+    near = moved[-1]
+    assert (near.name, len(ends)) == ("near", 2)
+    moved[-1] = replace(near, waits=ends)
+    plan = replace(plan, steps=tuple(with_waits(moved)))
+    assert plan.steps[-1].waits == ends[1:], "the one before it is implied"
+    made = Planned(SplitGraph(graph), plan)
+    return make_ready(graph, made, frozenset(devices), devices, 1, {}), graph
+
+
+@pytest.mark.parametrize("conducted", [False, True])
+@pytest.mark.parametrize("outputs", ["host", "device"])
+def test_what_is_fed_on_the_host_is_copied_at_once_and_what_was_asked_for_before_is_waited_for(
+    machine: Machine, outputs: str, conducted: bool
+) -> None:
+    for seed in range(8):
+        ready, graph = passed_on(machine, seed, outputs=outputs)
+        ready.program.devices[A].submits_at_once = conducted
+        assert conducts(ready.program) == conducted
+        feeds = whole_feeds(graph, seed)
+        made = ready.run(feeds, Deadline(None if conducted else 60.0), profile=False)
+        for name, value in evaluate(graph, feeds).items():
+            np.testing.assert_array_equal(made.outputs[name], value)
 
 
 # --- inputs that come from elsewhere for long -----------------------------------------------------
