@@ -190,7 +190,7 @@ class QueuedRun(Run):
                 point = self._points.get(part.index)
                 if point is not None:
                     self._flush(part)
-                    point.signal(event)
+                    point.signal(last)
             if last is not None:
                 self._flush(parts[-1])
                 self._wait_for(last, parts[-1].device)

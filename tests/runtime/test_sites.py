@@ -32,7 +32,7 @@ from crossdock.runtime.split import SplitGraph
 from crossdock.runtime.split_choice import Planned
 from crossdock.runtime.target import Target
 from tests.runtime.conftest import Machine
-from tests.runtime.lazy_device import World
+from tests.runtime.lazy_device import LazyEvent, World
 from tests.runtime.spread import Spread
 from tests.runtime.strategies import whole_feeds
 from tests.runtime.test_exchange import on
@@ -272,9 +272,16 @@ def passed_on(machine: Machine, seed: int, *, outputs: str) -> tuple[Ready, Grap
 @pytest.mark.parametrize("conducted", [False, True])
 @pytest.mark.parametrize("outputs", ["host", "device"])
 def test_what_is_fed_on_the_host_is_copied_at_once_and_what_was_asked_for_before_is_waited_for(
-    machine: Machine, outputs: str, conducted: bool
+    machine: Machine, outputs: str, conducted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for seed in range(8):
+    wait = LazyEvent.wait
+
+    def late(self: LazyEvent) -> None:
+        time.sleep(0.01)  # who does not wait goes on meanwhile
+        wait(self)
+
+    monkeypatch.setattr(LazyEvent, "wait", late)
+    for seed in range(4):
         ready, graph = passed_on(machine, seed, outputs=outputs)
         ready.program.devices[A].submits_at_once = conducted
         assert conducts(ready.program) == conducted
