@@ -82,8 +82,9 @@ def right(session: Session, graph: Graph, feeds: dict[str, Any], **options: Any)
     return made
 
 
-@pytest.mark.parametrize("outputs", ["host", "device"])
-@pytest.mark.parametrize("lies", ["x", "all", "none"])
+@pytest.mark.parametrize(
+    ("lies", "outputs"), [("x", "host"), ("x", "device"), ("all", "device"), ("none", "device")]
+)
 @pytest.mark.parametrize("name", sorted(MADE))
 def test_ops_are_split_beside_what_lies_on_a_device(
     machine: Machine, name: str, lies: str, outputs: Any
@@ -247,30 +248,37 @@ def test_answers_hold_however_parts_and_ends_lie_and_late_work_is_done(
 
 @pytest.mark.parametrize("name", sorted(MADE))
 def test_parts_on_real_devices(opencl: DeviceInfo, name: str, costs: costing.CostStore) -> None:
-    """Inputs on the OpenCL device, output there or not, along every axis, parts in every order."""
-    graph = MADE[name]()
-    ids = ("cpu:0", opencl.id)
+    check_parts(MADE[name](), opencl.id, costs)
+
+
+@pytest.mark.usefixtures("fake")
+def test_parts_on_a_card(costs: costing.CostStore) -> None:
+    check_parts(heavy(), "cuda:0", costs)
+
+
+def check_parts(graph: Graph, far: str, costs: costing.CostStore) -> None:
+    """Inputs on the other device, output there or not, along every axis, parts in either order."""
+    ids = ("cpu:0", far)
     devices = {i: registry.open_device(i) for i in ids}
     infos = tuple(d.info for d in devices.values())
     target = Target(infos, frozenset(ids), costs.model, group_capacity(infos))
     feeds = feeds_of(graph)
-    placed = {n: on(devices[opencl.id], v) for n, v in feeds.items()}
+    placed = {n: on(devices[far], v) for n, v in feeds.items()}
     want = evaluate(graph, feeds)
     node = next(n for n in graph.nodes if n.op in ("matmul", "conv2d", "add"))
-    for stays in ((), ("y",)):
-        options = Options(sites=Sites(dict.fromkeys(graph.inputs, opencl.id), stays))
+    for stays, order in (((), ids), (("y",), ids[::-1])):
+        options = Options(sites=Sites(dict.fromkeys(graph.inputs, far), stays))
         whole = Planned(unsplit(graph, options.sites), make_plan(graph, target, options))
         for axis in range(graph.specs[node.outputs[0]].rank):
             region = grow(graph, node, axis)
             if region is None:
                 continue
             third = max(1, region.units // 3)
-            for order in (ids, ids[::-1]):
-                shares = Shares(order, (third, region.units - third), 0.0)
-                made = plan_parts(whole, [(region, shares)], target, options)
-                assert made is not None
-                ready = make_ready(graph, made, frozenset(ids), devices, 1, {})
-                for fed in (placed, feeds):
-                    got = ready.run(fed, Deadline(), profile=False).outputs
-                    for output, value in want.items():
-                        np.testing.assert_allclose(got[output], value, rtol=1e-4, atol=1e-4)
+            shares = Shares(order, (third, region.units - third), 0.0)
+            made = plan_parts(whole, [(region, shares)], target, options)
+            assert made is not None
+            ready = make_ready(graph, made, frozenset(ids), devices, 1, {})
+            for fed in (placed, feeds):
+                got = ready.run(fed, Deadline(), profile=False).outputs
+                for output, value in want.items():
+                    np.testing.assert_allclose(got[output], value, rtol=1e-4, atol=1e-4)
