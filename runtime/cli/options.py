@@ -326,7 +326,8 @@ def placing(command: Command) -> Command:
                      "on."),
         click.option("--outputs", type=click.Choice(["host", "device"]),
                      help="Where the outputs of a run are to be: brought to the host, or left on "
-                     "the devices that make them (default: the host)."),
+                     "the devices that make them (default: the host, as for a model that runs in "
+                     "stages)."),
         no_pass,
     )  # fmt: skip
 
