@@ -1,4 +1,4 @@
-"""Copies between the host and OpenCL devices, and how far they overlap with kernels."""
+"""Copies between the host and OpenCL devices, their overlap with kernels, and runs without them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 import crossdock as xd
 from crossdock.devices.registry import open_device
+from crossdock.runtime.device_array import DeviceArray
 
 SIZES = (4 << 10, 256 << 10, 16 << 20)
 CHUNKS = 12
@@ -74,6 +75,27 @@ def test_overlap(benchmark: Any) -> None:
             f"of the larger, {(measured - host) / (copies + kernels):.2f} of the sum; predicted "
             f"{session.estimate().seconds * 1e3:.2f} ms"
         )
+
+
+@pytest.mark.benchmark(group="transfers")
+@pytest.mark.parametrize("elements", [16, 1 << 20])
+def test_resident(elements: int, versus: Any) -> None:
+    """One fused op over an input that lies on the device, its output left there.
+
+    Beside it the same from host to host.
+    """
+    device = opencl()
+    b = xd.GraphBuilder("resident")
+    x = b.input("x", (elements,))
+    graph = b.build({"y": b.add(b.add(x, x), x)})
+    array = np.ones(elements, np.float32)
+    held = DeviceArray.put(open_device(device), array)
+    with (
+        xd.compile(graph, device) as host,
+        xd.compile(graph, device, feeds_on=device, outputs="device") as session,
+    ):
+        others = {"host to host": lambda: host.run({"x": array})}
+        versus(lambda: session.run({"x": held}), others, rounds=100)
 
 
 def _copies(device: str) -> float:

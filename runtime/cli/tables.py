@@ -84,5 +84,6 @@ def _what(step: Step) -> Text:
     name = short(step.name, NAME)
     if step.kind == "copy":
         where = f"{step.src}->{step.dst}" if step.src != step.dst else f"on {step.dst}"
-        return styled(f"{step.moves} {name} {where} {size(step.nbytes)}")
+        how = f" {step.detail}" if step.src == step.dst and step.detail else ""
+        return styled(f"{step.moves} {name} {where} {size(step.nbytes)}{how}")
     return styled((step.op, "bold"), f" {name}" if name != step.op else "")
