@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -120,13 +120,15 @@ class _Launch(NamedTuple):
 class ClCommands(CommandBuffer):
     """Kernels with their arguments set, in order; it keeps their memory alive."""
 
-    def __init__(self, programs: Programs) -> None:
-        self.steps: list[_Launch | None] = []
+    def __init__(
+        self, programs: Programs, steps: Iterable[_Launch | None] = (), keep: Iterable[Any] = ()
+    ) -> None:
+        self.steps = list(steps)
         self.roots: set[ClBuffer] = set()
-        self._keep: list[Any] = []
+        self._keep = list(keep)
         self._programs = programs
         self._borrowed: list[tuple[GridLaunch, Any]] = []
-        self._rebound: dict[frozenset[int], tuple[ClCommands, Mapping[int, Any]]] = {}
+        self._rebound: dict[frozenset[tuple[int, int]], tuple[ClCommands, dict[int, Any]]] = {}
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -137,8 +139,8 @@ class ClCommands(CommandBuffer):
         return [step for step in self.steps if step is not None]
 
     def add(self, item: Bound) -> None:
-        """Append a bound step, with a kernel object of its own until the command buffer ends."""
-        kernel, memory = self._kernel(item)
+        """Append a bound step."""
+        kernel, memory = self.kernel(item)
         self.steps.append(_launch(kernel, item))
         for buffer in memory.values():
             self._keep.append(buffer.memory)
@@ -147,28 +149,32 @@ class ClCommands(CommandBuffer):
     def rebound(self, changed: Mapping[int, Bound]) -> ClCommands:
         """The same with other memory for some steps, which is kept alive by who runs them.
 
-        Those that change the same steps are one, whose arguments are set again each time.
+        Those that change the same arguments are one, where these are set again each time.
         """
-        places = frozenset(changed)
-        if places in self._rebound:
-            made, kernels = self._rebound[places]
-        else:
-            made, kernels = ClCommands(self._programs), {}
-            made._keep, made.steps = self._keep, list(self.steps)
+        theirs = {
+            (at, i): buffer
+            for at, item in changed.items()
+            for i, buffer in _memory(item).items()
+            if buffer.root not in self.roots
+        }
+        found = self._rebound.get(frozenset(theirs))
+        if found is None:
+            made = ClCommands(self._programs, self.steps, self._keep)
+            found = made, {at: made.kernel(item)[0] for at, item in changed.items()}
             for at, item in changed.items():
-                kernels[at], _ = made._kernel(item)
-                made.steps[at] = _launch(kernels[at], item)
-            self._rebound[places] = made, kernels
-        made.roots = set(self.roots)
-        for at, item in changed.items():
-            for i, buffer in _memory(item).items():
-                if buffer.root not in self.roots:
-                    kernels[at].set_arg(i, buffer.memory)
-                    made.roots.add(buffer.root)
+                made.steps[at] = _launch(found[1][at], item)
+            self._rebound[frozenset(theirs)] = found
+        made, kernels = found
+        for (at, i), buffer in theirs.items():
+            kernels[at].set_arg(i, buffer.memory)
+        made.roots = self.roots | {buffer.root for buffer in theirs.values()}
         return made
 
-    def _kernel(self, item: Bound) -> tuple[Any, Mapping[int, ClBuffer]]:
-        """A kernel object with a step's arguments set, and the memory among these."""
+    def kernel(self, item: Bound) -> tuple[Any, Mapping[int, ClBuffer]]:
+        """A kernel object with a step's arguments set, and the memory among these.
+
+        It is the commands' own until they end.
+        """
         step, memory = _step(item), _memory(item)
         kernel = self._programs.borrow(step)
         self._borrowed.append((step, kernel))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from crossdock.devices.opencl import ClQueue
 from crossdock.devices.sim import Fault, SimQueue
 from crossdock.runtime import costing
 from crossdock.runtime.device_array import DeviceArray
+from crossdock.runtime.errors import Timeout
 from crossdock.runtime.in_place import IN_PLACE
 from crossdock.runtime.session import Session
 from crossdock.scheduler import LinkModel
@@ -205,6 +208,53 @@ def test_a_device_that_cannot_bind_memory_anew_copies(machine: Machine, copies: 
         made = session.run({"x": on(device, VALUES)}, outputs="device")["y"]
         np.testing.assert_array_equal(made.numpy(), 16 * VALUES)
     assert copies.count == 2
+
+
+def two_inputs(device: str) -> Session:
+    """v of x and w, which one op reads, and n = -w."""
+    b = xd.GraphBuilder()
+    x, w = b.input("x", SHAPE), b.input("w", SHAPE)
+    v = b.sub(b.mul(b.add(x, w, label="both"), x), w)
+    graph = b.build({"v": v, "n": b.neg(w)})
+    return xd.compile(
+        graph, device, measure=False, fallback="forbid", skip_passes=["fuse-elementwise"]
+    )
+
+
+def test_inputs_may_lie_on_the_device_by_turns(device: Device) -> None:
+    kinds: list[Callable[[np.ndarray], Any]] = [lambda a: a, lambda a: on(device, a)]
+    with two_inputs(device.info.id) as session:
+        for turn in range(12):
+            x, w = VALUES + turn, VALUES * turn
+            fed = {"x": kinds[turn % 2](x), "w": kinds[turn // 2 % 2](w)}
+            made = session.run(fed, outputs="device" if turn % 3 else "host")
+            for name, want in {"v": (x + w) * x - w, "n": -w}.items():
+                np.testing.assert_array_equal(np.asarray(made[name]), want)
+            del fed
+            gc.collect()
+
+
+def test_callers_side_by_side_have_arrays_of_their_own(device: Device) -> None:
+    def runs(seed: int) -> None:
+        draw = random.Random(seed)
+        for _ in range(15):
+            x, w = VALUES + draw.randrange(9), VALUES * draw.randrange(9)
+            own = on(device, w)
+            fed = {"x": draw.choice([x, on(device, x)]), "w": draw.choice([w, own])}
+            how: dict[str, Any] = {"outputs": draw.choice(["host", "device"])}
+            if fed["w"] is own and draw.random() < 0.5:
+                how = {"outputs": "device", "donate": ["w"]}
+            if draw.random() < 0.2:
+                how["timeout"] = draw.choice([1e-5, 1e-3])
+            try:
+                made = session.run(fed, **how)
+            except Timeout:
+                continue
+            for name, want in {"v": (x + w) * x - w, "n": -w}.items():
+                np.testing.assert_array_equal(np.asarray(made[name]), want)
+
+    with two_inputs(device.info.id) as session, ThreadPoolExecutor(4) as threads:
+        list(threads.map(runs, range(4)))
 
 
 # --- a card ---------------------------------------------------------------------------------------
