@@ -167,7 +167,7 @@ class ClCommands(CommandBuffer):
         made, kernels = found
         for (at, i), buffer in theirs.items():
             kernels[at].set_arg(i, buffer.memory)
-        made.roots = self.roots | {buffer.root for buffer in theirs.values()}
+        made.roots = self.roots
         return made
 
     def kernel(self, item: Bound) -> tuple[Any, Mapping[int, ClBuffer]]:

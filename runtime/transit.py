@@ -18,7 +18,7 @@ import numpy as np
 from crossdock.devices.base import Buffer, CommandBuffer, Device, Event, Queue
 from crossdock.devices.links import link_ends
 from crossdock.runtime.device_array import DeviceArray, Ledger
-from crossdock.runtime.errors import Cancelled, Error, OutOfMemory, Timeout
+from crossdock.runtime.errors import Cancelled, Error, FeedError, OutOfMemory, Timeout
 from crossdock.runtime.in_place import Users, made_once, worth
 from crossdock.runtime.keeping import Donations, Keeping, Slot
 from crossdock.runtime.plan import HOST, Step
@@ -172,10 +172,17 @@ class Transit:
             raise
 
     def ready(self, index: int) -> Sequence[Event]:
-        """What a segment waits for that uses arrays where they lie."""
-        users = self.program.users
-        mine = (a for key, a in self.lying.items() if index in users[key].launches)
-        return [event for array in mine for event in array.ready]
+        """What a segment waits for that uses arrays where they lie.
+
+        Raises:
+            FeedError: one was closed meanwhile.
+        """
+        users, found = self.program.users, list[Event]()
+        for key, array in self.lying.items():
+            if index in users[key].launches:
+                _memory(array)
+                found += array.ready
+        return found
 
     def _direct(self, source: Device, target: Device, nbytes: int) -> bool:
         """Whether a device copies from another itself, and no slower than through the host.
@@ -287,11 +294,11 @@ class Transit:
         if buffer.device is not queue.device:
             return True, self._come_to_host(index, queue, buffer, waits)
         if source is not None:
-            event = queue.copy(buffer, source.memory(), [*waits, *source.ready])
+            event = queue.copy(buffer, _memory(source), [*waits, *source.ready])
         for target in self.departures.get(index, ()):
             if self.donations is not None:
                 self.donations.begun.add(index)
-            event = queue.copy(target.memory(), buffer, waits)
+            event = queue.copy(_memory(target), buffer, waits)
         planned = index in self.program.ends.callers and index not in self.hosted
         return planned or index in self.spared, event
 
@@ -303,7 +310,7 @@ class Transit:
         target, source = buffer.array(spec), self.arrivals.get(index)
         flat = target.reshape(-1).view(np.uint8)
         if source is not None:
-            return queue.read(source.memory(), flat, [*waits, *source.ready])
+            return queue.read(_memory(source), flat, [*waits, *source.ready])
         for event in waits:
             event.wait()
         np.copyto(flat, self.hosted[index])
@@ -340,6 +347,17 @@ class Transit:
     def otherwise(self) -> tuple[Step, ...]:
         """The copies of the plan that crossed another link."""
         return tuple(map(self._step, sorted(self.astray)))
+
+
+def _memory(array: DeviceArray) -> Buffer:
+    """An array's memory, while a run is on.
+
+    Raises:
+        FeedError: it was closed meanwhile, which is no fault of the device's.
+    """
+    if array.closed:
+        raise FeedError(f"{array!r} was closed while a run used it; close it after the run")
+    return array.memory()
 
 
 def _link(source: Device, target: Device) -> LinkModel | None:

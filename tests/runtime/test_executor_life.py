@@ -228,25 +228,26 @@ def test_a_future_cancelled_while_it_runs_frees_its_caller_at_once(
 
 
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The segments that runs have begun, by index."""
-    found: list[int] = []
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """The run of each segment that was begun."""
+    found: list[Run] = []
     given = Run._given
 
     def counted(self: Run, part: Segment, *args: Any) -> Any:
-        found.append(part.index)
+        found.append(self)
         return given(self, part, *args)
 
     monkeypatch.setattr(Run, "_given", counted)
     return found
 
 
-def test_a_run_given_up_begins_nothing_more(machine: Machine, gate: Gate, begun: list[int]) -> None:
+def test_a_run_given_up_begins_nothing_more(machine: Machine, gate: Gate, begun: list[Run]) -> None:
     with on(machine.sim("a"), small(), runs_at_once=1) as session:
         all_of_it = len(session.ready().program.segments)
         future = session.submit(whole_feeds(session.graph, 0))
         assert gate.reached.wait(10)
         assert future.cancel()
+        assert wait_until(lambda: begun[0].cancelled)  # by the thread that waits for it
         before = len(begun)
         assert before < all_of_it
         gate.open.set()
@@ -255,7 +256,7 @@ def test_a_run_given_up_begins_nothing_more(machine: Machine, gate: Gate, begun:
 
 
 def test_a_run_begins_nothing_more_when_the_process_ends(
-    machine: Machine, gate: Gate, begun: list[int], monkeypatch: pytest.MonkeyPatch
+    machine: Machine, gate: Gate, begun: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with on(machine.sim("a"), small(), runs_at_once=1) as session:
         all_of_it = len(session.ready().program.segments)

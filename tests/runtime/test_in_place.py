@@ -20,7 +20,8 @@ from crossdock.devices.opencl import ClQueue
 from crossdock.devices.sim import Fault, SimQueue
 from crossdock.runtime import costing
 from crossdock.runtime.device_array import DeviceArray
-from crossdock.runtime.errors import Timeout
+from crossdock.runtime.errors import FeedError, Timeout
+from crossdock.runtime.executor import Run
 from crossdock.runtime.in_place import IN_PLACE
 from crossdock.runtime.session import Session
 from crossdock.scheduler import LinkModel
@@ -375,6 +376,42 @@ def test_a_run_that_is_profiled_times_what_is_over_callers_arrays(
         np.testing.assert_array_equal(made.outputs["y"], 16 * VALUES)
         assert all(op.measured is not None for op in session.receipt.ops)
     assert copies.count == 0
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_an_array_that_is_closed_while_it_is_in_use_is_refused(
+    device: Device, monkeypatch: pytest.MonkeyPatch, *, copied: bool
+) -> None:
+    """And no fault of the device's, whether it is read where it lies or copied."""
+    fed = on(device, VALUES)
+    take = Run._take_turn
+
+    def closing(run: Run, deadline: Any) -> None:
+        take(run, deadline)
+        fed.close()
+
+    looks = {"verify": "transfers"} if copied else {}
+    with chain(device.info.id, **looks) as session:
+        monkeypatch.setattr(Run, "_take_turn", closing)
+        with pytest.raises(FeedError, match="was closed while a run used it"):
+            session.run({"x": fed})
+        monkeypatch.undo()
+        made = session.run({"x": VALUES})["y"]
+        np.testing.assert_array_equal(made, 16 * VALUES)
+
+
+def test_memory_is_not_held_once_a_run_is_over(device: Device) -> None:
+    with chain(device.info.id) as session:
+        session.run({"x": on(device, VALUES)}, outputs="device")
+        gc.collect()
+        device.allocate(0)
+        before = device.gauge.used
+        for _ in range(3):
+            fed = on(device, VALUES)
+            made = session.run({"x": fed}, outputs="device")
+            del fed, made
+            device.allocate(0)
+            assert device.gauge.used == before
 
 
 def test_a_closed_array_is_refused(device: Device) -> None:
