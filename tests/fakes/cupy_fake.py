@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 import time
 import weakref
@@ -480,8 +481,13 @@ def _foreign(fake: FakeCupy, array: Any) -> UnownedMemory:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, machine: Machine | None = None) -> FakeCupy:
-    """Put a fake cupy in the place of the real one; there is no cuDNN beside it."""
+    """Put a fake cupy in the place of the real one; there is no cuDNN beside it.
+
+    Its kernels are built and computed by the processor, which may be busy.
+    """
     fake = FakeCupy(machine)
+    if "CROSSDOCK_WATCHDOG" not in os.environ:
+        monkeypatch.setenv("CROSSDOCK_WATCHDOG", "60")
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setitem(sys.modules, "cupy.cuda", fake.cuda)
     monkeypatch.setitem(sys.modules, "cudnn", None)
