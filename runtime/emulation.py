@@ -58,17 +58,19 @@ class Parts:
         return tuple(dict.fromkeys(n.op for n in self.graph.nodes if not is_alias(n)))
 
 
-def decomposed(call: OpCall) -> tuple[Graph, dict[str, int]]:
+def decomposed(call: OpCall, copies: frozenset[int] = frozenset()) -> tuple[Graph, dict[str, int]]:
     """An op instance as a graph of other ops, and which values are its operands.
 
-    Half types are widened first and rounded once, at the end, as native kernels do it.
+    Half types are widened first and rounded once, at the end, as native kernels do it. Results that
+    would be an operand's bytes, or a constant's or another result's, are ``copies``, as are those
+    with these numbers.
 
     Raises:
         Error: the decomposition breaks a rule of an op for these operands.
     """
     spec = table.op(call.op)
     assert spec.decompose is not None, call.op
-    b = GraphBuilder(call.op, fold=True)
+    b = GraphBuilder(call.op, fold=not copies)
     given: list[Operand | None] = []
     for i, operand in enumerate(call.inputs):
         if operand is None:
@@ -83,8 +85,21 @@ def decomposed(call: OpCall) -> tuple[Graph, dict[str, int]]:
     made = spec.decompose(b, *whole, *absent, **call.attrs)
     results: Sequence[Operand] = made if isinstance(made, tuple | list) else (made,)
     ends = [_as(b, x, spec.dtype) for x, spec in zip(results, call.outputs, strict=True)]
+    ends = [_copy(b, end) if i in copies else end for i, end in enumerate(ends)]
     graph = b.build({f"result.{i}": end for i, end in enumerate(ends)})
+    roots = alias_roots(graph)
+    found = [roots[value] for value in graph.outputs.values()]
+    theirs = graph.inputs.keys() | graph.constants.keys()
+    more = {i for i, root in enumerate(found) if root in theirs or root in found[:i]}
+    if more - copies:
+        return decomposed(call, copies | more)
     return graph, {operand.name: i for i, operand in enumerate(given) if operand is not None}
+
+
+def _copy(b: GraphBuilder, x: Operand) -> Operand:
+    """A tensor's elements once more: joined to nothing."""
+    flat = x if x.shape else b.reshape(x, (1,))
+    return b.reshape(b.concat([flat], 0), x.shape)
 
 
 def _as(b: GraphBuilder, x: Operand, dtype: str) -> Operand:
@@ -99,10 +114,6 @@ def parts_of(call: OpCall, device: DeviceInfo) -> Parts | str:
         graph, operands = decomposed(call)
     except Error as error:
         return f"its decomposition does not fit: {error}"
-    roots = alias_roots(graph)
-    ends = [roots[v] for v in graph.outputs.values()]
-    if len(set(ends)) < len(ends) or any(e in graph.inputs or e in graph.constants for e in ends):
-        return "its decomposition gives back an operand or a constant"
     chosen, calls = {}, {}
     for node in graph.nodes:
         if is_alias(node):

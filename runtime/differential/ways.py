@@ -13,6 +13,7 @@ from crossdock.kernels import table
 from crossdock.runtime import passes
 from crossdock.runtime.calls import is_alias, op_call
 from crossdock.runtime.compiling import compile as compile_graph
+from crossdock.runtime.device_array import DeviceArray
 from crossdock.runtime.differential import to_onnx
 from crossdock.runtime.differential.recipe import Recipe
 from crossdock.runtime.emulation import candidates
@@ -60,6 +61,7 @@ def ways(seed: int, devices: Sequence[str], *, onnx: bool = True) -> list[Way]:
         made.append(Way("pinned", lambda r: _pinned(r, together, seed)))
         made.append(Way("mixed", lambda r: _mixed(r, together, seed)))
         made.append(Way("split", lambda r: _split(r, together, seed)))
+        made.append(Way("resident", lambda r: _resident(r, together, seed)))
     return made
 
 
@@ -73,16 +75,53 @@ def _alone(recipe: Recipe, device: str, threads: int | None = None) -> Sequence[
 def _pinned(recipe: Recipe, devices: Sequence[str], seed: int) -> Sequence[Outputs]:
     """Some ops pinned by name, which keeps passes from merging them; the plan's choice else."""
     graph, _ = recipe.build()
+    rules = Constraints(pin=_pins(graph, devices, seed))
+    with compile_graph(graph, list(devices), constraints=rules, measure=False) as session:
+        return [session.run(recipe.feeds()) for _ in range(RUNS)]
+
+
+def _resident(recipe: Recipe, devices: Sequence[str], seed: int) -> Sequence[Outputs]:
+    """Inputs that lie on a device drawn for each, and outputs that stay where they are made.
+
+    From run to run the inputs move, and those of the last run are given up for its outputs.
+    """
+    graph, _ = recipe.build()
+    if graph.staged is not None:
+        return []
     rng = np.random.default_rng(seed)
-    pins = {
+    first = {name: int(rng.integers(len(devices))) for name in graph.inputs}
+    rules = Constraints(pin=_pins(graph, devices, seed))
+    sites = {name: devices[at] for name, at in first.items()}
+    with compile_graph(
+        graph,
+        list(devices),
+        constraints=rules,
+        measure=False,
+        feeds_on=sites,
+        outputs="device",
+    ) as session:
+        made: list[Outputs] = []
+        for turn in range(RUNS):
+            feeds = {
+                name: DeviceArray.put(
+                    session.devices[devices[(first[name] + turn) % len(devices)]], array
+                )
+                for name, array in recipe.feeds().items()
+            }
+            kept = session.run(feeds, donate=list(feeds) if turn == RUNS - 1 else [])
+            made.append({name: array.numpy() for name, array in kept.items()})
+        return made
+
+
+def _pins(graph: Graph, devices: Sequence[str], seed: int) -> dict[str, str]:
+    """Half of a graph's ops on devices drawn for them."""
+    rng = np.random.default_rng(seed)
+    return {
         node.name: device
         for node in graph.nodes
         if (device := devices[int(rng.integers(len(devices)))]) and rng.random() < 0.5
         and not is_alias(node) and _runs(graph, node, device)
     }  # fmt: skip
-    given = compile_graph(graph, list(devices), constraints=Constraints(pin=pins), measure=False)
-    with given as session:
-        return [session.run(recipe.feeds()) for _ in range(RUNS)]
 
 
 def _mixed(recipe: Recipe, devices: Sequence[str], seed: int) -> Sequence[Outputs]:
