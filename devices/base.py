@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from crossdock.devices.choice import Choice, Timing
 from crossdock.devices.codec import since
 from crossdock.devices.gauge import Gauge
 from crossdock.devices.program import Step
@@ -155,9 +156,14 @@ class Executable:
     """A step compiled for a device; independent of buffers."""
 
     @property
+    def choice(self) -> Choice | None:
+        """What it leaves to choose among, where that is in this process."""
+        return None
+
+    @property
     def said(self) -> str:
-        """By which of a library's algorithms it runs, and how that was chosen; "" for our own."""
-        return ""
+        """By which algorithm it runs, and how that was chosen; "" where there is but one."""
+        return "" if self.choice is None else self.choice.said
 
 
 @dataclass(frozen=True)
@@ -168,10 +174,6 @@ class Bound:
     buffers: Mapping[Any, Buffer]  # Slot -> Buffer
     label: str = ""
     seconds: float = 0.0  # predicted; simulated devices take it as the duration
-
-
-Timing = float | str | None
-"""Seconds that an algorithm takes, why it failed, or None where it was not timed."""
 
 
 def check_copy(device: Device, target: Buffer, source: Buffer) -> None:
@@ -358,24 +360,31 @@ class Device(ABC):
         order given; ``progress`` is told how many of how many found so far are done.
         """
 
-    def algorithms(self, executable: Executable) -> int:  # noqa: ARG002
+    def algorithms(self, executable: Executable) -> int:
         """How many algorithms there are to choose among for a step; it runs by the first so far.
 
-        0 where there is nothing to choose: the step is a kernel of our own, or it was chosen
-        before, by whichever process.
+        They are a library's, or variants of a kernel of our own. 0 where there is nothing to
+        choose, or it was chosen before, by whichever process.
         """
-        return 0
+        choice = executable.choice
+        return 0 if choice is None else choice.algorithms()
 
-    def take_algorithm(self, executable: Executable, index: int) -> None:  # noqa: B027
-        """Run a step by another of its ``algorithms``, also where it is recorded already."""
+    def take_algorithm(self, executable: Executable, index: int) -> None:
+        """Run a step by another of its ``algorithms`` where it is recorded from now on.
 
-    def keep_algorithm(  # noqa: B027 - most devices have nothing to choose among
-        self, executable: Executable, index: int, timings: Sequence[Timing]
-    ) -> None:
-        """Run a step by one of its ``algorithms`` from now on, in every process.
+        Raises:
+            CompileError: it does not build.
+        """
+        if (choice := executable.choice) is not None:
+            choice.take(index)
+
+    def keep_algorithm(self, executable: Executable, index: int, timings: Sequence[Timing]) -> None:
+        """Record a step by one of its ``algorithms`` from now on, in every process.
 
         ``timings`` are those of all of them, that they may be told of.
         """
+        if (choice := executable.choice) is not None:
+            choice.keep(index, timings)
 
     @abstractmethod
     def record(self, bound: Sequence[Bound]) -> CommandBuffer:

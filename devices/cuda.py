@@ -37,14 +37,15 @@ from crossdock.devices.base import (
     DeviceInfo,
     Executable,
     Probe,
-    Timing,
 )
-from crossdock.devices.cuda_blas import LibraryCall, Prepared
+from crossdock.devices.choice import Timing
+from crossdock.devices.cuda_blas import LibraryCall
 from crossdock.devices.cuda_memory import CudaBuffer, translated
 from crossdock.devices.cuda_queue import CudaCommands, CudaExecutable, CudaQueue
 from crossdock.devices.dialect import CUDA_HEADER, assemble, misfit
 from crossdock.devices.program import ArrayCall, GridLaunch, Scalar, Step
 from crossdock.devices.share import Share
+from crossdock.devices.variants import Built
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.errors import CompileError, DeviceError, Unavailable
 from crossdock.runtime.tensor import Array, TensorSpec, to_numpy
@@ -335,7 +336,7 @@ class CudaDevice(Device):
                 f"{self.info.id}: runs grid kernels and array calls, not {type(step).__name__}"
             )
         with translated(self):
-            return CudaExecutable(step, self._kernel(step))
+            return CudaExecutable(Built(step, self.info.fingerprint, self._kernel))
 
     def _kernel(self, step: GridLaunch) -> Any:
         cp, where = self.cp, f"{self.info.id}: kernel {step.entry}"
@@ -360,24 +361,19 @@ class CudaDevice(Device):
         return function
 
     def algorithms(self, executable: Executable) -> int:
-        """Those of a library whose call the step is, and has to be chosen."""
-        library = _library(executable)
-        if library is None:
-            return 0
+        """Those of a library whose call the step is, or variants of a launch."""
         with translated(self):
-            return library.algorithms()
+            return super().algorithms(executable)
 
     def take_algorithm(self, executable: Executable, index: int) -> None:
-        """Let the library's call run by another algorithm."""
-        if (library := _library(executable)) is not None:
-            with translated(self):
-                library.take(index)
+        """Record the step by another of them; raises CompileError where NVRTC refuses it."""
+        with translated(self):
+            super().take_algorithm(executable, index)
 
     def keep_algorithm(self, executable: Executable, index: int, timings: Sequence[Timing]) -> None:
         """Keep what was chosen, for this card and version of the library."""
-        if (library := _library(executable)) is not None:
-            with translated(self):
-                library.keep(index, timings)
+        with translated(self):
+            super().keep_algorithm(executable, index, timings)
 
     def record(self, bound: Sequence[Bound]) -> CudaCommands:
         """Make every call with its arrays and arguments in place."""
@@ -396,8 +392,8 @@ class CudaDevice(Device):
             raise no_more(f"recording for {self.info.id}")
         executable = item.executable
         assert isinstance(executable, CudaExecutable)
-        step = executable.step
-        if isinstance(step, ArrayCall):
+        if isinstance(executable.made, ArrayCall):
+            step = executable.made
             ins = [
                 None if slot is None or spec is None else _array(item, slot, spec)
                 for slot, spec in zip(step.ins, step.in_specs, strict=True)
@@ -409,16 +405,17 @@ class CudaDevice(Device):
             if executable.library is not None:
                 return executable.library.bound(ins, outs)
             return functools.partial(step.fn, self.cp, ins, outs)
+        launch, kernel = executable.made.step, executable.made.kernel
         args = tuple(
             arg.value
             if isinstance(arg, Scalar)
             else _array(item, arg, TensorSpec("uint8", (item.buffers[arg].nbytes,)))
-            for arg in step.args
+            for arg in launch.args
         )
-        blocks = tuple(g // b for g, b in zip(step.grid, step.block, strict=True))
+        blocks = tuple(g // b for g, b in zip(launch.grid, launch.block, strict=True))
         if not all(blocks):
             return _nothing
-        return functools.partial(executable.kernel, blocks, step.block, args)
+        return functools.partial(kernel, blocks, launch.block, args)
 
     def close(self) -> None:
         """Wait for the streams, end their threads, and give memory back."""
@@ -440,11 +437,6 @@ class CudaDevice(Device):
                 self._settle()
                 self.pool.free_all_blocks()
         self.returned.clear()
-
-
-def _library(executable: Executable) -> Prepared | None:
-    assert isinstance(executable, CudaExecutable)
-    return executable.library
 
 
 def _nothing() -> None:

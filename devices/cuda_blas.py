@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from crossdock.devices.base import Timing
+from crossdock.devices.choice import Choice
 from crossdock.devices.program import ArrayCall, In, Out, Slot
 from crossdock.runtime.errors import CompileError, DeviceError, OutOfMemory
 from crossdock.runtime.tensor import Array, TensorSpec
@@ -146,23 +146,11 @@ def _end(shape: tuple[int, int], row: int, batch: Sequence[int], strides: Sequen
     return size + sum((count - 1) * s for count, s in zip(batch, strides, strict=True))
 
 
-class Prepared(ABC):
-    """A library's call on a card, ready for memory.
+class Prepared(Choice, ABC):
+    """A library's call on a card, ready for memory; the device is the current one when it is used.
 
-    ``said`` names the algorithm that it runs by, where the library lets us choose.
+    It is also the choice among the algorithms that the library lets us choose.
     """
-
-    said: str = ""
-
-    def algorithms(self) -> int:
-        """See ``Device.algorithms``; the device is the current one, here and below."""
-        return 0
-
-    def take(self, index: int) -> None:  # noqa: B027 - for those that have algorithms
-        """See ``Device.take_algorithm``."""
-
-    def keep(self, index: int, timings: Sequence[Timing]) -> None:  # noqa: B027
-        """See ``Device.keep_algorithm``."""
 
     @abstractmethod
     def bound(self, ins: list[Any], outs: list[Any]) -> Callable[[], None]:

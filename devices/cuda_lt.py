@@ -19,15 +19,13 @@ from ctypes import (
     c_uint32,
     c_uint64,
     c_void_p,
-    memmove,
-    sizeof,
 )
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 from crossdock.devices import cuda_lt_choice as choice
-from crossdock.devices.base import Timing
+from crossdock.devices.choice import Timing
 from crossdock.devices.cuda_blas import (
     CUDA_TYPES,
     HALVES,
@@ -187,7 +185,7 @@ class _LtGemm(Prepared):
     def _first(self) -> Algorithm:
         """The algorithm that it takes for the fastest."""
         found = self._asked(1)
-        self.said = f"{self.lt.described(found[0])}, its own first choice, not timed"
+        self.said = f"{self.lt.described(found[0])}, {choice.FIRST}, not timed"
         return found[0]
 
     def _asked(self, most: int) -> list[Algorithm]:
@@ -220,8 +218,8 @@ class _LtGemm(Prepared):
         return len(self._found)
 
     def take(self, index: int) -> None:
-        """Put another algorithm where recorded calls read theirs."""
-        memmove(byref(self.algorithm), byref(self._found[index]), sizeof(Algorithm))
+        """Let calls that are bound from now on run by another algorithm."""
+        self.algorithm = self._found[index]
 
     def keep(self, index: int, timings: Sequence[Timing]) -> None:
         """Keep the choice."""

@@ -23,11 +23,13 @@ from crossdock.devices.base import (
     Span,
     check_copy,
 )
+from crossdock.devices.choice import Choice
 from crossdock.devices.cuda_blas import Prepared
 from crossdock.devices.cuda_graph import Call, Segment, segments
 from crossdock.devices.cuda_memory import CudaBuffer, CudaEvent, Staging, is_pinned, translated
 from crossdock.devices.cuda_peer import Bridge
 from crossdock.devices.program import ArrayCall, GridLaunch, is_launch
+from crossdock.devices.variants import Built
 from crossdock.runtime.errors import DeviceError
 from crossdock.runtime.tensor import Array
 
@@ -37,20 +39,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CudaExecutable(Executable):
-    """A step, and its kernel where it has one, or a library's call."""
+    """A launch with its kernel, or an array call; ``library`` is what calls a library."""
 
-    step: GridLaunch | ArrayCall
-    kernel: Any = None
-
-    @property
-    def library(self) -> Prepared | None:
-        """The call of a library; None for a kernel of our own."""
-        return self.kernel if isinstance(self.kernel, Prepared) else None
+    made: Built[Any] | ArrayCall
+    library: Prepared | None = None
 
     @property
-    def said(self) -> str:
-        """What the library's call says of its algorithm."""
-        return "" if self.library is None else self.library.said
+    def step(self) -> GridLaunch | ArrayCall:
+        """What is run now: of a launch, the variant that was taken."""
+        return self.made if isinstance(self.made, ArrayCall) else self.made.step
+
+    @property
+    def choice(self) -> Choice | None:
+        """Among a library's algorithms, or a launch's variants."""
+        return self.library if isinstance(self.made, ArrayCall) else self.made
 
 
 class CudaCommands(CommandBuffer):

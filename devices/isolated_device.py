@@ -13,7 +13,8 @@ from contextlib import suppress
 from typing import Any
 
 from crossdock.devices import registry
-from crossdock.devices.base import Bound, Device, DeviceInfo, Executable, Timing
+from crossdock.devices.base import Bound, Device, DeviceInfo, Executable
+from crossdock.devices.choice import Timing
 from crossdock.devices.gauge import Gauge
 from crossdock.devices.isolated_channel import Channel, Staging
 from crossdock.devices.isolated_forms import digest, slot_form, step_form

@@ -77,7 +77,9 @@ def step_form(step: Step, where: str) -> list[Any]:
     """
     if isinstance(step, GridLaunch):
         args = [_argument(arg) for arg in step.args]
-        return ["grid", step.source, step.entry, args, step.grid, step.block, step.defines]
+        others = [step_form(other, where) for other in step.others]
+        own = [step.source, step.entry, args, step.grid, step.block, step.defines, step.variant]
+        return ["grid", *own, others]
     if isinstance(step, ArrayCall) and step.form is not None and (made := step.form()) is not None:
         ins = [None if slot is None else slot_form(slot) for slot in step.ins]
         outs = [slot_form(slot) for slot in step.outs]
@@ -94,15 +96,7 @@ def read_step(form: list[Any]) -> Step:
     """The step that ``step_form`` wrote."""
     kind, *parts = form
     if kind == "grid":
-        source, entry, args, grid, block, defines = parts
-        return GridLaunch(
-            source,
-            entry,
-            tuple(_read_argument(arg) for arg in args),
-            tuple(grid),
-            tuple(block),
-            tuple((name, value) for name, value in defines),
-        )
+        return _read_launch(*parts)
     made, ins, outs, in_specs, out_specs, captured = parts
     return ArrayCall(
         _function(made),
@@ -111,6 +105,28 @@ def read_step(form: list[Any]) -> Step:
         tuple(None if spec is None else _read_spec(spec) for spec in in_specs),
         tuple(map(_read_spec, out_specs)),
         captured=captured,
+    )
+
+
+def _read_launch(
+    source: str,
+    entry: str,
+    args: list[Any],
+    grid: list[int],
+    block: list[int],
+    defines: list[tuple[str, str]],
+    variant: str,
+    others: list[list[Any]],
+) -> GridLaunch:
+    return GridLaunch(
+        source,
+        entry,
+        tuple(_read_argument(arg) for arg in args),
+        tuple(grid),
+        tuple(block),
+        tuple((name, value) for name, value in defines),
+        variant,
+        tuple(_read_launch(*parts) for _, *parts in others),
     )
 
 

@@ -30,8 +30,8 @@ from crossdock.devices.base import (
     Executable,
     Queue,
     Span,
-    Timing,
 )
+from crossdock.devices.choice import Timing
 from crossdock.devices.codec import decode, encode
 from crossdock.devices.isolated_channel import Channel, Staging
 from crossdock.devices.isolated_forms import error_form, read_slot, read_step

@@ -35,6 +35,7 @@ from crossdock.devices.base import (
     Span,
     check_copy,
 )
+from crossdock.devices.choice import Choice
 from crossdock.devices.dialect import misfit, opencl_header
 from crossdock.devices.opencl_memory import ClBuffer, ClEvent
 from crossdock.devices.opencl_pace import ClPace
@@ -42,6 +43,7 @@ from crossdock.devices.opencl_platforms import KIND, found_devices, load
 from crossdock.devices.opencl_programs import Programs
 from crossdock.devices.program import GridLaunch, Scalar, Step
 from crossdock.devices.share import Share
+from crossdock.devices.variants import Built
 from crossdock.devices.worker import JOBS, no_more
 from crossdock.runtime.errors import (
     CompileError,
@@ -105,7 +107,17 @@ def _sized(info: DeviceInfo, units: int) -> DeviceInfo:
 class ClExecutable(Executable):
     """A launch whose kernel has been built."""
 
-    step: GridLaunch
+    built: Built[None]
+
+    @property
+    def step(self) -> GridLaunch:
+        """What is run now: the variant that was taken."""
+        return self.built.step
+
+    @property
+    def choice(self) -> Choice:
+        """Among the variants."""
+        return self.built
 
 
 class _Launch(NamedTuple):
@@ -423,6 +435,11 @@ class OpenCLDevice(Device):
         where = self.info.id
         if not isinstance(step, GridLaunch):
             raise CompileError(f"{where}: runs grid kernels only, not {type(step).__name__}")
+        return ClExecutable(Built(step, self.info.fingerprint, self._build))
+
+    def _build(self, step: GridLaunch) -> None:
+        """Have a launch's kernel object once, which is lent again when it is recorded."""
+        where = self.info.id
         kernel = self._programs.borrow(step)
         if kernel.num_args != len(step.args):
             raise CompileError(
@@ -432,7 +449,6 @@ class OpenCLDevice(Device):
             )
         self._check_block(step, kernel)
         self._programs.give_back(step, kernel)
-        return ClExecutable(step)
 
     def _check_block(self, step: GridLaunch, kernel: Any) -> None:
         ask = self.cl.kernel_work_group_info

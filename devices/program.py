@@ -48,6 +48,7 @@ class Packed:
 
 
 Slot = In | Out | Scratch | Packed
+_SLOTS = (In, Out, Scratch, Packed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,9 @@ class GridLaunch:
     (``OPENCL_HEADER``/``CUDA_HEADER`` in ``devices.dialect``) before it. ``defines`` become
     ``#define`` lines before the text. ``grid`` is in work items (OpenCL's global size), a multiple
     of ``block`` (work-group / thread block) in each of at most three dimensions.
+
+    ``others`` make the same of the same slots and may be faster, which is to be measured: they are
+    told apart by their ``variant``, and this launch is what a rule takes where nobody did.
     """
 
     source: str
@@ -115,6 +119,8 @@ class GridLaunch:
     grid: tuple[int, ...]
     block: tuple[int, ...]
     defines: tuple[tuple[str, str], ...] = ()
+    variant: str = ""
+    others: tuple[GridLaunch, ...] = ()
 
 
 Form = Callable[[], tuple[str, str, Any] | None]
@@ -172,6 +178,8 @@ def fixed(step: Step) -> Step:
     if isinstance(step, ArrayCall) and step.fixed is not None:
         fn, form = step.fixed
         return replace(step, fn=fn, form=form, fixed=None)
+    if isinstance(step, GridLaunch) and step.others:
+        return replace(step, others=())
     return step
 
 
@@ -180,16 +188,20 @@ def renamed(step: Step, names: Mapping[Slot, Slot]) -> Step:
     if isinstance(step, ArrayCall):
         ins = tuple(None if s is None else names.get(s, s) for s in step.ins)
         return replace(step, ins=ins, outs=tuple(names.get(s, s) for s in step.outs))
-    args: tuple[Argument, ...] = tuple(
-        names.get(a, a) if isinstance(a, In | Out | Scratch | Packed) else a for a in step.args
-    )
-    return replace(step, args=args)
+
+    def over(args: tuple[Argument, ...]) -> tuple[Argument, ...]:
+        return tuple(names.get(a, a) if isinstance(a, _SLOTS) else a for a in args)
+
+    if isinstance(step, GridLaunch):
+        others = tuple(replace(other, args=over(other.args)) for other in step.others)
+        return replace(step, args=over(step.args), others=others)
+    return replace(step, args=over(step.args))
 
 
 def slots(step: Step) -> frozenset[Slot]:
     """The slots that a step names."""
     named = (*step.ins, *step.outs) if isinstance(step, ArrayCall) else step.args
-    return frozenset(s for s in named if isinstance(s, In | Out | Scratch | Packed))
+    return frozenset(s for s in named if isinstance(s, _SLOTS))
 
 
 def is_launch(step: Step) -> bool:

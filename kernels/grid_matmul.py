@@ -26,7 +26,7 @@ from crossdock.kernels.grid_common import (
     operand,
     row_major,
 )
-from crossdock.kernels.grid_tile import Parts, choose
+from crossdock.kernels.grid_tile import Parts, Tile, launched
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
@@ -250,14 +250,17 @@ def tiled(factors: Factors, device: DeviceInfo) -> GridLaunch:
         texts.COLUMNS_OF_B if factors.b_transposed else texts.ROWS_OF_B,
         _STORE,
     )
-    tile = choose(texts.fitting(device), *sizes, device)
-    args, dtype = factors.arguments(), factors.dtype
+    args, dtype, aligned = factors.arguments(), factors.dtype, factors.aligned()
     defines = define(HAS_C=int(factors.c is not None))
-    if cpu:
-        return grid_panels.product(tile, parts, sizes, args, dtype, defines=defines)
-    return grid_product.product(
-        tile, parts, sizes, args, dtype, aligned=factors.aligned(), defines=defines
-    )
+
+    def made(tile: Tile) -> GridLaunch:
+        if cpu:
+            return grid_panels.product(tile, parts, sizes, args, dtype, defines=defines)
+        return grid_product.product(
+            tile, parts, sizes, args, dtype, aligned=aligned, defines=defines
+        )
+
+    return launched(texts.fitting(device), sizes, factors.k, device, made)
 
 
 def no_tile(device: DeviceInfo) -> str | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from crossdock.devices.base import DeviceInfo
+from crossdock.devices.program import GridLaunch
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,32 @@ class Tile:
     pace: float
     cut: bool = False
 
+    @property
+    def name(self) -> str:
+        """What it is called where somebody is told of it."""
+        return f"tile {self.tm}x{self.tn}x{self.tk}"
+
+
+MOST = 3
+"""Tiles that are timed for a product, at most."""
+NEAR = 2.0
+"""How many times the time that is reckoned for the best tile another may take, to be timed."""
+WORTH_TIMING = 1 << 20
+"""Multiplications of a product from which on its tile matters: less takes as long as a launch."""
+
 
 def choose(tiles: Sequence[Tile], m: int, n: int, batch: int, device: DeviceInfo) -> Tile:
     """The tile that ends first, by rounds of work-groups over the device's units."""
+    return ranked(tiles, m, n, batch, device)[0]
+
+
+def ranked(
+    tiles: Sequence[Tile], m: int, n: int, batch: int, device: DeviceInfo
+) -> tuple[Tile, ...]:
+    """The tiles that end first, by rounds of work-groups over the device's units; the best first.
+
+    At most ``MOST``, which are ``NEAR`` the best.
+    """
 
     def seconds(tile: Tile) -> float:
         groups = -(-m // tile.tm) * -(-n // tile.tn) * batch
@@ -37,7 +62,27 @@ def choose(tiles: Sequence[Tile], m: int, n: int, batch: int, device: DeviceInfo
             wide = min(wide, -(-n // tile.rn) * tile.rn)
         return rounds * tall * wide / tile.pace
 
-    return min(tiles, key=seconds)
+    found = sorted(tiles, key=seconds)
+    return tuple(t for t in found[:MOST] if seconds(t) <= NEAR * seconds(found[0]))
+
+
+def launched(
+    tiles: Sequence[Tile],
+    sizes: tuple[int, int, int],
+    depth: int,
+    device: DeviceInfo,
+    make: Callable[[Tile], GridLaunch],
+) -> GridLaunch:
+    """The launch of a product of ``sizes`` (rows, columns, batch), ``depth`` long sums each.
+
+    It has the tile that ends first by ``ranked``; the others there are its variants. They make the
+    same bits: whatever the tile, an element's sum is added up in the order of its factors.
+    """
+    first, *others = ranked(tiles, *sizes, device)
+    if not others or math.prod(sizes) * depth < WORTH_TIMING:
+        return make(first)
+    variants = tuple(replace(make(tile), variant=tile.name) for tile in others)
+    return replace(make(first), variant=first.name, others=variants)
 
 
 @dataclass(frozen=True)

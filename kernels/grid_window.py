@@ -31,7 +31,7 @@ from crossdock.kernels import grid_panels, grid_product
 from crossdock.kernels.grid_common import define, i32, on_cpu
 from crossdock.kernels.grid_move import copy
 from crossdock.kernels.grid_pointwise import Target
-from crossdock.kernels.grid_tile import Parts, choose
+from crossdock.kernels.grid_tile import Parts, Tile, launched
 from crossdock.kernels.spec import OpCall
 from crossdock.runtime.tensor import Array, TensorSpec
 
@@ -226,12 +226,20 @@ def implicit(
     if on_cpu(device):
         assert not checked
         parts = Parts(params, _SETUP_PANELS, grid_panels.ROWS_OF_A, _FILL_B_PANELS, _STORE)
-        tile = choose(grid_panels.fitting(device), *sizes, device)
-        return grid_panels.product(tile, parts, sizes, args, dtype, defines=defines)
+
+        def panels(tile: Tile) -> GridLaunch:
+            return grid_panels.product(tile, parts, sizes, args, dtype, defines=defines)
+
+        return launched(grid_panels.fitting(device), sizes, k, device, panels)
     parts = Parts(params, _SETUP, grid_product.ROWS_OF_A, _FILL_B, _STORE)
-    tile = choose(grid_product.fitting(device), *sizes, device)
     aligned = (k % 4 == 0, False)
-    return grid_product.product(tile, parts, sizes, args, dtype, aligned=aligned, defines=defines)
+
+    def tiled(tile: Tile) -> GridLaunch:
+        return grid_product.product(
+            tile, parts, sizes, args, dtype, aligned=aligned, defines=defines
+        )
+
+    return launched(grid_product.fitting(device), sizes, k, device, tiled)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from crossdock.runtime import builds, costing
 from crossdock.runtime.binding import CompiledOp, bind_op, compile_op
 from crossdock.runtime.errors import DeviceError, DeviceLost
 from crossdock.runtime.tensor import FLOATS, Array, TensorSpec, to_numpy
-from crossdock.runtime.tuning import tune
+from crossdock.runtime.tuning import Clock, tune
 from crossdock.scheduler import Work
 
 BATCH_SECONDS = 2e-4
@@ -108,7 +109,8 @@ def prepare_trial(
 ) -> Trial:
     """Compile a kernel and make it ready to be timed; it has run a few times.
 
-    Where it is a call of a library, which of the library's algorithms it takes is chosen.
+    Where its steps leave a choice, of a library's algorithms or of variants of a kernel, it is
+    made.
 
     Operands that are no constants hold floats in (0.1, 1), or the integer ``whole``. ``lowered`` is
     what the kernel lowers the op to, where that is known.
@@ -160,35 +162,50 @@ def _prepare(
     first = _Constants({i: inputs[i] for i in call.constants if i in inputs}, op.packed)
     once = bind(first)
     began = time.perf_counter()
-    commands = device.record(once)
-    _first_run(device, op, commands)
+    commands = _first_run(device, op, once)
     built += time.perf_counter() - began
     seconds = min(_run(device, commands, 1, len(once)) for _ in range(2))
     copies = [first, *_more_constants(device, op, call, first, held)]
     runs = len(copies)
     if seconds < LONG_SECONDS:
         runs = max(2, runs, min(MOST_RUNS, round(BATCH_SECONDS / max(seconds, 1e-7))))
-    if runs > 1:
-        bound = [bind(copies[k % len(copies)]) for k in range(runs)]
-        commands = device.record([item for one in bound for item in one])
-    chosen = tune(device, op.executables, lambda: _run(device, commands, runs, len(once)))
+    if runs < 2 and _choices(device, op):
+        runs = 2  # the first one by another algorithm may make what it needs
+    bound = [item for k in range(runs) for item in bind(copies[k % len(copies)])]
+    record = partial(device.record, bound)
+    clock = Clock(record, lambda commands: _run(device, commands, runs, len(once)), runs)
+    chosen = tune(device, op.executables, clock)
     seconds = min(seconds, chosen)
+    if runs > 1:
+        commands = record()
     work = costing.cost_work(call)
     trial = Trial(device, kernel, call, work, runs, len(once), commands, list(held), seconds)
     trial.build = max(built - seconds, 0.0) if new else None
     return trial
 
 
-def _first_run(device: Device, op: CompiledOp, commands: CommandBuffer) -> None:
-    """Run a kernel once; where a library's first choice fails, by another of its algorithms."""
+def _first_run(device: Device, op: CompiledOp, once: Sequence[Bound]) -> CommandBuffer:
+    """Record a kernel and run it once; where its first choice fails, by another algorithm."""
+
+    def sample(commands: CommandBuffer) -> float:
+        return _run(device, commands, 1, len(once))
+
+    commands = device.record(once)
     try:
-        _run(device, commands, 1, len(commands))
+        sample(commands)
     except DeviceLost:
         raise
     except DeviceError:
-        if all(device.algorithms(executable) < 2 for executable in op.executables):
+        if not _choices(device, op):
             raise
-        tune(device, op.executables, lambda: _run(device, commands, 1, len(commands)))
+        tune(device, op.executables, Clock(partial(device.record, once), sample, 1))
+        commands = device.record(once)
+    return commands
+
+
+def _choices(device: Device, op: CompiledOp) -> bool:
+    """Whether a step of a kernel leaves a choice among several algorithms."""
+    return any(device.algorithms(executable) > 1 for executable in op.executables)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Choosing among the algorithms that a library has for a step, by timing them.
+"""Choosing among the algorithms that there are for a step, by timing them.
 
 They are timed where the kernel is, and as it is: within its command buffer, on the device's clock.
 Each step of a kernel is chosen by itself, one after the other.
@@ -6,26 +6,45 @@ Each step of a kernel is chosen by itself, one after the other.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-from crossdock.devices.base import Device, Executable, Timing
+from crossdock.devices.base import CommandBuffer, Device, Executable
+from crossdock.devices.choice import Timing
 from crossdock.runtime.errors import DeviceError, DeviceLost
 
 SECONDS = 0.25
-"""What timing the algorithms of a step may take; one sample may exceed it."""
-ROUNDS = 3
-"""Samples of an algorithm, at most: what disturbs makes them longer, never shorter."""
-FAR = 1.5
-"""How many times the best an algorithm may take and still get another sample."""
+"""What the algorithms of a step may run for while they are timed; one sample may exceed it.
+
+To build a variant of a kernel of our own is no part of it: there are few, and other steps of the
+same text have them already.
+"""
+FAR = (3.0, 1.5, 1.2, 1.2)
+"""After each round of samples, how many times the best an algorithm may take to be in the next.
+
+What disturbs makes samples longer, never shorter; it may hit the only one that there is, and hardly
+two.
+"""
 WORTH = 1.03
-"""How much faster than the library's own first choice another one has to be."""
+"""How much faster than the first choice, that is taken unmeasured, another one has to be."""
 
 
-def tune(device: Device, executables: Iterable[Executable], sample: Callable[[], float]) -> float:
+@dataclass(frozen=True)
+class Clock:
+    """How steps are timed: ``record`` makes commands of ``runs`` runs of all that they are part of.
+
+    ``sample`` runs such commands, and returns what a run takes.
+    """
+
+    record: Callable[[], CommandBuffer]
+    sample: Callable[[CommandBuffer], float]
+    runs: int
+
+
+def tune(device: Device, executables: Iterable[Executable], clock: Clock) -> float:
     """Choose an algorithm for each step that leaves a choice; the least seconds that were seen.
 
-    ``sample`` runs the commands that the steps are recorded in, and returns what a run takes.
+    Commands recorded before run by what they were recorded with.
 
     Raises:
         DeviceError: a step fails by every algorithm there is; or the device does.
@@ -34,17 +53,15 @@ def tune(device: Device, executables: Iterable[Executable], sample: Callable[[],
     for executable in executables:
         count = device.algorithms(executable)
         if count:
-            best = min(best, _choose(device, executable, count, sample))
+            best = min(best, _choose(device, executable, count, clock))
     return best
 
 
-def _choose(
-    device: Device, executable: Executable, count: int, sample: Callable[[], float]
-) -> float:
+def _choose(device: Device, executable: Executable, count: int, clock: Clock) -> float:
     timings: list[Timing] = [None] * count
     seconds: dict[int, float] = {}
     if count > 1:
-        _rounds(device, executable, timings, seconds, sample)
+        _rounds(device, executable, timings, seconds, clock)
     index = min(seconds, key=lambda i: seconds[i], default=0)
     if 0 in seconds and seconds[0] <= WORTH * seconds[index]:
         index = 0
@@ -58,29 +75,32 @@ def _rounds(
     executable: Executable,
     timings: list[Timing],
     seconds: dict[int, float],
-    sample: Callable[[], float],
+    clock: Clock,
 ) -> None:
     """Fill in timings, and seconds by index, until the time is over or one is left."""
-    until = time.monotonic() + SECONDS
-    left = list(range(len(timings)))
+    left, spent = list(range(len(timings))), 0.0
+    commands: dict[int, CommandBuffer] = {}
     last: DeviceError | None = None
-    for _ in range(ROUNDS):
+    for far in FAR:
         for index in left:
-            if seconds and time.monotonic() > until:
+            if seconds and spent > SECONDS:
                 return
-            device.take_algorithm(executable, index)
             try:
-                taken = sample()
+                if index not in commands:
+                    device.take_algorithm(executable, index)
+                    commands[index] = clock.record()
+                taken = clock.sample(commands[index])
             except DeviceLost:
                 raise
             except DeviceError as error:
                 seconds.pop(index, None)
                 timings[index], last = str(error), error
             else:
+                spent += taken * clock.runs
                 timings[index] = seconds[index] = min(taken, seconds.get(index, taken))
         if not seconds and last is not None:
             raise last
         best = min(seconds.values())
-        left = [i for i in left if i in seconds and seconds[i] <= FAR * best]
+        left = [i for i in left if i in seconds and seconds[i] <= far * best]
         if len(left) < 2:
             return

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import crossdock as xd
-from crossdock.devices import cuda_lt, cuda_lt_choice, cuda_lt_library, registry
+from crossdock.devices import cuda_lt, cuda_lt_choice, cuda_lt_library, kept_choices, registry
 from crossdock.devices.cuda import CudaDevice
 from crossdock.kernels import table
 from crossdock.kernels.spec import OpCall
@@ -291,7 +291,7 @@ def test_choices_kept_are_bounded(
     card = start(SLOW, FAST)
     card.measured()
     (first,) = cache.iterdir()
-    monkeypatch.setattr(cuda_lt_choice, "MOST_BYTES", first.stat().st_size + 10)
+    monkeypatch.setattr(kept_choices, "MOST_BYTES", first.stat().st_size + 10)
     os.utime(first, ns=(0, 0))
     card.measured(call_of(_wider()))
     (left,) = cache.iterdir()
@@ -311,7 +311,7 @@ def test_what_was_used_last_stays(
     card = start(SLOW, FAST)
     assert card.runs_by()[0] == FAST.number
     room = used.stat().st_size + idle.stat().st_size + 10
-    monkeypatch.setattr(cuda_lt_choice, "MOST_BYTES", room)
+    monkeypatch.setattr(kept_choices, "MOST_BYTES", room)
     card.measured(name=f"{NAME}.tf32")
     assert used.exists()
     assert not idle.exists()
