@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import GridLaunch
-from crossdock.kernels import table
+from crossdock.kernels import grid_tile, table
 from tests.cases import Case
 from tests.kernels.test_cpu import instance
 
@@ -22,15 +26,30 @@ def text_of(step: GridLaunch) -> Text:
 
 
 def texts_of(cases: Iterable[Case], *infos: DeviceInfo) -> dict[Text, str]:
-    """Every distinct text of these cases on devices, and the first kernel and case it is of."""
+    """Every distinct text of these cases on devices, and the first kernel and case it is of.
+
+    With every variant of a launch, which a case of another size could have.
+    """
     calls = {str(case): instance(case)[0] for case in cases}
     found: dict[Text, str] = {}
-    for info, (name, call) in itertools.product(infos, calls.items()):
-        for kernel in table.candidates(call, info).fitting:
-            for step in kernel.lower(call, info).steps:
-                if isinstance(step, GridLaunch):
-                    found.setdefault(text_of(step), f"{kernel.name} of {name}")
+    with all_tiles():
+        for info, (name, call) in itertools.product(infos, calls.items()):
+            for kernel in table.candidates(call, info).fitting:
+                for step in kernel.lower(call, info).steps:
+                    if isinstance(step, GridLaunch):
+                        origin = f"{kernel.name} of {name}"
+                        found.setdefault(text_of(step), origin)
+                        for other in step.others:
+                            found.setdefault(text_of(other), f"{origin}, {other.variant}")
     return found
+
+
+@contextmanager
+def all_tiles() -> Iterator[None]:
+    """Products have every tile that fits the device for a variant, whatever their size."""
+    every = {"WORTH_TIMING": 0, "NEAR": math.inf, "MOST": sys.maxsize}
+    with mock.patch.multiple(grid_tile, **every):
+        yield
 
 
 _KERNEL = re.compile(r"\bKERNEL\b.*?\bvoid\s+(\w+)\s*\(", re.S)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from tests.kernels.grid_run import (
     opencl_ids,
     opened,
 )
+from tests.kernels.texts import all_tiles
 
 M, K, N = 100, 130, 90
 """Of a product that is worth the timing; no tile divides it."""
@@ -299,13 +299,12 @@ def session_of(device: Device, **options: Any) -> tuple[xd.Session, Array]:
 
 
 def test_plans_and_receipts_say_which(device: Device, timed: Timed) -> None:
-    if device.info.kind == "cuda":
-        pytest.skip("a card has a library's product, too, which is the faster one or not")
     _, other, *_ = names(device)
-    timed(3e-4, 2e-4)
+    timed(3e-6, 2e-6)  # by no other kernel of the card's
     session, y = session_of(device)
     said = session.plan.algorithms["product"]
-    assert said == f"{other}, the fastest of 2 timed, 1.50 x the rule's choice"
+    assert said.startswith(f"{other}, the fastest of ")
+    assert "1.50 x the rule's choice" in said
     assert said in session.plan.explain()
     assert f"by {said}" in session.plan.explain_op("product")
     (op,) = session.receipt.ops
@@ -347,18 +346,15 @@ LONG = [(where, name, True) for where in (FIRST, *MORE) for name in ("matmul", "
     ("where", "name", "gpu"),
     [*WHERE, *(pytest.param(*case, marks=pytest.mark.slow) for case in LONG if case not in WHERE)],
 )
-def test_every_tile_gives_the_same_bits(
-    where: str, name: str, gpu: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(grid_tile, "NEAR", math.inf)
-    monkeypatch.setattr(grid_tile, "MOST", 99)
+def test_every_tile_gives_the_same_bits(where: str, name: str, gpu: bool) -> None:
     device = opened(where)
     info = as_gpu(device.info) if gpu else device.info
     call, arrays = CALLS[name]()
     (want,) = expected(call, arrays)
     checked = 0
     for kernel in grid_kernels(call, info):
-        lowered = kernel.lowered(call, info)
+        with all_tiles():
+            lowered = kernel.lowered(call, info)
         most = max((len(s.others) for s in lowered.steps if isinstance(s, GridLaunch)), default=0)
         seen = set()
         for index in range(most + 1):
