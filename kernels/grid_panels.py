@@ -118,6 +118,7 @@ def fitting(device: DeviceInfo) -> tuple[Tile, ...]:
     tall, wide = (12, 32) if width == 16 else (6, 2 * width)
     tiles = (
         Tile(96, 64, 128, tall, wide, 1.0, cut=True),
+        Tile(144, 64, 128, tall, wide, 0.98, cut=True),
         Tile(48, 32, 64, tall, wide, 0.8, cut=True),
     )
     local = device.local_memory or 32 << 10

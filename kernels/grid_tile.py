@@ -34,7 +34,7 @@ class Tile:
 
 MOST = 3
 """Tiles that are timed for a product, at most."""
-NEAR = 2.0
+NEAR = 1.75
 """How many times the time that is reckoned for the best tile another may take, to be timed."""
 WORTH_TIMING = 1 << 20
 """Multiplications of a product from which on its tile matters: less takes as long as a launch."""

@@ -68,17 +68,8 @@ class Trial:
         return min(self.samples, default=self.seconds)
 
     def sample(self) -> float:
-        """Seconds of one run now: of all in the command buffer after the first, shared out.
-
-        The best of a few command buffers: what disturbs makes a run longer, never shorter. It is
-        believed when another takes about as long.
-        """
-        taken: list[float] = []
-        while len(taken) < MOST and sum(taken) * self.runs <= LONG:
-            taken.append(_run(self.device, self.commands, self.runs, self.steps))
-            taken.sort()
-            if len(taken) > 1 and taken[1] <= AGREE * taken[0]:
-                break
+        """Seconds of one run now: of all in the command buffer after the first, shared out."""
+        taken = _samples(self.device, self.commands, self.runs, self.steps)
         self.seconds = min(self.seconds, taken[0])
         return taken[0]
 
@@ -173,7 +164,7 @@ def _prepare(
         runs = 2  # the first one by another algorithm may make what it needs
     bound = [item for k in range(runs) for item in bind(copies[k % len(copies)])]
     record = partial(device.record, bound)
-    clock = Clock(record, lambda commands: _run(device, commands, runs, len(once)), runs)
+    clock = Clock(record, lambda commands: _samples(device, commands, runs, len(once)), runs)
     chosen = tune(device, op.executables, clock)
     seconds = min(seconds, chosen)
     if runs > 1:
@@ -186,19 +177,18 @@ def _prepare(
 
 def _first_run(device: Device, op: CompiledOp, once: Sequence[Bound]) -> CommandBuffer:
     """Record a kernel and run it once; where its first choice fails, by another algorithm."""
-
-    def sample(commands: CommandBuffer) -> float:
-        return _run(device, commands, 1, len(once))
-
     commands = device.record(once)
     try:
-        sample(commands)
+        _run(device, commands, 1, len(once))
     except DeviceLost:
         raise
     except DeviceError:
         if not _choices(device, op):
             raise
-        tune(device, op.executables, Clock(partial(device.record, once), sample, 1))
+        clock = Clock(
+            partial(device.record, once), lambda made: [_run(device, made, 1, len(once))], 1
+        )
+        tune(device, op.executables, clock)
         commands = device.record(once)
     return commands
 
@@ -241,6 +231,21 @@ def _room(device: Device, nbytes: int, held: list[Buffer]) -> Buffer:
     buffer = device.allocate(max(1, nbytes), "measuring")
     held.append(buffer)
     return buffer
+
+
+def _samples(device: Device, commands: CommandBuffer, runs: int, steps: int) -> list[float]:
+    """Seconds of a run in each of a few command buffers, the shortest first.
+
+    What disturbs makes a run longer, never shorter. The shortest is believed when another takes
+    about as long.
+    """
+    taken: list[float] = []
+    while len(taken) < MOST and sum(taken) * runs <= LONG:
+        taken.append(_run(device, commands, runs, steps))
+        taken.sort()
+        if len(taken) > 1 and taken[1] <= AGREE * taken[0]:
+            break
+    return taken
 
 
 def _run(device: Device, commands: CommandBuffer, runs: int, steps: int) -> float:

@@ -6,7 +6,8 @@ Each step of a kernel is chosen by itself, one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from crossdock.devices.base import CommandBuffer, Device, Executable
@@ -19,13 +20,13 @@ SECONDS = 0.25
 To build a variant of a kernel of our own is no part of it: there are few, and other steps of the
 same text have them already.
 """
-FAR = (3.0, 1.5, 1.2, 1.2)
+FAR = (3.0, 1.5, 1.2, 1.1)
 """After each round of samples, how many times the best an algorithm may take to be in the next.
 
 What disturbs makes samples longer, never shorter; it may hit the only one that there is, and hardly
 two.
 """
-WORTH = 1.03
+WORTH = 1.05
 """How much faster than the first choice, that is taken unmeasured, another one has to be."""
 
 
@@ -33,11 +34,11 @@ WORTH = 1.03
 class Clock:
     """How steps are timed: ``record`` makes commands of ``runs`` runs of all that they are part of.
 
-    ``sample`` runs such commands, and returns what a run takes.
+    ``sample`` runs such commands a few times, and returns what a run took each time.
     """
 
     record: Callable[[], CommandBuffer]
-    sample: Callable[[CommandBuffer], float]
+    sample: Callable[[CommandBuffer], Sequence[float]]
     runs: int
 
 
@@ -49,7 +50,7 @@ def tune(device: Device, executables: Iterable[Executable], clock: Clock) -> flo
     Raises:
         DeviceError: a step fails by every algorithm there is; or the device does.
     """
-    best = float("inf")
+    best = math.inf
     for executable in executables:
         count = device.algorithms(executable)
         if count:
@@ -67,7 +68,7 @@ def _choose(device: Device, executable: Executable, count: int, clock: Clock) ->
         index = 0
     device.take_algorithm(executable, index)
     device.keep_algorithm(executable, index, timings)
-    return seconds.get(index, float("inf"))
+    return seconds.get(index, math.inf)
 
 
 def _rounds(
@@ -96,8 +97,8 @@ def _rounds(
                 seconds.pop(index, None)
                 timings[index], last = str(error), error
             else:
-                spent += taken * clock.runs
-                timings[index] = seconds[index] = min(taken, seconds.get(index, taken))
+                spent += sum(taken) * clock.runs
+                timings[index] = seconds[index] = min(*taken, seconds.get(index, math.inf))
         if not seconds and last is not None:
             raise last
         best = min(seconds.values())

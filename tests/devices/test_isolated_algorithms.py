@@ -13,11 +13,15 @@ from typing import Any
 
 import pytest
 
+from crossdock.devices import variants
 from crossdock.devices.cuda_blas import Product
 from crossdock.devices.cuda_lt import LtProduct
 from crossdock.devices.isolated_device import IsolatedDevice
+from crossdock.devices.isolated_forms import read_step, step_form
 from crossdock.devices.isolated_worker import Server
 from crossdock.devices.program import fixed
+from crossdock.kernels.grid_matmul import Factors, tiled
+from tests.cards import CARD
 from tests.fakes import cards
 from tests.fakes.cublaslt import Algo
 from tests.fakes.cupy_fake import FakeCupy
@@ -74,6 +78,37 @@ def test_a_choice_is_made_beyond_the_border(fake: FakeCupy) -> None:
         assert fake.cublaslt.asked == [1, 8]
         del made, again
         assert not server._executables
+
+
+PRODUCT = Factors(100, 90, 130, "float32")
+
+
+def test_a_variant_is_chosen_beyond_the_border(
+    fake: FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del fake
+    monkeypatch.setattr(variants, "_CHOSEN", {})
+    with cards.first() as card:
+        server = Server(None)  # type: ignore[arg-type]
+        server.device = card
+        device = Beyond(server)
+        step = tiled(PRODUCT, card.info)
+        rule, other, *_ = (one.variant for one in (step, *step.others))
+        made = device.compile(step)
+        assert made.said == f"{rule}, the rule's choice, not timed"
+        count = device.algorithms(made)
+        assert count == 1 + len(step.others)
+        device.keep_algorithm(made, 1, [2.0, 0.5, *([None] * (count - 2))])
+        again = device.compile(step)
+        assert again.said.startswith(f"{other}, the fastest of 2 timed, 4.00 x the rule's choice")
+        assert device.algorithms(again) == 0
+        del made, again
+
+
+def test_a_launch_crosses_the_border_as_it_is() -> None:
+    step = tiled(PRODUCT, CARD)
+    assert step.others
+    assert read_step(json.loads(json.dumps(step_form(step, "here")))) == step
 
 
 def test_what_is_fixed_stays_so_beyond_the_border(fake: FakeCupy) -> None:

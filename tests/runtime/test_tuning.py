@@ -244,7 +244,7 @@ def _wider() -> Graph:
 def test_one_that_is_far_behind_is_not_timed_again(start: Open) -> None:
     card = start(SLOW, FAST)
     card.measured()
-    assert card.lt.ran.count(FAST.number) <= 2  # runs of a command buffer, in one round
+    assert card.lt.ran.count(FAST.number) <= 4  # two command buffers of two runs, in one round
     assert card.runs_by()[0] == FAST.number
 
 
