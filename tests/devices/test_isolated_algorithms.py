@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from crossdock.devices import variants
+from crossdock.devices import registry, variants
 from crossdock.devices.cuda_blas import Product
 from crossdock.devices.cuda_lt import LtProduct
 from crossdock.devices.isolated_device import IsolatedDevice
@@ -80,9 +80,11 @@ def test_a_choice_is_made_beyond_the_border(fake: FakeCupy) -> None:
         assert not server._executables
 
 
+POCL = bool(registry.probe_all(["opencl"])[0].devices)
 PRODUCT = Factors(100, 90, 130, "float32")
 
 
+@pytest.mark.skipif(not POCL, reason="the fake cupy runs kernels on PoCL")
 def test_a_variant_is_chosen_beyond_the_border(
     fake: FakeCupy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

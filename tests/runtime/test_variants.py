@@ -135,6 +135,7 @@ def names(device: Device) -> list[str]:
 def measured(device: Device, call: OpCall | None = None, **how: Any) -> trial.Trial:
     call = call or product()
     made = trial.prepare_trial(device, kernel_of(call, device), call, **how)
+    made.sample()
     made.close()
     return made
 
