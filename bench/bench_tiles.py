@@ -34,6 +34,9 @@ PRODUCTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "64x1024x1024": ("grid.matmul.tiled", _matmul(64, 1024, 1024)),
     "512x512x512": ("grid.matmul.tiled", _matmul(512, 512, 512)),
     "1000x200x50": ("grid.matmul.tiled", _matmul(1000, 200, 50)),
+    "33x2048x1000": ("grid.matmul.tiled", _matmul(33, 2048, 1000)),
+    "197x768x197": ("grid.matmul.tiled", _matmul(197, 768, 197)),
+    "110x900x70": ("grid.matmul.tiled", _matmul(110, 900, 70)),
     "conv 3x3 64 56x56": ("grid.conv2d.implicit", _conv(64, 56)),
     "conv 3x3 128 28x28": ("grid.conv2d.implicit", _conv(128, 28)),
 }

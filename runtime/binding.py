@@ -32,7 +32,7 @@ class CompiledOp:
 
     @property
     def said(self) -> str:
-        """Which algorithms of a library its steps run by, and how they were chosen."""
+        """Which algorithms of a library, or tiles, its steps run by, and how they were chosen."""
         return "; ".join(dict.fromkeys(e.said for e in self.executables if e.said))
 
 
@@ -53,8 +53,8 @@ def compile_op(
 ) -> CompiledOp:
     """Lower, unless that is done, compile and make packed constants, which ``keep`` puts there.
 
-    Those in ``brought``, by number, are left to each run. ``steady``: by no algorithm of a library
-    that measurements chose.
+    Those in ``brought``, by number, are left to each run. ``steady``: by no algorithm or tile that
+    measurements chose.
 
     Raises:
         CompileError: a kernel does not build; it is not chosen again in this process.

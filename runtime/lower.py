@@ -41,8 +41,8 @@ def lower(
     Weights that a program in ``kept`` (of the same devices) has there already are shared with it,
     and so are ops that are its own.
     ``singly``: a launch is a segment of its own; ``verified``: weights are read back; ``steady``:
-    no algorithm of a library is one that measurements chose. ``windows`` is for a graph whose
-    inputs and outputs are parts of the caller's.
+    no algorithm or tile is one that measurements chose. ``windows`` is for a graph whose inputs
+    and outputs are parts of the caller's.
 
     Raises:
         CompileError: a kernel does not build.

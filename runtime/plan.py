@@ -228,10 +228,9 @@ class Plan:
     kernels were permitted to lose. ``splits``, then ``edits``, then ``rows`` make of the graph the
     one that the steps are of. ``streamed`` are the weights that do not stay on their devices:
     steps bring them in each run. ``stays`` names the outputs that are planned to stay where they
-    are made. ``explainer`` holds what the plan was made from,
-    ``algorithms`` by which algorithm of a library an op runs and how that was chosen, by name, once
-    it is ready to run, and ``told`` what the devices had to do without in its last run; none of
-    them is part of the data.
+    are made. ``explainer`` holds what the plan was made from, ``algorithms`` by which algorithm of
+    a library, or tile, an op runs and how that was chosen, by name, once it is ready to run, and
+    ``told`` what the devices had to do without in its last run; none of them is part of the data.
     """
 
     graph: str
@@ -357,7 +356,7 @@ class Plan:
         return "\n".join([*head, *(self._line(step) for step in self.steps)])
 
     def _line(self, step: Step) -> str:
-        """A step, and by which algorithm of a library it runs."""
+        """A step, and by which algorithm of a library, or tile, it runs."""
         said = self.algorithms.get(step.name) if step.kind == "launch" else None
         return f"{step_line(step)} | {said}" if said else step_line(step)
 

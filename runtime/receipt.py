@@ -19,7 +19,8 @@ class OpReceipt:
     An op that the host ran has kernel "host", is always measured, and nobody predicts it.
     ``rounds`` is the format that the kernel rounded float32 operands to, as
     ``compile(precision=...)`` permits; empty where it computed in the operands' own.
-    ``algorithm`` says by which algorithm of a library the kernel ran, and how that was chosen.
+    ``algorithm`` says by which algorithm of a library, or tile, the kernel ran, and how that was
+    chosen.
     """
 
     name: str
