@@ -76,6 +76,7 @@ SECTIONS = (
     Section("cards", 20, card=True),
     Section("overlap", 20, card=True),
     Section("overhead", 20),
+    Section("tiles", 20, card=True),
     Section("placement", 60),
     Section("cold", 50),
     Section("networks", math.inf),
