@@ -405,7 +405,7 @@ class CudaDevice(Device):
             if executable.library is not None:
                 return executable.library.bound(ins, outs)
             return functools.partial(step.fn, self.cp, ins, outs)
-        launch, kernel = executable.made.step, executable.made.kernel
+        launch = executable.made.step
         args = tuple(
             arg.value
             if isinstance(arg, Scalar)
@@ -415,7 +415,7 @@ class CudaDevice(Device):
         blocks = tuple(g // b for g, b in zip(launch.grid, launch.block, strict=True))
         if not all(blocks):
             return _nothing
-        return functools.partial(kernel, blocks, launch.block, args)
+        return functools.partial(executable.kernel, blocks, launch.block, args)
 
     def close(self) -> None:
         """Wait for the streams, end their threads, and give memory back."""

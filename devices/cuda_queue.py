@@ -50,6 +50,11 @@ class CudaExecutable(Executable):
         return self.made if isinstance(self.made, ArrayCall) else self.made.step
 
     @property
+    def kernel(self) -> Any:
+        """Of the launch's variant that was taken; None of an array call."""
+        return None if isinstance(self.made, ArrayCall) else self.made.kernel
+
+    @property
     def choice(self) -> Choice | None:
         """Among a library's algorithms, or a launch's variants."""
         return self.library if isinstance(self.made, ArrayCall) else self.made
