@@ -32,7 +32,9 @@ with NVRTC, which gets no include path. What the names mean:
   does; these three evaluate their arguments more than once. Integers have ``X_NEG`` and ``X_IABS``
   (the least number stays), ``X_IDIV`` (truncates) and ``X_IMOD`` (Python's sign); dividing by zero
   gives 0 instead of a trap. Signed integers must not overflow: what wraps is computed unsigned.
-* ``FMA(a, b, c)``: fused where that is fast. ``AS_U32(x) AS_F32(u)`` move bits.
+* ``FMA(a, b, c)``: fused where that is fast; ``X_MUL(a, b)`` is never, and rounds a float product
+  by itself. ``AS_U32(x) AS_F32(u)`` move bits. ``DOT4(a, b, c)`` is the i32 ``c`` plus the products
+  of the four signed bytes of two u32; it wraps.
   ``UNROLL`` before a loop; ``UNROLL_N(4)``; ``VECTORIZE(16)`` before one whose rounds may be lanes;
   ``INTERLEAVE(16, 4)`` where so many vectors are to be in flight, too.
   ``INFINITY`` and ``NAN`` are float.
@@ -61,6 +63,14 @@ typedef u8 b8;
 typedef float f32;
 #ifdef HAS_F64
 typedef double f64;
+#endif
+#ifndef DOT4
+DEVICE i32 x_dot4(u32 a, u32 b, i32 c) {
+    const i32 low = (i8)a * (i8)b + (i8)(a >> 8) * (i8)(b >> 8);
+    const i32 high = (i8)(a >> 16) * (i8)(b >> 16) + (i8)(a >> 24) * (i8)(b >> 24);
+    return (i32)((u32)c + (u32)(low + high));
+}
+#define DOT4(a, b, c) x_dot4((a), (b), (c))
 #endif
 #define X_MIN(a, b) (((a) < (b) || (a) != (a)) ? (a) : (b))
 #define X_MAX(a, b) (((a) > (b) || (a) != (a)) ? (a) : (b))
@@ -216,6 +226,14 @@ X_VECTOR(16)
 #else // contracted where the device has the instruction; mad() is a call, ten times slower, on PoCL
 #define FMA(a, b, c) ((a) * (b) + (c))
 #endif
+#ifdef cl_arm_integer_dot_product_int8
+#pragma OPENCL EXTENSION cl_arm_integer_dot_product_int8 : enable
+#define DOT4(a, b, c) ((i32)((u32)(c) + (u32)arm_dot(as_char4(a), as_char4(b))))
+#endif
+DEVICE float X_MUL(float a, float b) {
+#pragma OPENCL FP_CONTRACT OFF
+    return a * b;
+}
 #define FMA4 FMA
 #define FMA8 FMA
 #define FMA16 FMA
@@ -347,6 +365,10 @@ typedef unsigned long long u64;
 #endif
 #define AS_F32(u) __uint_as_float(u)
 #define AS_U32(x) __float_as_uint(x)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 610
+#define DOT4(a, b, c) __dp4a((int)(a), (int)(b), (c))
+#endif
+DEVICE float X_MUL(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float FMA(float a, float b, float c) { return fmaf(a, b, c); }
 DEVICE double FMA(double a, double b, double c) { return fma(a, b, c); }
 """

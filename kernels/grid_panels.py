@@ -20,6 +20,28 @@ _KERNEL = r"""
 #define VECS (RN / VW)
 #define W RN
 #define STORE_LOOP
+#if WHOLE
+#define PANEL_SUM i32
+#define PANEL_SUMS i32
+#define PANEL_PER 1
+#define PANEL_ZERO 0
+#define PANEL_BEGIN(held) VSPLAT(0.0f)
+#define PANEL_END \
+    VEC part[RM][VECS]; \
+    const float *each = (const float *)part; \
+    UNROLL for (i32 i = 0; i < RM; ++i) \
+        UNROLL for (i32 j = 0; j < VECS; ++j) part[i][j] = acc[i][j]; \
+    for (i32 e = 0; e < RM * RN; ++e) block[e] = (i32)((u32)block[e] + (u32)(i32)each[e]);
+#else
+#define PANEL_SUM float
+#define PANEL_SUMS VEC
+#define PANEL_PER VW
+#define PANEL_ZERO VSPLAT(0.0f)
+#define PANEL_BEGIN(held) (held)
+#define PANEL_END \
+    UNROLL for (i32 i = 0; i < RM; ++i) \
+        UNROLL for (i32 j = 0; j < VECS; ++j) block[i * VECS + j] = acc[i][j];
+#endif
 KERNEL BLOCK_SIZE(1, 1, 1)
 void product(@PARAMS@)
 {
@@ -27,22 +49,22 @@ void product(@PARAMS@)
     LOCAL VEC b_tile[TN * TK / VW];
     LOCAL_PTR float *as = (LOCAL_PTR float *)a_tile;
     LOCAL_PTR float *bs = (LOCAL_PTR float *)b_tile;
-    VEC sums[TM * TN / VW];
+    PANEL_SUMS sums[TM * TN / PANEL_PER];
     const i32 m0 = GROUP_ID(1) * TM, n0 = GROUP_ID(0) * TN, z = GROUP_ID(2);
     const i32 rows = M - m0 < TM ? M - m0 : TM, columns = N - n0 < TN ? N - n0 : TN;
     @SETUP@
-    for (i32 i = 0; i < TM * TN / VW; ++i) sums[i] = VSPLAT(0.0f);
+    for (i32 i = 0; i < TM * TN / PANEL_PER; ++i) sums[i] = PANEL_ZERO;
     for (i32 k0 = 0; k0 < K; k0 += TK) {
         const i32 depth = K - k0 < TK ? K - k0 : TK;
         @FILL_A@
         @FILL_B@
         for (i32 r = 0; r * RM < rows; ++r) {
             for (i32 p = 0; p * RN < columns; ++p) {
-                VEC *block = sums + (r * PANELS + p) * RM * VECS;
+                PANEL_SUMS *block = sums + (r * PANELS + p) * RM * RN / PANEL_PER;
                 VEC acc[RM][VECS];
                 UNROLL for (i32 i = 0; i < RM; ++i)
                     UNROLL for (i32 j = 0; j < VECS; ++j)
-                        acc[i][j] = block[i * VECS + j];
+                        acc[i][j] = PANEL_BEGIN(block[i * VECS + j]);
                 for (i32 k = 0; k < depth; ++k) {
                     VEC b[VECS];
                     UNROLL for (i32 j = 0; j < VECS; ++j)
@@ -53,16 +75,15 @@ void product(@PARAMS@)
                             acc[i][j] = VFMA(a, b[j], acc[i][j]);
                     }
                 }
-                UNROLL for (i32 i = 0; i < RM; ++i)
-                    UNROLL for (i32 j = 0; j < VECS; ++j)
-                        block[i * VECS + j] = acc[i][j];
+                PANEL_END
             }
         }
     }
     for (i32 r = 0; r * RM < rows; ++r) {
         for (i32 p = 0; p * RN < columns; ++p) {
             for (i32 i = 0; i < RM && m0 + r * RM + i < M; ++i) {
-                const float *sum = (const float *)(sums + ((r * PANELS + p) * RM + i) * VECS);
+                const PANEL_SUM *sum =
+                    (const PANEL_SUM *)(sums + ((r * PANELS + p) * RM + i) * RN / PANEL_PER);
                 const i32 m = m0 + r * RM + i, n = n0 + p * RN, left = N - n < W ? N - n : W;
                 @STORE@
             }
@@ -132,12 +153,18 @@ def product(
     args: Sequence[Argument],
     dtype: str,
     *,
+    whole: bool = False,
+    head: str = "",
     defines: Defines = (),
 ) -> GridLaunch:
-    """The launch of a product of ``sizes`` (rows, columns, batch)."""
-    known = define(TM=tile.tm, TN=tile.tn, TK=tile.tk, RM=tile.rm, RN=tile.rn)
+    """The launch of a product of ``sizes`` (rows, columns, batch).
+
+    ``whole``: factors are whole numbers, of which no sum of TK products passes 2^24; those sums are
+    exact in float, and are added up in int32. ``head`` goes before the text.
+    """
+    known = define(TM=tile.tm, TN=tile.tn, TK=tile.tk, RM=tile.rm, RN=tile.rn, WHOLE=int(whole))
     known += vectors(tile.rn // 2)
     m, n, batch = sizes
     items = (-(-n // tile.tn), -(-m // tile.tm), batch)
-    text = parts.into(_KERNEL)
+    text = head + parts.into(_KERNEL)
     return launch(text, "product", args, items, (1, 1, 1), (*known, *accessors(dtype), *defines))

@@ -33,6 +33,7 @@ template <class T> static T x_shuffled(unsigned mask, T v, int gap, int line) {
 static inline float __int_as_float(int bits) { float x; memcpy(&x, &bits, 4); return x; }
 static inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
 static inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float normcdff(float a) { return (float)(0.5 * erfc(-0.70710678118654752 * a)); }
 static inline double normcdf(double a) { return 0.5 * erfc(-0.70710678118654752 * a); }
 
