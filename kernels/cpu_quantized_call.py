@@ -31,10 +31,9 @@ from crossdock.kernels.ops_quantized import (
     OUT_ZERO,
     PLAIN,
     SCALE,
-    ZERO_A,
-    ZERO_B,
     ends,
     operand,
+    zeros_of,
 )
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
@@ -45,11 +44,6 @@ GRAIN_OPS, GRAIN_TILE_OPS = 1e7, 4e7
 """Operations that are worth handing to another thread; tile registers do them faster."""
 
 Made = Callable[[], Array]
-
-
-def zeros_of(call: OpCall) -> tuple[int, int]:
-    """Where the zero points of the two factors stand."""
-    return (ZERO_A, ZERO_B) if call.op in PLAIN else (2, 3)
 
 
 When = Callable[[OpCall, DeviceInfo], str | None]
@@ -81,7 +75,7 @@ def offer(op: str, when: When, lower: Callable[[OpCall, int, Unit], Lowered]) ->
 
 def common_obstacle(call: OpCall) -> str | None:
     """Why a product of bytes cannot take an op's operands, or None."""
-    left, right = zeros_of(call)
+    left, right = zeros_of(call.op)
     if 1 not in call.constants:
         return Refusal("the weights are no constant", Cause.DTYPE)
     if operand(call, right) is not None and right not in call.constants:
@@ -100,7 +94,7 @@ class Weights:
 
     @property
     def _zero(self) -> Array:
-        zero = self.call.constants.get(zeros_of(self.call)[1])
+        zero = self.call.constants.get(zeros_of(self.call.op)[1])
         return np.zeros((), np.int16) if zero is None else zero.astype(np.int16)
 
     def count(self) -> int:
@@ -152,7 +146,7 @@ class Operands:
             -3 if call.outputs[0].rank == 4 and "strides" in call.attrs else -1
         ]
         self.pack("sums", sums, TensorSpec("int32", (channels,)))
-        left = zeros_of(call)[0]
+        left = zeros_of(call.op)[0]
         if operand(call, left) is None:
             self.pack("zero", lambda: np.zeros(1, np.uint8))
         else:

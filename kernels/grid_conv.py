@@ -131,12 +131,8 @@ def _fits_implicit(call: OpCall, device: DeviceInfo) -> str | None:
     return Refusal(f"more than {MAX_ROWS} groups", Cause.SIZE) if conv.groups > MAX_ROWS else None
 
 
-@kernel("grid.conv2d.implicit", "conv2d", KINDS, when=_fits_implicit, rank=20)
-def lower_implicit(call: OpCall, device: DeviceInfo) -> Lowered:
-    """At most a padding step and a filter's rearrangement, then one product."""
-    conv, parts = Convolution.of(call), Assembly(call, device)
-    weights = filter_rows(parts)
-    slot, bounds, origin = padded_image(parts, conv)
+def window_of(conv: Convolution, bounds: tuple[int, int], origin: tuple[int, int]) -> Window:
+    """The implicit product over an image of ``bounds``; see ``Window``."""
     _, channels, *_ = conv.image
     per_in, per_out = conv.per_group
     x = Lattice.of(channels, *bounds, conv.layout)
@@ -145,8 +141,7 @@ def lower_implicit(call: OpCall, device: DeviceInfo) -> Lowered:
         a.reshape(-1) for a in np.meshgrid(*map(np.arange, (per_in, *conv.window)), indexing="ij")
     )
     down, right = ky * conv.dilations[0], kx * conv.dilations[1]
-    taps = Taps(c * x.c + down * x.h + right * x.w, down, right)
-    window = Window(
+    return Window(
         m=per_out,
         groups=conv.groups,
         images=conv.image[0],
@@ -154,7 +149,7 @@ def lower_implicit(call: OpCall, device: DeviceInfo) -> Lowered:
         steps=conv.steps,
         origin=origin,
         bounds=bounds,
-        taps=taps,
+        taps=Taps(c * x.c + down * x.h + right * x.w, down, right),
         x=x,
         x_group=per_in * x.c,
         y=y,
@@ -162,13 +157,22 @@ def lower_implicit(call: OpCall, device: DeviceInfo) -> Lowered:
         y_offset=0,
         dtype=conv.dtype,
     )
+
+
+@kernel("grid.conv2d.implicit", "conv2d", KINDS, when=_fits_implicit, rank=20)
+def lower_implicit(call: OpCall, device: DeviceInfo) -> Lowered:
+    """At most a padding step and a filter's rearrangement, then one product."""
+    conv, parts = Convolution.of(call), Assembly(call, device)
+    weights = filter_rows(parts)
+    slot, bounds, origin = padded_image(parts, conv)
+    window = window_of(conv, bounds, origin)
     parts.steps.append(
         implicit(
             window,
             device,
             x=slot,
             weights=weights,
-            table=parts.table(taps),
+            table=parts.table(window.taps),
             bias=bias_of(call),
             checked=slot == In(0) and any(conv.padding),
         )

@@ -31,10 +31,10 @@ from crossdock.kernels.grid_common import (
     operand,
 )
 from crossdock.kernels.grid_quantized_ending import Ending, ending
-from crossdock.kernels.grid_quantized_product import flip
+from crossdock.kernels.grid_quantized_product import flip, signed_zero
 from crossdock.kernels.grid_tile import Parts, choose
 from crossdock.kernels.grid_window import Assembly
-from crossdock.kernels.ops_quantized import MATMUL, PLAIN, ZERO_A, ZERO_B
+from crossdock.kernels.ops_quantized import MATMUL, PLAIN, zeros_of
 from crossdock.kernels.refusal import Cause, Refusal
 from crossdock.kernels.spec import OpCall
 from crossdock.kernels.table import kernel
@@ -80,7 +80,7 @@ _ROWS_OF_B = r"""
         }
 """
 
-_FLOATS_OF_A = r"""
+FLOATS_OF_A = r"""
         for (i32 m = 0; m < rows; ++m) {
             CONSTANT A *from = a + (m0 + m) * lda + k0;
 #if ZERO_A_VARIES
@@ -92,6 +92,7 @@ _FLOATS_OF_A = r"""
 #endif
         }
 """
+"""Reads a tile of a left factor of bytes, whose rows are dense, on a processor."""
 
 _FLOATS_OF_B = r"""
         for (i32 k = 0; k < depth; ++k) {
@@ -159,12 +160,11 @@ class Bytes:
         """Read an op instance: batch dimensions along which the right factor stays are rows."""
         a, b = operand(call, 0), operand(call, 1)
         *batch, m, n = call.outputs[0].dims
-        places = (ZERO_A, ZERO_B) if call.op in PLAIN else (2, 3)
         rows = (*batch, m)
         first, second = (broadcast_strides(s.dims, (*batch, *s.dims[-2:])) for s in (a, b))
         zeros: list[Zero | None] = []
         steps = [first[:-1], (*second[:-2], 0)]
-        for at, factor in zip(places, (a, b), strict=True):
+        for at, factor in zip(zeros_of(call.op), (a, b), strict=True):
             if not has(call, at):
                 zeros.append(None)
                 steps.append((0,) * len(rows))
@@ -248,12 +248,6 @@ class Bytes:
         )
 
 
-def signed_zero(pointer: str | None, dtype: str) -> str:
-    """A zero point in signed bytes as C text, "" where it is 0."""
-    shift = " - 128" if dtype == "uint8" else ""
-    return f"({pointer}{shift})" if pointer else "(-128)" if shift else ""
-
-
 def packed(weights: Array) -> Array:
     """Weights [..., k, n] in words [..., ceil(k / 4), n] of four signed bytes along k."""
     signed = weights if weights.dtype == np.int8 else (weights ^ np.uint8(128)).view(np.int8)
@@ -313,7 +307,7 @@ def _on_processor(call: OpCall, device: DeviceInfo) -> GridLaunch:
     tile = choose(grid_panels.fitting(device), *sizes, device)
     assert tile.tk <= FLOAT_TERMS
     left, right = given.zeros
-    parts = Parts(given.params(), given.setup(), _FLOATS_OF_A, _FLOATS_OF_B, _STORE)
+    parts = Parts(given.params(), given.setup(), FLOATS_OF_A, _FLOATS_OF_B, _STORE)
     defines = define(
         ZERO_A_VARIES=int(bool(left and left.strides[1])),
         ZERO_B_VARIES=int(bool(right and right.strides[1])),

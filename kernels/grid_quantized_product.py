@@ -151,6 +151,12 @@ def flip(dtype: str) -> str:
     return "0x80u" if dtype == "uint8" else "0u"
 
 
+def signed_zero(pointer: str | None, dtype: str) -> str:
+    """A zero point in signed bytes as C text, "" where it is 0."""
+    shift = " - 128" if dtype == "uint8" else ""
+    return f"({pointer}{shift})" if pointer else "(-128)" if shift else ""
+
+
 def product(
     tile: Tile,
     parts: Parts,

@@ -23,6 +23,7 @@ from crossdock.devices.program import (
     Out,
     Pack,
     Packed,
+    Scalar,
     Scratch,
     Slot,
     Step,
@@ -36,13 +37,13 @@ from crossdock.kernels.spec import OpCall
 from crossdock.runtime.tensor import Array, TensorSpec
 
 _PARAMS = (
-    "CONSTANT T *RESTRICT x, CONSTANT T *RESTRICT a, CONSTANT i32 *RESTRICT taps, @BIAS@ "
-    "GLOBAL T *RESTRICT y, i32 M, i32 N, i32 K, i32 lda, i32 out_h, i32 out_w, "
+    "CONSTANT @X@ *RESTRICT x, CONSTANT @A@ *RESTRICT a, CONSTANT i32 *RESTRICT taps, @BETWEEN@ "
+    "GLOBAL @Y@ *RESTRICT y, i32 M, i32 N, i32 K, i32 lda, i32 out_h, i32 out_w, "
     "i32 step_h, i32 step_w, i32 top, i32 left_pad, i32 in_h, i32 in_w, "
     "i32 xg, i32 xn, i32 xh, i32 xw, i32 yg, i32 yn, i32 ym, i32 yh, i32 yw, i32 yo"
 )
 
-_SETUP = r"""
+SETUP = r"""
 #define COLUMN(j) (quad + j * (TN / 4))
 #define PLACE(j) \
     const i32 c##j = n0 + COLUMN(j), q##j = c##j < N ? c##j : N - 1; \
@@ -78,7 +79,7 @@ _FILL_B = r"""
         }
 """
 
-_SETUP_PANELS = r"""
+SETUP_PANELS = r"""
 #define ONE_OF_8(s, p, n, index) { const i32 l = n; v.s = T_LOAD(p, index); }
 #define EACH8(p, index) \
     ONE_OF_8(s0, p, 0, index) ONE_OF_8(s1, p, 1, index) ONE_OF_8(s2, p, 2, index) \
@@ -100,7 +101,7 @@ _SETUP_PANELS = r"""
     y += z * yg + yo;
 """
 
-_FILL_B_PANELS = r"""
+FILL_B_PANELS = r"""
         for (i32 k = 0; k < depth; ++k) {
             CONSTANT T *from = x + taps[k0 + k];
             for (i32 g = 0; g * 8 < columns; ++g) {
@@ -117,23 +118,30 @@ _FILL_B_PANELS = r"""
         }
 """
 
-_STORE = r"""
+STORE = r"""
                 const i32 size = out_h * out_w, whole = n / size, at = n - whole * size;
                 const i32 row = whole * yn + m * ym;
                 if (yh == out_w * yw && at + left <= size) {
                     STORE_LOOP for (i32 l = 0; l < W; ++l)
-                        if (l < left) T_STORE(y, row + (at + l) * yw, sum[l] BIAS);
+                        if (l < left) PUT(row + (at + l) * yw, sum[l]);
                 } else {
                     i32 down = at / out_w, right = at - down * out_w, image = whole;
                     STORE_LOOP for (i32 l = 0; l < W; ++l) {
                         if (l < left)
-                            T_STORE(y, image * yn + m * ym + down * yh + right * yw, sum[l] BIAS);
+                            PUT(image * yn + m * ym + down * yh + right * yw, sum[l]);
                         right += 1;
                         if (right == out_w) { right = 0; down += 1; }
                         if (down == out_h) { down = 0; image += 1; }
                     }
                 }
 """
+"""Writes results by ``PUT(at, sum)``."""
+
+
+def params(between: str, x: str = "T", a: str = "T", y: str = "T") -> str:
+    """Kernel parameters, with the element types of image, weights and result."""
+    text = _PARAMS.replace("@BETWEEN@", between)
+    return text.replace("@X@", x).replace("@A@", a).replace("@Y@", y)
 
 
 @dataclass(frozen=True)
@@ -197,6 +205,20 @@ class Window:
     y_offset: int
     dtype: str
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Rows, columns and batch of the product."""
+        return self.m, self.images * self.out[0] * self.out[1], self.groups
+
+    def numbers(self) -> tuple[Scalar, ...]:
+        """The kernel's arguments after the buffers."""
+        k = self.taps.count
+        return i32(
+            self.m, self.sizes[1], k, k, *self.out, *self.steps, -self.origin[0], -self.origin[1],
+            *self.bounds, self.x_group, self.x.n, self.x.h, self.x.w, self.y_group,
+            self.y.n, self.y.c, self.y.h, self.y.w, self.y_offset,
+        )  # fmt: skip
+
 
 def implicit(
     window: Window,
@@ -210,28 +232,21 @@ def implicit(
     checked: bool,
 ) -> GridLaunch:
     """The launch; ``weights`` are dense [groups * m, taps], ``table`` is ``Taps.table()``."""
-    n = window.images * window.out[0] * window.out[1]
-    k = window.taps.count
-    params = _PARAMS.replace("@BIAS@", "CONSTANT T *RESTRICT bias," if bias else "")
     slots: tuple[Argument, ...] = (x, weights, table, *((bias,) if bias else ()), y)
-    numbers = i32(
-        window.m, n, k, k, *window.out, *window.steps, -window.origin[0], -window.origin[1],
-        *window.bounds, window.x_group, window.x.n, window.x.h, window.x.w, window.y_group,
-        window.y.n, window.y.c, window.y.h, window.y.w, window.y_offset,
-    )  # fmt: skip
-    added = "+ T_LOAD(bias, z * M + m)" if bias else ""
-    sizes = (window.m, n, window.groups)
-    args, dtype = (*slots, *numbers), window.dtype
-    defines = define(CHECKED=int(checked), BIAS=added)
+    given = params("CONSTANT T *RESTRICT bias," if bias else "")
+    put = "T_STORE(y, at, sum + T_LOAD(bias, z * M + m))" if bias else "T_STORE(y, at, sum)"
+    sizes, k = window.sizes, window.taps.count
+    args, dtype = (*slots, *window.numbers()), window.dtype
+    defines = (*define(CHECKED=int(checked)), ("PUT(at, sum)", put))
     if on_cpu(device):
         assert not checked
-        parts = Parts(params, _SETUP_PANELS, grid_panels.ROWS_OF_A, _FILL_B_PANELS, _STORE)
+        parts = Parts(given, SETUP_PANELS, grid_panels.ROWS_OF_A, FILL_B_PANELS, STORE)
 
         def panels(tile: Tile) -> GridLaunch:
             return grid_panels.product(tile, parts, sizes, args, dtype, defines=defines)
 
         return launched(grid_panels.fitting(device), sizes, k, device, panels)
-    parts = Parts(params, _SETUP, grid_product.ROWS_OF_A, _FILL_B, _STORE)
+    parts = Parts(given, SETUP, grid_product.ROWS_OF_A, _FILL_B, STORE)
     aligned = (k % 4 == 0, False)
 
     def tiled(tile: Tile) -> GridLaunch:

@@ -40,6 +40,11 @@ def channel_axis(op: str, attrs: Attrs) -> int:
     return -3 if op == CONV and attrs["input_layout"] == "nchw" else -1
 
 
+def zeros_of(op: str) -> tuple[int, int]:
+    """Where the zero points of the two factors stand, of a quantised product or an exact one."""
+    return (ZERO_A, ZERO_B) if op in PLAIN else (2, 3)
+
+
 def _product_attrs(attrs: Attrs) -> dict[str, Any]:
     return {k: v for k, v in attrs.items() if k not in BOUNDS}
 
