@@ -8,7 +8,7 @@ point, padded, in 16 bits.
 from __future__ import annotations
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.program import Argument, GridLaunch, In, Lowered, Out, Slot
+from crossdock.devices.program import Argument, In, Lowered, Out, Slot
 from crossdock.kernels import grid_panels, grid_quantized_product
 from crossdock.kernels.grid_common import (
     KINDS,
@@ -24,8 +24,9 @@ from crossdock.kernels.grid_common import (
 )
 from crossdock.kernels.grid_conv import Convolution, filter_rows, window_of
 from crossdock.kernels.grid_quantized_ending import ending
-from crossdock.kernels.grid_quantized_matmul import FLOAT_TERMS, FLOATS_OF_A
+from crossdock.kernels.grid_quantized_matmul import FLOATS_OF_A
 from crossdock.kernels.grid_quantized_product import flip, signed_zero
+from crossdock.kernels.grid_quantized_words import FLOAT_TERMS
 from crossdock.kernels.grid_tile import Parts, choose
 from crossdock.kernels.grid_window import (
     FILL_B_PANELS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from crossdock.devices.base import DeviceInfo
 from crossdock.devices.program import Argument, In, Lowered, Out
-from crossdock.kernels.grid_common import KINDS, define, i32, launch, obstacle, on_cpu, operand
+from crossdock.kernels.grid_common import KINDS, define, i32, launch, obstacle, on_cpu
 from crossdock.kernels.grid_conv import Convolution, filter_rows
 from crossdock.kernels.grid_quantized_conv import (
     centred_image,

@@ -32,6 +32,7 @@ from crossdock.kernels.grid_common import (
 )
 from crossdock.kernels.grid_quantized_ending import Ending, ending
 from crossdock.kernels.grid_quantized_product import flip, signed_zero
+from crossdock.kernels.grid_quantized_words import FLOAT_TERMS
 from crossdock.kernels.grid_tile import Parts, choose
 from crossdock.kernels.grid_window import Assembly
 from crossdock.kernels.ops_quantized import MATMUL, PLAIN, zeros_of
@@ -43,8 +44,6 @@ from crossdock.runtime.tensor import Array, TensorSpec
 USUAL_BATCH_DIMS = 3
 """Batch dimensions that every text takes; more of them, where they do not join, take a text of
 their own."""
-FLOAT_TERMS = 2**24 // 255**2
-"""Products of bytes less their zero points whose sum is exact in float32."""
 BLOCK = 64
 """Work items of a group where each makes a result."""
 
@@ -261,9 +260,7 @@ def packed(weights: Array) -> Array:
 
 def _on_card(call: OpCall, device: DeviceInfo) -> Lowered:
     parts, given = Assembly(call, device), Bytes.of(call)
-    tile = choose(
-        grid_quantized_product.fitting(device), given.m, given.n, given.batch, device
-    )
+    tile = choose(grid_quantized_product.fitting(device), given.m, given.n, given.batch, device)
     right: Slot = In(1)
     known = call.constants.get(1)
     words = known is not None and math.prod(known.shape[:-2]) == 1
@@ -358,6 +355,4 @@ for _op in (MATMUL, PLAIN[MATMUL]):
         count = call.outputs[0].size
         defines = (*given.types(call), *given.zero_of_each())
         args = (*given.arguments(In(1)), *i32(count))
-        return Lowered(
-            (launch(given.end.text + text, "each", args, (count,), (BLOCK,), defines),)
-        )
+        return Lowered((launch(given.end.text + text, "each", args, (count,), (BLOCK,), defines),))

@@ -184,6 +184,4 @@ def product(
     block = (tile.tn // tile.rn, tile.tm // tile.rm, 1)
     items = (-(-n // tile.tn) * block[0], -(-m // tile.tm) * block[1], batch)
     text = head + _HEAD + parts.into(_KERNEL)
-    return launch(
-        text, "product", args, items, block, (*known, *accessors(dtype, "A"), *defines)
-    )
+    return launch(text, "product", args, items, block, (*known, *accessors(dtype, "A"), *defines))
