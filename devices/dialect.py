@@ -32,9 +32,9 @@ with NVRTC, which gets no include path. What the names mean:
   does; these three evaluate their arguments more than once. Integers have ``X_NEG`` and ``X_IABS``
   (the least number stays), ``X_IDIV`` (truncates) and ``X_IMOD`` (Python's sign); dividing by zero
   gives 0 instead of a trap. Signed integers must not overflow: what wraps is computed unsigned.
-* ``FMA(a, b, c)``: fused where that is fast; ``X_MUL(a, b)`` is never, and rounds a float product
-  by itself. ``AS_U32(x) AS_F32(u)`` move bits. ``DOT4(a, b, c)`` is the i32 ``c`` plus the products
-  of the four signed bytes of two u32; it wraps.
+* ``FMA(a, b, c)``: fused where that is fast; the float ``X_MUL(a, b)`` never is part of one.
+  ``AS_U32(x) AS_F32(u)`` move bits. ``DOT4(a, b, c)`` is the i32 ``c`` plus the products of the
+  four signed bytes of two u32; it wraps.
   ``UNROLL`` before a loop; ``UNROLL_N(4)``; ``VECTORIZE(16)`` before one whose rounds may be lanes;
   ``INTERLEAVE(16, 4)`` where so many vectors are to be in flight, too.
   ``INFINITY`` and ``NAN`` are float.
@@ -65,12 +65,11 @@ typedef float f32;
 typedef double f64;
 #endif
 #ifndef DOT4
-DEVICE i32 x_dot4(u32 a, u32 b, i32 c) {
-    const i32 low = (i8)a * (i8)b + (i8)(a >> 8) * (i8)(b >> 8);
-    const i32 high = (i8)(a >> 16) * (i8)(b >> 16) + (i8)(a >> 24) * (i8)(b >> 24);
-    return (i32)((u32)c + (u32)(low + high));
+#define X_BYTES(a, b, l) ((i8)((a) >> (l)) * (i8)((b) >> (l)))
+DEVICE i32 DOT4(u32 a, u32 b, i32 c) {
+    const i32 sum = X_BYTES(a, b, 0) + X_BYTES(a, b, 8) + X_BYTES(a, b, 16) + X_BYTES(a, b, 24);
+    return (i32)((u32)c + (u32)sum);
 }
-#define DOT4(a, b, c) x_dot4((a), (b), (c))
 #endif
 #define X_MIN(a, b) (((a) < (b) || (a) != (a)) ? (a) : (b))
 #define X_MAX(a, b) (((a) > (b) || (a) != (a)) ? (a) : (b))
@@ -230,10 +229,7 @@ X_VECTOR(16)
 #pragma OPENCL EXTENSION cl_arm_integer_dot_product_int8 : enable
 #define DOT4(a, b, c) ((i32)((u32)(c) + (u32)arm_dot(as_char4(a), as_char4(b))))
 #endif
-DEVICE float X_MUL(float a, float b) {
-#pragma OPENCL FP_CONTRACT OFF
-    return a * b;
-}
+DEVICE float X_MUL(float a, float b) { return a * b; } // contracted in one expression alone
 #define FMA4 FMA
 #define FMA8 FMA
 #define FMA16 FMA

@@ -7,7 +7,7 @@ of neighbours, over an image that has been centred and padded before.
 from __future__ import annotations
 
 from crossdock.devices.base import DeviceInfo
-from crossdock.devices.program import Argument, In, Lowered, Out
+from crossdock.devices.program import Argument, In, Lowered, Out, Slot
 from crossdock.kernels.grid_common import KINDS, define, i32, launch, obstacle, on_cpu
 from crossdock.kernels.grid_conv import Convolution, filter_rows
 from crossdock.kernels.grid_quantized_conv import (
@@ -26,7 +26,7 @@ from crossdock.kernels.table import kernel
 
 _PARAMS = (
     "CONSTANT @X@ *RESTRICT x, CONSTANT A *RESTRICT weights, @BETWEEN@ GLOBAL Y *RESTRICT y, "
-    "i32 count, i32 outputs, i32 per_in, i32 per_out, i32 out_h, i32 out_w, i32 window_h, "
+    "i32 many, i32 outputs, i32 per_in, i32 per_out, i32 out_h, i32 out_w, i32 window_h, "
     "i32 window_w, i32 step_h, i32 step_w, i32 dilation_h, i32 dilation_w, i32 top, i32 left, "
     "i32 in_h, i32 in_w, i32 xn, i32 xc, i32 xh, i32 xw, i32 yn, i32 yc, i32 yh, i32 yw"
 )
@@ -35,7 +35,7 @@ _EACH = r"""
 KERNEL void each(@PARAMS@)
 {
     const i32 at = GLOBAL_ID(0);
-    if (at < count) {
+    if (at < many) {
         const i32 rows = at / out_w, w = at - rows * out_w;
         const i32 planes = rows / out_h, h = rows - planes * out_h;
         const i32 n = planes / outputs, c = planes - n * outputs;
@@ -63,8 +63,8 @@ _ROWS = r"""
 KERNEL BLOCK_SIZE(1, 1, 1)
 void depthwise(@PARAMS@)
 {
-    const i32 z = GROUP_ID(1), first = GROUP_ID(0) * PER;
-    const i32 last = first + PER < out_h ? first + PER : out_h;
+    const i32 z = GROUP_ID(1), first = GROUP_ID(0) * many;
+    const i32 last = first + many < out_h ? first + many : out_h;
     const i32 n = z / outputs, c = z - n * outputs, weight_zero = ZERO_A(c);
     CONSTANT i16 *from = x + n * xn + c / per_out * xc;
     CONSTANT A *taps = weights + c * window_h * window_w;
@@ -103,7 +103,8 @@ MOST_TAPS = 2**31 // 255**2
 def _lowered(call: OpCall, device: DeviceInfo, *, rows: bool) -> Lowered:
     conv, parts, end = Convolution.of(call), Assembly(call, device), ending(call)
     weights = filter_rows(parts)
-    slot, bounds, origin = In(0), conv.image[2:], (-conv.padding[0], -conv.padding[2])
+    slot: Slot = In(0)
+    bounds, origin = conv.image[2:], (-conv.padding[0], -conv.padding[2])
     between, zeros = zero_params(call), zero_slots(call)
     zero, apart = filter_zero(call)
     if rows:
@@ -114,24 +115,25 @@ def _lowered(call: OpCall, device: DeviceInfo, *, rows: bool) -> Lowered:
     y = Lattice.of(*conv.result[1:], conv.layout)
     n, outputs, oh, ow = conv.result
     count = call.outputs[0].size
+    per = max(1, min(oh, n * outputs * oh // (8 * max(1, device.compute_units))))
     numbers = i32(
-        count, outputs, *conv.per_group, oh, ow, *conv.window, *conv.steps, *conv.dilations,
-        -origin[0], -origin[1], *bounds, x.n, x.c, x.h, x.w, y.n, y.c, y.h, y.w,
+        per if rows else count, outputs, *conv.per_group, oh, ow, *conv.window, *conv.steps,
+        *conv.dilations, -origin[0], -origin[1], *bounds, x.n, x.c, x.h, x.w, y.n, y.c, y.h, y.w,
     )  # fmt: skip
     args: tuple[Argument, ...] = (slot, weights, *zeros, *end.args, Out(0), *numbers)
-    text = (_ROWS if rows else _EACH).replace("@PARAMS@", _PARAMS)
+    text = end.text + (_ROWS if rows else _EACH).replace("@PARAMS@", _PARAMS)
     text = text.replace("@X@", "i16" if rows else "X").replace("@BETWEEN@", between + end.params)
     known = (*types(call), ("ZERO_A(c)", f"v[{apart} * (c)]" if zero else "0"))
-    if not rows:
-        step = launch(end.text + text, "each", args, (count,), (BLOCK,), known)
-    else:
-        per = max(1, min(oh, n * outputs * oh // (8 * max(1, device.compute_units))))
+    if rows:
         known += define(
-            PER=per, RUN=RUN, APART_IN="1" if conv.steps[1] * x.w == 1 else "(step_w * xw)",
+            RUN=RUN,
+            APART_IN="1" if conv.steps[1] * x.w == 1 else "(step_w * xw)",
             APART_OUT="1" if y.w == 1 else "yw",
-        )  # fmt: skip
+        )
         items = (-(-oh // per), n * outputs)
-        step = launch(end.text + text, "depthwise", args, items, (1, 1), known)
+        step = launch(text, "depthwise", args, items, (1, 1), known)
+    else:
+        step = launch(text, "each", args, (count,), (BLOCK,), known)
     parts.steps.append(step)
     return parts.lowered()
 

@@ -51,7 +51,7 @@ def ending(call: OpCall) -> Ending:
         low, high = ends(*(call.attrs[name] for name in BOUNDS))
         params += ["float low", "float high"]
         names += ["low", "high"]
-        args += f32(low, high)
+        args += f32(float(low), float(high))
     result = C_TYPES[call.outputs[0].dtype]
     head = f"DEVICE {result} finished({', '.join(['i32 total', 'i32 c', *params])})"
     body = "".join(f"    {line}\n" for line in lines)

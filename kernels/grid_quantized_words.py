@@ -166,9 +166,11 @@ class Words:
 
 @dataclass(frozen=True)
 class Form:
-    """How an op's rows lie: parameters, and statements that set ``place`` of row ``m`` in the left
-    factor and ``to`` of its result; ``at`` is where word ``k`` lies from there, ``apart`` how far
-    apart its results are, as C expressions.
+    """How the rows of an op lie, in C.
+
+    ``place`` and ``to`` are statements that set where row ``m`` of the left factor and of the
+    result begins; ``at`` is where its word ``k`` lies from there, ``apart`` how far apart its
+    results are.
     """
 
     params: str
