@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 
 from crossdock.devices.base import Cap, Device
-from crossdock.devices.dialect import CUDA_HEADER, assemble
+from crossdock.devices.dialect import CUDA_HEADER, OPENCL_HEADER, assemble
 from crossdock.devices.program import GridLaunch, In, Out
 from crossdock.kernels.expression import BITWISE, FUNCTIONS
 from tests import nvrtc
@@ -149,6 +150,62 @@ def test_integers_never_trap(device: Device, dtype: str) -> None:
     assert np.array_equal(y[1], mod.astype(dtype))
     assert np.array_equal(y[2], np.minimum(a, b))
     assert np.array_equal(y[3], np.maximum(a, b))
+
+
+DOTS = """
+KERNEL void f(CONSTANT u32 *a, CONSTANT u32 *b, CONSTANT i32 *c, GLOBAL i32 *y)
+{
+    const i32 i = GLOBAL_ID(0);
+    y[i] = DOT4(a[i], b[i], c[i]);
+}
+"""
+
+
+@pytest.mark.needs(Cap.GRID)
+def test_dots_are_of_signed_bytes_and_wrap(device: Device) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 2**32, 256, np.uint32) for _ in range(2))
+    a[:2], b[:2] = 0x80808080, 0x80808080
+    c = rng.integers(-(2**31), 2**31, 256, np.int64).astype(np.int32)
+    c[0] = 2**31 - 1
+    step = GridLaunch(DOTS, "f", (In(0), In(1), In(2), Out(0)), (256,), (64,))
+    (y,) = run(device, step, np.empty_like(c), a=a, b=b, c=c)
+    products = a.view(np.int8).astype(np.int64) * b.view(np.int8)
+    assert np.array_equal(y, (products.reshape(-1, 4).sum(1) + c).astype(np.int32))
+
+
+ARM = """
+#define cl_arm_integer_dot_product_int8 1
+int __attribute__((overloadable)) arm_dot(char4 a, char4 b) { return a.x + 2 * b.w; }
+"""
+
+
+@pytest.mark.needs(Cap.GRID)
+def test_a_dot_is_the_device_s_where_it_has_one(device: Device) -> None:
+    """A stand-in that is no dot shows that it is asked, and how."""
+    cl = pytest.importorskip("pyopencl")
+    context = getattr(device, "context", None)
+    if context is None:
+        pytest.skip("not OpenCL")
+    a, b, c = np.array([0x010203FD, 0x04000000, 5], np.uint32)
+    y = np.zeros(1, np.int32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", cl.CompilerWarning)
+        text = ARM + assemble(OPENCL_HEADER, (), DOTS)
+        program = cl.Program(context, text).build(["-cl-std=CL1.2"])
+    flags = cl.mem_flags.USE_HOST_PTR
+    given = [cl.Buffer(context, flags, hostbuf=np.array([v])) for v in (a, b, c)]
+    queue, out = cl.CommandQueue(context), cl.Buffer(context, cl.mem_flags.READ_WRITE, 4)
+    program.f(queue, (1,), (1,), *given, out)
+    cl.enqueue_copy(queue, y, out).wait()
+    assert y[0] == -3 + 2 * 4 + 5
+
+
+@pytest.mark.skipif(nvrtc.library() is None, reason=nvrtc.ABSENT)
+@pytest.mark.parametrize("arch", ["sm_70", "sm_100"])
+def test_a_dot_is_an_instruction_on_a_card(arch: str) -> None:
+    text = f"#ifndef DOT4\n#error a function\n#endif\n{DOTS}"
+    assert nvrtc.compile_text(assemble(CUDA_HEADER, (), text), arch)
 
 
 @pytest.mark.skipif(nvrtc.library() is None, reason=nvrtc.ABSENT)

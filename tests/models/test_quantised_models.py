@@ -16,6 +16,8 @@ ort = pytest.importorskip("onnxruntime", reason="its tools quantise the models")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402 - after the skip
 
+from tests.kernels.grid_run import opencl_ids, opened  # noqa: E402
+
 SIZE, CLASSES = 20, 10
 LAST = 2.0
 """Steps of the last scale between answers: one of the last rounding, one of all before it."""
@@ -101,10 +103,14 @@ def meaning(model: bytes, given: dict[str, Any]) -> Any:
     return want
 
 
-def run(model: bytes, given: dict[str, Any]) -> tuple[Any, set[str]]:
-    with xd.compile(xd.load(model), "cpu:0", measure=False) as session:
+def run(model: bytes, given: dict[str, Any], device: str = "cpu:0") -> tuple[Any, set[str]]:
+    """The answer and the ops, all of them on one device by kernels of their own."""
+    with xd.compile(xd.load(model), device, measure=False) as session:
         (got,) = session.run(given).values()
-        return got, {step.op for step in session.plan.launches()}
+        steps = session.plan.launches()
+        assert {step.device for step in steps} == {device}
+        assert "emulated" not in {step.kernel for step in steps}
+        return got, {step.op for step in steps}
 
 
 def static(
@@ -166,6 +172,38 @@ def test_static(name: str, form: str, types: tuple[str, str], tmp_path: Path) ->
             assert np.abs(got - want).max() <= LAST * last_step(quantised) * (1 + 1e-5)
             assert np.abs(want).max() > 20 * last_step(quantised)
         assert expected <= ops
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+@pytest.mark.parametrize("device", opencl_ids())
+def test_static_on_opencl(device: str, form: str, tmp_path: Path) -> None:
+    opened(device)
+    model = picture_model()
+    given = feeds(model, 5)
+    quantised = static(model, tmp_path, form, TYPES[0])
+    got, ops = run(quantised, given, device)
+    assert {"quantized_conv2d", "quantized_matmul"} <= ops
+    np.testing.assert_array_equal(got, run(quantised, given)[0])
+    assert np.abs(got).max() > 20 * last_step(quantised)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("device", opencl_ids())
+def test_dynamic_on_opencl(device: str, tmp_path: Path) -> None:
+    from onnxruntime import quantization as tools
+
+    opened(device)
+    model = rows_model()
+    plain, made = tmp_path / "plain.onnx", tmp_path / "made.onnx"
+    onnx.save(model, plain)
+    tools.quantize_dynamic(str(plain), str(made), weight_type=tools.QuantType.QInt8)
+    given, quantised = feeds(model, 5), made.read_bytes()
+    got, ops = run(quantised, given, device)
+    assert "quantized_matmul" in ops
+    want = meaning(quantised, given)
+    error = np.abs(want - answer(model.SerializeToString(), given)).max()
+    assert np.abs(got - want).max() <= 0.1 * error
 
 
 @pytest.mark.filterwarnings("ignore")
