@@ -38,7 +38,8 @@ UNKNOWN_SECONDS = 1e-3
 
 OP_CLASSES = {
     "matmul": "gemm", "gemm": "gemm", "conv2d": "gemm", "conv_transpose2d": "gemm",
-    "fused_conv2d": "gemm", "fused_matmul": "gemm",
+    "fused_conv2d": "gemm", "fused_matmul": "gemm", "conv_integer": "gemm",
+    "matmul_integer": "gemm", "quantized_conv2d": "gemm", "quantized_matmul": "gemm",
 }  # fmt: skip
 
 

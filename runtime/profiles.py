@@ -33,8 +33,14 @@ def peers(machine: Machine) -> dict[tuple[str, str], str]:
 
 
 def device_rates(rates: Rates, nbytes: float = TYPICAL_BYTES) -> DeviceRates:
-    """A profile's rates as a roofline; dtypes not probed get the elementwise rate of float32."""
+    """A profile's rates as a roofline; dtypes not probed get the elementwise rate of float32.
+
+    Products of bytes get that of products of float32, which none of them is slower than.
+    """
     flops = rates.flops_by_class()
+    if "gemm:float32" in flops:
+        for dtype in ("int8", "uint8"):
+            flops.setdefault(f"gemm:{dtype}", flops["gemm:float32"])
     fallback = flops.get("elementwise:float32") or max(flops.values(), default=0.0)
     if fallback > 0:
         flops.setdefault("*", fallback)

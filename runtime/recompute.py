@@ -117,7 +117,9 @@ def _tolerance(
     of the two largest operands.
     """
     sizes = sorted((largest(a) for a in operands if a.size), reverse=True)
-    product = costing.OP_CLASSES.get(call.op) == "gemm" and len(sizes) > 1
+    first = call.inputs[0]
+    real = first is not None and first.dtype in FLOATS
+    product = real and costing.OP_CLASSES.get(call.op) == "gemm" and len(sizes) > 1
     magnitude = max([largest(want), *sizes, sizes[0] * sizes[1] if product else 0.0])
     longest = max((d for s in call.inputs if s is not None for d in s.dims), default=1)
     terms = costing.op_work(call).flops / max(1, 2 * want.size)

@@ -276,9 +276,14 @@ _SHAPES: dict[str, Callable[[OpCall], Shape]] = {
     "moded": _moded,
 }
 _FAMILY = {
-    **dict.fromkeys(("conv2d", "fused_conv2d", "conv_transpose2d", "conv_integer"), "conv"),
+    **dict.fromkeys(
+        ("conv2d", "fused_conv2d", "conv_transpose2d", "conv_integer", "quantized_conv2d"), "conv"
+    ),
     **dict.fromkeys(("max_pool2d", "average_pool2d", "l2_pool2d"), "pool"),
-    **dict.fromkeys(("matmul", "fused_matmul", "gemm", "linear"), "product"),
+    **dict.fromkeys(
+        ("matmul", "fused_matmul", "gemm", "linear", "matmul_integer", "quantized_matmul"),
+        "product",
+    ),
     **dict.fromkeys(("pad", "resample2d", "resize"), "moded"),
     "transpose": "turn",
     **dict.fromkeys(("concat", "split"), "join"),

@@ -16,7 +16,9 @@ from crossdock.devices.machine import (
     SizedRate,
     Status,
 )
-from crossdock.runtime import profiles
+from crossdock.runtime import costing, profiles
+from crossdock.runtime.builder import GraphBuilder
+from crossdock.runtime.calls import op_call
 from crossdock.scheduler import CostModel, Source, Work
 
 CPU = cpu.probe().devices[0]
@@ -93,6 +95,16 @@ def test_types_that_were_not_probed_take_the_plainest_rate() -> None:
     only = profiles.device_rates(rates(gemm_float32=1e11))
     assert only.flops["*"] == 1e11
     assert profiles.device_rates(rates()).flops == {}
+
+
+def test_products_of_bytes_take_the_rate_of_products_of_floats() -> None:
+    made = profiles.device_rates(rates(gemm_float32=1e11, elementwise_float32=2e9))
+    b = GraphBuilder("bytes")
+    product = b.matmul_integer(b.input("a", (4, 5), "uint8"), b.input("b", (5, 6), "int8"))
+    graph = b.build({"y": product})
+    work = costing.cost_work(op_call(graph, graph.nodes[0]))
+    assert work.flops == 2 * 4 * 5 * 6
+    assert made.peak(work) == 1e11
 
 
 def test_bandwidth_is_that_of_the_data_in_motion() -> None:
