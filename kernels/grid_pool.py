@@ -276,7 +276,7 @@ _PLAIN_MEANINGS = {
         (
             ("START", "(-INFINITY)"),
             ("FIRST", "(-INFINITY)"),
-            ("NEXT(acc, v, tap)", "((acc >= v) | (acc != acc) ? acc : v)"),
+            ("NEXT(acc, v, tap)", "(((acc >= v) | (acc != acc)) ? acc : v)"),
             ("RESULT(acc, h, w)", "(acc)"),
         )
     ),
