@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from crossdock.devices.base import CommandBuffer, Device, Executable
 from crossdock.devices.choice import Timing
@@ -28,6 +28,12 @@ two.
 """
 WORTH = 1.05
 """How much faster than the first choice, that is taken unmeasured, another one has to be."""
+PAIRS = 3
+"""How often in a row it has to be, sampled by turns with the first choice, before it is kept.
+
+What disturbed the samples of the first choice, and none of the others', does not come by turns.
+These are beyond ``SECONDS``.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,49 +65,66 @@ def tune(device: Device, executables: Iterable[Executable], clock: Clock) -> flo
 
 
 def _choose(device: Device, executable: Executable, count: int, clock: Clock) -> float:
-    timings: list[Timing] = [None] * count
-    seconds: dict[int, float] = {}
+    found = _Contest(device, executable, clock, [None] * count)
     if count > 1:
-        _rounds(device, executable, timings, seconds, clock)
-    index = min(seconds, key=lambda i: seconds[i], default=0)
-    if 0 in seconds and seconds[0] <= WORTH * seconds[index]:
-        index = 0
+        found.rounds()
+    index = found.winner()
     device.take_algorithm(executable, index)
-    device.keep_algorithm(executable, index, timings)
-    return seconds.get(index, math.inf)
+    device.keep_algorithm(executable, index, found.timings)
+    return found.seconds.get(index, math.inf)
 
 
-def _rounds(
-    device: Device,
-    executable: Executable,
-    timings: list[Timing],
-    seconds: dict[int, float],
-    clock: Clock,
-) -> None:
-    """Fill in timings, and seconds by index, until the time is over or one is left."""
-    left, spent = list(range(len(timings))), 0.0
-    commands: dict[int, CommandBuffer] = {}
-    last: DeviceError | None = None
-    for far in FAR:
-        for index in left:
-            if seconds and spent > SECONDS:
+@dataclass
+class _Contest:
+    """Algorithms of a step that are timed: ``seconds`` of those that ran, by index."""
+
+    device: Device
+    executable: Executable
+    clock: Clock
+    timings: list[Timing]
+    seconds: dict[int, float] = field(default_factory=dict)
+    spent: float = 0.0
+    _commands: dict[int, CommandBuffer] = field(default_factory=dict)
+
+    def rounds(self) -> None:
+        """Sample them until the time is over or one is left; raises DeviceError if all fail."""
+        left = list(range(len(self.timings)))
+        last: DeviceError | None = None
+        for far in FAR:
+            for index in left:
+                if self.seconds and self.spent > SECONDS:
+                    return
+                try:
+                    self._sample(index)
+                except DeviceLost:
+                    raise
+                except DeviceError as error:
+                    self.seconds.pop(index, None)
+                    self.timings[index], last = str(error), error
+            if not self.seconds and last is not None:
+                raise last
+            best = min(self.seconds.values())
+            left = [i for i in left if i in self.seconds and self.seconds[i] <= far * best]
+            if len(left) < 2:
                 return
-            try:
-                if index not in commands:
-                    device.take_algorithm(executable, index)
-                    commands[index] = clock.record()
-                taken = clock.sample(commands[index])
-            except DeviceLost:
-                raise
-            except DeviceError as error:
-                seconds.pop(index, None)
-                timings[index], last = str(error), error
-            else:
-                spent += sum(taken) * clock.runs
-                timings[index] = seconds[index] = min(*taken, seconds.get(index, math.inf))
-        if not seconds and last is not None:
-            raise last
-        best = min(seconds.values())
-        left = [i for i in left if i in seconds and seconds[i] <= far * best]
-        if len(left) < 2:
-            return
+
+    def winner(self) -> int:
+        """The fastest; the first choice, if it runs, unless another is faster again and again."""
+        index = min(self.seconds, key=lambda i: self.seconds[i], default=0)
+        if index == 0 or 0 not in self.seconds:
+            return index
+        if self.seconds[0] <= WORTH * self.seconds[index]:
+            return 0
+        pairs = (self._sample(0) > WORTH * self._sample(index) for _ in range(PAIRS))
+        return index if all(pairs) else 0
+
+    def _sample(self, index: int) -> float:
+        """Seconds that a run by an algorithm takes now, which is noted."""
+        if index not in self._commands:
+            self.device.take_algorithm(self.executable, index)
+            self._commands[index] = self.clock.record()
+        taken = self.clock.sample(self._commands[index])
+        self.spent += sum(taken) * self.clock.runs
+        self.seconds[index] = min(*taken, self.seconds.get(index, math.inf))
+        self.timings[index] = self.seconds[index]
+        return min(taken)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,15 @@ def device(
 
 @dataclass
 class Times:
-    """What each variant is said to take; anything else takes what it takes, or ``others``."""
+    """What each variant is said to take; anything else takes what it takes, or ``others``.
+
+    The first ``disturbed`` runs of a variant take nine times as long.
+    """
 
     seconds: Mapping[str, float]
     seen: list[str]
     others: float = 0.0
+    disturbed: dict[str, int] = field(default_factory=dict)
 
 
 Timed = Callable[..., Times]
@@ -102,7 +106,8 @@ def timed(device: Device, monkeypatch: pytest.MonkeyPatch) -> Timed:
         real = run(device, commands, runs, steps)
         _, variant = recorded.get(id(commands), (None, ""))
         times.seen.append(variant)
-        return times.seconds.get(variant, max(real, times.others))
+        slow = times.seen.count(variant) <= times.disturbed.get(variant, 0)
+        return (9 if slow else 1) * times.seconds.get(variant, max(real, times.others))
 
     monkeypatch.setattr(type(device), "record", noting)
     monkeypatch.setattr(trial, "_run", ran)
@@ -173,6 +178,17 @@ def test_the_rules_choice_stays_where_none_is_faster(device: Device, timed: Time
     count = 1 + len(others)
     said = f"{rule}, the rule's choice, which no other of {count} timed beats"
     assert runs_by(device) == (rule, said)
+
+
+@pytest.mark.parametrize("runs", [1, 3, 5])
+def test_what_disturbs_the_first_choice_alone_decides_nothing(
+    device: Device, timed: Timed, runs: int
+) -> None:
+    rule, *others = names(device)
+    times = timed(1e-4, *[0.99e-4 for _ in others])
+    times.disturbed = {rule: runs}
+    measured(device)
+    assert runs_by(device)[0] == rule
 
 
 def test_what_is_chosen_computes_the_product(device: Device, timed: Timed) -> None:
