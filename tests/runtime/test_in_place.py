@@ -16,7 +16,7 @@ from crossdock.devices import registry
 from crossdock.devices.base import Cap, Device, DeviceInfo
 from crossdock.devices.cuda import CudaDevice
 from crossdock.devices.links import link_ends
-from crossdock.devices.opencl import ClQueue
+from crossdock.devices.opencl_queue import ClQueue
 from crossdock.devices.sim import Fault, SimQueue
 from crossdock.runtime import costing
 from crossdock.runtime.device_array import DeviceArray

@@ -135,7 +135,7 @@ def test_a_profiled_receipt_adds_up_to_the_profilers_totals(
 
 
 def test_bytes_to_and_from_an_opencl_device_are_those_copied(opencl: DeviceInfo) -> None:
-    from crossdock.devices.opencl import ClQueue
+    from crossdock.devices.opencl_queue import ClQueue
 
     graph = chain()
     rules = xd.Constraints(pin=pinned(graph, ["cpu:0", opencl.id]))

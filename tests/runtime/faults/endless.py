@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import crossdock as xd
-from crossdock.devices.opencl import ClQueue
+from crossdock.devices.opencl_queue import ClQueue
 
 ENDLESS = """
 __kernel void endless(volatile __global int *go) { while (go[0] == 0) { } }
