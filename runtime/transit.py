@@ -145,13 +145,15 @@ class Transit:
     def _lies(self, root: str, array: DeviceArray, departs: int | None = None) -> bool:
         """Let an array be used where it lies, if all that uses it there can.
 
-        ``departs`` is the segment that the plan has for copying it from there, of an output.
+        ``departs`` is the segment that the plan has for copying it from there, of an output, which
+        has to be the only one there is of its value.
         """
         program, owner, key = self.program, array.owner, (root, array.device)
         mark = (*key, departs)
         if mark not in program.may_lie:
             found = program.users.get(key, Users())
             alone = not (program.watched or found.copies - {departs})
+            alone = alone and (departs is None or made_once(program.graph, program.roots, root))
             fit = worth(owner.info, _link(owner, owner), array.nbytes, found.count)
             program.may_lie[mark] = alone and fit
         if self.checked or not program.may_lie[mark]:
@@ -253,15 +255,13 @@ class Transit:
                 self.departures.setdefault(home, []).append(made)
 
     def _written(self, root: str, made: DeviceArray, home: int) -> bool:
-        """Let an output be made where it stays, if it is the only one there is of its value.
+        """Let an output be made where it stays, if it can.
 
         One in the memory of an input has to wait until nothing reads that any more.
         """
-        program = self.program
-        spared = home in self.spared or home in program.ends.callers
+        spared = home in self.spared or home in self.program.ends.callers
         taken = self.donations is not None and self.donations.reuse(made)
-        only = made_once(program.graph, program.roots, root)
-        return spared and only and not taken and self._lies(root, made, home)
+        return spared and not taken and self._lies(root, made, home)
 
     def _reused(self, slot: Slot, place: int | None) -> DeviceArray | None:
         """An output in the memory of an input that is donated, where nothing reads that any more.
