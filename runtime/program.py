@@ -32,8 +32,12 @@ from crossdock.runtime.tensor import Array, TensorSpec
 if TYPE_CHECKING:
     from crossdock.runtime.split import Window
 
-REBOUND = 32
-"""Commands over callers' arrays that an instance keeps."""
+REBOUND = 64
+"""Commands over callers' arrays that an instance keeps.
+
+More than the places that the outputs of a loop go round in: a card has memory that other libraries
+were lent back only for some tens of arrays together.
+"""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import pytest
 import crossdock as xd
 from crossdock.devices import registry
 from crossdock.devices.base import Cap, Device, DeviceInfo
-from crossdock.devices.cuda import CudaDevice
+from crossdock.devices.cuda import MOST_RETURNED, CudaDevice
 from crossdock.devices.links import link_ends
 from crossdock.devices.opencl_queue import ClQueue
 from crossdock.devices.sim import Fault, SimQueue
@@ -288,6 +289,26 @@ def test_memory_that_comes_round_again_is_bound_once(
             np.testing.assert_array_equal(made, 16 * (VALUES + i))
     assert rebinds.count == 2
     library.release()
+
+
+def test_outputs_that_go_round_in_all_that_was_lent_are_bound_once(
+    fake: cupy_fake.FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many places as a card waits for before it has lent memory back."""
+    rebinds, device = Rebinds(monkeypatch), registry.open_device(CARD)
+    places = [device.allocate(VALUES.nbytes) for _ in range(MOST_RETURNED + 1)]
+    turns, allocate = itertools.cycle(places), device.allocate
+
+    def again(nbytes: int, label: str) -> Any:
+        kept = label.startswith("output")
+        return next(turns).unowned() if kept else allocate(nbytes, label)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(device, "allocate", again)
+    with chain(CARD, outputs="device") as session:
+        for _ in range(3 * len(places)):
+            made = session.run({"x": VALUES})["y"]
+            np.testing.assert_array_equal(made.numpy(), 16 * VALUES)
+    assert rebinds.count == len(places)
 
 
 def test_commands_that_are_kept_keep_no_memory_of_others(fake: cupy_fake.FakeCupy) -> None:
